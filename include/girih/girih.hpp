@@ -1,0 +1,8 @@
+// Everything a host program needs: patterns, problems and the JIT.
+#pragma once
+
+#include "girih/error.hpp"
+#include "girih/jit.hpp"
+#include "girih/pattern.hpp"
+#include "girih/problem.hpp"
+#include "girih/version.hpp"

@@ -1,0 +1,136 @@
+// The run-time API: a pattern becomes a kernel, a kernel is launched.
+//
+//   auto attention = girih::jit::compile(pattern);
+//   attention({.q = q, .k = k, .v = v, .out = out, .stream = stream});
+//
+// The first call for a problem plans, compiles (or finds the cubin in the cache) and loads; later
+// calls only launch. Kernel::launch never compiles, allocates device memory, formats text or
+// takes a lock.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "girih/pattern.hpp"
+#include "girih/problem.hpp"
+
+struct CUstream_st;  // CUstream, so that no CUDA header is needed here
+
+namespace girih::jit {
+
+/// Whether a cache miss may compile.
+enum class Mode { automatic, off };
+
+/// Each field left empty takes its value from the environment variable named beside it.
+struct Options {
+  TileConfig tile;                                                 ///< zeros: chosen by plan
+  std::optional<Mode> mode;                                        ///< GIRIH_JIT=auto|off
+  std::optional<std::filesystem::path> cache_dir;                  ///< GIRIH_CACHE_DIR
+  std::optional<std::vector<std::filesystem::path>> cache_layers;  ///< GIRIH_CACHE_LAYERS (a:b)
+  std::optional<std::filesystem::path> nvrtc;                      ///< GIRIH_NVRTC
+  std::optional<std::filesystem::path> template_dir;               ///< GIRIH_TEMPLATE_DIR
+  std::optional<std::filesystem::path> dump_dir;                   ///< GIRIH_DUMP
+};
+
+/// Arguments of one launch.
+///
+/// q and out: [batch, seqlen_q, num_heads, head_dim]; k and v: [batch, seqlen_k, num_heads_kv,
+/// head_dim]; device memory aligned to 16 bytes, strides that are multiples of 8 elements.
+/// A row that sees no key gives out = 0 and lse = -inf.
+struct Args {
+  Tensor q, k, v, out;
+  float* lse = nullptr;                ///< [batch, num_heads, seqlen_q], natural log; may be null
+  std::optional<float> softmax_scale;  ///< default 1 / sqrt(head_dim); finite and >= 0
+  /// Positions of the first query and key. Default: the last query sees what the last key's
+  /// position allows, that is q_start = k_start + seqlen_k - seqlen_q.
+  std::optional<int> q_start;
+  int k_start = 0;
+  int max_ctas = 0;                    ///< caps the grid, for tests; 0 is no cap
+  CUstream_st* stream = nullptr;
+};
+
+/// Device scratch memory; see Kernel::workspace_bytes.
+struct Workspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// How a kernel came about and what it uses.
+struct KernelInfo {
+  std::string arch;     ///< of the cubin, e.g. "sm_90"
+  std::string key;      ///< in the cache
+  TileConfig tile;
+  int registers = 0;    ///< per thread
+  int spill_bytes = 0;
+  int stack_bytes = 0;
+  int shared_bytes = 0;  ///< dynamic, per CTA
+  int threads = 0;       ///< per CTA
+  double compile_ms = 0;  ///< of the NVRTC call that made the cubin, whenever that was
+  bool cache_hit = false;
+  std::string compiler;  ///< e.g. "NVRTC 13.0"
+};
+
+/// A compiled, loaded kernel: a cheap handle, safe to copy and to launch from several threads.
+class Kernel {
+ public:
+  /// Enqueues one attention forward on args.stream.
+  /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
+  void launch(const Args& args, Workspace workspace = {}) const;
+
+  /// Scratch that launch needs for these lengths. Closed-form patterns need none.
+  std::size_t workspace_bytes(int batch, int seqlen_q, int seqlen_k) const;
+
+  const Problem& problem() const;
+  const KernelInfo& info() const;
+
+  struct Impl;  // opaque
+  explicit Kernel(std::shared_ptr<const Impl> impl);
+
+ private:
+  std::shared_ptr<const Impl> impl_;
+};
+
+/// A pattern ready to be bound to problems; remembers the kernels it has bound.
+class Program {
+ public:
+  explicit Program(Pattern pattern, Options options = {});
+
+  const Pattern& pattern() const;
+
+  /// Plans, compiles or fetches, and loads for the current context's device.
+  /// @throws Error unsupported, compile_failed, jit_disabled, no_device, driver.
+  Kernel bind(const Problem& problem) const;
+
+  /// Binds to the tensors' types and heads on first use, then launches. While args.stream is
+  /// being captured only an already bound problem is accepted.
+  void operator()(const Args& args) const;
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+Program compile(Pattern pattern, Options options = {});
+Kernel compile(const Pattern& pattern, const Problem& problem, Options options = {});
+
+/// What a kernel would be, without a device: for ahead-of-time compilation and for tools.
+struct Artifact {
+  KernelInfo info;
+  std::string source;  ///< the emitted entry
+  std::string cubin;
+  std::string ptx;     ///< only when asked for
+  std::string log;     ///< ptxas' resource report and warnings; empty on a cache hit
+};
+
+enum class Emit { source, cubin, ptx };
+
+/// Runs the path up to `emit` for an architecture such as "sm_80" or "sm_90a"; needs no GPU and
+/// no driver. Emit::ptx always compiles.
+Artifact build(const Pattern& pattern, const Problem& problem, const std::string& arch,
+               Options options = {}, Emit emit = Emit::cubin);
+
+}  // namespace girih::jit

@@ -1,0 +1,131 @@
+// What may attend to what. Masks and patterns are plain values: comparable, printable, parsable;
+// they hold no CUDA state and no sizes. Their meaning, to the last token, is in the README.
+//
+//   girih::Mask streaming = girih::causal() & (girih::sink(128) | girih::window({.left = 255}));
+//   girih::Pattern pattern = girih::heads({{"0-15", girih::causal()}, {"else", streaming}});
+//   girih::Pattern same = girih::Pattern::parse(pattern.text());
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace girih {
+
+/// A boolean expression over (query, key) pairs: atoms joined by &, | and !.
+///
+/// Operands of & and | are kept in the order written, nested uses of the same operator are
+/// flattened, and double negation is removed; nothing else is simplified.
+class Mask {
+ public:
+  enum class Op { atom, all_of, any_of, negation };
+
+  /// Parses a mask (no `heads(...)`). @throws Error invalid_argument, pointing at the character.
+  static Mask parse(std::string_view text);
+
+  /// An atom by name with its numbers in declaration order, e.g. atom("window", {255, -1}).
+  /// @throws Error invalid_argument for an unknown name, a wrong count or a value out of range.
+  static Mask atom(std::string_view name, std::vector<int> numbers = {});
+
+  Op op() const { return op_; }
+  int atom_index() const { return atom_; }                        ///< into the table of atoms.cuh
+  const std::vector<int>& numbers() const { return numbers_; }    ///< of an atom
+  const std::vector<Mask>& operands() const { return operands_; } ///< of &, | and !
+
+  /// Canonical text; parse(text()) == *this.
+  std::string text() const;
+
+  friend bool operator==(const Mask&, const Mask&) = default;
+  friend Mask operator&(Mask a, Mask b);
+  friend Mask operator|(Mask a, Mask b);
+  friend Mask operator!(Mask a);
+
+ private:
+  Mask() = default;
+  static Mask join(Op op, Mask a, Mask b);
+
+  Op op_ = Op::atom;
+  int atom_ = 0;
+  std::vector<int> numbers_;
+  std::vector<Mask> operands_;
+};
+
+/// Inclusive distances in tokens; -1 is unbounded. window({.left = l - 1}) is the last l keys.
+struct WindowBounds {
+  int left = -1;
+  int right = -1;
+};
+
+Mask dense();                      ///< every key
+Mask causal();                     ///< k <= p, aligned bottom-right
+Mask window(WindowBounds bounds);  ///< p - left <= k <= p + right
+Mask sink(int n);                  ///< the first n keys, n >= 0
+
+/// Inclusive ranges of head numbers, or "else": every head that no other set names.
+struct HeadSet {
+  struct Range {
+    int first = 0;
+    int last = 0;
+    friend bool operator==(const Range&, const Range&) = default;
+  };
+  std::vector<Range> ranges;
+  bool rest = false;
+
+  HeadSet() = default;
+  HeadSet(const char* text);  ///< "0-3+8+12-15" or "else" @throws Error invalid_argument
+  HeadSet(std::string_view text);
+  friend bool operator==(const HeadSet&, const HeadSet&) = default;
+};
+
+/// A mask for every head: one for all, or one for each set of heads.
+class Pattern {
+ public:
+  enum class HeadUnit { query, kv };  ///< what the numbers in `heads`/`kv_heads` count
+  struct HeadClass {
+    HeadSet heads;
+    Mask mask;
+    friend bool operator==(const HeadClass&, const HeadClass&) = default;
+  };
+
+  Pattern(Mask mask);  ///< the same mask for every head
+
+  /// @throws Error invalid_argument; the message shows the text with a caret under the character.
+  static Pattern parse(std::string_view text);
+
+  /// One entry with an empty `heads` when the pattern is one mask for all.
+  const std::vector<HeadClass>& classes() const { return classes_; }
+  bool per_head() const { return per_head_; }
+  HeadUnit head_unit() const { return unit_; }
+
+  /// Index into classes() for each of num_heads query heads.
+  /// @throws Error invalid_argument when a head is covered never or twice, or does not exist.
+  std::vector<int> class_of_head(int num_heads, int num_heads_kv) const;
+
+  std::string text() const;  ///< canonical; parse(text()) == *this
+  friend bool operator==(const Pattern&, const Pattern&) = default;
+
+ private:
+  friend Pattern heads(std::vector<HeadClass> classes);
+  friend Pattern kv_heads(std::vector<HeadClass> classes);
+  std::vector<HeadClass> classes_;
+  bool per_head_ = false;
+  HeadUnit unit_ = HeadUnit::query;
+};
+
+/// heads({{"0-15", causal()}, {"else", streaming}}): every query head is covered exactly once.
+Pattern heads(std::vector<Pattern::HeadClass> classes);
+/// The same, counted in key/value heads.
+Pattern kv_heads(std::vector<Pattern::HeadClass> classes);
+
+}  // namespace girih
+
+template <>
+struct std::hash<girih::Pattern> {
+  std::size_t operator()(const girih::Pattern& pattern) const {
+    return std::hash<std::string>{}(pattern.text());
+  }
+};

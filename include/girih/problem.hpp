@@ -1,0 +1,54 @@
+// What is to be computed, apart from the pattern: types, widths, heads and, per launch, tensors.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace girih {
+
+enum class DType : std::uint8_t { float16, bfloat16 };
+
+const char* to_string(DType dtype) noexcept;  ///< "fp16", "bf16"
+
+/// Order of a tensor's dimensions. bshd: [batch, seqlen, heads, head_dim].
+enum class Layout : std::uint8_t { bshd };
+
+const char* to_string(Layout layout) noexcept;
+
+/// The part of a problem that a kernel is compiled for. Lengths are arguments of the launch.
+struct Problem {
+  DType dtype = DType::bfloat16;
+  int head_dim = 128;     ///< width of a head of Q, K, V and out
+  int num_heads = 1;      ///< query heads
+  int num_heads_kv = 1;   ///< key/value heads; divides num_heads
+  Layout layout = Layout::bshd;
+
+  int group_size() const { return num_heads / num_heads_kv; }
+  friend bool operator==(const Problem&, const Problem&) = default;
+};
+
+/// What the tuner may turn. Zeros let Girih choose.
+struct TileConfig {
+  int block_m = 0;     ///< query rows of a tile: num_warps x 16 or num_warps x 32
+  int block_n = 0;     ///< keys of a tile, a multiple of 16
+  int num_stages = 0;  ///< K/V tiles in flight, at least 2
+  int num_warps = 0;
+
+  friend bool operator==(const TileConfig&, const TileConfig&) = default;
+};
+
+/// A view of device memory. Strides count elements; the last dimension is contiguous.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::bfloat16;
+  std::array<std::int64_t, 4> shape{};
+  std::array<std::int64_t, 4> stride{};
+
+  /// A contiguous tensor of this shape.
+  static Tensor contiguous(void* data, DType dtype, std::array<std::int64_t, 4> shape) {
+    return {data, dtype, shape,
+            {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
+  }
+};
+
+}  // namespace girih
