@@ -1,0 +1,30 @@
+// A cubin in the driver: loaded without a context, launched in the stream's.
+#pragma once
+
+#include <string>
+
+#include "cuda/driver.hpp"
+
+namespace girih::cuda {
+
+class Module {
+ public:
+  /// @throws Error driver when the driver refuses the cubin or it lacks the symbol.
+  Module(const std::string& cubin, const std::string& symbol);
+  ~Module();
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+
+  /// Allows `bytes` of dynamic shared memory on `device` and loads the code there, so that the
+  /// first launch does neither.
+  void prepare(CUdevice device, int dynamic_shared_bytes) const;
+
+  /// As cuLaunchKernelEx takes it.
+  CUfunction function() const { return reinterpret_cast<CUfunction>(kernel_); }
+
+ private:
+  CUlibrary library_ = nullptr;
+  CUkernel kernel_ = nullptr;
+};
+
+}  // namespace girih::cuda

@@ -1,0 +1,39 @@
+// The host's reading of a mask: what is visible, row by row and tile by tile. It evaluates the
+// same atoms (templates/girih/shared) that the kernels use.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "girih/pattern.hpp"
+#include "girih/shared/geometry.cuh"
+#include "girih/shared/atoms.cuh"
+
+namespace girih::pattern {
+
+/// Every atom's name, type and numbers, in the order of GIRIH_ATOMS; Mask::atom_index() indexes it.
+std::span<const AtomInfo> atom_table();
+
+/// Whether row q sees key k; false outside the sequence.
+bool visible(const Mask& mask, const Geometry& geometry, int q, int k);
+
+/// The keys that row q sees, clipped to the sequence: sorted, disjoint, not adjacent.
+std::vector<Span> row_spans(const Mask& mask, const Geometry& geometry, int q);
+
+/// The run of key tiles that tile n starts for these rows, last-tile rule included: exactly what
+/// a kernel's walk does.
+Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
+
+/// Visible elements of the whole matrix.
+std::int64_t count_visible(const Mask& mask, const Geometry& geometry);
+
+struct TileCounts {
+  std::int64_t full = 0;
+  std::int64_t partial = 0;
+  std::int64_t empty = 0;
+};
+/// What a kernel with these tiles visits.
+TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n);
+
+}  // namespace girih::pattern

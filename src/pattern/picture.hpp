@@ -1,0 +1,16 @@
+// A mask as text: one character a cell, a cell being a square of tokens.
+#pragma once
+
+#include <string>
+
+#include "girih/pattern.hpp"
+#include "girih/shared/geometry.cuh"
+
+namespace girih::pattern {
+
+/// At most `max_columns` x `max_rows` cells; '#' every element visible, '+' some, '.' none. Cells
+/// are exact (not what a kernel would visit). Lines end in '\n'.
+std::string picture(const Mask& mask, const Geometry& geometry, int max_columns = 64,
+                    int max_rows = 32);
+
+}  // namespace girih::pattern

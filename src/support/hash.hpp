@@ -1,0 +1,12 @@
+// XXH3-128 digests: fast, and long enough to name cache entries by content.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace girih::support {
+
+/// 32 hexadecimal digits.
+std::string digest(std::string_view bytes);
+
+}  // namespace girih::support

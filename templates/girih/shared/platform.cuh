@@ -1,0 +1,24 @@
+// What host and device code share: these headers compile under NVRTC, nvcc and a host compiler,
+// and include nothing outside this folder.
+#pragma once
+
+#ifdef __CUDACC__
+#define GIRIH_HD __host__ __device__ __forceinline__
+#else
+#define GIRIH_HD inline
+#endif
+
+namespace girih {
+
+using uint8 = unsigned char;
+using uint16 = unsigned short;
+using uint32 = unsigned int;
+using uint64 = unsigned long long;
+using int64 = long long;
+
+GIRIH_HD constexpr int min(int a, int b) { return a < b ? a : b; }
+GIRIH_HD constexpr int max(int a, int b) { return a < b ? b : a; }
+GIRIH_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+GIRIH_HD constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+}  // namespace girih
