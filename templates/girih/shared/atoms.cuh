@@ -14,9 +14,9 @@ namespace girih {
 
 struct AtomParam {
   const char* name;
-  int least;      // smallest allowed; the largest is kMaxNumber
+  int least;  // smallest allowed; the largest is kMaxNumber
   bool required;
-  int fallback;   // when it is left out
+  int fallback;  // when it is left out
 };
 
 struct AtomInfo {
@@ -45,9 +45,7 @@ struct Dense : MonotoneSpan<Dense> {
 // k <= p
 struct Causal : MonotoneSpan<Causal> {
   static constexpr AtomInfo kInfo{"causal", "Causal"};
-  GIRIH_HD Span span(const Geometry& g, int q) const {
-    return {kNoLowerBound, g.diagonal(q) + 1};
-  }
+  GIRIH_HD Span span(const Geometry& g, int q) const { return {kNoLowerBound, g.diagonal(q) + 1}; }
 };
 
 // p - left <= k <= p + right; -1 is unbounded on that side.

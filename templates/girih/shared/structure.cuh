@@ -98,11 +98,7 @@ struct Any<Last> : Last {};
 template <class... Structures>
 struct HeadClasses {
   static constexpr int kCount = sizeof...(Structures);
-  static constexpr int kNumNumbers = [] {  // of the class with the most
-    int most = 0;
-    ((most = max(most, Structures::kNumNumbers)), ...);
-    return most;
-  }();
+  static constexpr int kNumNumbers = largest(Structures::kNumNumbers...);
 
   // A tile that crosses the end of the keys is demoted to partial here, after the whole
   // expression: inside an atom a negation would undo it.
