@@ -36,20 +36,9 @@ struct FwdSm80 {
   static constexpr FwdSm80Layout kLayout = fwd_sm80_layout(kBlockM, kBlockN, kHeadDim, kNumStages);
 
   static_assert(kHeadDim % 16 == 0, "ldmatrix takes 16 columns at a time");
-  static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "a row's word has block_n / 4 bits");
+  static_assert(kBlockN % 16 == 0, "ldmatrix takes 16 keys at a time");
   static_assert(kRowsPerWarp % 16 == 0 && kRowFragments * 16 * Config::kNumWarps == kBlockM);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
-
-  // One bit for each of a thread's columns of a key tile.
-  template <int kColumns, class = void>
-  struct WordOf {
-    using type = uint64;
-  };
-  template <class Unused>
-  struct WordOf<32, Unused> {
-    using type = uint32;
-  };
-  using Word = typename WordOf<(kBlockN / 4 <= 32 ? 32 : 64)>::type;
 
   using Scores = float[kRowFragments][kKeyFragments][4];
   using Output = float[kRowFragments][kDimFragments][4];
@@ -59,14 +48,6 @@ struct FwdSm80 {
                                                int warp, int lane) {
     const MatrixAddress<kHeadDim> q(q_tile, warp * kRowsPerWarp + lane % 16, lane / 16);
     const MatrixAddress<kHeadDim> k(k_tile, lane % 8 + 8 * (lane / 16), lane / 8 % 2);
-#pragma unroll
-    for (int i = 0; i < kRowFragments; ++i) {
-#pragma unroll
-      for (int j = 0; j < kKeyFragments; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) scores[i][j][e] = 0.0f;
-      }
-    }
 #pragma unroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
       uint32 a[kRowFragments][4];
@@ -80,8 +61,8 @@ struct FwdSm80 {
         ldmatrix_x4(b, k.at(j, d));
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
-          mma_m16n8k16<Element>(scores[i][2 * j], a[i], b[0], b[1]);
-          mma_m16n8k16<Element>(scores[i][2 * j + 1], a[i], b[2], b[3]);
+          mma_m16n8k16<Element>(scores[i][2 * j], a[i], b[0], b[1], d > 0);
+          mma_m16n8k16<Element>(scores[i][2 * j + 1], a[i], b[2], b[3], d > 0);
         }
       }
     }
@@ -170,13 +151,14 @@ struct FwdSm80 {
   struct Producer {
     static constexpr uint32 kRing = kNumStages + 1;
 
+    QueryTile at;
     KeyWalk<Classes> walk;
     const uint16* k;
     const uint16* v;
     TileDescriptor ring[kRing];
 
-    __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads,
-                                          const QueryTile& at) {
+    __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads, int index) {
+      at = query_tile(params, index);
       const int first_row = at.m_block * kBlockM;
       const int kv_head = at.head / params.group_size;
       walk = {{first_row, min(first_row + kBlockM, params.geometry.seqlen_q)},
@@ -208,20 +190,24 @@ struct FwdSm80 {
     cp_async_commit();
   }
 
+  static __device__ __forceinline__ void load_queries(const FwdParams& params, const QueryTile& at,
+                                                      uint32 q_tile) {
+    const uint16* q = static_cast<const uint16*>(params.q) + at.batch * params.q_strides.batch +
+                      at.head * params.q_strides.head;
+    load_tile<kBlockM, kHeadDim, kNumThreads>(q_tile, q, params.q_strides.row, at.m_block * kBlockM,
+                                              params.geometry.seqlen_q);
+  }
+
   static __device__ __forceinline__ void attend(const FwdParams& params, const Heads& heads,
-                                                const QueryTile& at, unsigned char* shared) {
+                                                int index, unsigned char* shared) {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
-    const int first_row = at.m_block * kBlockM;
     const uint32 q_tile = shared_address(shared);
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
 
-    if (threadIdx.x == 0) producer.start(params, heads, at);
-    const uint16* q = static_cast<const uint16*>(params.q) + at.batch * params.q_strides.batch +
-                      at.head * params.q_strides.head;
-    load_tile<kBlockM, kHeadDim, kNumThreads>(q_tile, q, params.q_strides.row, first_row,
-                                              params.geometry.seqlen_q);
+    if (threadIdx.x == 0) producer.start(params, heads, index);
     __syncthreads();
+    load_queries(params, producer.at, q_tile);
 #pragma unroll
     for (uint32 t = 0; t < kNumStages - 1; ++t) load_visited(params, producer, q_tile, t);
 
@@ -246,17 +232,14 @@ struct FwdSm80 {
       score(scores, q_tile, stage + kLayout.k_offset, warp, lane);
 
       if (tile.kind == static_cast<int>(TileKind::partial)) {
-        const HeadMask mask = head_mask<Classes>(heads, at.head);
-        const TileColumns<Word> columns{tile.n_block * kBlockN + 2 * (lane % 4)};
+        WarpMask<kRowsPerWarp, kBlockN> mask;
+        mask.template evaluate<Classes>(
+            head_mask<Classes>(heads, producer.at.head), params.geometry,
+            producer.at.m_block * kBlockM + warp * kRowsPerWarp, tile.n_block * kBlockN);
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const int row = first_row + warp * kRowsPerWarp + 16 * i + 8 * r + lane / 4;
-            mask_row(
-                scores[i], r,
-                Classes::row_bits(mask.head_class, mask.numbers, params.geometry, row, columns));
-          }
+          for (int r = 0; r < 2; ++r) mask.apply(scores[i], 16 * i + 8 * r + lane / 4, r);
         }
       }
 
@@ -281,13 +264,13 @@ struct FwdSm80 {
       }
       accumulate(output, probabilities, stage + kLayout.v_offset, lane);
     }
-    store(params, at, output, softmax, shared, warp, lane);
+    store(params, producer.at, output, softmax, shared, warp, lane);
   }
 
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
     extern __shared__ __align__(128) unsigned char shared[];
     for (int tile = blockIdx.x; tile < params.num_tiles; tile += gridDim.x) {
-      attend(params, heads, query_tile(params, tile), shared);
+      attend(params, heads, tile, shared);
       __syncthreads();  // the next tile's Q goes where this one's output was staged
     }
   }

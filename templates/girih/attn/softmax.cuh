@@ -2,25 +2,12 @@
 // fragment (r = 0, 1: rows lane / 4 and lane / 4 + 8), and four lanes share a row.
 #pragma once
 
+#include "girih/attn/mask.cuh"
 #include "girih/ptx/convert.cuh"
-#include "girih/shared/structure.cuh"
 
 namespace girih {
 
-constexpr float kMinusInfinity = -__builtin_bit_cast(float, 0x7f800000);
 constexpr float kLn2 = 0.693147180559945309f;
-
-// Sets the scores of a fragment row to -inf where its word of visible columns has a zero.
-template <int kKeyFragments, class Bits>
-__device__ __forceinline__ void mask_row(float (&scores)[kKeyFragments][4], int r, Bits visible) {
-#pragma unroll
-  for (int j = 0; j < kKeyFragments; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (!(visible & (Bits(1) << (2 * j + e)))) scores[j][2 * r + e] = kMinusInfinity;
-    }
-  }
-}
 
 // The state of one 16-row fragment.
 struct OnlineSoftmax {
