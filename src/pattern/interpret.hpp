@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "girih/pattern.hpp"
-#include "girih/shared/geometry.cuh"
 #include "girih/shared/atoms.cuh"
+#include "girih/shared/geometry.cuh"
 
 namespace girih::pattern {
 
