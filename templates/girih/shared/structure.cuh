@@ -88,20 +88,13 @@ struct HeadClasses {
   static constexpr int kCount = sizeof...(Structures);
   static constexpr int kNumNumbers = largest(Structures::kNumNumbers...);
 
-  // A tile that crosses the end of the keys is demoted to partial here, after the whole
-  // expression: inside an atom a negation would undo it.
   GIRIH_HD static Run seek(int head_class, const int* numbers, const Geometry& g, QueryRows rows,
                            KeyTiles tiles, int n) {
     Run run{tiles.count(), TileKind::empty};
     int index = 0;
     ((head_class == index++ ? void(run = Structures::seek(numbers, g, rows, tiles, n)) : void()),
      ...);
-    const int whole_tiles = tiles.seqlen_k / tiles.block_n;
-    if (run.kind == TileKind::full && run.end > whole_tiles) {
-      if (n >= whole_tiles) return {run.end, TileKind::partial};
-      run.end = whole_tiles;
-    }
-    return run;
+    return demote_last_tile(run, tiles, n);
   }
 
   GIRIH_HD static uint32 row_bits(int head_class, const int* numbers, const Geometry& g, int q,
