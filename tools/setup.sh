@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by quickstart and check, which run in the repository root: installs what the build needs
 # where that is possible, says what is missing elsewhere, and configures and builds.
 
