@@ -29,12 +29,13 @@ namespace fs = std::filesystem;
 
 // --- Finding and opening the library -----------------------------------------------------------
 
-#define GIRIH_NVRTC_FUNCTIONS(X)                                                                \
-  X(nvrtcVersion)                                                                               \
-  X(nvrtcGetErrorString) X(nvrtcGetNumSupportedArchs) X(nvrtcGetSupportedArchs)                 \
-      X(nvrtcCreateProgram) X(nvrtcDestroyProgram) X(nvrtcCompileProgram)                       \
-          X(nvrtcGetProgramLogSize) X(nvrtcGetProgramLog) X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN) \
-              X(nvrtcGetPTXSize) X(nvrtcGetPTX)
+#define GIRIH_NVRTC_FUNCTIONS(X)                                                         \
+  X(nvrtcVersion)                                                                        \
+  X(nvrtcGetErrorString)                                                                 \
+  X(nvrtcGetNumSupportedArchs) X(nvrtcGetSupportedArchs) X(nvrtcCreateProgram)           \
+      X(nvrtcDestroyProgram) X(nvrtcCompileProgram) X(nvrtcGetProgramLogSize)            \
+          X(nvrtcGetProgramLog) X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN) X(nvrtcGetPTXSize) \
+              X(nvrtcGetPTX)
 
 struct Nvrtc {
 #define GIRIH_DECLARE(function) decltype(&::function) function = nullptr;
