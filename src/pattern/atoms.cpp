@@ -1,10 +1,10 @@
 // The table of atoms, and messages about atoms.
 #include "pattern/atoms.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <vector>
-
-#include <fmt/format.h>
 
 namespace girih::pattern {
 namespace {

@@ -31,10 +31,14 @@ bool evaluate(const Mask& mask, const Geometry& geometry, int q, int k) {
   const auto holds = [&](const Mask& operand) { return evaluate(operand, geometry, q, k); };
   const std::vector<Mask>& operands = mask.operands();
   switch (mask.op()) {
-    case Mask::Op::atom: return span_of(mask, geometry, q).contains(k);
-    case Mask::Op::all_of: return std::all_of(operands.begin(), operands.end(), holds);
-    case Mask::Op::any_of: return std::any_of(operands.begin(), operands.end(), holds);
-    case Mask::Op::negation: break;
+    case Mask::Op::atom:
+      return span_of(mask, geometry, q).contains(k);
+    case Mask::Op::all_of:
+      return std::all_of(operands.begin(), operands.end(), holds);
+    case Mask::Op::any_of:
+      return std::any_of(operands.begin(), operands.end(), holds);
+    case Mask::Op::negation:
+      break;
   }
   return !holds(operands.front());
 }

@@ -1,9 +1,9 @@
 // Masks as values: construction from C++, the operators and their limits, canonical text.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <string>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"

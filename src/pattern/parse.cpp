@@ -8,6 +8,8 @@
 //   arg     = [ name "=" ] [ "-" ] int
 //
 // Whitespace is free; "#" starts a comment that ends with the line.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <limits>
@@ -17,8 +19,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
@@ -75,9 +75,8 @@ class Parser {
  public:
   explicit Parser(std::string_view text) : text_(text) {
     if (text.size() > pattern::kMaxTextBytes) {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("the text has {} bytes; at most {} are read", text.size(),
-                              pattern::kMaxTextBytes));
+      throw Error(Errc::invalid_argument, fmt::format("the text has {} bytes; at most {} are read",
+                                                      text.size(), pattern::kMaxTextBytes));
     }
     advance();
   }
@@ -88,7 +87,8 @@ class Parser {
     advance();
     std::vector<Pattern::HeadClass> classes = head_classes();
     if (token_.kind != Token::Kind::end) {
-      fail_here(fmt::format("heads(...) is the whole pattern: expected the end, found {}", found()));
+      fail_here(
+          fmt::format("heads(...) is the whole pattern: expected the end, found {}", found()));
     }
     return kv ? kv_heads(std::move(classes)) : heads(std::move(classes));
   }
@@ -135,8 +135,8 @@ class Parser {
       kind = Token::Kind::number;
       skip_while([](char d) { return is_letter(d) || is_digit(d) || d == '.'; });
     } else if (std::string_view("&|!(),:+-=$\"[].*/").find(c) == std::string_view::npos) {
-      fail(text_, begin, fmt::format("unexpected character (byte 0x{:02x})",
-                                     static_cast<unsigned char>(c)));
+      fail(text_, begin,
+           fmt::format("unexpected character (byte 0x{:02x})", static_cast<unsigned char>(c)));
     }
     token_ = {kind, text_.substr(begin, position_ - begin), begin};
   }
@@ -156,9 +156,7 @@ class Parser {
     return token_.kind == Token::Kind::end ? "the end of the text" : quote(token_.text);
   }
 
-  [[noreturn]] void fail_here(const std::string& message) const {
-    fail(text_, token_.at, message);
-  }
+  [[noreturn]] void fail_here(const std::string& message) const { fail(text_, token_.at, message); }
 
   // --- Masks ---
 
@@ -208,8 +206,8 @@ class Parser {
 
   void enter() {
     if (++nesting_ > pattern::kMaxNesting) {
-      fail_here(fmt::format("nested deeper than {} levels of parentheses and '!'",
-                            pattern::kMaxNesting));
+      fail_here(
+          fmt::format("nested deeper than {} levels of parentheses and '!'", pattern::kMaxNesting));
     }
   }
 
@@ -282,10 +280,9 @@ class Parser {
     for (int i = 0; i < info.num_params; ++i) {
       if (token_.text == info.params[i].name) return i;
     }
-    fail_here(info.num_params == 0
-                  ? fmt::format("{} takes no arguments", info.name)
-                  : fmt::format("{} has no argument {}: it takes {}", info.name,
-                                quote(token_.text), parameter_names(info)));
+    fail_here(info.num_params == 0 ? fmt::format("{} takes no arguments", info.name)
+                                   : fmt::format("{} has no argument {}: it takes {}", info.name,
+                                                 quote(token_.text), parameter_names(info)));
   }
 
   static std::string parameter_names(const AtomInfo& info) {
@@ -305,8 +302,8 @@ class Parser {
     const bool negative = accept('-');
     const std::optional<long long> magnitude = whole_number();
     if (!magnitude) {
-      fail_here(fmt::format("{}: {} takes a whole number, found {}", info.name, param.name,
-                            found()));
+      fail_here(
+          fmt::format("{}: {} takes a whole number, found {}", info.name, param.name, found()));
     }
     const long long value = negative ? -*magnitude : *magnitude;
     if (!pattern::in_range(param, value)) {
@@ -366,8 +363,8 @@ class Parser {
       const int first = head_number();
       const int last = accept('-') ? head_number() : first;
       if (last < first) {
-        fail(text_, at, fmt::format("the range {}-{} is empty: write the lower head first", first,
-                                    last));
+        fail(text_, at,
+             fmt::format("the range {}-{} is empty: write the lower head first", first, last));
       }
       set.ranges.push_back({first, last});
     } while (accept('+'));

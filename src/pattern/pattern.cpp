@@ -1,9 +1,9 @@
 // Patterns as values: masks for sets of heads, canonical text, and which head has which mask.
 #include "girih/pattern.hpp"
 
-#include <utility>
-
 #include <fmt/format.h>
+
+#include <utility>
 
 #include "girih/error.hpp"
 #include "pattern/atoms.hpp"
@@ -107,10 +107,10 @@ std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv) const {
     if (set.rest) rest = c;
     for (const HeadSet::Range& range : set.ranges) {
       if (range.last >= count) {
-        throw Error(Errc::invalid_argument,
-                    fmt::format("{} {} in set {} does not exist: there are {}, numbered 0-{}", head,
-                                max(range.first, count), pattern::quote(set_text(set)), count,
-                                count - 1));
+        throw Error(
+            Errc::invalid_argument,
+            fmt::format("{} {} in set {} does not exist: there are {}, numbered 0-{}", head,
+                        max(range.first, count), pattern::quote(set_text(set)), count, count - 1));
       }
       for (int h = range.first; h <= range.last; ++h) {
         if (class_of[h] != kNone) {

@@ -1,11 +1,11 @@
 // Draws a mask in characters, from the exact spans of every row.
 #include "pattern/picture.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "girih/error.hpp"
 #include "pattern/interpret.hpp"
@@ -18,8 +18,8 @@ int cell_size(const Geometry& geometry, int max_columns, int max_rows) {
                 fmt::format("a picture of {} x {} cells: both numbers must be positive",
                             max_columns, max_rows));
   }
-  return std::max({1, ceil_div(geometry.seqlen_k, max_columns),
-                   ceil_div(geometry.seqlen_q, max_rows)});
+  return std::max(
+      {1, ceil_div(geometry.seqlen_k, max_columns), ceil_div(geometry.seqlen_q, max_rows)});
 }
 
 std::string picture(const Mask& mask, const Geometry& geometry, int max_columns, int max_rows) {
