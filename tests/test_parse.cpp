@@ -4,6 +4,7 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "girih/error.hpp"
@@ -192,7 +193,7 @@ TEST_CASE("every refusal names what is wrong and where") {
       {"heads(0+else: causal)", "expected a head number or 'else', found 'else'", 8},
       {"heads(5-3: causal)", "the range 5-3 is empty: write the lower head first", 6},
       {"heads(0-4000000000: causal)", "head 4000000000 is out of range", 8},
-      {"heads(0: causal", "expected '&', '|' or ',' or ')', found the end", 15},
+      {"heads(0: causal", "expected '&', '|', ',' or ')', found the end", 15},
       {"heads(0: causal; 1: dense)", "unexpected character (byte 0x3b)", 15},
       {"heads(else: causal, else: dense)", "'else' stands twice", 20},
       {"heads(0: causal,)", "expected a head number or 'else', found ')'", 16},

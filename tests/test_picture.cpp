@@ -1,6 +1,8 @@
 // Pictures of masks.
 #include <doctest/doctest.h>
 
+#include <string>
+
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
 #include "pattern/picture.hpp"

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "girih/shared/structure.cuh"
@@ -347,6 +348,28 @@ TEST_CASE("awkward lengths at the tiles of kernels") {
   const double visited = double(tightness.walked.visited) / double(tightness.truth.visited);
   MESSAGE("tiles visited / needed: ", visited);
   CHECK(visited <= 1.02);
+}
+
+TEST_CASE("runs combine to the farther end where one side decides and the nearer elsewhere") {
+  constexpr TileKind kEmpty = TileKind::empty, kPartial = TileKind::partial, kFull = TileKind::full;
+  struct Combined {
+    Run a, b, all, any;
+  };
+  for (const Combined& c : {Combined{{3, kEmpty}, {7, kEmpty}, {7, kEmpty}, {3, kEmpty}},
+                            Combined{{3, kEmpty}, {7, kPartial}, {3, kEmpty}, {3, kPartial}},
+                            Combined{{7, kEmpty}, {3, kPartial}, {7, kEmpty}, {3, kPartial}},
+                            Combined{{7, kEmpty}, {3, kFull}, {7, kEmpty}, {3, kFull}},
+                            Combined{{3, kEmpty}, {7, kFull}, {3, kEmpty}, {7, kFull}},
+                            Combined{{3, kPartial}, {7, kPartial}, {3, kPartial}, {3, kPartial}},
+                            Combined{{7, kPartial}, {3, kFull}, {3, kPartial}, {3, kFull}},
+                            Combined{{3, kPartial}, {7, kFull}, {3, kPartial}, {7, kFull}},
+                            Combined{{3, kFull}, {7, kFull}, {3, kFull}, {7, kFull}}}) {
+    const auto equal = [](Run x, Run y) { return x.end == y.end && x.kind == y.kind; };
+    CHECK(equal(girih::all_of(c.a, c.b), c.all));
+    CHECK(equal(girih::all_of(c.b, c.a), c.all));
+    CHECK(equal(girih::any_of(c.a, c.b), c.any));
+    CHECK(equal(girih::any_of(c.b, c.a), c.any));
+  }
 }
 
 TEST_CASE("a negation does not make a tile full that crosses the end of the keys") {
