@@ -96,7 +96,7 @@ class Parser {
   Mask whole_mask() {
     Mask result = any_of();
     if (token_.is(')')) fail_here("this ')' closes nothing");
-    expect_end_of_mask(token_.kind == Token::Kind::end, "the end");
+    expect_end_of_mask(token_.kind == Token::Kind::end, " or the end");
     return result;
   }
 
@@ -186,7 +186,7 @@ class Parser {
       enter();
       advance();
       Mask result = any_of();
-      expect_end_of_mask(token_.is(')'), "')'");
+      expect_end_of_mask(token_.is(')'), " or ')'");
       advance();
       --nesting_;
       return result;
@@ -214,7 +214,7 @@ class Parser {
   void expect_end_of_mask(bool ended, std::string_view closing) const {
     if (ended) return;
     if (token_.is("with")) fail_here("modifiers ('with ...') are not supported");
-    fail_here(fmt::format("expected '&', '|' or {}, found {}", closing, found()));
+    fail_here(fmt::format("expected '&', '|'{}, found {}", closing, found()));
   }
 
   // --- Atoms ---
@@ -346,7 +346,7 @@ class Parser {
       num_atoms_ = 0;
       classes.push_back({std::move(set), any_of()});
       if (accept(')')) return classes;
-      expect_end_of_mask(token_.is(','), "',' or ')'");
+      expect_end_of_mask(token_.is(','), ", ',' or ')'");
       advance();
     }
   }
