@@ -1,1 +1,346 @@
-// To be written.
+// Launching: arguments that are refused, streams, threads, captures, and handles' lives.
+#include <dlfcn.h>
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <thread>
+
+#include "support.hpp"
+
+using namespace gpu_tests;
+using girih::DType;
+using girih::Errc;
+using girih::Error;
+using girih::Pattern;
+using girih::Problem;
+using girih::jit::Args;
+using girih::verify::Case;
+using girih::verify::Workload;
+
+namespace {
+
+// Driver functions that Girih itself has no use for.
+template <class Function>
+Function driver_symbol(const char* name) {
+  static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+  REQUIRE(library != nullptr);
+  void* const symbol = dlsym(library, name);
+  REQUIRE_MESSAGE(symbol != nullptr, name);
+  return reinterpret_cast<Function>(symbol);
+}
+#define GIRIH_TEST_STRING_OF(name) #name
+#define GIRIH_TEST_STRING(name) GIRIH_TEST_STRING_OF(name)  // cuda.h renames some functions
+#define DRIVER(function) driver_symbol<decltype(&::function)>(GIRIH_TEST_STRING(function))
+
+class Stream {
+ public:
+  Stream() {
+    girih::cuda::check(DRIVER(cuStreamCreate)(&stream_, CU_STREAM_NON_BLOCKING), "stream");
+  }
+  ~Stream() { DRIVER(cuStreamDestroy)(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  CUstream get() const { return stream_; }
+
+ private:
+  CUstream stream_ = nullptr;
+};
+
+const char* const kPattern = "causal & (sink(16) | window(left=63))";
+const Problem kProblem{DType::bfloat16, 128, 4, 2};
+
+Case small_case() {
+  Case c;
+  c.problem = kProblem;
+  c.batch = 2;
+  c.seqlen_q = 130;
+  c.seqlen_k = 200;
+  return c;
+}
+
+// The rows of out and lse as they are on the device now.
+std::vector<std::uint16_t> results(Workload& workload) {
+  workload.download_outputs();
+  const Case& c = workload.parameters;
+  std::vector<std::uint16_t> bits;
+  for (int b = 0; b < c.batch; ++b) {
+    const std::uint16_t* rows = workload.out.row(b, 0, 0);
+    bits.insert(bits.end(), rows, rows + c.seqlen_q * c.problem.num_heads * c.problem.head_dim);
+    for (int h = 0; h < c.problem.num_heads; ++h) {
+      for (int q = 0; q < c.seqlen_q; ++q) {
+        const float lse = workload.lse_at({b, h, q});
+        bits.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(lse) >> 16));
+        bits.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(lse)));
+      }
+    }
+  }
+  return bits;
+}
+
+std::vector<std::uint16_t> results_of_launch(const girih::jit::Kernel& kernel, Workload& workload) {
+  workload.poison_outputs();
+  kernel.launch(workload.args());
+  girih::verify::synchronize();
+  return results(workload);
+}
+
+}  // namespace
+
+TEST_CASE("arguments that cannot be right are refused before anything is launched") {
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
+  Workload workload(small_case());
+  workload.fill_normal(1);
+  workload.poison_outputs();
+
+  const auto shift = [](girih::Tensor& tensor, int bytes) {
+    tensor.data = static_cast<char*>(tensor.data) + bytes;
+  };
+  struct Bad {
+    const char* name;
+    std::function<void(Args&)> spoil;
+    const char* mentions;  // in the message
+  };
+  const std::vector<Bad> bad = {
+      {"q is null", [](Args& a) { a.q.data = nullptr; }, "null"},
+      {"k is null", [](Args& a) { a.k.data = nullptr; }, "null"},
+      {"v is null", [](Args& a) { a.v.data = nullptr; }, "null"},
+      {"out is null", [](Args& a) { a.out.data = nullptr; }, "null"},
+      {"q is misaligned", [&](Args& a) { shift(a.q, 2); }, "16"},
+      {"k is misaligned", [&](Args& a) { shift(a.k, 8); }, "16"},
+      {"v is misaligned", [&](Args& a) { shift(a.v, 4); }, "16"},
+      {"out is misaligned", [&](Args& a) { shift(a.out, 2); }, "16"},
+      {"q's row stride", [](Args& a) { a.q.stride[1] += 4; }, "8"},
+      {"k's head stride", [](Args& a) { a.k.stride[2] += 1; }, "8"},
+      {"v's batch stride", [](Args& a) { a.v.stride[0] += 2; }, "8"},
+      {"out's row stride", [](Args& a) { a.out.stride[1] += 4; }, "8"},
+      {"q's last stride", [](Args& a) { a.q.stride[3] = 2; }, "contiguous"},
+      {"q's dtype", [](Args& a) { a.q.dtype = DType::float16; }, "fp16"},
+      {"k's dtype", [](Args& a) { a.k.dtype = DType::float16; }, "fp16"},
+      {"out's dtype", [](Args& a) { a.out.dtype = DType::float16; }, "fp16"},
+      {"q's heads", [](Args& a) { a.q.shape[2] = 3; }, "3"},
+      {"k's heads", [](Args& a) { a.k.shape[2] = 1; }, "1"},
+      {"v's heads", [](Args& a) { a.v.shape[2] = 4; }, "4"},
+      {"q's head_dim", [](Args& a) { a.q.shape[3] = 64; }, "64"},
+      {"v's head_dim", [](Args& a) { a.v.shape[3] = 64; }, "64"},
+      {"v is shorter than k", [](Args& a) { a.v.shape[1] -= 1; }, "199"},
+      {"out is shorter than q", [](Args& a) { a.out.shape[1] -= 1; }, "129"},
+      {"k's batch", [](Args& a) { a.k.shape[0] = 1; }, "1"},
+      {"out's batch", [](Args& a) { a.out.shape[0] = 1; }, "1"},
+      {"negative seqlen_q", [](Args& a) { a.q.shape[1] = a.out.shape[1] = -1; }, "-1"},
+      {"negative seqlen_k", [](Args& a) { a.k.shape[1] = a.v.shape[1] = -5; }, "-5"},
+      {"negative batch",
+       [](Args& a) { a.q.shape[0] = a.k.shape[0] = a.v.shape[0] = a.out.shape[0] = -2; }, "-2"},
+      {"seqlen_k too large",
+       [](Args& a) { a.k.shape[1] = a.v.shape[1] = (std::int64_t{1} << 29) + 1; }, "536870913"},
+      {"seqlen_q too large", [](Args& a) { a.q.shape[1] = a.out.shape[1] = std::int64_t{1} << 33; },
+       "8589934592"},
+      {"softmax_scale is NaN", [](Args& a) { a.softmax_scale = std::nanf(""); }, "softmax_scale"},
+      {"softmax_scale is infinite",
+       [](Args& a) { a.softmax_scale = std::numeric_limits<float>::infinity(); }, "softmax_scale"},
+      {"softmax_scale is negative", [](Args& a) { a.softmax_scale = -1.0f; }, "softmax_scale"},
+      {"q_start too large", [](Args& a) { a.q_start = 1 << 30; }, "q_start"},
+      {"k_start too large", [](Args& a) { a.k_start = 1 << 30; }, "k_start"},
+      {"max_ctas is negative", [](Args& a) { a.max_ctas = -1; }, "max_ctas"},
+  };
+  for (const Bad& entry : bad) {
+    CAPTURE(entry.name);
+    Args args = workload.args();
+    entry.spoil(args);
+    try {
+      kernel.launch(args);
+      FAIL_CHECK("accepted");
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      CAPTURE(message);
+      CHECK(error.code() == Errc::invalid_argument);
+      CHECK(message.find(entry.mentions) != std::string::npos);
+    }
+  }
+  girih::verify::synchronize();
+  const std::vector<std::uint16_t> untouched = results(workload);
+  CHECK(std::all_of(untouched.begin(), untouched.end(),
+                    [](std::uint16_t bits) { return bits == 0xffff; }));
+}
+
+TEST_CASE("problems that no kernel does are refused when they are bound") {
+  const auto program = girih::jit::compile(Pattern::parse(kPattern));
+  struct Bad {
+    Problem problem;
+    const char* mentions;
+  };
+  for (const Bad& entry : std::vector<Bad>{{{DType::bfloat16, 0, 4, 2}, "0"},
+                                           {{DType::bfloat16, 17, 4, 2}, "17"},
+                                           {{DType::bfloat16, 512, 4, 2}, "512"},
+                                           {{DType::bfloat16, 128, 4, 3}, "3"},
+                                           {{DType::bfloat16, 128, 0, 1}, "0"}}) {
+    CAPTURE(describe(entry.problem));
+    try {
+      program.bind(entry.problem);
+      FAIL_CHECK("accepted");
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      CAPTURE(message);
+      const bool refused =
+          error.code() == Errc::unsupported || error.code() == Errc::invalid_argument;
+      CHECK(refused);
+      CHECK(message.find(entry.mentions) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("a closed-form pattern needs no workspace, and its kernel says what it is") {
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
+  CHECK(kernel.workspace_bytes(2, 1000, 1000) == 0);
+  CHECK(kernel.problem() == kProblem);
+  CHECK(kernel.info().threads > 0);
+  CHECK(kernel.info().registers > 0);
+  CHECK(kernel.info().spill_bytes == 0);
+  CHECK(kernel.info().stack_bytes == 0);
+  CHECK(kernel.info().arch.starts_with("sm_"));
+}
+
+TEST_CASE("a program binds by itself and a kernel outlives its program") {
+  Workload workload(small_case());
+  workload.fill_normal(1);
+  const auto kernel = [] {
+    const auto program = girih::jit::compile(Pattern::parse(kPattern));
+    return program.bind(kProblem);
+  }();
+  const auto expected = results_of_launch(kernel, workload);
+
+  const auto attention = girih::jit::compile(Pattern::parse(kPattern));
+  for (int call = 0; call < 2; ++call) {
+    workload.poison_outputs();
+    attention(workload.args());
+    girih::verify::synchronize();
+    CHECK(results(workload) == expected);
+  }
+}
+
+TEST_CASE("two streams at once, each with its own tensors, do not disturb one another") {
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
+  const Case c = small_case();
+  Workload first(c), second(c);
+  first.fill_normal(1);
+  second.fill_normal(2);
+  const auto expected_first = results_of_launch(kernel, first);
+  const auto expected_second = results_of_launch(kernel, second);
+  CHECK(expected_first != expected_second);
+
+  const Stream stream_of_first, stream_of_second;
+  first.poison_outputs();
+  second.poison_outputs();
+  girih::verify::synchronize();
+  for (int i = 0; i < 50; ++i) {
+    Args args = first.args();
+    args.stream = stream_of_first.get();
+    kernel.launch(args);
+    args = second.args();
+    args.stream = stream_of_second.get();
+    kernel.launch(args);
+  }
+  girih::verify::synchronize();
+  CHECK(results(first) == expected_first);
+  CHECK(results(second) == expected_second);
+}
+
+TEST_CASE("several threads bind and launch one program") {
+  const Case c = small_case();
+  Workload reference(c);
+  reference.fill_normal(9);
+  const auto expected =
+      results_of_launch(girih::jit::compile(Pattern::parse(kPattern), kProblem), reference);
+
+  const auto attention = girih::jit::compile(Pattern::parse(kPattern));
+  std::atomic<int> right = 0;
+  std::vector<std::thread> threads;
+  constexpr int kThreads = 8;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&] {
+      try {
+        const girih::verify::Device device;
+        Workload workload(c);
+        workload.fill_normal(9);
+        workload.poison_outputs();
+        for (int run = 0; run < 10; ++run) attention(workload.args());
+        girih::verify::synchronize();
+        right += results(workload) == expected;
+      } catch (const std::exception&) {  // not counted as right
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(right == kThreads);
+}
+
+TEST_CASE("a thread without a context is told that there is none") {
+  const auto program = girih::jit::compile(Pattern::parse(kPattern));
+  Errc code = Errc::internal;
+  std::string message;
+  std::thread([&] {
+    try {
+      program.bind(kProblem);
+    } catch (const Error& error) {
+      code = error.code();
+      message = error.what();
+    }
+  }).join();
+  CAPTURE(message);
+  CHECK(code == Errc::no_device);
+  CHECK(message.find("context") != std::string::npos);
+}
+
+TEST_CASE("a capture refuses an unbound problem and records a bound one") {
+  Workload workload(small_case());
+  workload.fill_normal(4);
+  const auto attention = girih::jit::compile(Pattern::parse(kPattern));
+  const Stream stream;
+  Args args = workload.args();
+  args.stream = stream.get();
+
+  const auto begin_capture = [&] {
+    girih::cuda::check(DRIVER(cuStreamBeginCapture)(stream.get(), CU_STREAM_CAPTURE_MODE_GLOBAL),
+                       "begin");
+  };
+  const auto end_capture = [&] {
+    CUgraph graph = nullptr;
+    girih::cuda::check(DRIVER(cuStreamEndCapture)(stream.get(), &graph), "end");
+    return graph;
+  };
+
+  begin_capture();
+  std::string message;
+  try {
+    attention(args);
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  DRIVER(cuGraphDestroy)(end_capture());  // a refusal leaves the capture intact
+  CAPTURE(message);
+  CHECK(message.find("captur") != std::string::npos);
+
+  workload.poison_outputs();
+  girih::verify::synchronize();
+  attention(args);  // binds
+  girih::verify::synchronize();
+  const auto expected = results(workload);
+
+  begin_capture();
+  CHECK_NOTHROW(attention(args));
+  const CUgraph graph = end_capture();
+  CUgraphExec executable = nullptr;
+  girih::cuda::check(DRIVER(cuGraphInstantiate)(&executable, graph, 0), "instantiate");
+  workload.poison_outputs();
+  girih::verify::synchronize();
+  girih::cuda::check(DRIVER(cuGraphLaunch)(executable, stream.get()), "launch");
+  girih::verify::synchronize();
+  CHECK(results(workload) == expected);
+  DRIVER(cuGraphExecDestroy)(executable);
+  DRIVER(cuGraphDestroy)(graph);
+}

@@ -1,1 +1,465 @@
-// To be written.
+// The exact mask test: which keys does each row see, to the last one?
+//
+// K holds random bits, each row of Q is one-hot, and softmax_scale is ln 2, so that
+// exp(lse) = the sum over visible keys of 2^bit: an integer, for which one key more or less is a
+// change of 1 or 2. A key exchanged for another one shows in at least one of the four heads that
+// look at different bits, with a probability of 15/16 a row. Expected sums are popcounts of the
+// oracle's bits.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "support.hpp"
+
+using namespace gpu_tests;
+using girih::DType;
+using girih::Problem;
+using girih::TileConfig;
+using girih::verify::Case;
+using girih::verify::PaddedTensor;
+
+namespace {
+
+constexpr int kHashes = 4;  // heads of a class
+const float kLn2 = static_cast<float>(std::log(2.0));
+
+struct Lengths {
+  int q, k;
+};
+const std::vector<Lengths> kLengths = {
+    {113, 203},   {128, 217},   {113, 211},   {108, 256}, {256, 512}, {512, 256},   {1024, 1024},
+    {1023, 1024}, {1024, 1023}, {2048, 2048}, {15, 15},   {1, 1},     {5175, 5175}, {8192, 8192},
+};
+
+std::vector<int> all_rows(int seqlen_q) {
+  std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
+  for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
+  return rows;
+}
+
+std::vector<oracle::Expr> every_atom() {
+  std::vector<oracle::Expr> atoms = {dense(), causal()};
+  for (const auto& [left, right] : std::vector<std::pair<int, int>>{
+           {-1, -1}, {0, 0}, {0, -1}, {-1, 0}, {255, -1}, {63, 17}, {-1, 5}, {1000, 1000}}) {
+    atoms.push_back(window(left, right));
+  }
+  for (const int n : {0, 1, 64, 200, 100000}) atoms.push_back(sink(n));
+  const std::size_t count = atoms.size();
+  for (std::size_t i = 0; i < count; ++i) atoms.push_back(negation(atoms[i]));
+  return atoms;
+}
+
+// Inputs whose result counts keys, on the device, and the bits they were made of.
+class HashedWorkload {
+ public:
+  HashedWorkload(const Case& c, std::uint64_t seed)
+      : workload_(c),
+        words_(girih::verify::mask_words(c.seqlen_k)),
+        bits_(static_cast<std::size_t>(c.batch * c.problem.num_heads_kv * c.problem.head_dim) *
+              static_cast<std::size_t>(words_)),
+        seed_(seed) {
+    REQUIRE(static_cast<float>(kLn2 * 1.44269504088896341f) == 1.0f);
+    workload_.parameters.softmax_scale = kLn2;
+    fill_q();
+    fill_k();
+    workload_.v.fill_normal(seed);
+    workload_.v.upload();
+  }
+
+  struct Outcome {
+    std::int64_t rows = 0;
+    std::int64_t wrong = 0;
+    std::string first;
+  };
+
+  // Launches with poisoned outputs and compares `rows` of every head; classes[c] is what heads
+  // [c * kHashes, (c + 1) * kHashes) see in them.
+  Outcome check(const girih::jit::Kernel& kernel, const std::vector<const VisibleRows*>& classes,
+                const std::vector<int>& rows) {
+    const Case& c = workload_.parameters;
+    workload_.poison_outputs();
+    kernel.launch(workload_.args());
+    girih::verify::synchronize();
+    workload_.download_outputs();
+
+    const std::int64_t count =
+        static_cast<std::int64_t>(rows.size()) * c.problem.num_heads * c.batch;
+    std::vector<std::string> failures(rows.size());
+    std::atomic<std::int64_t> wrong = 0;
+    girih::verify::parallel_for(
+        static_cast<std::int64_t>(rows.size()),
+        [&](std::int64_t index) {
+          const auto i = static_cast<std::size_t>(index);
+          for (int h = 0; h < c.problem.num_heads; ++h) {
+            const auto visible = (*classes[static_cast<std::size_t>(h / kHashes)])[i];
+            for (int b = 0; b < c.batch; ++b) {
+              std::string failure = check_row({b, h, rows[i]}, visible);
+              if (failure.empty()) continue;
+              ++wrong;
+              if (failures[i].empty()) failures[i] = std::move(failure);
+            }
+          }
+        },
+        kRowsPerThread);
+    Outcome outcome{count, wrong, {}};
+    for (const std::string& failure : failures) {
+      if (outcome.first.empty()) outcome.first = failure;
+    }
+    if (const std::int64_t touched = workload_.touched_padding(); touched > 0) {
+      outcome.first += fmt::format(" {} elements outside the outputs were written", touched);
+      outcome.wrong += 1;
+    }
+    rows_checked += count;
+    return outcome;
+  }
+
+  Case& parameters() { return workload_.parameters; }
+
+ private:
+  // Which column of K a row looks at: different ones for the heads of a class, which may share
+  // their KV head.
+  int column(int b, int h, int q) const {
+    const int head_dim = workload_.parameters.problem.head_dim;
+    const auto row = static_cast<std::uint64_t>(b) << 32 | static_cast<std::uint64_t>(q);
+    const std::uint64_t hash = (row + seed_ + 1) * 0x9e3779b97f4a7c15;  // its high bits are mixed
+    const int first = static_cast<int>((hash >> 40) % static_cast<std::uint64_t>(head_dim));
+    return (first + h % kHashes * (head_dim / kHashes)) % head_dim;
+  }
+
+  std::uint32_t* plane(int b, int head_kv, int j) {
+    const Problem& problem = workload_.parameters.problem;
+    const int index = (b * problem.num_heads_kv + head_kv) * problem.head_dim + j;
+    return bits_.data() + static_cast<std::int64_t>(index) * words_;
+  }
+
+  void fill_q() {
+    const Case& c = workload_.parameters;
+    const std::uint16_t one = girih::verify::narrow(c.problem.dtype, 1.0f);
+    girih::verify::parallel_for(
+        c.seqlen_q,
+        [&](std::int64_t q) {
+          for (int b = 0; b < c.batch; ++b) {
+            for (int h = 0; h < c.problem.num_heads; ++h) {
+              std::uint16_t* row = workload_.q.row(b, q, h);
+              std::fill_n(row, c.problem.head_dim, std::uint16_t{0});
+              row[column(b, h, static_cast<int>(q))] = one;
+            }
+          }
+        },
+        kRowsPerThread);
+    workload_.q.upload();
+  }
+
+  void fill_k() {
+    const Case& c = workload_.parameters;
+    const std::uint16_t one = girih::verify::narrow(c.problem.dtype, 1.0f);
+    girih::verify::parallel_for(words_, [&](std::int64_t word) {
+      std::mt19937 random(static_cast<unsigned>(seed_ * 31 + static_cast<std::uint64_t>(word)));
+      for (int b = 0; b < c.batch; ++b) {
+        for (int g = 0; g < c.problem.num_heads_kv; ++g) {
+          for (int j = 0; j < c.problem.head_dim; ++j) {
+            const auto bits = static_cast<std::uint32_t>(random());
+            plane(b, g, j)[word] = bits;
+            for (std::int64_t i = 0; i < 32 && word * 32 + i < c.seqlen_k; ++i) {
+              workload_.k.row(b, word * 32 + i, g)[j] = bits >> i & 1 ? one : std::uint16_t{0};
+            }
+          }
+        }
+      }
+    });
+    workload_.k.upload();
+  }
+
+  // Empty when the row is right.
+  std::string check_row(girih::verify::Row row, std::span<const std::uint32_t> visible) {
+    const Problem& problem = workload_.parameters.problem;
+    const std::uint32_t* bits =
+        plane(row.b, row.h / problem.group_size(), column(row.b, row.h, row.q));
+    std::int64_t num_visible = 0;
+    std::int64_t total = 0;  // of 2^bit
+    for (std::size_t word = 0; word < visible.size(); ++word) {
+      num_visible += std::popcount(visible[word]);
+      total += std::popcount(visible[word] & bits[word]);
+    }
+    total += num_visible;
+    const float lse = workload_.lse_at(row);
+    const auto failure = [&](const std::string& what) {
+      return fmt::format("batch {} head {} row {}: {} ({} keys visible)", row.b, row.h, row.q, what,
+                         num_visible);
+    };
+
+    const std::uint16_t* out = workload_.out.row(row.b, row.q, row.h);
+    for (int j = 0; j < problem.head_dim; ++j) {
+      const float value = girih::verify::widen(problem.dtype, out[j]);
+      if (!std::isfinite(value) || (num_visible == 0 && value != 0)) {
+        return failure(fmt::format("out[{}] is {}", j, value));
+      }
+    }
+    if (num_visible == 0) {
+      const bool right = lse == -std::numeric_limits<float>::infinity();
+      return right ? "" : failure(fmt::format("lse is {}, not -inf", lse));
+    }
+
+    // One key changes lse by at least 1 / total; half of that must be well above the spacing of
+    // float32, or the comparison would decide nothing.
+    const float expected = std::log(static_cast<float>(total));
+    const double spacing = static_cast<double>(std::nextafter(expected, HUGE_VALF) - expected);
+    if (0.5 / static_cast<double>(total) < 2 * spacing) return failure("float32 cannot tell");
+    const double sum = std::exp(static_cast<double>(lse));
+    if (std::fabs(sum - static_cast<double>(total)) < 0.5) return "";
+    return failure(fmt::format("exp(lse) is {:.3f}, not {}", sum, total));
+  }
+
+  girih::verify::Workload workload_;
+  int words_;
+  std::vector<std::uint32_t> bits_;  // [batch, num_heads_kv, head_dim, words]
+  std::uint64_t seed_;
+};
+
+Case mask_case(const Problem& problem, int batch, Lengths lengths) {
+  Case c;
+  c.problem = problem;
+  c.batch = batch;
+  c.seqlen_q = lengths.q;
+  c.seqlen_k = lengths.k;
+  return c;
+}
+
+void require_bound(const std::vector<Binding>& bindings, const std::vector<Bound>& bound) {
+  for (std::size_t i = 0; i < bound.size(); ++i) {
+    CHECK_MESSAGE(bound[i].kernel, bindings[i].pattern << ": " << bound[i].message);
+  }
+}
+
+// All types and widths, with 4, 2 and 1 KV heads for a class' four heads.
+const std::vector<Problem> kProblems = {
+    {DType::bfloat16, 128, kHashes, 2},
+    {DType::bfloat16, 64, kHashes, 4},
+    {DType::float16, 128, kHashes, 1},
+    {DType::float16, 64, kHashes, 2},
+};
+
+#define CHECK_OUTCOME(outcome, description)                                                      \
+  CHECK_MESSAGE((outcome).wrong == 0, (description)                                              \
+                                          << ": " << (outcome).wrong << " of " << (outcome).rows \
+                                          << " rows wrong: " << (outcome).first)
+
+}  // namespace
+
+TEST_CASE("every atom and its negation shows exactly its keys at every length") {
+  const std::vector<oracle::Expr> atoms = every_atom();
+  std::vector<Binding> bindings;
+  for (const Problem& problem : kProblems) {
+    for (const oracle::Expr& atom : atoms) {
+      bindings.push_back({pattern_text({atom}, kHashes), problem, {}});
+    }
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+
+  std::mt19937 random(11);
+  std::vector<Lengths> lengths = kLengths;
+  for (std::size_t i = 0; i < kLengths.size() - 2; ++i) {  // true lengths, short of the maximum
+    const auto shorter = [&](int length) {
+      return std::max(1, length - static_cast<int>(random() % 21));
+    };
+    lengths.push_back({shorter(kLengths[i].q), shorter(kLengths[i].k)});
+  }
+  for (const Lengths& length : lengths) {
+    const std::vector<int> rows = all_rows(length.q);
+    std::vector<VisibleRows> visible;
+    for (const oracle::Expr& atom : atoms) {
+      visible.emplace_back(atom, oracle::bottom_right(length.q, length.k), rows);
+    }
+    for (std::size_t p = 0; p < kProblems.size(); ++p) {
+      const int batch = length.q <= 1024 ? 2 : 1;
+      HashedWorkload workload(mask_case(kProblems[p], batch, length), 100 + p);
+      for (std::size_t a = 0; a < atoms.size(); ++a) {
+        const std::size_t index = p * atoms.size() + a;
+        if (!bound[index].kernel) continue;
+        const auto outcome = workload.check(*bound[index].kernel, {&visible[a]}, rows);
+        CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}", bindings[index].pattern,
+                                           describe(kProblems[p]), length.q, length.k));
+      }
+    }
+  }
+}
+
+TEST_CASE("every tile configuration shows exactly the keys of all atoms in one launch") {
+  const std::vector<oracle::Expr> classes = {
+      dense(),   causal(),           window(255, -1),          window(63, 17),
+      sink(200), negation(causal()), negation(window(63, 17)), negation(sink(64))};
+  const std::vector<TileConfig> tiles = {
+      {16, 16, 2, 1},  {32, 32, 2, 2},  {64, 32, 3, 4},  {64, 64, 2, 4},   {64, 128, 2, 4},
+      {128, 64, 2, 4}, {128, 64, 2, 8}, {128, 64, 3, 8}, {128, 128, 2, 8}, {128, 32, 4, 4},
+  };
+  const int num_heads = kHashes * static_cast<int>(classes.size());
+  std::vector<Binding> bindings;
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    for (const int head_dim : {64, 128}) {
+      for (const TileConfig& tile : tiles) {
+        bindings.push_back({pattern_text(classes, kHashes), {dtype, head_dim, num_heads, 8}, tile});
+      }
+    }
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  std::size_t num_bound = 0;
+  for (std::size_t i = 0; i < bound.size(); ++i) {
+    num_bound += bound[i].kernel.has_value();
+    if (bound[i].kernel) continue;
+    const bool refused =
+        bound[i].code == girih::Errc::unsupported || bound[i].code == girih::Errc::invalid_argument;
+    CHECK_MESSAGE(refused, describe(bindings[i].tile) << ": " << bound[i].message);
+  }
+  CHECK(num_bound >= bound.size() / 3);
+
+  for (const Lengths length :
+       {Lengths{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}}) {
+    const std::vector<int> rows = all_rows(length.q);
+    std::vector<VisibleRows> visible;
+    std::vector<const VisibleRows*> pointers;
+    for (const oracle::Expr& expr : classes) {
+      visible.emplace_back(expr, oracle::bottom_right(length.q, length.k), rows);
+    }
+    for (const VisibleRows& entry : visible) pointers.push_back(&entry);
+    for (std::size_t begin = 0; begin < bindings.size(); begin += tiles.size()) {
+      HashedWorkload workload(mask_case(bindings[begin].problem, 1, length), 7);
+      for (std::size_t i = begin; i < begin + tiles.size(); ++i) {
+        if (!bound[i].kernel) continue;
+        for (const int max_ctas : {0, 2}) {
+          workload.parameters().max_ctas = max_ctas;
+          const auto outcome = workload.check(*bound[i].kernel, pointers, rows);
+          CHECK_OUTCOME(
+              outcome,
+              fmt::format("tile {}, {} at {} x {}, max_ctas {}", describe(bindings[i].tile),
+                          describe(bindings[i].problem), length.q, length.k, max_ctas));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("200 random expressions show exactly their keys") {
+  struct RandomCase {
+    std::vector<oracle::Expr> classes;
+    Case parameters;
+  };
+  std::mt19937_64 random(2024);
+  const auto below = [&](int bound) {
+    return static_cast<int>(random() % static_cast<std::uint64_t>(bound));
+  };
+  std::vector<RandomCase> cases;
+  std::vector<Binding> bindings;
+  for (int i = 0; i < 200; ++i) {
+    RandomCase entry;
+    Lengths length = kLengths[static_cast<std::size_t>(below(static_cast<int>(kLengths.size())))];
+    if (i % 2 == 0) {
+      length = {std::max(1, length.q - below(21)), std::max(1, length.k - below(21))};
+    }
+    const int num_classes = i % 4 == 0 ? 2 + below(2) : 1;
+    while (static_cast<int>(entry.classes.size()) < num_classes) {
+      oracle::Expr expr = oracle::random_expr(random, 3, std::max(length.q, length.k));
+      if (!expr.operands.empty()) entry.classes.push_back(std::move(expr));
+    }
+    const int num_heads = kHashes * num_classes;
+    const int group_sizes[] = {1, 2, 4, num_heads};
+    const Problem problem{below(2) == 0 ? DType::bfloat16 : DType::float16,
+                          below(2) == 0 ? 64 : 128, num_heads, num_heads / group_sizes[below(4)]};
+    entry.parameters = mask_case(problem, 1 + below(2), length);
+    if (below(3) == 0) {  // a chunk of a longer sequence
+      entry.parameters.k_start = below(500);
+      entry.parameters.q_start =
+          below(2) == 0 ? 0 : entry.parameters.k_start + below(length.k + 50);
+    }
+    if (below(4) == 0) entry.parameters.max_ctas = 2;
+    if (below(4) == 0) entry.parameters.row_gap = 64;
+    bindings.push_back({pattern_text(entry.classes, kHashes), problem, {}});
+    cases.push_back(std::move(entry));
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    if (!bound[i].kernel) continue;
+    const Case& c = cases[i].parameters;
+    const std::vector<int> rows = all_rows(c.seqlen_q);
+    std::vector<VisibleRows> visible;
+    std::vector<const VisibleRows*> pointers;
+    for (const oracle::Expr& expr : cases[i].classes) {
+      visible.emplace_back(expr, sizes_of(c), rows);
+    }
+    for (const VisibleRows& entry : visible) pointers.push_back(&entry);
+    HashedWorkload workload(c, i);
+    const auto outcome = workload.check(*bound[i].kernel, pointers, rows);
+    CHECK_OUTCOME(outcome,
+                  fmt::format("{} {} at {} x {}, q_start {}, k_start {}, max_ctas {}",
+                              bindings[i].pattern, describe(c.problem), c.seqlen_q, c.seqlen_k,
+                              girih::verify::q_start_of(c), c.k_start, c.max_ctas));
+  }
+}
+
+TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072") {
+  const int length = 1 << 17;
+  const std::vector<oracle::Expr> positive = {dense(), causal(), window(255, -1),
+                                              window(1000, 1000), sink(200)};
+  std::vector<oracle::Expr> atoms = positive;
+  for (const oracle::Expr& atom : positive) atoms.push_back(negation(atom));
+
+  std::vector<int> rows = {0, 1, 199, 200, length - 1001, length - 1000, length - 2, length - 1};
+  std::mt19937 random(5);
+  for (int i = 0; i < 128; ++i) {
+    const int edge = 64 * (1 + static_cast<int>(random() % (length / 64 - 1)));
+    rows.insert(rows.end(), {edge - 1, edge, edge + 1});
+  }
+  for (int i = 0; i < 128; ++i) rows.push_back(static_cast<int>(random() % length));
+
+  for (const Problem& problem :
+       {Problem{DType::bfloat16, 128, kHashes, 1}, Problem{DType::float16, 64, kHashes, 2}}) {
+    std::vector<Binding> bindings;
+    for (const oracle::Expr& atom : atoms) {
+      bindings.push_back({pattern_text({atom}, kHashes), problem, {}});
+    }
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    HashedWorkload workload(mask_case(problem, 1, {length, length}), 3);
+    for (std::size_t a = 0; a < atoms.size(); ++a) {
+      if (!bound[a].kernel) continue;
+      const VisibleRows visible(atoms[a], oracle::bottom_right(length, length), rows);
+      const auto outcome = workload.check(*bound[a].kernel, {&visible}, rows);
+      CHECK_OUTCOME(outcome, bindings[a].pattern + " " + describe(problem));
+    }
+  }
+}
+
+TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
+  const std::vector<oracle::Expr> classes = {dense(), streaming(16, 32), negation(window(63, 17))};
+  std::vector<Binding> bindings;
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    for (const int head_dim : {64, 128}) {
+      bindings.push_back({pattern_text(classes, kHashes), {dtype, head_dim, 12, 6}, {}});
+    }
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  for (std::size_t i = 0; i < bindings.size(); ++i) {
+    if (!bound[i].kernel) continue;
+    for (const Lengths length : {Lengths{113, 203}, {203, 113}, {15, 15}}) {
+      Case c = mask_case(bindings[i].problem, 2, length);
+      c.max_ctas = 2;
+      const std::vector<int> rows = all_rows(length.q);
+      std::vector<VisibleRows> visible;
+      std::vector<const VisibleRows*> pointers;
+      for (const oracle::Expr& expr : classes) visible.emplace_back(expr, sizes_of(c), rows);
+      for (const VisibleRows& entry : visible) pointers.push_back(&entry);
+      HashedWorkload workload(c, i);
+      const auto outcome = workload.check(*bound[i].kernel, pointers, rows);
+      CHECK_OUTCOME(
+          outcome, fmt::format("{} at {} x {}", describe(bindings[i].problem), length.q, length.k));
+    }
+  }
+}

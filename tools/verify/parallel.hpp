@@ -11,10 +11,10 @@
 
 namespace girih::verify {
 
-/// Calls body(i) for 0 <= i < count from several threads, in no order. The first exception stops
-/// the loop and is thrown again here.
+/// Calls body(i) for 0 <= i < count from several threads, in no order; no thread is started for
+/// less than `least_per_thread` calls. The first exception stops the loop and is thrown again here.
 template <class Body>
-void parallel_for(std::int64_t count, const Body& body) {
+void parallel_for(std::int64_t count, const Body& body, std::int64_t least_per_thread = 1) {
   std::atomic<std::int64_t> next = 0;
   std::exception_ptr failure;
   std::mutex failure_mutex;
@@ -31,7 +31,8 @@ void parallel_for(std::int64_t count, const Body& body) {
   };
   std::vector<std::jthread> threads;
   const std::int64_t limit = std::max(1u, std::thread::hardware_concurrency());
-  for (std::int64_t i = 1; i < std::min(limit, count); ++i) threads.emplace_back(work);
+  const std::int64_t num_threads = std::min(limit, count / least_per_thread);
+  for (std::int64_t i = 1; i < num_threads; ++i) threads.emplace_back(work);
   work();
   threads.clear();  // joins
   if (failure) std::rethrow_exception(failure);
