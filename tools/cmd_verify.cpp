@@ -1,1 +1,170 @@
-// To be written.
+// girih verify PATTERN: runs its kernel on random inputs and compares rows with a float64
+// reference. Exit code 0 only when every checked row is right.
+#include <fmt/format.h>
+
+#include "common.hpp"
+#include "pattern/interpret.hpp"
+#include "verify/device.hpp"
+#include "verify/verify.hpp"
+
+namespace girih::tools {
+namespace {
+
+void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most) {
+  if (least <= value && value <= most) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} {} is out of range: give {} to {}", option, value, least, most));
+}
+
+Geometry geometry_of(const verify::Case& c) {
+  return {c.seqlen_q, c.seqlen_k, verify::q_start_of(c), c.k_start};
+}
+
+// The host's reading of the pattern as the bits of a row.
+verify::MaskRow interpreter(const Pattern& pattern, const verify::Case& c) {
+  return [classes = pattern.classes(),
+          class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
+          geometry = geometry_of(c)](int h, int q, std::span<std::uint32_t> words) {
+    const auto head_class = static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(h)]);
+    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, q)) {
+      for (int key = span.lo; key < span.hi; ++key) {
+        words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
+      }
+    }
+  };
+}
+
+// Floating-point operations of the visible elements, all heads and sequences.
+double visible_flop(const Pattern& pattern, const verify::Case& c) {
+  std::vector<double> visible;
+  for (const Pattern::HeadClass& head_class : pattern.classes()) {
+    visible.push_back(static_cast<double>(pattern::count_visible(head_class.mask, geometry_of(c))));
+  }
+  double elements = 0;
+  for (const int head_class : pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv)) {
+    elements += visible[static_cast<std::size_t>(head_class)];
+  }
+  return 4.0 * c.batch * elements * c.problem.head_dim;
+}
+
+Json report_json(const verify::Report& report, double milliseconds, double tflops) {
+  Json failures = Json::array();
+  for (const verify::Failure& failure : report.failures) {
+    failures.push_back({{"batch", failure.row.b},
+                        {"head", failure.row.h},
+                        {"query", failure.row.q},
+                        {"what", failure.what},
+                        {"got", fmt::format("{}", failure.got)},  // JSON knows no infinity
+                        {"expected", fmt::format("{}", failure.expected)}});
+  }
+  return {{"ok", report.ok()},
+          {"rows", report.rows_total},
+          {"rows_checked", report.rows_checked},
+          {"rows_wrong", report.rows_wrong},
+          {"error", report.error},
+          {"allowed_error", report.allowed_error},
+          {"lse_error", report.lse_error},
+          {"not_finite", report.not_finite},
+          {"touched_padding", report.touched_padding},
+          {"reference", report.reference},
+          {"ms", milliseconds},
+          {"tflops", tflops},
+          {"failures", failures},
+          {"kernel", to_json(report.kernel)}};
+}
+
+std::string report_text(const verify::Report& report, double milliseconds, double tflops) {
+  std::string text = to_text(report.kernel);
+  for (const verify::Failure& failure : report.failures) {
+    text += fmt::format(
+        "wrong       batch {}, head {}, query {}: {}: got {:.9g}, expected {:.9g}\n", failure.row.b,
+        failure.row.h, failure.row.q, failure.what, failure.got, failure.expected);
+  }
+  if (report.not_finite > 0) {
+    text +=
+        fmt::format("wrong       {} elements of the outputs are not finite\n", report.not_finite);
+  }
+  if (report.touched_padding > 0) {
+    text += fmt::format("wrong       {} elements outside the outputs were written\n",
+                        report.touched_padding);
+  }
+  text += fmt::format(
+      "error       {:.3g} (allowed {:.3g}), lse {:.3g}\n"
+      "time        {:.4f} ms, {:.1f} TFLOP/s on visible elements\n"
+      "{} of {} rows checked against float64 on the {}: {}\n",
+      report.error, report.allowed_error, report.lse_error, milliseconds, tflops,
+      report.rows_checked, report.rows_total, report.reference,
+      report.rows_wrong > 0 ? fmt::format("{} wrong", report.rows_wrong)
+      : report.ok()         ? "all right"
+                            : "right, but see above");
+  return text;
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app, Context& context) {
+  struct Options {
+    std::string pattern;
+    ProblemOptions problem;
+    jit::Options jit;
+    verify::Case parameters;
+  };
+  const auto options = std::make_shared<Options>();
+  verify::Case& c = options->parameters;
+  c.seqlen_q = c.seqlen_k = 1024;
+  c.timed = true;
+
+  CLI::App* verb = add_verb(app, context, "verify",
+                            "Run a pattern's kernel on random inputs and check its rows");
+  add_pattern_argument(*verb, options->pattern);
+  verb->add_option("--batch", c.batch, "Sequences")->capture_default_str();
+  verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
+  verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
+  add_problem_options(*verb, options->problem);
+  verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
+  verb->add_option("--q-start", c.q_start,
+                   "Position of the first query; default: k-start + seqlen-k - seqlen-q");
+  verb->add_option("--k-start", c.k_start, "Position of the first key")->capture_default_str();
+  verb->add_option("--seed", c.seed, "Of the inputs and of the choice of rows")
+      ->capture_default_str();
+  verb->add_option("--rows", c.max_rows, "Rows to check; 0: all where that is cheap, else 4096")
+      ->capture_default_str();
+  verb->add_option("--max-ctas", c.max_ctas, "Cap on the grid; 0: none")->capture_default_str();
+  add_tile_options(*verb, options->jit.tile);
+  add_jit_options(*verb, options->jit);
+
+  verb->callback([options, &context] {
+    verify::Case& parameters = options->parameters;
+    check_range("--batch", parameters.batch, 1, 65535);
+    check_range("--seqlen-q", parameters.seqlen_q, 0, kMaxNumber);
+    check_range("--seqlen-k", parameters.seqlen_k, 0, kMaxNumber);
+    check_range("--k-start", parameters.k_start, -kMaxNumber, kMaxNumber);
+    check_range("--q-start", parameters.q_start.value_or(0), -kMaxNumber, kMaxNumber);
+    check_range("--rows", parameters.max_rows, 0, std::int64_t{1} << 40);
+    check_range("--max-ctas", parameters.max_ctas, 0, kMaxNumber);
+    const Pattern pattern = read_pattern(options->pattern);
+    parameters.problem = options->problem.resolve(pattern);
+
+    const verify::Device device;
+    const jit::Program program = jit::compile(pattern, options->jit);
+    verify::GpuReference gpu_reference;
+    const verify::Report report = verify::verify_attention(
+        program, parameters, interpreter(pattern, parameters), gpu_reference);
+    if (!report.ok()) context.exit_code = kFailure;
+
+    const double milliseconds = verify::median(report.milliseconds);
+    const double tflops =
+        milliseconds > 0 ? visible_flop(pattern, parameters) / milliseconds * 1e-9 : 0;
+    if (context.json) {
+      Json json{{"pattern", pattern.text()},       {"device", device.name()},
+                {"batch", parameters.batch},       {"seqlen_q", parameters.seqlen_q},
+                {"seqlen_k", parameters.seqlen_k}, {"problem", to_json(parameters.problem)}};
+      json.update(report_json(report, milliseconds, tflops));
+      return print_json(json);
+    }
+    print(fmt::format("pattern     {}\ndevice      {}\n", pattern.text(), device.name()) +
+          report_text(report, milliseconds, tflops));
+  });
+}
+
+}  // namespace girih::tools

@@ -1,0 +1,64 @@
+// Attention of chosen rows in float64, on the CPU or by a naive kernel on the GPU, and beside it
+// what a naive implementation in the tensors' own precision would give.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cuda/module.hpp"
+#include "girih/problem.hpp"
+#include "girih/reference.cuh"
+
+namespace girih::verify {
+
+/// The bit pattern of `value` rounded to `dtype`, to nearest even; too large values become
+/// infinite, NaN stays NaN.
+std::uint16_t narrow(DType dtype, float value);
+
+float widen(DType dtype, std::uint16_t bits);
+
+using Row = ReferenceRow;  ///< {b, h, q}, h a query head
+
+/// Words of a row's mask: bit k % 32 of word k / 32 says whether key k is visible.
+inline int mask_words(int seqlen_k) { return (seqlen_k + 31) / 32; }
+
+struct AttentionInputs {
+  Tensor q, k, v;  ///< bshd; in host memory for the CPU, in device memory for the GPU
+  float softmax_scale = 1;
+
+  int seqlen_k() const { return static_cast<int>(k.shape[1]); }
+  int head_dim() const { return static_cast<int>(q.shape[3]); }
+  int group_size() const { return static_cast<int>(q.shape[2] / k.shape[2]); }
+};
+
+/// A row that sees nothing has out = 0 and lse = -inf.
+struct ReferenceRows {
+  std::vector<double> out;  ///< [rows, head_dim]
+  std::vector<double> lse;  ///< [rows], natural log
+  /// [rows, head_dim]: scores rounded to the dtype, softmax in float32, probabilities rounded,
+  /// their product with V summed in float32, and the sum rounded.
+  std::vector<float> naive_lowp;
+};
+
+/// `masks` holds mask_words(seqlen_k) words a row, zeros after the last key.
+ReferenceRows reference_on_cpu(const AttentionInputs& inputs, std::span<const Row> rows,
+                               std::span<const std::uint32_t> masks);
+
+/// The cubin of the naive kernel. @throws Error compile_failed.
+std::string compile_reference(const std::string& arch);
+
+/// The naive kernel, compiled when it is first used.
+class GpuReference {
+ public:
+  /// As reference_on_cpu, in the current context. head_dim: a multiple of 8, at most 256.
+  ReferenceRows operator()(const AttentionInputs& inputs, std::span<const Row> rows,
+                           std::span<const std::uint32_t> masks);
+
+ private:
+  std::unique_ptr<cuda::Module> module_;
+};
+
+}  // namespace girih::verify
