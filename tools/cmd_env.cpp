@@ -94,8 +94,8 @@ void print_text(const Json& report) {
   const Json &nvrtc = report["nvrtc"], &driver = report["driver"], &cache = report["cache"];
   print(fmt::format("girih     {}\n", text(report, "version")));
   print(nvrtc["found"]
-            ? fmt::format("NVRTC     {} ({})\n", text(nvrtc, "version"), text(nvrtc, "path"))
-            : fmt::format("NVRTC     none: {}\n", text(nvrtc, "reason")));
+            ? fmt::format("compiler  {} ({})\n", text(nvrtc, "version"), text(nvrtc, "path"))
+            : fmt::format("compiler  no NVRTC: {}\n", text(nvrtc, "reason")));
   print(driver["found"] ? fmt::format("driver    CUDA {}\n", text(driver, "version"))
                         : fmt::format("driver    none: {}\n", text(driver, "reason")));
   for (const Json& device : driver["devices"]) {

@@ -131,7 +131,7 @@ void add_show(CLI::App& app, Context& context) {
           options->block_m, options->block_n, report.tiles.full, report.tiles.partial,
           report.tiles.empty));
     }
-    print(fmt::format("{}\n{} queries x {} keys x {} heads: density {:.4f}\n", pattern.text(),
+    print(fmt::format("{}\n{} queries, {} keys, heads: {}; density {:.4f}\n", pattern.text(),
                       geometry.seqlen_q, geometry.seqlen_k, problem.num_heads, total_density));
   });
 }

@@ -140,6 +140,7 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
             options.cache_layers.emplace(folders.begin(), folders.end());
           },
           "Read-only cache folder, may be repeated (GIRIH_CACHE_LAYERS)")
+      ->allow_extra_args(false)
       ->group(group);
   add_path("--nvrtc", options.nvrtc, "NVRTC, the library or its folder (GIRIH_NVRTC)");
   add_path("--template-dir", options.template_dir, "Templates to use first (GIRIH_TEMPLATE_DIR)");

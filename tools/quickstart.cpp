@@ -99,7 +99,9 @@ Totals run_on_gpu(const Pattern& mixed) {
     print(tools::to_text(program.bind(kLlama).info()));
     ++totals.kernels;
 
-    verify::Case parameters{.problem = kLlama, .seqlen_q = 1024, .seqlen_k = 1024};
+    verify::Case parameters;
+    parameters.problem = kLlama;
+    parameters.seqlen_q = parameters.seqlen_k = 1024;
     check(program, parameters, reference, totals);
     parameters.seqlen_q = parameters.seqlen_k = kSeqlen;
     parameters.max_rows = 4096;
