@@ -113,7 +113,7 @@ TEST_CASE("embedding keeps characters that mean something to CMake or C++") {
 
   const std::string hostile =
       "a;b;;[c;d] ]] [[ [=[ ]=] \\; \\\\ \\\n${x} $ENV{HOME} @x@ $<1:y> #[[ \"q\" 'q' %s\t)\" "
-      "R\"(raw)\" \r\n\xc3\xa9 trailing blanks  \n\n;";
+      "R\"(raw)\" \n\xc3\xa9 trailing blanks  \n\n;";
   REQUIRE(embed(hostile) == 0);
   const std::string code = support::read_file(folder / "out.cpp").value_or("");
   CHECK(contains(code, "{\"girih/hostile.cuh\", R\"girih(" + hostile + ")girih\"},\n"));
@@ -121,7 +121,7 @@ TEST_CASE("embedding keeps characters that mean something to CMake or C++") {
 
   CHECK(embed("ends )girih\" the literal") != 0);
   CHECK(embed(std::string(60'001, 'x')) != 0);
-  CHECK(embed(std::string("a\0b", 3)) != 0);
+  CHECK(embed("a\r\n") != 0);  // CMake would turn it into "a\n"
 }
 
 TEST_CASE("a source reaches the templates it includes, directly or not, once each") {

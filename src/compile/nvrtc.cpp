@@ -29,13 +29,14 @@ namespace fs = std::filesystem;
 
 // --- Finding and opening the library -----------------------------------------------------------
 
-#define GIRIH_NVRTC_FUNCTIONS(X)                                                         \
-  X(nvrtcVersion)                                                                        \
-  X(nvrtcGetErrorString)                                                                 \
-  X(nvrtcGetNumSupportedArchs) X(nvrtcGetSupportedArchs) X(nvrtcCreateProgram)           \
-      X(nvrtcDestroyProgram) X(nvrtcCompileProgram) X(nvrtcGetProgramLogSize)            \
-          X(nvrtcGetProgramLog) X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN) X(nvrtcGetPTXSize) \
-              X(nvrtcGetPTX)
+// clang-format off
+#define GIRIH_NVRTC_FUNCTIONS(X)                                         \
+  X(nvrtcVersion) X(nvrtcGetErrorString)                                 \
+  X(nvrtcGetNumSupportedArchs) X(nvrtcGetSupportedArchs)                 \
+  X(nvrtcCreateProgram) X(nvrtcDestroyProgram) X(nvrtcCompileProgram)    \
+  X(nvrtcGetProgramLogSize) X(nvrtcGetProgramLog)                        \
+  X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN) X(nvrtcGetPTXSize) X(nvrtcGetPTX)
+// clang-format on
 
 struct Nvrtc {
 #define GIRIH_DECLARE(function) decltype(&::function) function = nullptr;
@@ -51,7 +52,7 @@ struct Nvrtc {
 
 constexpr const char* kFileNames[] = {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"};
 
-/// Folders besides the loader's own, that of the toolkit in the environment first.
+/// Where toolkits and Python packages put NVRTC, as patterns for glob, the likeliest first.
 std::vector<std::string> usual_folders() {
   std::vector<std::string> patterns;
   const auto add = [&](const char* variable, const char* below) {
@@ -71,7 +72,10 @@ std::vector<std::string> usual_folders() {
   patterns.push_back(fmt::format("/usr/local/{}", kPackages));
   patterns.push_back("/usr/lib/python3/dist-packages/nvidia/{cu13,cuda_nvrtc}/lib");
   patterns.push_back(fmt::format("/opt/{{venv,*/venv,*/.venv}}/{}", kPackages));
+  return patterns;
+}
 
+std::vector<std::string> existing_folders(const std::vector<std::string>& patterns) {
   std::vector<std::string> folders;
   for (const std::string& pattern : patterns) {
     glob_t found{};
@@ -144,9 +148,9 @@ Nvrtc open_anywhere() {
     if (void* handle = ::dlopen(name, RTLD_LAZY | RTLD_NOLOAD); handle != nullptr)
       return bind(handle, name);
 
-  const std::vector<std::string> folders = usual_folders();
+  const std::vector<std::string> patterns = usual_folders();
   std::vector<std::string> files(std::begin(kFileNames), std::end(kFileNames));
-  for (const std::string& folder : folders)
+  for (const std::string& folder : existing_folders(patterns))
     for (const char* name : kFileNames) files.push_back(fmt::format("{}/{}", folder, name));
 
   std::string unusable;
@@ -163,9 +167,8 @@ Nvrtc open_anywhere() {
               fmt::format("NVRTC, CUDA's run-time compiler, was not found. Install it (Debian and "
                           "Ubuntu: cuda-nvrtc-13-0 from NVIDIA's repository; pip: "
                           "nvidia-cuda-nvrtc), or set GIRIH_NVRTC to libnvrtc.so or its folder. "
-                          "Looked for {} in: the loader's path{}{}{}",
-                          fmt::join(kFileNames, ", "), folders.empty() ? "" : ", ",
-                          fmt::join(folders, ", "), unusable));
+                          "Looked for {} in\n  the loader's path\n  {}{}",
+                          fmt::join(kFileNames, ", "), fmt::join(patterns, "\n  "), unusable));
 }
 
 struct OpenedLibraries {
