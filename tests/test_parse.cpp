@@ -1,1 +1,275 @@
-// To be written.
+// Pattern text: what is accepted and how it prints, and every refusal with its caret.
+#include <doctest/doctest.h>
+
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "girih/error.hpp"
+#include "girih/pattern.hpp"
+#include "oracle/oracle.hpp"
+
+using girih::Mask;
+using girih::Pattern;
+
+namespace {
+
+std::string printed(std::string_view text) { return Pattern::parse(text).text(); }
+
+template <class Parse>
+std::string refusal_of(Parse&& parse) {
+  try {
+    parse();
+  } catch (const girih::Error& error) {
+    CHECK(error.code() == girih::Errc::invalid_argument);
+    return error.what();
+  }
+  FAIL("accepted");
+  return {};
+}
+
+std::string refusal(std::string_view text) {
+  return refusal_of([&] { Pattern::parse(text); });
+}
+
+bool contains(const std::string& text, std::string_view part) {
+  return text.find(part) != std::string::npos;
+}
+
+// Column of the caret in a message, counted from 0 within the shown text.
+std::size_t caret(const std::string& message) {
+  return message.size() - message.rfind('\n') - std::string_view("\n  ").size() - 1;
+}
+
+}  // namespace
+
+TEST_CASE("canonical text is a fixed point") {
+  for (const char* text :
+       {"dense", "causal", "sink(0)", "sink(64)", "window", "window(left=255)", "window(right=0)",
+        "window(left=1, right=2)", "window(left=536870912)", "!causal", "!(causal & sink(1))",
+        "causal & (sink(64) | window(left=255))", "causal & sink(1) | window(left=2)",
+        "causal & !window(left=2) & sink(4)", "!sink(1) | !(sink(2) | causal)",
+        "causal & (dense | sink(3) & (dense | causal))", "heads(else: causal)",
+        "heads(0-15: causal, 16+18-20: sink(4) | dense, else: causal & sink(1))",
+        "kv_heads(0: dense, 1-7: causal)"}) {
+    CAPTURE(text);
+    CHECK(printed(text) == text);
+    CHECK(Pattern::parse(printed(text)) == Pattern::parse(text));
+  }
+}
+
+TEST_CASE("spelling is normalised") {
+  const std::vector<std::pair<const char*, const char*>> cases = {
+      {"causal()", "causal"},
+      {"  causal\t&\r\n sink( 64 )  ", "causal & sink(64)"},
+      {"window(255)", "window(left=255)"},
+      {"window(3, 4)", "window(left=3, right=4)"},
+      {"window(3, right=4)", "window(left=3, right=4)"},
+      {"window(right=4, left=3)", "window(left=3, right=4)"},
+      {"window(left=-1, right=-1)", "window"},
+      {"window(- 1, 0)", "window(right=0)"},
+      {"window()", "window"},
+      {"sink(n=007)", "sink(7)"},
+      {"!!causal", "causal"},
+      {"!!!(causal)", "!causal"},
+      {"!(!causal)", "causal"},
+      {"((causal) & (sink(1) & (dense)))", "causal & sink(1) & dense"},
+      {"(causal & dense) | sink(1)", "causal & dense | sink(1)"},
+      {"(causal | dense) | (sink(1) | dense)", "causal | dense | sink(1) | dense"},
+      {"!(causal)&dense|dense", "!causal & dense | dense"},
+      {"heads(0-0 + 2 : causal , else:dense)", "heads(0+2: causal, else: dense)"},
+      {"heads(else: causal, 3: dense)", "heads(else: causal, 3: dense)"},
+      {"# streaming\nheads( # mixed: \xe2\x88\xa7 \n 0: causal, # one\n else: dense)\n# end",
+       "heads(0: causal, else: dense)"},
+  };
+  for (const auto& [text, canonical] : cases) {
+    CAPTURE(text);
+    CHECK(printed(text) == canonical);
+  }
+}
+
+TEST_CASE("! binds before & and & before |") {
+  CHECK(Mask::parse("dense & !causal | sink(1)") ==
+        ((girih::dense() & !girih::causal()) | girih::sink(1)));
+  CHECK(Mask::parse("!causal & dense") == ((!girih::causal()) & girih::dense()));
+  CHECK(Mask::parse("sink(1) | dense & !causal") ==
+        (girih::sink(1) | (girih::dense() & !girih::causal())));
+}
+
+TEST_CASE("random expressions print and parse back") {
+  std::mt19937_64 random(11);
+  for (int i = 0; i < 2000; ++i) {
+    const std::string text = oracle::text(oracle::random_expr(random, 1 + i % 6, 1 << 29));
+    const Mask mask = Mask::parse(text);
+    if (mask == Mask::parse(mask.text()) && mask.text() == Mask::parse(mask.text()).text())
+      continue;
+    FAIL(text, " prints as ", mask.text());
+  }
+}
+
+TEST_CASE("a refusal shows the line with a caret under the character") {
+  CHECK(refusal("causal & widow(left=3)") ==
+        "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink\n"
+        "  causal & widow(left=3)\n"
+        "           ^");
+  CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
+        "2:8: sink: n = -1 is out of range: 0 to 536870912 are allowed\n"
+        "    sink(-1)\n"
+        "         ^");
+  CHECK(refusal("") == "expected an atom, '!' or '(', found the end of the text\n  \n  ^");
+}
+
+TEST_CASE("every refusal names what is wrong and where") {
+  struct Refused {
+    std::string_view text;
+    std::string_view message;
+    std::size_t at;
+  };
+  const Refused cases[] = {
+      // expressions
+      {"causal &", "expected an atom, '!' or '(', found the end of the text", 8},
+      {"causal &  # and then?", "found the end of the text", 8},
+      {"| causal", "expected an atom, '!' or '(', found '|'", 0},
+      {"causal && dense", "the operators are single: & and |", 8},
+      {"causal || dense", "the operators are single: & and |", 8},
+      {"causal & | dense", "found '|'", 9},
+      {"causal dense", "expected '&', '|' or the end, found 'dense'", 7},
+      {"causal, dense", "expected '&', '|' or the end, found ','", 6},
+      {"(causal", "expected '&', '|' or ')', found the end of the text", 7},
+      {"(causal dense)", "expected '&', '|' or ')', found 'dense'", 8},
+      {"causal)", "this ')' closes nothing", 6},
+      {"()", "expected an atom, '!' or '(', found ')'", 1},
+      {"3", "expected an atom, '!' or '(', found '3'", 0},
+      {"!", "expected an atom", 1},
+      // atoms
+      {"hash", "unknown atom 'hash': the atoms are dense, causal, window, sink", 0},
+      {"Causal", "did you mean 'causal'?", 0},
+      {"true", "unknown atom 'true'", 0},
+      {"blocks(m, q=128)", "unknown atom 'blocks'", 0},
+      {"sink", "sink needs its number n: sink(n)", 0},
+      {"dense & sink()", "sink needs its number n", 8},
+      {"sink(1, 2)", "sink takes 1 (n), this is one more", 8},
+      {"window(1, 2, 3)", "window takes 2 (left, right), this is one more", 13},
+      {"causal(1)", "causal takes no arguments", 7},
+      {"causal(n=1)", "causal takes no arguments", 7},
+      {"window(width=3)", "window has no argument 'width': it takes left, right", 7},
+      {"window(left=3, left=4)", "left is given twice", 15},
+      {"window(3, left=4)", "left is given twice", 10},
+      {"window(left=3, 4)", "numbers without a name come first", 15},
+      {"sink(1", "expected ',' or ')', found the end of the text", 6},
+      {"sink(1 2)", "expected ',' or ')', found '2'", 7},
+      {"sink(1,)", "this is one more", 7},
+      {"window(1,)", "window: right takes a whole number, found ')'", 9},
+      {"sink(n=)", "sink: n takes a whole number, found ')'", 7},
+      // numbers
+      {"sink(1.5)", "sink: n takes a whole number, found '1.5'", 5},
+      {"sink(1e3)", "found '1e3'", 5},
+      {"sink(4x4)", "found '4x4'", 5},
+      {"sink(true)", "sink: n takes a whole number, found 'true'", 5},
+      {"window(left=inf)", "left takes a whole number, found 'inf'", 12},
+      {"sink(\"a\")", "found '\"'", 5},
+      {"sink([1])", "found '['", 5},
+      {"sink(--1)", "found '-'", 6},
+      {"sink($prefix)", "run-time inputs ('$...') are not supported: n takes a whole number", 5},
+      {"window(left=$w)", "run-time inputs", 12},
+      {"window(left=-2)", "window: left = -2 is out of range: -1 to 536870912 are allowed", 12},
+      {"window(1, -7)", "window: right = -7 is out of range", 10},
+      {"sink(536870913)", "sink: n = 536870913 is out of range", 5},
+      {"sink(99999999999999999999999999)", "n = 999999999999999999999999... is out of range", 5},
+      {"sink(-99999999999999999999)", "n = -99999999999999999999 is out of range", 5},
+      // what the grammar keeps for later
+      {"causal with softcap(30)", "modifiers ('with ...') are not supported", 7},
+      {"heads(0: causal with softcap(30))", "modifiers", 16},
+      // heads
+      {"heads", "expected '(' after heads, found the end of the text", 5},
+      {"heads()", "expected a head number or 'else', found ')'", 6},
+      {"heads(causal)", "expected a head number or 'else', found 'causal'", 6},
+      {"heads(0 causal)", "expected '-', '+' or ':' after a set of heads, found 'causal'", 8},
+      {"heads(else+3: causal)", "expected ':' after a set of heads, found '+'", 10},
+      {"heads(0-: causal)", "expected a head number or 'else', found ':'", 8},
+      {"heads(-1: causal)", "expected a head number or 'else', found '-'", 6},
+      {"heads(0+else: causal)", "expected a head number or 'else', found 'else'", 8},
+      {"heads(5-3: causal)", "the range 5-3 is empty: write the lower head first", 6},
+      {"heads(0-4000000000: causal)", "head 4000000000 is out of range", 8},
+      {"heads(0: causal", "expected '&', '|', ',' or ')', found the end", 15},
+      {"heads(0: causal; 1: dense)", "unexpected character (byte 0x3b)", 15},
+      {"heads(else: causal, else: dense)", "'else' stands twice", 20},
+      {"heads(0: causal,)", "expected a head number or 'else', found ')'", 16},
+      {"heads(0: causal) & dense", "heads(...) is the whole pattern: expected the end, found '&'",
+       17},
+      {"causal & heads(0: dense)", "heads(...) must be the whole pattern", 9},
+      {"(heads(0: dense))", "heads(...) must be the whole pattern", 1},
+      {"heads(0: kv_heads(0: dense))", "kv_heads(...) must be the whole pattern", 9},
+      // characters
+      {"causal \xe2\x88\xa7 dense", "unexpected character (byte 0xe2)", 7},
+      {std::string_view("causal\0dense", 12), "unexpected character (byte 0x00)", 6},
+      {"causal @", "unexpected character (byte 0x40)", 7},
+  };
+  for (const auto& [text, message, at] : cases) {
+    CAPTURE(text);
+    const std::string what = refusal(text);
+    CAPTURE(what);
+    CHECK(contains(what, message));
+    CHECK(caret(what) == at);
+  }
+}
+
+TEST_CASE("long lines are cut and odd bytes replaced in a message") {
+  const std::string wide = std::string(200, ' ') + "oops" + std::string(200, ' ') + "| dense";
+  const std::string message = refusal(wide);
+  CHECK(message.size() < 400);
+  const std::size_t excerpt = message.find("\n  ...") + 3;
+  CHECK(message.substr(excerpt + caret(message), 4) == "oops");
+
+  const std::string tabs = refusal("# \xc3\xa9\n\tcausal \t\xc3\xa9");
+  CHECK(contains(tabs, "2:10: unexpected character (byte 0xc3)\n   causal  ?\n"));
+  CHECK(caret(tabs) == 9);
+}
+
+TEST_CASE("nesting is limited to 64 levels") {
+  const auto nested = [](int levels) {
+    return std::string(levels, '(') + "causal" + std::string(levels, ')');
+  };
+  CHECK(printed(nested(64)) == "causal");
+  CHECK(contains(refusal(nested(65)), "nested deeper than 64 levels"));
+  CHECK(printed(std::string(64, '!') + "causal") == "causal");
+  CHECK(contains(refusal(std::string(65, '!') + "causal"), "nested deeper than 64 levels"));
+  CHECK(contains(refusal(std::string(60000, '(')), "nested deeper than 64 levels"));
+  CHECK(contains(refusal(std::string(60000, '!')), "nested deeper than 64 levels"));
+}
+
+TEST_CASE("the length of a text and the number of atoms are limited") {
+  const std::string longest = "causal" + std::string(64 * 1024 - 6, ' ');
+  CHECK(printed(longest) == "causal");
+  CHECK(contains(refusal(longest + ' '), "the text has 65537 bytes; at most 65536 are read"));
+
+  std::string many = "causal";
+  for (int i = 1; i < 1024; ++i) many += "|causal";
+  CHECK(Mask::parse(many).operands().size() == 1024);
+  const std::string message = refusal(many + "|dense");
+  CHECK(contains(message, "the mask has more than 1024 atoms"));
+  CHECK(contains(refusal("heads(0: " + many + ", 1: " + many + "|dense)"), "more than 1024 atoms"));
+  CHECK(Pattern::parse("heads(0: " + many + ", 1: " + many + ")").classes().size() == 2);
+}
+
+TEST_CASE("a mask has no heads") {
+  CHECK(Mask::parse("causal | sink(2)").text() == "causal | sink(2)");
+  const std::string message = refusal_of([] { Mask::parse("heads(0: causal)"); });
+  CHECK(contains(message, "heads(...) must be the whole pattern"));
+}
+
+TEST_CASE("sets of heads parse by themselves") {
+  const girih::HeadSet set("0-3+8+12-15");
+  CHECK_FALSE(set.rest);
+  REQUIRE(set.ranges.size() == 3);
+  CHECK(set.ranges[1] == girih::HeadSet::Range{8, 8});
+  CHECK(set.ranges[2] == girih::HeadSet::Range{12, 15});
+  CHECK(girih::HeadSet("else").rest);
+  CHECK(girih::HeadSet(" 3 ") == girih::HeadSet("3-3"));
+  const std::string message = refusal_of([] { girih::HeadSet("0-3,8"); });
+  CHECK(contains(message, "expected '+' or the end of the set, found ','"));
+  CHECK(caret(message) == 3);
+  CHECK(contains(refusal_of([] { girih::HeadSet(""); }), "expected a head number or 'else'"));
+}

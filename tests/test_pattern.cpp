@@ -1,1 +1,193 @@
-// To be written.
+// Masks and patterns as values: the operators, their limits, and the heads that a pattern covers.
+#include <doctest/doctest.h>
+
+#include <climits>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+#include <vector>
+
+#include "girih/error.hpp"
+#include "girih/pattern.hpp"
+#include "pattern/interpret.hpp"
+
+using girih::causal;
+using girih::dense;
+using girih::Mask;
+using girih::Pattern;
+using girih::sink;
+using girih::window;
+
+namespace {
+
+template <class Action>
+std::string refusal(Action&& action) {
+  try {
+    action();
+  } catch (const girih::Error& error) {
+    CHECK(error.code() == girih::Errc::invalid_argument);
+    return error.what();
+  }
+  FAIL("accepted");
+  return {};
+}
+
+bool contains(const std::string& text, std::string_view part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("operators flatten, keep the order and remove double negation") {
+  const Mask mask = causal() & (sink(128) | window({.left = 255}));
+  CHECK(mask.op() == Mask::Op::all_of);
+  REQUIRE(mask.operands().size() == 2);
+  CHECK(mask.operands()[1].op() == Mask::Op::any_of);
+  CHECK(mask.text() == "causal & (sink(128) | window(left=255))");
+
+  CHECK((dense() & (causal() & sink(1))) == ((dense() & causal()) & sink(1)));
+  CHECK((dense() | (causal() | sink(1))).operands().size() == 3);
+  CHECK((dense() & causal()) != (causal() & dense()));
+  CHECK(sink(1) != sink(2));
+  CHECK(!!causal() == causal());
+  CHECK(!!!(causal() & dense()) == !(causal() & dense()));
+  CHECK(((!(causal() | dense())) & !causal()).text() == "!(causal | dense) & !causal");
+}
+
+TEST_CASE("operands survive being used twice") {
+  Mask mask = causal() & sink(1);
+  const Mask both = mask & mask;
+  CHECK(both.text() == "causal & sink(1) & causal & sink(1)");
+  CHECK(mask.text() == "causal & sink(1)");
+  mask = mask | mask;
+  CHECK(mask.text() == "causal & sink(1) | causal & sink(1)");
+}
+
+TEST_CASE("atoms by name agree with the functions and with the table") {
+  CHECK(Mask::atom("causal") == causal());
+  CHECK(Mask::atom("window", {255, -1}) == window({.left = 255}));
+  CHECK(Mask::atom("sink", {3}).numbers() == std::vector<int>{3});
+  for (const girih::AtomInfo& info : girih::pattern::atom_table()) {
+    const Mask mask = Mask::atom(info.name, std::vector<int>(info.num_params, 5));
+    CHECK(std::string(girih::pattern::atom_table()[mask.atom_index()].name) == info.name);
+    CHECK(Mask::parse(mask.text()) == mask);
+  }
+}
+
+TEST_CASE("bad atoms are refused with the value and the limit") {
+  CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
+        "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink");
+  CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
+  CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
+  CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));
+  CHECK(
+      contains(refusal([] { window({.right = INT_MAX}); }), "right = 2147483647 is out of range"));
+  CHECK(sink(girih::kMaxNumber).text() == "sink(536870912)");
+}
+
+TEST_CASE("masks built without end are refused before they can harm") {
+  Mask deep = causal();
+  int levels = 0;
+  const std::string message = refusal([&] {
+    for (;; ++levels) deep = sink(1) | !(deep & dense());
+  });
+  CHECK(message == "the mask is nested deeper than 64 levels of parentheses and '!'");
+  CHECK(levels == 21);  // each but the first adds a ! and two pairs of parentheses
+  CHECK(Mask::parse(deep.text()) == deep);
+
+  Mask wide = causal();
+  CHECK(refusal([&] {
+          for (;;) wide = wide | window({.left = 3});
+        }) == "the mask has more than 1024 atoms");
+}
+
+TEST_CASE("the longest masks still parse back") {
+  const Mask atom = !window({.left = girih::kMaxNumber, .right = girih::kMaxNumber});
+  Mask mask = atom & atom;
+  for (int i = 0; i < 9; ++i) mask = i % 2 == 0 ? (mask | mask) : (mask & mask);
+  REQUIRE(mask.text().size() > 40000);
+  CHECK(Mask::parse(mask.text()) == mask);
+  CHECK(contains(refusal([&] {
+                   std::vector<Pattern::HeadClass> classes;
+                   for (int h = 0; h < 2; ++h) classes.push_back({std::to_string(h).c_str(), mask});
+                   girih::heads(classes);
+                 }),
+                 "the pattern's text is longer than 65536 bytes"));
+}
+
+TEST_CASE("equal patterns hash alike") {
+  const Pattern a = Pattern::parse("heads(0-3: causal, else: dense)");
+  const Pattern b = girih::heads({{"0-3", causal()}, {"else", dense()}});
+  CHECK(a == b);
+  CHECK(std::hash<Pattern>()(a) == std::hash<Pattern>()(b));
+  CHECK(a != girih::kv_heads({{"0-3", causal()}, {"else", dense()}}));
+  CHECK(Pattern(causal()) != girih::heads({{"else", causal()}}));
+  CHECK(std::unordered_set<Pattern>{a, b, Pattern(causal())}.size() == 2);
+}
+
+TEST_CASE("a pattern is one mask for all heads or one for each set") {
+  const Pattern uniform = causal();
+  CHECK_FALSE(uniform.per_head());
+  REQUIRE(uniform.classes().size() == 1);
+  CHECK(uniform.classes()[0].heads == girih::HeadSet());
+  CHECK(uniform.class_of_head(4, 2) == std::vector<int>{0, 0, 0, 0});
+
+  const Pattern mixed = girih::heads({{"1+3", causal()}, {"else", dense()}});
+  CHECK(mixed.per_head());
+  CHECK(mixed.head_unit() == Pattern::HeadUnit::query);
+  CHECK(mixed.text() == "heads(1+3: causal, else: dense)");
+  CHECK(mixed.class_of_head(5, 1) == std::vector<int>{1, 0, 1, 0, 1});
+  CHECK(girih::heads({{"0-1", causal()}, {"else", dense()}}).class_of_head(2, 2) ==
+        std::vector<int>{0, 0});
+}
+
+TEST_CASE("kv_heads gives a whole group its kv head's mask") {
+  const Pattern pattern = girih::kv_heads({{"0", causal()}, {"1", dense()}});
+  CHECK(pattern.head_unit() == Pattern::HeadUnit::kv);
+  CHECK(pattern.text() == "kv_heads(0: causal, 1: dense)");
+  CHECK(pattern.class_of_head(6, 2) == std::vector<int>{0, 0, 0, 1, 1, 1});
+}
+
+TEST_CASE("heads covered never, twice or not there are named") {
+  const auto classes = [](const char* text, int num_heads, int num_heads_kv) {
+    return refusal([&] { Pattern::parse(text).class_of_head(num_heads, num_heads_kv); });
+  };
+  CHECK(classes("heads(0-3: causal, 3-7: dense)", 8, 8) ==
+        "head 3 is covered twice: by set '0-3' and by set '3-7'");
+  CHECK(classes("heads(0+0: causal, else: dense)", 8, 8) ==
+        "head 0 is covered twice: by set '0+0' and by set '0+0'");
+  CHECK(classes("heads(0-3: causal, 5-7: dense)", 8, 8) ==
+        "head 4 of 8 is covered by no set: name it, or add 'else: MASK'");
+  CHECK(classes("heads(0-8: causal)", 8, 8) ==
+        "head 8 in set '0-8' does not exist: there are 8, numbered 0-7");
+  CHECK(classes("heads(20-30: causal, else: dense)", 8, 8) ==
+        "head 20 in set '20-30' does not exist: there are 8, numbered 0-7");
+  CHECK(classes("kv_heads(0: causal)", 8, 2) ==
+        "kv head 1 of 2 is covered by no set: name it, or add 'else: MASK'");
+  CHECK(classes("kv_heads(0-7: causal)", 8, 2) ==
+        "kv head 2 in set '0-7' does not exist: there are 2, numbered 0-1");
+  CHECK(contains(classes("causal", 8, 3), "num_heads 8 and num_heads_kv 3"));
+  CHECK(contains(classes("causal", 0, 1), "num_heads 0 and num_heads_kv 1"));
+  CHECK(contains(classes("kv_heads(else: causal)", 8, -1), "num_heads_kv -1"));
+}
+
+TEST_CASE("sets of heads that C++ code fills in are checked") {
+  const auto with = [](girih::HeadSet set) {
+    return refusal([&] { girih::heads({{set, causal()}}); });
+  };
+  girih::HeadSet set;
+  CHECK(contains(with(set), "either 'else' or one or more ranges"));
+  set.ranges = {{3, 2}};
+  CHECK(contains(with(set), "heads 3-2 are not a range"));
+  set.ranges = {{-1, 2}};
+  CHECK(contains(with(set), "heads -1-2 are not a range"));
+  set.ranges = {{0, 2}};
+  set.rest = true;
+  CHECK(contains(with(set), "either 'else' or one or more ranges"));
+  CHECK(contains(refusal([] { girih::heads({}); }), "at least one set of heads"));
+  CHECK(contains(refusal([] {
+                   girih::heads({{"else", causal()}, {"else", dense()}});
+                 }),
+                 "'else' stands twice"));
+}

@@ -1,1 +1,341 @@
-// To be written.
+// The program as a process: what it prints, and how it ends when the input or the machine is bad.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sandbox.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using girih::tests::TemporaryFolder;
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write(const fs::path& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+struct Result {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+// Runs the program with the given GIRIH_* variables and no others.
+class Program {
+ public:
+  Program() { set("GIRIH_CACHE_DIR", (folder_ / "cache").string()); }
+
+  void set(const std::string& name, const std::string& value) {
+    variables_.emplace_back(name, value);
+  }
+  const TemporaryFolder& folder() const { return folder_; }
+
+  Result run(std::vector<std::string> arguments, const std::string& input = "") const {
+    const fs::path in = folder_ / "stdin", out = folder_ / "stdout", err = folder_ / "stderr";
+    write(in, input);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    const int create = O_WRONLY | O_CREAT | O_TRUNC;
+    posix_spawn_file_actions_addopen(&actions, 0, in.c_str(), O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), create, 0600);
+    posix_spawn_file_actions_addopen(&actions, 2, err.c_str(), create, 0600);
+
+    static const std::string program =
+        (fs::read_symlink("/proc/self/exe").parent_path() / "girih").string();
+    arguments.insert(arguments.begin(), program);
+    std::vector<std::string> environment = inherited_environment();
+    for (const auto& [name, value] : variables_) environment.push_back(name + "=" + value);
+
+    pid_t child = 0;
+    const int error = posix_spawn(&child, program.c_str(), &actions, nullptr,
+                                  pointers(arguments).data(), pointers(environment).data());
+    posix_spawn_file_actions_destroy(&actions);
+    REQUIRE_MESSAGE(error == 0, "cannot run ", program);
+    return {girih::tests::wait_for(child), read(out), read(err)};
+  }
+
+  Json json(std::vector<std::string> arguments, int exit_code = 0) const {
+    arguments.push_back("--json");
+    const Result result = run(std::move(arguments));
+    INFO(result.err);
+    CHECK(result.exit_code == exit_code);
+    return Json::parse(result.out);
+  }
+
+ private:
+  static std::vector<std::string> inherited_environment() {
+    std::vector<std::string> environment;
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+      const std::string text = *entry;
+      if (!text.starts_with("GIRIH_")) environment.push_back(text);
+    }
+    return environment;
+  }
+  static std::vector<char*> pointers(std::vector<std::string>& strings) {
+    std::vector<char*> result;
+    for (std::string& string : strings) result.push_back(string.data());
+    result.push_back(nullptr);
+    return result;
+  }
+
+  TemporaryFolder folder_;
+  std::vector<std::pair<std::string, std::string>> variables_;
+};
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// Both ways of reporting: exit code and message on stderr, and the object on stdout.
+void check_refused(std::vector<std::string> arguments, int exit_code, const std::string& code,
+                   const std::vector<std::string>& parts, const Program& program = {}) {
+  const Result result = program.run(arguments);
+  INFO(result.err);
+  CHECK(result.exit_code == exit_code);
+  CHECK(result.out.empty());
+  for (const std::string& part : parts) {
+    INFO("expected: ", part);
+    CHECK(contains(result.err, part));
+  }
+  const Json error = program.json(std::move(arguments), exit_code)["error"];
+  CHECK(error["code"] == code);
+  CHECK(contains(result.err, error["message"]));
+}
+
+// Tests that compile need NVRTC; the machines that build Girih have it.
+bool nvrtc_found() {
+  const bool found = Program().json({"env"})["nvrtc"]["found"];
+  if (!found) MESSAGE("skipped: there is no NVRTC");
+  return found;
+}
+
+const std::vector<std::string> kCompile{"compile", "causal", "--arch", "sm_80"};
+
+std::vector<std::string> operator+(std::vector<std::string> a, const std::vector<std::string>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+}  // namespace
+
+TEST_CASE("program: show counts what is visible, over all heads") {
+  const Program program;
+  CHECK(program.json({"show", "causal", "--seqlen-q", "4", "--seqlen-k", "4"})["density"] == 0.625);
+  const Json two = program.json(
+      {"show", "heads(0: causal, 1: dense)", "--heads", "2", "--seqlen-q", "4", "--seqlen-k", "4"});
+  CHECK(two["density"] == 0.8125);
+  CHECK(two["classes"][0]["density"] == 0.625);
+  CHECK(two["classes"][0]["heads"] == "0");
+  CHECK(two["classes"][1]["visible"] == 16);
+  CHECK(two["pattern"] == "heads(0: causal, 1: dense)");
+  CHECK(program.json({"show", "causal", "--seqlen-q", "0"})["density"] == 0);
+}
+
+TEST_CASE("program: show counts the tiles that a kernel visits") {
+  const Json tiles = Program().json({"show", "causal", "--seqlen-q", "4096", "--seqlen-k", "4096",
+                                     "--block-m", "128", "--block-n", "64"})["classes"][0]["tiles"];
+  // Query tile i sees 2 i whole tiles and crosses the diagonal in two.
+  CHECK(tiles["full"] == 992);
+  CHECK(tiles["partial"] == 64);
+  CHECK(tiles["empty"] == 992);
+}
+
+TEST_CASE("program: show draws each class and names its heads") {
+  const Result result =
+      Program().run({"show", "kv_heads(0: causal, else: causal & sink(64))", "--heads", "8",
+                     "--kv-heads", "2", "--seqlen-q", "256", "--seqlen-k", "256"});
+  CHECK(result.exit_code == 0);
+  CHECK(contains(result.out, "heads 0-3: causal\n"));
+  CHECK(contains(result.out, "heads 4-7: causal & sink(64)\n"));
+  CHECK(contains(result.out, "#"));
+  CHECK(contains(result.out, "density"));
+}
+
+TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
+  const Program program;
+  const fs::path file = program.folder() / "p.girih";
+  write(file, "# a comment, not a pattern\n  causal &\n\n  sink(4)\n");
+  for (const std::string& argument : {file.string(), "@" + file.string()}) {
+    CHECK(program.json({"show", argument})["pattern"] == "causal & sink(4)");
+  }
+  const Result piped = program.run({"show", "-", "--json"}, "dense\n");
+  CHECK(Json::parse(piped.out)["pattern"] == "dense");
+  check_refused({"show", "@/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+}
+
+TEST_CASE("program: env reports versions, folders and every variable") {
+  Program program;
+  program.set("GIRIH_LOG", "info");
+  const Json report = program.json({"env"});
+  CHECK(report["version"].is_string());
+  CHECK(report["cache"]["directory"] == (program.folder() / "cache").string());
+  CHECK(report["cache"]["writable"] == true);
+  CHECK(report["driver"]["devices"].is_array());
+  bool log_seen = false;
+  for (const Json& variable : report["variables"]) {
+    CHECK(!variable["meaning"].get<std::string>().empty());
+    if (variable["name"] == "GIRIH_LOG") log_seen = variable["value"] == "info";
+  }
+  CHECK(log_seen);
+  const Result text = program.run({"env"});
+  CHECK(text.exit_code == 0);
+  CHECK(contains(text.out, "GIRIH_CACHE_DIR"));
+}
+
+TEST_CASE("program: compile writes what it made and reports its resources") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const fs::path cubin = program.folder() / "kernel.cubin";
+  const Json report = program.json({"compile", "causal & (sink(64) | window(left=255))",
+                                    "--head-dim", "128", "--dtype", "bf16", "--heads", "32",
+                                    "--kv-heads", "8", "--arch", "sm_90a", "-o", cubin.string()});
+  CHECK(report["arch"].get<std::string>().starts_with("sm_90"));
+  CHECK(report["registers"] > 0);
+  CHECK(report["spill_bytes"] == 0);
+  CHECK(report["stack_bytes"] == 0);
+  CHECK(report["shared_bytes"] > 0);
+  CHECK(report["compile_ms"] > 0);
+  CHECK(report["cache_hit"] == false);
+  CHECK(report["warnings"].empty());
+  const std::string bytes = read(cubin);
+  CHECK(bytes.starts_with("\177ELF"));
+  CHECK(report["bytes"] == bytes.size());
+
+  const Result ptx = program.run(kCompile + std::vector<std::string>{"--emit", "ptx"});
+  CHECK(contains(ptx.out, ".target sm_80"));
+  const Result source = program.run({"source", "causal", "--arch", "sm_80"});
+  CHECK(contains(source.out, "extern \"C\""));
+  CHECK(program.run(kCompile + std::vector<std::string>{"--emit", "source"}).out == source.out);
+}
+
+TEST_CASE("program: a second process finds the kernel without NVRTC") {
+  if (!nvrtc_found()) return;
+  Program program;
+  CHECK(program.json(kCompile)["cache_hit"] == false);
+  program.set("GIRIH_NVRTC", "/nonexistent");
+  const Json second = program.json(kCompile);
+  CHECK(second["cache_hit"] == true);
+  CHECK(second["registers"] > 0);
+}
+
+TEST_CASE("program: without NVRTC and with an empty cache nothing can be compiled") {
+  Program program;
+  program.set("GIRIH_NVRTC", "/nonexistent");
+  check_refused(kCompile, 4, "compile_failed", {"/nonexistent"}, program);
+}
+
+TEST_CASE("program: a miss while compiling is off says so") {
+  Program program;
+  program.set("GIRIH_JIT", "off");
+  check_refused(kCompile, 6, "jit_disabled", {"GIRIH_JIT"}, program);
+}
+
+TEST_CASE("program: a missing cache folder is made") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const fs::path folder = program.folder() / "a" / "b";
+  const std::vector<std::string> arguments =
+      kCompile + std::vector<std::string>{"--cache-dir", folder.string()};
+  CHECK(program.json(arguments)["cache_hit"] == false);
+  CHECK(fs::is_directory(folder));
+  CHECK(program.json(arguments)["cache_hit"] == true);
+}
+
+TEST_CASE("program: an unwritable cache folder costs a warning, not the kernel") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  write(program.folder() / "file", "");  // below a file no folder can be made, not even by root
+  const fs::path folder = program.folder() / "file" / "cache";
+  const Result result =
+      program.run(kCompile + std::vector<std::string>{"--cache-dir", folder.string()});
+  CHECK(result.exit_code == 0);
+  CHECK(contains(result.err, "warning"));
+  CHECK(contains(result.err, folder.string()));
+}
+
+TEST_CASE("program: an unknown GIRIH_ variable is warned about once") {
+  Program program;
+  program.set("GIRIH_CASHE_DIR", "/tmp");
+  const Result result = program.run({"source", "causal", "--arch", "sm_80"});
+  CHECK(result.exit_code == 0);
+  const std::size_t first = result.err.find("GIRIH_CASHE_DIR");
+  REQUIRE(first != std::string::npos);
+  CHECK(result.err.find("GIRIH_CASHE_DIR", first + 1) == std::string::npos);
+  CHECK(contains(result.err, "GIRIH_CACHE_DIR"));
+}
+
+TEST_CASE("program: wrong usage") {
+  const Program program;
+  CHECK(program.run({"--help"}).exit_code == 0);
+  CHECK(contains(program.run({"--version"}).out, "girih "));
+  check_refused({"show"}, 2, "invalid_argument", {"PATTERN"});
+  check_refused({"show", "causal", "--colour"}, 2, "invalid_argument", {"--colour"});
+  check_refused({"show", "causal", "--seqlen-q", "-1"}, 2, "invalid_argument", {"-1"});
+  check_refused({"show", "causal", "--block-n", "0"}, 2, "invalid_argument", {"--block-n 0"});
+  check_refused(kCompile + std::vector<std::string>{"--dtype", "fp8"}, 2, "invalid_argument",
+                {"fp8", "bf16"});
+  check_refused(kCompile + std::vector<std::string>{"--jit", "maybe"}, 2, "invalid_argument",
+                {"maybe", "off"});
+  if (!nvrtc_found()) return;
+  check_refused(kCompile + std::vector<std::string>{"-o", "/nonexistent/file"}, 2,
+                "invalid_argument", {"/nonexistent/file"});
+}
+
+TEST_CASE("program: patterns that are not patterns") {
+  check_refused({"show", "causal & sunk(4)"}, 2, "invalid_argument", {"sunk", "^"});
+  check_refused({"show", "causal & (sink(4)"}, 2, "invalid_argument", {")", "^"});
+  check_refused({"show", ""}, 2, "invalid_argument", {});
+}
+
+TEST_CASE("program: heads covered never, twice, or not countable") {
+  check_refused({"show", "heads(0-2: causal)", "--heads", "4"}, 2, "invalid_argument", {"head 3"});
+  check_refused({"show", "heads(0-2: causal, 2-3: dense)", "--heads", "4"}, 2, "invalid_argument",
+                {"head 2"});
+  check_refused({"show", "heads(0-2: causal, else: dense)"}, 2, "invalid_argument", {"--heads"});
+  check_refused({"show", "causal", "--heads", "6", "--kv-heads", "4"}, 2, "invalid_argument",
+                {"6", "4"});
+  check_refused(kCompile + std::vector<std::string>{"--heads", "6", "--kv-heads", "4"}, 2,
+                "invalid_argument", {"6", "4"});
+  check_refused({"show", "causal", "--heads", "0"}, 2, "invalid_argument", {"0"});
+}
+
+TEST_CASE("program: head dims without a kernel") {
+  check_refused(kCompile + std::vector<std::string>{"--head-dim", "0"}, 2, "invalid_argument",
+                {"head_dim 0"});
+  for (const std::string head_dim : {"17", "512"}) {
+    check_refused(kCompile + std::vector<std::string>{"--head-dim", head_dim}, 3, "unsupported",
+                  {"head_dim " + head_dim, "64", "128"});
+  }
+}
+
+TEST_CASE("program: architectures without a kernel") {
+  check_refused({"compile", "causal", "--arch", "foo"}, 2, "invalid_argument", {"foo"});
+  check_refused({"compile", "causal", "--arch", "sm_70"}, 3, "unsupported", {"sm_70", "sm_80"});
+  if (!nvrtc_found()) return;
+  // Well formed and newer than any: whether it exists is for NVRTC to say.
+  check_refused({"compile", "causal", "--arch", "sm_999"}, 4, "compile_failed", {"sm_999"});
+}
+
+TEST_CASE("program: without a GPU, what needs one says so") {
+  if (!Program().json({"env"})["driver"]["devices"].empty()) {
+    MESSAGE("skipped: there is a GPU");
+    return;
+  }
+  check_refused({"verify", "causal", "--seqlen-q", "16", "--seqlen-k", "16"}, 5, "no_device", {});
+  check_refused({"compile", "causal"}, 5, "no_device", {"--arch"});
+}

@@ -1,1 +1,139 @@
-// To be written.
+// girih show PATTERN: pictures of its head classes, how much is visible, and which tiles a kernel
+// would visit. Needs neither a GPU nor NVRTC.
+#include <fmt/format.h>
+
+#include "common.hpp"
+#include "pattern/interpret.hpp"
+#include "pattern/picture.hpp"
+
+namespace girih::tools {
+namespace {
+
+struct ClassReport {
+  std::string mask;
+  std::vector<int> heads;  // query heads, ascending
+  std::int64_t visible = 0;
+  pattern::TileCounts tiles;
+  std::string picture;
+};
+
+// "0-15+31"
+std::string ranges_text(const std::vector<int>& heads) {
+  std::string text;
+  for (std::size_t i = 0; i < heads.size();) {
+    std::size_t last = i;
+    while (last + 1 < heads.size() && heads[last + 1] == heads[last] + 1) ++last;
+    if (!text.empty()) text += '+';
+    text += i == last ? fmt::format("{}", heads[i]) : fmt::format("{}-{}", heads[i], heads[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
+std::vector<ClassReport> classes_of(const Pattern& pattern, const Problem& problem,
+                                    const Geometry& geometry, int block_m, int block_n) {
+  std::vector<ClassReport> reports(pattern.classes().size());
+  const std::vector<int> class_of_head =
+      pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
+  for (int head = 0; head < problem.num_heads; ++head) {
+    reports[static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(head)])]
+        .heads.push_back(head);
+  }
+  for (std::size_t i = 0; i < reports.size(); ++i) {
+    const Mask& mask = pattern.classes()[i].mask;
+    reports[i].mask = mask.text();
+    reports[i].visible = pattern::count_visible(mask, geometry);
+    reports[i].tiles = pattern::count_tiles(mask, geometry, block_m, block_n);
+    reports[i].picture = pattern::picture(mask, geometry);
+  }
+  return reports;
+}
+
+// Of `visible` elements in `heads` heads; a matrix without elements has density 0.
+double density(double visible, double heads, const Geometry& geometry) {
+  const double elements = heads * geometry.seqlen_q * geometry.seqlen_k;
+  return elements > 0 ? visible / elements : 0;
+}
+
+void check_at_least(const char* option, int value, int least) {
+  if (value >= least && value <= kMaxNumber) return;
+  throw Error(Errc::invalid_argument, fmt::format("{} {} is out of range: give {} to {}", option,
+                                                  value, least, kMaxNumber));
+}
+
+}  // namespace
+
+void add_show(CLI::App& app, Context& context) {
+  struct Options {
+    std::string pattern;
+    ProblemOptions problem;
+    int seqlen_q = 1024, seqlen_k = 1024;
+    int block_m = 128, block_n = 64;
+  };
+  const auto options = std::make_shared<Options>();
+
+  CLI::App* verb = add_verb(app, context, "show", "Draw a pattern and count what it makes visible");
+  add_pattern_argument(*verb, options->pattern);
+  verb->add_option("--seqlen-q", options->seqlen_q, "Query rows")->capture_default_str();
+  verb->add_option("--seqlen-k", options->seqlen_k, "Keys")->capture_default_str();
+  verb->add_option("--block-m", options->block_m, "Query rows of a tile")->capture_default_str();
+  verb->add_option("--block-n", options->block_n, "Keys of a tile")->capture_default_str();
+  add_head_options(*verb, options->problem);
+
+  verb->callback([options, &context] {
+    check_at_least("--seqlen-q", options->seqlen_q, 0);
+    check_at_least("--seqlen-k", options->seqlen_k, 0);
+    check_at_least("--block-m", options->block_m, 1);
+    check_at_least("--block-n", options->block_n, 1);
+    const Pattern pattern = read_pattern(options->pattern);
+    const Problem problem = options->problem.resolve(pattern);
+    const Geometry geometry{.seqlen_q = options->seqlen_q,
+                            .seqlen_k = options->seqlen_k,
+                            .q_start = options->seqlen_k - options->seqlen_q};
+    const std::vector<ClassReport> classes =
+        classes_of(pattern, problem, geometry, options->block_m, options->block_n);
+    double visible = 0;
+    for (const ClassReport& report : classes) {
+      visible += static_cast<double>(report.visible) * static_cast<double>(report.heads.size());
+    }
+    const double total_density = density(visible, problem.num_heads, geometry);
+
+    if (context.json) {
+      Json json{{"pattern", pattern.text()},
+                {"seqlen_q", geometry.seqlen_q},
+                {"seqlen_k", geometry.seqlen_k},
+                {"num_heads", problem.num_heads},
+                {"num_heads_kv", problem.num_heads_kv},
+                {"block_m", options->block_m},
+                {"block_n", options->block_n},
+                {"density", total_density},
+                {"classes", Json::array()}};
+      for (const ClassReport& report : classes) {
+        json["classes"].push_back(
+            {{"mask", report.mask},
+             {"heads", ranges_text(report.heads)},
+             {"num_heads", report.heads.size()},
+             {"visible", report.visible},
+             {"density", density(static_cast<double>(report.visible), 1, geometry)},
+             {"tiles",
+              {{"full", report.tiles.full},
+               {"partial", report.tiles.partial},
+               {"empty", report.tiles.empty}}},
+             {"picture", report.picture}});
+      }
+      return print_json(json);
+    }
+    for (const ClassReport& report : classes) {
+      print(fmt::format(
+          "{} {}: {}\n{}density {:.4f}; tiles of {} x {}: {} full, {} partial, {} empty\n\n",
+          report.heads.size() == 1 ? "head" : "heads", ranges_text(report.heads), report.mask,
+          report.picture, density(static_cast<double>(report.visible), 1, geometry),
+          options->block_m, options->block_n, report.tiles.full, report.tiles.partial,
+          report.tiles.empty));
+    }
+    print(fmt::format("{}\n{} queries, {} keys, heads: {}; density {:.4f}\n", pattern.text(),
+                      geometry.seqlen_q, geometry.seqlen_k, problem.num_heads, total_density));
+  });
+}
+
+}  // namespace girih::tools

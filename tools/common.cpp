@@ -1,1 +1,251 @@
-// To be written.
+#include "common.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <sstream>
+
+#include "support/fs.hpp"
+#include "verify/device.hpp"
+
+namespace girih::tools {
+namespace {
+
+std::string file_text(const std::filesystem::path& path) {
+  const auto text = support::read_file(path);
+  if (!text) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("cannot read the pattern file '{}': it must exist and be readable",
+                            path.string()));
+  }
+  return *text;
+}
+
+// One line: a parse error then shows the text with a caret under the character.
+std::string without_comments(const std::string& text) {
+  std::istringstream lines(text);
+  std::string joined;
+  for (std::string line; std::getline(lines, line);) {
+    constexpr auto kBlank = " \t\r";
+    const auto begin = line.find_first_not_of(kBlank);
+    if (begin == std::string::npos || line[begin] == '#') continue;
+    if (!joined.empty()) joined += ' ';
+    joined += line.substr(begin, line.find_last_not_of(kBlank) - begin + 1);
+  }
+  return joined;
+}
+
+jit::Mode parse_mode(std::string_view text) {
+  if (text == "auto") return jit::Mode::automatic;
+  if (text == "off") return jit::Mode::off;
+  throw Error(Errc::invalid_argument,
+              fmt::format("--jit '{}' is not known: auto and off are", text));
+}
+
+}  // namespace
+
+ExitCode exit_code(Errc code) {
+  switch (code) {
+    case Errc::invalid_argument:
+      return kUsage;
+    case Errc::unsupported:
+      return kUnsupported;
+    case Errc::compile_failed:
+      return kCompileFailed;
+    case Errc::no_device:
+      return kNoDevice;
+    case Errc::jit_disabled:
+      return kJitDisabled;
+    case Errc::cache_io:
+    case Errc::driver:
+    case Errc::internal:
+      break;
+  }
+  return kFailure;
+}
+
+CLI::App* add_verb(CLI::App& app, Context& context, const std::string& name,
+                   const std::string& description) {
+  CLI::App* verb = app.add_subcommand(name, description);
+  verb->add_flag("--json", context.json, "Print one JSON object on stdout");
+  return verb;
+}
+
+CLI::Option* add_pattern_argument(CLI::App& verb, std::string& text) {
+  return verb
+      .add_option("PATTERN", text, "What may attend to what: text, a file, @FILE, or - for stdin")
+      ->required();
+}
+
+Problem ProblemOptions::resolve(const Pattern& pattern) const {
+  if (pattern.per_head() && !num_heads) {
+    throw Error(Errc::invalid_argument,
+                "this pattern names heads, so their number is needed: give --heads");
+  }
+  if (pattern.per_head() && pattern.head_unit() == Pattern::HeadUnit::kv && !num_heads_kv) {
+    throw Error(Errc::invalid_argument,
+                "this pattern names key/value heads, so their number is needed: give --kv-heads");
+  }
+  Problem problem;
+  problem.dtype = dtype;
+  problem.head_dim = head_dim;
+  problem.num_heads = num_heads.value_or(num_heads_kv.value_or(1));
+  problem.num_heads_kv = num_heads_kv.value_or(problem.num_heads);
+  return problem;
+}
+
+void add_head_options(CLI::App& verb, ProblemOptions& options) {
+  verb.add_option("--heads", options.num_heads, "Query heads");
+  verb.add_option("--kv-heads", options.num_heads_kv,
+                  "Key/value heads, a divisor of --heads; default: as many");
+}
+
+void add_problem_options(CLI::App& verb, ProblemOptions& options) {
+  verb.add_option("--head-dim", options.head_dim, "Width of a head")->capture_default_str();
+  verb.add_option_function<std::string>(
+          "--dtype", [&options](const std::string& text) { options.dtype = parse_dtype(text); },
+          "bf16 or fp16")
+      ->default_str(to_string(options.dtype));
+  add_head_options(verb, options);
+}
+
+void add_tile_options(CLI::App& verb, TileConfig& tile) {
+  const std::string group = "Tile (what is left out, Girih chooses)";
+  verb.add_option("--block-m", tile.block_m, "Query rows of a tile")->group(group);
+  verb.add_option("--block-n", tile.block_n, "Keys of a tile")->group(group);
+  verb.add_option("--stages", tile.num_stages, "K/V tiles in flight")->group(group);
+  verb.add_option("--warps", tile.num_warps, "Warps of a CTA")->group(group);
+}
+
+void add_jit_options(CLI::App& verb, jit::Options& options) {
+  const std::string group = "Compiling and caching (each overrides the variable beside it)";
+  const auto add_path = [&](const char* name, std::optional<std::filesystem::path>& path,
+                            const char* description) {
+    verb.add_option_function<std::string>(
+            name, [&path](const std::string& text) { path = text; }, description)
+        ->group(group);
+  };
+  verb.add_option_function<std::string>(
+          "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
+          "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
+      ->group(group);
+  add_path("--cache-dir", options.cache_dir, "Folder of the cache (GIRIH_CACHE_DIR)");
+  verb.add_option_function<std::vector<std::string>>(
+          "--cache-layer",
+          [&options](const std::vector<std::string>& folders) {
+            options.cache_layers.emplace(folders.begin(), folders.end());
+          },
+          "Read-only cache folder, may be repeated (GIRIH_CACHE_LAYERS)")
+      ->allow_extra_args(false)
+      ->group(group);
+  add_path("--nvrtc", options.nvrtc, "NVRTC, the library or its folder (GIRIH_NVRTC)");
+  add_path("--template-dir", options.template_dir, "Templates to use first (GIRIH_TEMPLATE_DIR)");
+  add_path("--dump", options.dump_dir, "Folder for what is made on the way (GIRIH_DUMP)");
+}
+
+void add_arch_option(CLI::App& verb, std::string& arch) {
+  verb.add_option("--arch", arch, "Such as sm_80 or sm_90a; default: the present device's");
+}
+
+Pattern read_pattern(const std::string& argument) {
+  if (argument == "-") {
+    return Pattern::parse(without_comments(std::string(std::istreambuf_iterator(std::cin), {})));
+  }
+  if (argument.starts_with('@'))
+    return Pattern::parse(without_comments(file_text(argument.substr(1))));
+  std::error_code error;  // a long pattern is no file name, and that is fine
+  if (std::filesystem::is_regular_file(argument, error)) {
+    return Pattern::parse(without_comments(file_text(argument)));
+  }
+  return Pattern::parse(argument);
+}
+
+DType parse_dtype(std::string_view text) {
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    if (text == to_string(dtype)) return dtype;
+  }
+  throw Error(Errc::invalid_argument,
+              fmt::format("dtype '{}' is not known: bf16 and fp16 are", text));
+}
+
+std::string resolve_arch(const std::string& arch) {
+  if (!arch.empty()) return arch;
+  std::string reason;
+  if (!verify::device_available(&reason)) {
+    throw Error(Errc::no_device,
+                fmt::format("no GPU to compile for ({}): name an architecture, e.g. --arch sm_90a",
+                            reason));
+  }
+  return verify::Device().arch();
+}
+
+void print_json(const Json& json) {
+  // Bytes that are not UTF-8 can come in with a path or a pattern; they must not stop an answer.
+  print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+void write_output(const std::filesystem::path& path, std::string_view bytes) {
+  std::ofstream file(path, std::ios::binary);  // not by renaming: it may be a device or a pipe
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  file.close();
+  if (!file) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("cannot write {} bytes to '{}': give a file in a writable folder",
+                            bytes.size(), path.string()));
+  }
+}
+
+Json to_json(const TileConfig& tile) {
+  return {{"block_m", tile.block_m},
+          {"block_n", tile.block_n},
+          {"num_stages", tile.num_stages},
+          {"num_warps", tile.num_warps}};
+}
+
+Json to_json(const Problem& problem) {
+  return {{"dtype", to_string(problem.dtype)},
+          {"head_dim", problem.head_dim},
+          {"num_heads", problem.num_heads},
+          {"num_heads_kv", problem.num_heads_kv},
+          {"layout", to_string(problem.layout)}};
+}
+
+Json to_json(const jit::KernelInfo& info) {
+  return {{"arch", info.arch},
+          {"key", info.key},
+          {"tile", to_json(info.tile)},
+          {"registers", info.registers},
+          {"spill_bytes", info.spill_bytes},
+          {"stack_bytes", info.stack_bytes},
+          {"shared_bytes", info.shared_bytes},
+          {"threads", info.threads},
+          {"compile_ms", info.compile_ms},
+          {"cache_hit", info.cache_hit},
+          {"compiler", info.compiler}};
+}
+
+std::string to_text(const TileConfig& tile) {
+  return fmt::format("{} x {}, {} stages, {} warps", tile.block_m, tile.block_n, tile.num_stages,
+                     tile.num_warps);
+}
+
+std::string to_text(const jit::KernelInfo& info) {
+  return fmt::format(
+      "arch        {}\n"
+      "tile        {}\n"
+      "registers   {} a thread, {} bytes spilled, {} bytes of stack\n"
+      "CTA         {} threads, {} bytes of shared memory\n"
+      "compiled    in {:.0f} ms by {}{}\n"
+      "key         {}\n",
+      info.arch, to_text(info.tile), info.registers, info.spill_bytes, info.stack_bytes,
+      info.threads, info.shared_bytes, info.compile_ms, info.compiler,
+      info.cache_hit ? ", found in the cache" : "", info.key);
+}
+
+}  // namespace girih::tools

@@ -1,1 +1,69 @@
-int main() { return 0; }
+// The `girih` program: one verb a file, errors and exit codes here.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <string_view>
+
+#include "common.hpp"
+#include "support/env.hpp"
+
+namespace {
+
+using namespace girih;
+using namespace girih::tools;
+
+int report(const char* code, std::string_view message, int exit_code, bool json) {
+  fmt::print(stderr, "girih: error: {}\n", message);
+  if (json) print_json({{"error", {{"code", code}, {"message", message}}}});
+  return exit_code;
+}
+
+int run(CLI::App& app, Context& context, int argc, char** argv) {
+  // The parser sets context.json only when the whole command line is right.
+  const bool json = std::any_of(argv, argv + argc,
+                                [](std::string_view argument) { return argument == "--json"; });
+  try {
+    app.parse(argc, argv);
+    return context.exit_code;
+  } catch (const CLI::Success& request) {  // --help, --version
+    return app.exit(request);
+  } catch (const CLI::ParseError& error) {
+    return report(
+        to_string(Errc::invalid_argument),
+        fmt::format("{} (girih --help, or girih VERB --help, lists what there is)", error.what()),
+        kUsage, json);
+  } catch (const Error& error) {
+    return report(to_string(error.code()), error.what(), exit_code(error.code()), json);
+  } catch (const std::exception& error) {
+    return report(to_string(Errc::internal), error.what(), kFailure, json);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  support::warn_about_unknown_variables();
+
+  CLI::App app("Sparse-attention kernels, made at run time.", "girih");
+  app.set_version_flag("--version", "girih " GIRIH_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Exit codes: 0 done, 1 failure, 2 usage, 3 unsupported, 4 compile failed, 5 no usable "
+      "device,\n"
+      "6 cache miss while compiling is off, 130 interrupted.");
+  Context context;
+  add_compile(app, context);
+  add_show(app, context);
+  add_source(app, context);
+  add_verify(app, context);
+  add_env(app, context);
+
+  const int code = run(app, context, argc, argv);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+    fmt::print(stderr, "girih: error: the result could not be written to stdout\n");
+    return kFailure;
+  }
+  return code;
+}

@@ -16,8 +16,11 @@ namespace girih::cache {
 std::filesystem::path default_directory();
 
 struct DiskCacheOptions {
-  std::filesystem::path directory;            ///< read and written; empty: no cache
-  bool directory_is_default = false;          ///< then strict about owner, rights and symlinks
+  std::filesystem::path directory;  ///< read and written; empty: no cache
+  /// The per-user folder that nobody named: it, its folders and its entries must belong to this
+  /// user, be writable by nobody else and, below the folder itself, be no symbolic links. A named
+  /// folder is trusted unless everyone can write to it.
+  bool directory_is_default = false;
   std::vector<std::filesystem::path> layers;  ///< read-only, looked up after `directory`
 };
 
@@ -47,12 +50,21 @@ class DiskCache {
     friend class DiskCache;
     Lock() = default;
     int fd_ = -1;
+    std::filesystem::path path_;
   };
   Lock lock(const Key& key, int timeout_ms = 30000) const;
 
   std::filesystem::path path_of(const Key& key) const;  ///< in the writable folder
 
  private:
+  struct Folder {
+    std::filesystem::path path;
+    bool strict = false;
+    bool writable = false;
+  };
+  Folder own_folder() const;
+  static std::optional<Entry> read(const Folder& folder, const Key& key);
+
   DiskCacheOptions options_;
 };
 

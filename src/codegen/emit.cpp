@@ -1,1 +1,46 @@
-// To be written.
+#include "codegen/emit.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "girih/version.hpp"
+
+namespace girih::codegen {
+
+std::string emit(const plan::KernelSpec& spec) {
+  const TileConfig& tile = spec.tile;
+  return fmt::format(R"(// Girih {version}: attention forward, {dtype}, head_dim {head_dim}, {arch}.
+#include "girih/fwd_sm80.cuh"
+
+namespace girih {{
+struct Config {{
+  using Element = {element};
+  static constexpr int kHeadDim = {head_dim};
+  static constexpr int kBlockM = {block_m};
+  static constexpr int kBlockN = {block_n};
+  static constexpr int kNumStages = {num_stages};
+  static constexpr int kNumWarps = {num_warps};
+  using Classes = HeadClasses<  //
+      {structures}>;
+  using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers>;
+}};
+}}  // namespace girih
+
+extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
+    {symbol}(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads) {{
+  girih::FwdSm80<girih::Config>::run(params, heads);
+}}
+)",
+                     fmt::arg("version", GIRIH_VERSION), fmt::arg("dtype", to_string(spec.dtype)),
+                     fmt::arg("head_dim", spec.head_dim), fmt::arg("arch", spec.arch.name()),
+                     fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
+                     fmt::arg("num_stages", tile.num_stages), fmt::arg("num_warps", tile.num_warps),
+                     fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
+                     fmt::arg("head_capacity", spec.head_capacity),
+                     fmt::arg("threads", 32 * tile.num_warps),
+                     fmt::arg("min_ctas", spec.min_ctas_per_sm), fmt::arg("symbol", kKernelSymbol));
+}
+
+}  // namespace girih::codegen

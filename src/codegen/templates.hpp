@@ -21,12 +21,14 @@ std::span<const EmbeddedTemplate> embedded_templates();
 struct TemplateFile {
   std::string name;
   std::string text;
-  std::string digest;
+  std::string digest;  ///< of the text
 };
 
-/// Every template that `source` includes, directly or not, sorted by name. Texts come from
-/// `template_dir` where it has the file, else from the library.
-/// @throws Error internal when an included template does not exist.
+/// Every template that `source` includes, directly or not, sorted by name: whatever an
+/// `#include "girih/..."` outside a comment names, whether or not an #if leaves it out. Texts come
+/// from `template_dir` where it has the file, else from the library.
+/// @throws Error invalid_argument when `template_dir` holds no folder `girih`, internal when an
+/// included template does not exist.
 std::vector<TemplateFile> reachable_templates(
     std::string_view source, const std::optional<std::filesystem::path>& template_dir);
 

@@ -22,7 +22,7 @@ struct Request {
   std::optional<std::filesystem::path> nvrtc_path;  ///< a library or its folder
 };
 
-/// ptxas' report, of the kernel that uses most.
+/// ptxas' report; of several kernels and functions the largest of each number.
 struct Resources {
   int registers = 0;
   int spill_bytes = 0;  ///< stores + loads
@@ -42,12 +42,14 @@ struct Output {
 /// The options every kernel is compiled with; part of the cache key.
 const std::vector<std::string>& default_options();
 
+/// Thread-safe. Options that this NVRTC is too old for are left out.
 /// @throws Error compile_failed: NVRTC is missing (the message lists where it was looked for and
-/// what to do), does not know the architecture, or refused the source (its log, with the source
-/// lines around each error).
+/// what to do) or refused the source (its log, with the source lines around each error);
+/// unsupported: it does not know the architecture (the message lists those it does).
 Output compile(const Request& request);
 
-/// ptxas warnings that mean lost performance: "C7510 ..." lines of a log.
+/// ptxas' remarks that mean lost performance, "(C7510) Potential Performance Loss: ...": serialised
+/// wgmma, ignored setmaxnreg, injected waits. Each once, in the log's order.
 std::vector<std::string> performance_warnings(const std::string& log);
 
 Resources parse_resources(const std::string& log);
@@ -56,7 +58,9 @@ struct Library {
   std::string version;         ///< "NVRTC 13.0"
   std::filesystem::path path;  ///< of the file that was opened
 };
-/// Opens NVRTC if it can be. @return empty when there is none; then `reason` says why.
+/// Opens NVRTC if it can be: the path that is given and no other, or else a copy that the process
+/// has loaded, or else where the loader, CUDA toolkits and Python packages put it.
+/// @return empty when there is none; then `reason` says why.
 std::optional<Library> find_library(const std::optional<std::filesystem::path>& nvrtc_path,
                                     std::string* reason = nullptr);
 

@@ -3,17 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "girih/pattern.hpp"
 #include "girih/shared/geometry.cuh"
-#include "girih/shared/atoms.cuh"
+#include "pattern/atoms.hpp"  // atom_table()
 
 namespace girih::pattern {
-
-/// Every atom's name, type and numbers, in the order of GIRIH_ATOMS; Mask::atom_index() indexes it.
-std::span<const AtomInfo> atom_table();
 
 /// Whether row q sees key k; false outside the sequence.
 bool visible(const Mask& mask, const Geometry& geometry, int q, int k);

@@ -1,1 +1,134 @@
-// To be written.
+// Masks as values: construction from C++, the operators and their limits, canonical text.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "girih/error.hpp"
+#include "girih/pattern.hpp"
+#include "pattern/atoms.hpp"
+
+namespace girih {
+namespace {
+
+using pattern::atom_table;
+
+// An operand of & that is an alternative stands in parentheses, and so does any operator under !.
+bool needs_parentheses(Mask::Op outer, Mask::Op inner) {
+  if (outer == Mask::Op::all_of) return inner == Mask::Op::any_of;
+  if (outer == Mask::Op::negation) return inner == Mask::Op::all_of || inner == Mask::Op::any_of;
+  return false;
+}
+
+// The deepest atom's number of enclosing parentheses and `!` in canonical text.
+int nesting(const Mask& mask) {
+  int deepest = 0;
+  for (const Mask& operand : mask.operands()) {
+    const int parentheses = needs_parentheses(mask.op(), operand.op()) ? 1 : 0;
+    deepest = std::max(deepest, parentheses + nesting(operand));
+  }
+  return deepest + (mask.op() == Mask::Op::negation ? 1 : 0);
+}
+
+int count_atoms(const Mask& mask) {
+  if (mask.op() == Mask::Op::atom) return 1;
+  int count = 0;
+  for (const Mask& operand : mask.operands()) count += count_atoms(operand);
+  return count;
+}
+
+void check_limits(const Mask& mask) {
+  if (nesting(mask) > pattern::kMaxNesting) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the mask is nested deeper than {} levels of parentheses and '!'",
+                            pattern::kMaxNesting));
+  }
+  if (count_atoms(mask) > pattern::kMaxAtoms) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
+  }
+}
+
+// A single parameter goes without its name; parameters at their default are left out.
+std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers) {
+  std::string arguments;
+  for (int i = 0; i < info.num_params; ++i) {
+    const AtomParam& param = info.params[i];
+    if (!param.required && numbers[i] == param.fallback) continue;
+    if (!arguments.empty()) arguments += ", ";
+    if (info.num_params > 1) arguments += fmt::format("{}=", param.name);
+    arguments += fmt::format("{}", numbers[i]);
+  }
+  return arguments.empty() ? info.name : fmt::format("{}({})", info.name, arguments);
+}
+
+}  // namespace
+
+Mask Mask::atom(std::string_view name, std::vector<int> numbers) {
+  const int index = pattern::find_atom(name);
+  if (index < 0) throw Error(Errc::invalid_argument, pattern::unknown_atom(name));
+  const AtomInfo& info = atom_table()[index];
+  if (static_cast<int>(numbers.size()) != info.num_params) {
+    throw Error(Errc::invalid_argument, fmt::format("{} takes {} numbers, not {}", info.name,
+                                                    info.num_params, numbers.size()));
+  }
+  for (int i = 0; i < info.num_params; ++i) {
+    if (pattern::in_range(info.params[i], numbers[i])) continue;
+    throw Error(Errc::invalid_argument,
+                pattern::out_of_range(info, info.params[i], std::to_string(numbers[i])));
+  }
+  Mask mask;
+  mask.atom_ = index;
+  mask.numbers_ = std::move(numbers);
+  return mask;
+}
+
+Mask Mask::join(Op op, Mask a, Mask b) {
+  Mask result;
+  result.op_ = op;
+  for (Mask* side : {&a, &b}) {
+    if (side->op_ == op) {
+      std::move(side->operands_.begin(), side->operands_.end(),
+                std::back_inserter(result.operands_));
+    } else {
+      result.operands_.push_back(std::move(*side));
+    }
+  }
+  check_limits(result);
+  return result;
+}
+
+Mask operator&(Mask a, Mask b) { return Mask::join(Mask::Op::all_of, std::move(a), std::move(b)); }
+
+Mask operator|(Mask a, Mask b) { return Mask::join(Mask::Op::any_of, std::move(a), std::move(b)); }
+
+Mask operator!(Mask a) {
+  if (a.op_ == Mask::Op::negation) return Mask(std::move(a.operands_.front()));
+  Mask result;
+  result.op_ = Mask::Op::negation;
+  result.operands_.push_back(std::move(a));
+  check_limits(result);
+  return result;
+}
+
+std::string Mask::text() const {
+  if (op_ == Op::atom) return atom_text(atom_table()[atom_], numbers_);
+  std::string result = op_ == Op::negation ? "!" : "";
+  for (const Mask& operand : operands_) {
+    if (&operand != &operands_.front()) result += op_ == Op::all_of ? " & " : " | ";
+    const bool parentheses = needs_parentheses(op_, operand.op_);
+    if (parentheses) result += '(';
+    result += operand.text();
+    if (parentheses) result += ')';
+  }
+  return result;
+}
+
+Mask dense() { return Mask::atom("dense"); }
+Mask causal() { return Mask::atom("causal"); }
+Mask window(WindowBounds bounds) { return Mask::atom("window", {bounds.left, bounds.right}); }
+Mask sink(int n) { return Mask::atom("sink", {n}); }
+
+}  // namespace girih

@@ -1,1 +1,403 @@
-// To be written.
+// Pattern text to patterns, by recursive descent. Every refusal shows the line with a caret under
+// the character. The grammar:
+//
+//   pattern = ("heads" | "kv_heads") "(" set ":" or { "," set ":" or } ")" | or
+//   set     = range { "+" range } | "else"        range = int [ "-" int ]
+//   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
+//   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
+//   arg     = [ name "=" ] [ "-" ] int
+//
+// Whitespace is free; "#" starts a comment that ends with the line.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "girih/error.hpp"
+#include "girih/pattern.hpp"
+#include "pattern/atoms.hpp"
+
+namespace girih {
+namespace {
+
+using pattern::quote;
+
+bool is_space(char c) { return c == ' ' || ('\t' <= c && c <= '\r'); }
+bool is_digit(char c) { return '0' <= c && c <= '9'; }
+bool is_letter(char c) { return ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || c == '_'; }
+
+// `message`, then the line that holds text[at] with a caret under it.
+[[noreturn]] void fail(std::string_view text, std::size_t at, const std::string& message) {
+  const std::size_t previous = text.substr(0, at).rfind('\n');
+  const std::size_t line_begin = previous == std::string_view::npos ? 0 : previous + 1;
+  const std::size_t line_end = std::min(text.find('\n', at), text.size());
+  constexpr std::size_t kReach = 60;  // of a long line, so much is shown on either side
+  const std::size_t shown_begin = at - std::min(at - line_begin, kReach);
+  const std::size_t shown_end = std::min(line_end, at + kReach);
+
+  std::string excerpt = shown_begin > line_begin ? "..." : "";
+  std::size_t caret = 0;
+  for (std::size_t i = shown_begin; i <= shown_end; ++i) {
+    if (i == at) caret = excerpt.size();
+    if (i == shown_end) break;
+    const auto byte = static_cast<unsigned char>(text[i]);
+    if ((byte & 0xc0) == 0x80 && i != at && i != shown_begin) continue;  // inside a UTF-8 character
+    excerpt += is_space(text[i]) ? ' ' : byte < ' ' || byte > '~' ? '?' : text[i];
+  }
+  if (shown_end < line_end) excerpt += "...";
+
+  const bool single_line = text.find('\n') == std::string_view::npos;
+  const auto line = 1 + std::count(text.begin(), text.begin() + line_begin, '\n');
+  throw Error(Errc::invalid_argument,
+              fmt::format("{}{}\n  {}\n  {:>{}}",
+                          single_line ? "" : fmt::format("{}:{}: ", line, at - line_begin + 1),
+                          message, excerpt, '^', caret + 1));
+}
+
+struct Token {
+  enum class Kind { end, name, number, symbol };
+  Kind kind = Kind::end;
+  std::string_view text;
+  std::size_t at = 0;
+
+  bool is(char c) const { return kind == Kind::symbol && text.front() == c; }
+  bool is(std::string_view word) const { return kind == Kind::name && text == word; }
+};
+
+class Parser {
+ public:
+  explicit Parser(std::string_view text) : text_(text) {
+    if (text.size() > pattern::kMaxTextBytes) {
+      throw Error(Errc::invalid_argument, fmt::format("the text has {} bytes; at most {} are read",
+                                                      text.size(), pattern::kMaxTextBytes));
+    }
+    advance();
+  }
+
+  Pattern whole_pattern() {
+    if (!token_.is("heads") && !token_.is("kv_heads")) return whole_mask();
+    const bool kv = token_.text == "kv_heads";
+    advance();
+    std::vector<Pattern::HeadClass> classes = head_classes();
+    if (token_.kind != Token::Kind::end) {
+      fail_here(
+          fmt::format("heads(...) is the whole pattern: expected the end, found {}", found()));
+    }
+    return kv ? kv_heads(std::move(classes)) : heads(std::move(classes));
+  }
+
+  Mask whole_mask() {
+    Mask result = any_of();
+    if (token_.is(')')) fail_here("this ')' closes nothing");
+    expect_end_of_mask(token_.kind == Token::Kind::end, " or the end");
+    return result;
+  }
+
+  HeadSet whole_set() {
+    HeadSet result = head_set();
+    if (token_.kind != Token::Kind::end) {
+      fail_here(fmt::format("expected '+' or the end of the set, found {}", found()));
+    }
+    return result;
+  }
+
+ private:
+  // --- Tokens ---
+
+  void advance() {
+    const std::size_t behind = position_;
+    while (position_ < text_.size() && (is_space(text_[position_]) || text_[position_] == '#')) {
+      if (text_[position_] == '#') {
+        position_ = std::min(text_.find('\n', position_), text_.size());
+      } else {
+        ++position_;
+      }
+    }
+    const std::size_t begin = position_;
+    if (begin == text_.size()) {
+      token_ = {Token::Kind::end, {}, behind};
+      return;
+    }
+    const char c = text_[begin];
+    Token::Kind kind = Token::Kind::symbol;
+    ++position_;
+    if (is_letter(c)) {
+      kind = Token::Kind::name;
+      skip_while([](char d) { return is_letter(d) || is_digit(d); });
+    } else if (is_digit(c)) {  // 1.5, 2e3 and 4x4 become one token, refused as one
+      kind = Token::Kind::number;
+      skip_while([](char d) { return is_letter(d) || is_digit(d) || d == '.'; });
+    } else if (std::string_view("&|!(),:+-=$\"[].*/").find(c) == std::string_view::npos) {
+      fail(text_, begin,
+           fmt::format("unexpected character (byte 0x{:02x})", static_cast<unsigned char>(c)));
+    }
+    token_ = {kind, text_.substr(begin, position_ - begin), begin};
+  }
+
+  template <class Predicate>
+  void skip_while(Predicate predicate) {
+    while (position_ < text_.size() && predicate(text_[position_])) ++position_;
+  }
+
+  bool accept(char c) {
+    if (!token_.is(c)) return false;
+    advance();
+    return true;
+  }
+
+  std::string found() const {
+    return token_.kind == Token::Kind::end ? "the end of the text" : quote(token_.text);
+  }
+
+  [[noreturn]] void fail_here(const std::string& message) const { fail(text_, token_.at, message); }
+
+  // --- Masks ---
+
+  Mask any_of() {
+    Mask result = all_of();
+    while (accept('|')) result = std::move(result) | all_of();
+    return result;
+  }
+
+  Mask all_of() {
+    Mask result = negation();
+    while (accept('&')) result = std::move(result) & negation();
+    return result;
+  }
+
+  Mask negation() {
+    if (!token_.is('!')) return primary();
+    enter();
+    advance();
+    Mask result = !negation();
+    --nesting_;
+    return result;
+  }
+
+  Mask primary() {
+    if (token_.is('(')) {
+      enter();
+      advance();
+      Mask result = any_of();
+      expect_end_of_mask(token_.is(')'), " or ')'");
+      advance();
+      --nesting_;
+      return result;
+    }
+    if (token_.is("heads") || token_.is("kv_heads")) {
+      fail_here(fmt::format("{}(...) must be the whole pattern: it cannot be part of a mask",
+                            token_.text));
+    }
+    if (token_.kind != Token::Kind::name) {
+      const bool doubled = token_.at > 0 && (token_.is('&') || token_.is('|')) &&
+                           text_[token_.at - 1] == token_.text.front();
+      fail_here(fmt::format("expected an atom, '!' or '(', found {}{}", found(),
+                            doubled ? "; the operators are single: & and |" : ""));
+    }
+    return atom();
+  }
+
+  void enter() {
+    if (++nesting_ > pattern::kMaxNesting) {
+      fail_here(
+          fmt::format("nested deeper than {} levels of parentheses and '!'", pattern::kMaxNesting));
+    }
+  }
+
+  void expect_end_of_mask(bool ended, std::string_view closing) const {
+    if (ended) return;
+    if (token_.is("with")) fail_here("modifiers ('with ...') are not supported");
+    fail_here(fmt::format("expected '&', '|'{}, found {}", closing, found()));
+  }
+
+  // --- Atoms ---
+
+  Mask atom() {
+    const Token name = token_;
+    const int index = pattern::find_atom(name.text);
+    if (index < 0) fail_here(pattern::unknown_atom(name.text));
+    if (++num_atoms_ > pattern::kMaxAtoms) {
+      fail_here(fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
+    }
+    const AtomInfo& info = pattern::atom_table()[index];
+    advance();
+
+    std::optional<int> given[std::extent_v<decltype(AtomInfo::params)>];
+    if (token_.is('(')) arguments(info, given);
+    std::vector<int> numbers;
+    for (int i = 0; i < info.num_params; ++i) {
+      const AtomParam& param = info.params[i];
+      if (param.required && !given[i]) {
+        fail(text_, name.at,
+             fmt::format("{0} needs its number {1}: {0}({1})", info.name, param.name));
+      }
+      numbers.push_back(given[i].value_or(param.fallback));
+    }
+    return Mask::atom(info.name, std::move(numbers));
+  }
+
+  void arguments(const AtomInfo& info, std::optional<int>* given) {
+    advance();
+    if (accept(')')) return;
+    bool named = false;
+    for (int next = 0;; ++next) {
+      int index = next;
+      if (token_.kind == Token::Kind::name && equals_sign_follows()) {
+        named = true;
+        index = parameter(info);
+        if (given[index]) fail_here(fmt::format("{} is given twice", info.params[index].name));
+        advance();
+        advance();
+      } else if (named) {
+        fail_here(fmt::format("expected NAME=NUMBER, found {}: numbers without a name come first",
+                              found()));
+      } else if (index >= info.num_params) {
+        fail_here(info.num_params == 0
+                      ? fmt::format("{} takes no arguments", info.name)
+                      : fmt::format("{} takes {} ({}), this is one more", info.name,
+                                    info.num_params, parameter_names(info)));
+      }
+      given[index] = argument(info, info.params[index]);
+      if (accept(')')) return;
+      if (!accept(',')) fail_here(fmt::format("expected ',' or ')', found {}", found()));
+    }
+  }
+
+  bool equals_sign_follows() const {
+    Parser ahead = *this;
+    ahead.advance();
+    return ahead.token_.is('=');
+  }
+
+  int parameter(const AtomInfo& info) const {
+    for (int i = 0; i < info.num_params; ++i) {
+      if (token_.text == info.params[i].name) return i;
+    }
+    fail_here(info.num_params == 0 ? fmt::format("{} takes no arguments", info.name)
+                                   : fmt::format("{} has no argument {}: it takes {}", info.name,
+                                                 quote(token_.text), parameter_names(info)));
+  }
+
+  static std::string parameter_names(const AtomInfo& info) {
+    std::string names;
+    for (int i = 0; i < info.num_params; ++i) {
+      names += (i == 0 ? "" : ", ") + std::string(info.params[i].name);
+    }
+    return names;
+  }
+
+  int argument(const AtomInfo& info, const AtomParam& param) {
+    const std::size_t at = token_.at;
+    if (token_.is('$')) {
+      fail_here(fmt::format("run-time inputs ('$...') are not supported: {} takes a whole number",
+                            param.name));
+    }
+    const bool negative = accept('-');
+    const std::optional<long long> magnitude = whole_number();
+    if (!magnitude) {
+      fail_here(
+          fmt::format("{}: {} takes a whole number, found {}", info.name, param.name, found()));
+    }
+    const long long value = negative ? -*magnitude : *magnitude;
+    if (!pattern::in_range(param, value)) {
+      fail(text_, at, pattern::out_of_range(info, param, (negative ? "-" : "") + digits()));
+    }
+    advance();
+    return static_cast<int>(value);
+  }
+
+  // The current token's value; whatever does not fit saturates. Empty when it is not a number.
+  std::optional<long long> whole_number() const {
+    if (token_.kind != Token::Kind::number) return {};
+    long long value = 0;
+    const char* end = token_.text.data() + token_.text.size();
+    const auto [stop, error] = std::from_chars(token_.text.data(), end, value);
+    if (stop != end) return {};
+    return error == std::errc() ? value : std::numeric_limits<long long>::max();
+  }
+
+  std::string digits() const {  // in a message, without quotes
+    constexpr std::size_t kLongest = 24;
+    return std::string(token_.text.substr(0, kLongest)) +
+           (token_.text.size() > kLongest ? "..." : "");
+  }
+
+  // --- Heads ---
+
+  std::vector<Pattern::HeadClass> head_classes() {
+    if (!accept('(')) fail_here(fmt::format("expected '(' after heads, found {}", found()));
+    std::vector<Pattern::HeadClass> classes;
+    bool rest = false;
+    for (;;) {
+      if (rest && token_.is("else")) fail_here("'else' stands twice");
+      HeadSet set = head_set();
+      rest = rest || set.rest;
+      if (!accept(':')) {
+        fail_here(fmt::format("expected {}':' after a set of heads, found {}",
+                              set.rest ? "" : "'-', '+' or ", found()));
+      }
+      num_atoms_ = 0;
+      classes.push_back({std::move(set), any_of()});
+      if (accept(')')) return classes;
+      expect_end_of_mask(token_.is(','), ", ',' or ')'");
+      advance();
+    }
+  }
+
+  HeadSet head_set() {
+    HeadSet set;
+    if (token_.is("else")) {
+      advance();
+      set.rest = true;
+      return set;
+    }
+    do {
+      const std::size_t at = token_.at;
+      const int first = head_number();
+      const int last = accept('-') ? head_number() : first;
+      if (last < first) {
+        fail(text_, at,
+             fmt::format("the range {}-{} is empty: write the lower head first", first, last));
+      }
+      set.ranges.push_back({first, last});
+    } while (accept('+'));
+    return set;
+  }
+
+  int head_number() {
+    const std::optional<long long> value = whole_number();
+    if (!value) {
+      fail_here(fmt::format("expected a head number or 'else', found {}", found()));
+    }
+    if (*value > kMaxNumber) {
+      fail_here(fmt::format("head {} is out of range: 0 to {} are allowed", digits(), kMaxNumber));
+    }
+    advance();
+    return static_cast<int>(*value);
+  }
+
+  std::string_view text_;
+  std::size_t position_ = 0;  // behind token_
+  Token token_;
+  int nesting_ = 0;
+  int num_atoms_ = 0;
+};
+
+}  // namespace
+
+Mask Mask::parse(std::string_view text) { return Parser(text).whole_mask(); }
+
+Pattern Pattern::parse(std::string_view text) { return Parser(text).whole_pattern(); }
+
+HeadSet::HeadSet(const char* text) : HeadSet(std::string_view(text)) {}
+
+HeadSet::HeadSet(std::string_view text) : HeadSet(Parser(text).whole_set()) {}
+
+}  // namespace girih

@@ -1,1 +1,143 @@
-// To be written.
+// Patterns as values: masks for sets of heads, canonical text, and which head has which mask.
+#include "girih/pattern.hpp"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "girih/error.hpp"
+#include "pattern/atoms.hpp"
+
+namespace girih {
+namespace {
+
+std::string set_text(const HeadSet& set) {
+  if (set.rest) return "else";
+  std::string text;
+  for (const HeadSet::Range& range : set.ranges) {
+    if (!text.empty()) text += '+';
+    text += range.first == range.last ? fmt::format("{}", range.first)
+                                      : fmt::format("{}-{}", range.first, range.last);
+  }
+  return text;
+}
+
+void check_set(const HeadSet& set) {
+  if (set.rest != set.ranges.empty()) {
+    throw Error(Errc::invalid_argument,
+                "a set of heads is either 'else' or one or more ranges such as 0-3+8");
+  }
+  for (const HeadSet::Range& range : set.ranges) {
+    if (0 <= range.first && range.first <= range.last && range.last <= kMaxNumber) continue;
+    throw Error(Errc::invalid_argument,
+                fmt::format("heads {}-{} are not a range: 0 <= first <= last <= {} is needed",
+                            range.first, range.last, kMaxNumber));
+  }
+}
+
+void check_classes(const std::vector<Pattern::HeadClass>& classes) {
+  if (classes.empty()) {
+    throw Error(Errc::invalid_argument, "a pattern by heads needs at least one set of heads");
+  }
+  bool rest = false;
+  for (const Pattern::HeadClass& head_class : classes) {
+    check_set(head_class.heads);
+    if (rest && head_class.heads.rest) {
+      throw Error(Errc::invalid_argument, "'else' stands twice: a pattern has one remainder");
+    }
+    rest = rest || head_class.heads.rest;
+  }
+}
+
+void check_length(const Pattern& pattern) {
+  if (pattern.text().size() > pattern::kMaxTextBytes) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the pattern's text is longer than {} bytes: use fewer classes",
+                            pattern::kMaxTextBytes));
+  }
+}
+
+}  // namespace
+
+Pattern::Pattern(Mask mask) { classes_.push_back({HeadSet(), std::move(mask)}); }
+
+Pattern heads(std::vector<Pattern::HeadClass> classes) {
+  check_classes(classes);
+  Pattern pattern(classes.front().mask);
+  pattern.classes_ = std::move(classes);
+  pattern.per_head_ = true;
+  check_length(pattern);
+  return pattern;
+}
+
+Pattern kv_heads(std::vector<Pattern::HeadClass> classes) {
+  Pattern pattern = heads(std::move(classes));
+  pattern.unit_ = Pattern::HeadUnit::kv;
+  check_length(pattern);
+  return pattern;
+}
+
+std::string Pattern::text() const {
+  if (!per_head_) return classes_.front().mask.text();
+  std::string text;
+  for (const HeadClass& head_class : classes_) {
+    text += text.empty() ? (unit_ == HeadUnit::kv ? "kv_heads(" : "heads(") : ", ";
+    text += set_text(head_class.heads) + ": " + head_class.mask.text();
+  }
+  return text + ')';
+}
+
+std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv) const {
+  if (num_heads < 1 || num_heads_kv < 1 || num_heads % num_heads_kv != 0) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("num_heads {} and num_heads_kv {}: both must be positive, and "
+                            "num_heads a multiple of num_heads_kv",
+                            num_heads, num_heads_kv));
+  }
+  if (!per_head_) return std::vector<int>(num_heads, 0);
+
+  const bool kv = unit_ == HeadUnit::kv;
+  const int count = kv ? num_heads_kv : num_heads;
+  const char* head = kv ? "kv head" : "head";
+  constexpr int kNone = -1;
+  std::vector<int> class_of(count, kNone);
+  int rest = kNone;
+  for (int c = 0; c < static_cast<int>(classes_.size()); ++c) {
+    const HeadSet& set = classes_[c].heads;
+    if (set.rest) rest = c;
+    for (const HeadSet::Range& range : set.ranges) {
+      if (range.last >= count) {
+        throw Error(
+            Errc::invalid_argument,
+            fmt::format("{} {} in set {} does not exist: there are {}, numbered 0-{}", head,
+                        max(range.first, count), pattern::quote(set_text(set)), count, count - 1));
+      }
+      for (int h = range.first; h <= range.last; ++h) {
+        if (class_of[h] != kNone) {
+          throw Error(Errc::invalid_argument,
+                      fmt::format("{} {} is covered twice: by set {} and by set {}", head, h,
+                                  pattern::quote(set_text(classes_[class_of[h]].heads)),
+                                  pattern::quote(set_text(set))));
+        }
+        class_of[h] = c;
+      }
+    }
+  }
+  for (int h = 0; h < count; ++h) {
+    if (class_of[h] != kNone) continue;
+    if (rest == kNone) {
+      throw Error(Errc::invalid_argument,
+                  fmt::format("{} {} of {} is covered by no set: name it, or add 'else: MASK'",
+                              head, h, count));
+    }
+    class_of[h] = rest;
+  }
+  if (!kv) return class_of;
+
+  std::vector<int> class_of_query_head(num_heads);
+  const int group_size = num_heads / num_heads_kv;
+  for (int h = 0; h < num_heads; ++h) class_of_query_head[h] = class_of[h / group_size];
+  return class_of_query_head;
+}
+
+}  // namespace girih

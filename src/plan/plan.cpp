@@ -1,1 +1,205 @@
-// To be written.
+#include "plan/plan.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "girih/error.hpp"
+#include "girih/shared/params.cuh"
+#include "girih/shared/smem_layout.cuh"
+#include "pattern/interpret.hpp"
+
+namespace girih::plan {
+namespace {
+
+constexpr int kMaxRegistersForFragments = 192;  // of 255; the rest is for everything else
+constexpr int kMaxParamBytes = 32764;           // of a kernel, from CUDA 12.1 on
+
+// The default tile. Two CTAs a multiprocessor hide each other's barriers and softmax; a warp with
+// 32 query rows reads each key fragment half as often as two with 16.
+TileConfig heuristic_tile(const Arch& arch, int head_dim) {
+  if (head_dim <= 64) return {.block_m = 128, .block_n = 64, .num_stages = 2, .num_warps = 4};
+  const int per_cta = arch.shared_bytes_per_cta();
+  if (per_cta >= 200 * 1024)
+    return {.block_m = 128, .block_n = 64, .num_stages = 2, .num_warps = 4};
+  if (per_cta >= 128 * 1024)
+    return {.block_m = 128, .block_n = 32, .num_stages = 2, .num_warps = 4};
+  return {.block_m = 64, .block_n = 32, .num_stages = 2, .num_warps = 4};
+}
+
+TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
+  return {.block_m = requested.block_m ? requested.block_m : fallback.block_m,
+          .block_n = requested.block_n ? requested.block_n : fallback.block_n,
+          .num_stages = requested.num_stages ? requested.num_stages : fallback.num_stages,
+          .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
+}
+
+int shared_bytes(const TileConfig& tile, int head_dim) {
+  return fwd_sm80_layout(tile.block_m, tile.block_n, head_dim, tile.num_stages).bytes;
+}
+
+void check_problem(const Problem& problem) {
+  const auto refuse = [](const std::string& message) {
+    throw Error(Errc::invalid_argument, message);
+  };
+  if (problem.head_dim < 1) {
+    refuse(fmt::format("head_dim {} must be positive", problem.head_dim));
+  }
+  if (problem.num_heads < 1 || problem.num_heads_kv < 1) {
+    refuse(fmt::format("num_heads {} and num_heads_kv {} must be positive", problem.num_heads,
+                       problem.num_heads_kv));
+  }
+  if (problem.num_heads % problem.num_heads_kv != 0) {
+    refuse(
+        fmt::format("num_heads {} is not a multiple of num_heads_kv {}: every key/value head "
+                    "serves the same number of query heads",
+                    problem.num_heads, problem.num_heads_kv));
+  }
+}
+
+std::vector<std::string> reasons_against(const Problem& problem, const Arch& arch,
+                                         const TileConfig& tile) {
+  std::vector<std::string> reasons;
+  if (problem.head_dim != 64 && problem.head_dim != 128) {
+    const char* remedy = problem.head_dim < 64    ? "; pad to 64"
+                         : problem.head_dim < 128 ? "; pad to 128"
+                                                  : "";
+    reasons.push_back(fmt::format("head_dim {} is not supported on {}: 64 and 128 are{}",
+                                  problem.head_dim, arch.name(), remedy));
+    return reasons;
+  }
+  if (tile.num_warps != 4 && tile.num_warps != 8) {
+    reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
+    return reasons;
+  }
+  const int rows_per_warp = tile.block_m / tile.num_warps;
+  if (rows_per_warp * tile.num_warps != tile.block_m ||
+      (rows_per_warp != 16 && rows_per_warp != 32)) {
+    reasons.push_back(fmt::format("block_m {} is not supported with {} warps: {} and {} are",
+                                  tile.block_m, tile.num_warps, 16 * tile.num_warps,
+                                  32 * tile.num_warps));
+  }
+  if (tile.block_n < 16 || tile.block_n > 256 || tile.block_n % 16 != 0) {
+    reasons.push_back(fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are",
+                                  tile.block_n));
+  }
+  if (tile.num_stages < 2 || tile.num_stages > 4) {
+    reasons.push_back(fmt::format("num_stages {} is not supported: 2 to 4 are", tile.num_stages));
+  }
+  if (!reasons.empty()) return reasons;
+
+  const int fragments = rows_per_warp / 16 * (problem.head_dim + tile.block_n) / 2;
+  if (fragments > kMaxRegistersForFragments) {
+    reasons.push_back(fmt::format(
+        "block_m {} x block_n {} with {} warps at head_dim {} takes {} registers a thread for "
+        "scores and output, more than {}: take more warps or a smaller block_n",
+        tile.block_m, tile.block_n, tile.num_warps, problem.head_dim, fragments,
+        kMaxRegistersForFragments));
+  }
+  const int bytes = shared_bytes(tile, problem.head_dim);
+  if (bytes > arch.shared_bytes_per_cta()) {
+    reasons.push_back(fmt::format(
+        "block_m {} x block_n {} with {} stages takes {} bytes of shared memory, more than the {} "
+        "of {}: take smaller blocks or fewer stages",
+        tile.block_m, tile.block_n, tile.num_stages, bytes, arch.shared_bytes_per_cta(),
+        arch.name()));
+  }
+  return reasons;
+}
+
+// Fills in the pattern's part of the plan: structures and head table.
+void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
+  std::vector<std::string> structures;
+  std::vector<std::vector<int>> numbers;
+  size_t most_numbers = 0;
+  for (const Pattern::HeadClass& head_class : pattern.classes()) {
+    structures.push_back(structure_of(head_class.mask));
+    numbers.push_back(numbers_of(head_class.mask));
+    most_numbers = std::max(most_numbers, numbers.back().size());
+  }
+  const std::vector<int> class_of_head =
+      pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
+
+  // Only structures that some head uses count.
+  std::vector<std::string>& distinct = plan.spec.structures;
+  for (const int c : class_of_head) distinct.push_back(structures[c]);
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+
+  const auto row_of = [&](int pattern_class) {
+    const auto found =
+        std::lower_bound(distinct.begin(), distinct.end(), structures[pattern_class]);
+    std::vector<int> row{static_cast<int>(found - distinct.begin())};
+    row.insert(row.end(), numbers[pattern_class].begin(), numbers[pattern_class].end());
+    row.resize(1 + most_numbers);
+    return row;
+  };
+  bool all_same = true;
+  for (const int c : class_of_head) all_same &= row_of(c) == row_of(class_of_head[0]);
+  plan.spec.head_capacity =
+      all_same ? 1 : std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size())));
+  for (int head = 0; head < plan.spec.head_capacity; ++head) {
+    const bool exists = head < static_cast<int>(class_of_head.size());
+    const std::vector<int> row = row_of(class_of_head[exists ? head : 0]);
+    plan.head_table.insert(plan.head_table.end(), row.begin(), row.end());
+  }
+
+  const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams);
+  if (bytes > kMaxParamBytes) {
+    throw Error(Errc::unsupported,
+                fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
+                            "parameters, more than {}: split the heads over several launches",
+                            problem.num_heads, most_numbers, bytes, kMaxParamBytes));
+  }
+}
+
+}  // namespace
+
+std::string structure_of(const Mask& mask) {
+  std::vector<std::string> operands;
+  for (const Mask& operand : mask.operands()) operands.push_back(structure_of(operand));
+  switch (mask.op()) {
+    case Mask::Op::all_of:
+      return fmt::format("All<{}>", fmt::join(operands, ", "));
+    case Mask::Op::any_of:
+      return fmt::format("Any<{}>", fmt::join(operands, ", "));
+    case Mask::Op::negation:
+      return fmt::format("Not<{}>", operands[0]);
+    case Mask::Op::atom:
+      break;
+  }
+  return fmt::format("Leaf<{}>", pattern::atom_table()[mask.atom_index()].type);
+}
+
+std::vector<int> numbers_of(const Mask& mask) {
+  std::vector<int> numbers = mask.numbers();
+  for (const Mask& operand : mask.operands()) {
+    const std::vector<int> inner = numbers_of(operand);
+    numbers.insert(numbers.end(), inner.begin(), inner.end());
+  }
+  return numbers;
+}
+
+Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
+               const TileConfig& requested) {
+  check_problem(problem);
+  const TileConfig tile = complete(requested, heuristic_tile(arch, problem.head_dim));
+  const std::vector<std::string> reasons = reasons_against(problem, arch, tile);
+  if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
+
+  Plan plan;
+  plan.spec.arch = arch.plain();
+  plan.spec.dtype = problem.dtype;
+  plan.spec.head_dim = problem.head_dim;
+  plan.spec.tile = tile;
+  plan.threads = 32 * tile.num_warps;
+  plan.shared_bytes = shared_bytes(tile, problem.head_dim);
+  const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
+  plan.spec.min_ctas_per_sm = std::clamp(fitting_ctas, 1, 8 / tile.num_warps);
+  plan_heads(pattern, problem, plan);
+  return plan;
+}
+
+}  // namespace girih::plan

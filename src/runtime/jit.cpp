@@ -1,1 +1,381 @@
-// To be written.
+// The main path: a pattern and a problem become a plan, a source, a cubin, a kernel, a launch.
+#include "girih/jit.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <set>
+#include <shared_mutex>
+#include <unordered_map>
+#include <utility>
+
+#include "cache/disk_cache.hpp"
+#include "codegen/emit.hpp"
+#include "codegen/templates.hpp"
+#include "compile/nvrtc.hpp"
+#include "cuda/module.hpp"
+#include "girih/error.hpp"
+#include "girih/version.hpp"
+#include "plan/plan.hpp"
+#include "runtime/arguments.hpp"
+#include "runtime/settings.hpp"
+#include "support/fs.hpp"
+#include "support/log.hpp"
+
+namespace girih::jit {
+namespace {
+
+using runtime::Settings;
+
+// --- Source -> key -> cubin ---------------------------------------------------------------------
+
+// A kernel before it is compiled: its source and its name in the cache.
+struct Source {
+  std::string text;
+  std::vector<codegen::TemplateFile> templates;
+  std::vector<std::pair<std::string, std::string>> manifest;
+  cache::Key key;
+};
+
+Source make_source(const plan::Plan& plan, const Settings& settings) {
+  Source source;
+  source.text = codegen::emit(plan.spec);
+  source.templates = codegen::reachable_templates(source.text, settings.template_dir);
+  for (const codegen::TemplateFile& file : source.templates) {
+    source.manifest.emplace_back(file.name, file.digest);
+  }
+  source.key = cache::make_key({.generator_version = GIRIH_VERSION,
+                                .arch = plan.spec.arch.name(),
+                                .source = source.text,
+                                .manifest = source.manifest,
+                                .options = compiler::default_options()});
+  return source;
+}
+
+compiler::Output compile_source(const Source& source, const Settings& settings) {
+  compiler::Request request;
+  request.source = source.text;
+  for (const codegen::TemplateFile& file : source.templates) {
+    request.headers.push_back({file.name, file.text});
+  }
+  request.arch = source.key.arch;
+  request.options = compiler::default_options();
+  request.nvrtc_path = settings.nvrtc;
+  compiler::Output output = compiler::compile(request);
+  for (const std::string& warning : compiler::performance_warnings(output.log)) {
+    support::log(support::LogLevel::warn, warning);
+  }
+  return output;
+}
+
+cache::Entry make_entry(const Pattern& pattern, const plan::Plan& plan, const Source& source,
+                        const compiler::Output& output) {
+  return {.key = source.key.hex,
+          .arch = source.key.arch,
+          .generator_version = GIRIH_VERSION,
+          .pattern = pattern.text(),
+          .source = source.text,
+          .manifest = source.manifest,
+          .options = compiler::default_options(),
+          .symbol = codegen::kKernelSymbol,
+          .registers = output.resources.registers,
+          .spill_bytes = output.resources.spill_bytes,
+          .stack_bytes = output.resources.stack_bytes,
+          .shared_bytes = plan.shared_bytes,
+          .threads = plan.threads,
+          .compile_ms = output.ms,
+          .compiler = output.version,
+          .cubin = output.cubin};
+}
+
+// GIRIH_DUMP: what was compiled, for a person to read.
+void dump(const std::filesystem::path& directory, const cache::Entry& entry,
+          const std::string& log) {
+  const std::filesystem::path base = directory / fmt::format("{}.{}", entry.arch, entry.key);
+  const std::pair<const char*, const std::string*> files[] = {
+      {".cu", &entry.source}, {".cubin", &entry.cubin}, {".log", &log}};
+  std::error_code ignored;  // the write below says what is wrong
+  std::filesystem::create_directories(directory, ignored);
+  for (const auto& [extension, text] : files) {
+    std::filesystem::path path = base;
+    path += extension;
+    const std::string problem = support::write_file_atomically(path, *text);
+    if (!problem.empty()) {
+      support::log_once(support::LogLevel::warn, "dump",
+                        fmt::format("cannot write {}: {}", path.string(), problem));
+    }
+  }
+}
+
+struct Obtained {
+  cache::Entry entry;
+  bool hit = false;
+  std::string log;
+};
+
+Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Source& source,
+                      const Settings& settings) {
+  const cache::DiskCache disk(settings.cache);
+  if (auto entry = disk.get(source.key)) return {std::move(*entry), true, ""};
+  if (settings.mode == Mode::off) {
+    throw Error(Errc::jit_disabled,
+                fmt::format("no cached kernel for '{}' on {} (key {}) and compilation is off: "
+                            "unset GIRIH_JIT, or run `girih compile` with the same options and "
+                            "--arch {} into this cache",
+                            pattern.text(), source.key.arch, source.key.hex, source.key.arch));
+  }
+  const cache::DiskCache::Lock lock = disk.lock(source.key);
+  if (auto entry = disk.get(source.key)) return {std::move(*entry), true, ""};  // another's work
+  compiler::Output output = compile_source(source, settings);
+  Obtained made{make_entry(pattern, plan, source, output), false, std::move(output.log)};
+  disk.put(source.key, made.entry);
+  if (settings.dump_dir) dump(*settings.dump_dir, made.entry, made.log);
+  return made;
+}
+
+KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, bool hit) {
+  return {.arch = entry.arch,
+          .key = entry.key,
+          .tile = plan.spec.tile,
+          .registers = entry.registers,
+          .spill_bytes = entry.spill_bytes,
+          .stack_bytes = entry.stack_bytes,
+          .shared_bytes = entry.shared_bytes,
+          .threads = entry.threads,
+          .compile_ms = entry.compile_ms,
+          .cache_hit = hit,
+          .compiler = entry.compiler};
+}
+
+// --- Cubin -> kernel ----------------------------------------------------------------------------
+
+// A cubin in the driver, shared by every kernel of this process that has the same key.
+struct Loaded {
+  std::mutex mutex;  // held while one thread obtains it; the others wait for that
+  std::unique_ptr<cuda::Module> module;
+  cache::Entry entry;
+  std::set<CUdevice> prepared;
+};
+
+std::shared_ptr<Loaded> loaded_slot(const cache::Key& key) {
+  static std::mutex mutex;
+  static auto* slots = new std::map<std::string, std::shared_ptr<Loaded>>;  // outlives the driver
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<Loaded>& slot = (*slots)[key.arch + "/" + key.hex];
+  if (!slot) slot = std::make_shared<Loaded>();
+  return slot;
+}
+
+struct Device {
+  CUdevice handle = 0;
+  plan::Arch arch;
+  int l2_bytes = 0;
+};
+
+Device current_device() {
+  const cuda::Api& api = cuda::driver();
+  CUcontext context = nullptr;
+  cuda::check(api.cuCtxGetCurrent(&context), "asking for the current context");
+  if (context == nullptr) {
+    throw Error(Errc::no_device,
+                "this thread has no current CUDA context: make one current first (cudaSetDevice "
+                "and any runtime call, or cuDevicePrimaryCtxRetain and cuCtxSetCurrent)");
+  }
+  Device device;
+  cuda::check(api.cuCtxGetDevice(&device.handle), "asking for the current device");
+  const auto attribute = [&](CUdevice_attribute which) {
+    int value = 0;
+    cuda::check(api.cuDeviceGetAttribute(&value, which, device.handle), "asking for an attribute");
+    return value;
+  };
+  const int major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+  const int minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+  device.arch = plan::Arch::parse(fmt::format("sm_{}{}", major, minor));
+  device.l2_bytes = attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+  return device;
+}
+
+// --- Launch -------------------------------------------------------------------------------------
+
+// Fills in the order of tiles: heads whose keys and values fit in 2/3 of the L2 go together.
+void plan_order(FwdParams& params, const Problem& problem, std::int64_t batch, int block_m,
+                int l2_bytes) {
+  const std::int64_t kv_head_bytes =
+      std::int64_t{2} * 2 * problem.head_dim * std::max(params.geometry.seqlen_k, 1);
+  const std::int64_t kv_heads =
+      std::max<std::int64_t>(1, std::int64_t{l2_bytes} * 2 / 3 / kv_head_bytes);
+  const std::int64_t batch_heads = batch * problem.num_heads;
+  params.num_m_blocks = (params.geometry.seqlen_q + block_m - 1) / block_m;
+  const std::int64_t num_tiles = batch_heads * params.num_m_blocks;
+  if (num_tiles > kMaxNumber) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("batch {} x {} heads x {} query tiles is more than {}: split the batch",
+                            batch, problem.num_heads, params.num_m_blocks, kMaxNumber));
+  }
+  params.num_tiles = static_cast<int>(num_tiles);
+  params.num_batch_heads = static_cast<int>(batch_heads);
+  params.heads_per_section = static_cast<int>(std::clamp<std::int64_t>(
+      kv_heads * problem.group_size(), 1, std::max<std::int64_t>(batch_heads, 1)));
+}
+
+}  // namespace
+
+struct Kernel::Impl {
+  Problem problem;
+  KernelInfo info;
+  std::vector<int> head_table;
+  std::shared_ptr<Loaded> loaded;
+  CUfunction function = nullptr;
+  int l2_bytes = 0;
+};
+
+Kernel::Kernel(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+const Problem& Kernel::problem() const { return impl_->problem; }
+const KernelInfo& Kernel::info() const { return impl_->info; }
+std::size_t Kernel::workspace_bytes(int, int, int) const { return 0; }
+
+void Kernel::launch(const Args& args, Workspace) const {
+  const Impl& impl = *impl_;
+  FwdParams params = runtime::forward_params(args, impl.problem);
+  plan_order(params, impl.problem, args.q.shape[0], impl.info.tile.block_m, impl.l2_bytes);
+  if (params.num_tiles == 0) return;
+
+  CUlaunchConfig config{};
+  config.gridDimX =
+      args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = impl.info.threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = impl.info.shared_bytes;
+  config.hStream = args.stream;
+  void* parameters[] = {&params, const_cast<int*>(impl.head_table.data())};
+  cuda::check(cuda::driver().cuLaunchKernelEx(&config, impl.function, parameters, nullptr),
+              "launching attention");
+}
+
+struct Program::State {
+  Pattern pattern;
+  Options options;
+  std::shared_mutex mutex;
+  struct Bound {
+    CUdevice device;
+    Kernel kernel;
+  };
+  std::vector<Bound> bound;
+
+  const Kernel* find(CUdevice device, const Problem& problem) const {
+    for (const Bound& candidate : bound) {
+      if (candidate.device == device && candidate.kernel.problem() == problem) {
+        return &candidate.kernel;
+      }
+    }
+    return nullptr;
+  }
+};
+
+Program::Program(Pattern pattern, Options options)
+    : state_(std::make_shared<State>(std::move(pattern), std::move(options))) {}
+
+const Pattern& Program::pattern() const { return state_->pattern; }
+
+Kernel Program::bind(const Problem& problem) const {
+  const Device device = current_device();
+  {
+    const std::shared_lock lock(state_->mutex);
+    if (const Kernel* kernel = state_->find(device.handle, problem)) return *kernel;
+  }
+
+  const Settings settings = runtime::resolve(state_->options);
+  const plan::Plan plan =
+      plan::make_plan(state_->pattern, problem, device.arch, state_->options.tile);
+  const Source source = make_source(plan, settings);
+
+  auto impl = std::make_shared<Kernel::Impl>();
+  impl->problem = problem;
+  impl->head_table = plan.head_table;
+  impl->l2_bytes = device.l2_bytes;
+  impl->loaded = loaded_slot(source.key);
+  {
+    Loaded& loaded = *impl->loaded;
+    const std::lock_guard lock(loaded.mutex);
+    bool hit = true;
+    if (!loaded.module) {
+      Obtained obtained = obtain_cubin(state_->pattern, plan, source, settings);
+      loaded.module = std::make_unique<cuda::Module>(obtained.entry.cubin, obtained.entry.symbol);
+      hit = obtained.hit;
+      loaded.entry = std::move(obtained.entry);
+      loaded.entry.cubin.clear();  // the driver has its own copy
+    }
+    if (loaded.prepared.insert(device.handle).second) {
+      loaded.module->prepare(device.handle, plan.shared_bytes);
+    }
+    impl->function = loaded.module->function();
+    impl->info = info_of(loaded.entry, plan, hit);
+  }
+
+  const std::unique_lock lock(state_->mutex);
+  if (const Kernel* kernel = state_->find(device.handle, problem)) return *kernel;
+  state_->bound.push_back({device.handle, Kernel(std::move(impl))});
+  return state_->bound.back().kernel;
+}
+
+void Program::operator()(const Args& args) const {
+  const Problem problem = runtime::problem_of(args);
+  CUdevice device = 0;
+  if (cuda::driver().cuCtxGetDevice(&device) == CUDA_SUCCESS) {
+    std::shared_lock lock(state_->mutex);
+    if (const Kernel* found = state_->find(device, problem)) {
+      const Kernel kernel = *found;
+      lock.unlock();
+      return kernel.launch(args);
+    }
+  }
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  if (cuda::driver().cuStreamIsCapturing(args.stream, &capture) == CUDA_SUCCESS &&
+      capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+    throw Error(Errc::invalid_argument,
+                "this problem is not bound yet, and binding cannot be captured into a graph: call "
+                "Program::bind before the capture begins");
+  }
+  bind(problem).launch(args);
+}
+
+Program compile(Pattern pattern, Options options) {
+  return Program(std::move(pattern), std::move(options));
+}
+
+Kernel compile(const Pattern& pattern, const Problem& problem, Options options) {
+  return Program(pattern, std::move(options)).bind(problem);
+}
+
+Artifact build(const Pattern& pattern, const Problem& problem, const std::string& arch,
+               Options options, Emit emit) {
+  const Settings settings = runtime::resolve(options);
+  const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(arch), options.tile);
+  const Source source = make_source(plan, settings);
+  Artifact artifact;
+  artifact.source = source.text;
+  artifact.info = {.arch = source.key.arch,
+                   .key = source.key.hex,
+                   .tile = plan.spec.tile,
+                   .shared_bytes = plan.shared_bytes,
+                   .threads = plan.threads,
+                   .compiler = ""};
+  if (emit == Emit::source) return artifact;
+  if (emit == Emit::ptx) {
+    compiler::Output output = compile_source(source, settings);
+    artifact.info = info_of(make_entry(pattern, plan, source, output), plan, false);
+    artifact.ptx = std::move(output.ptx);
+    artifact.log = std::move(output.log);
+    return artifact;
+  }
+  Obtained obtained = obtain_cubin(pattern, plan, source, settings);
+  artifact.info = info_of(obtained.entry, plan, obtained.hit);
+  artifact.cubin = std::move(obtained.entry.cubin);
+  artifact.log = std::move(obtained.log);
+  return artifact;
+}
+
+}  // namespace girih::jit

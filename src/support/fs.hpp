@@ -11,8 +11,15 @@ namespace girih::support {
 /// Empty when the file cannot be read.
 std::optional<std::string> read_file(const std::filesystem::path& path);
 
-/// Temporary file beside `path`, fsync, rename. The temporary file is removed on failure.
+/// From the descriptor's position to the end; empty, with errno set, when it cannot be read.
+std::optional<std::string> read_all(int fd);
+
+/// Temporary file beside `path`, fsync, rename. The temporary file is removed on failure. A
+/// symbolic link is replaced; a device or a pipe is written to in place.
 /// @return an empty string, or why it failed ("No space left on device").
 std::string write_file_atomically(const std::filesystem::path& path, std::string_view bytes);
+
+/// What the names of temporary files begin with. One stays behind where a writer is killed.
+inline constexpr std::string_view kTemporaryPrefix = ".girih-tmp-";
 
 }  // namespace girih::support

@@ -6,7 +6,10 @@
 
 namespace girih::support {
 
-/// 32 hexadecimal digits.
+/// 16 bytes, in the hash's canonical (big-endian) order.
+std::string digest_bytes(std::string_view bytes);
+
+/// The same as 32 hexadecimal digits.
 std::string digest(std::string_view bytes);
 
 }  // namespace girih::support

@@ -14,9 +14,9 @@ namespace girih {
 
 struct AtomParam {
   const char* name;
-  int least;      // smallest allowed; the largest is kMaxNumber
+  int least;  // smallest allowed; the largest is kMaxNumber
   bool required;
-  int fallback;   // when it is left out
+  int fallback;  // when it is left out
 };
 
 struct AtomInfo {
@@ -45,9 +45,7 @@ struct Dense : MonotoneSpan<Dense> {
 // k <= p
 struct Causal : MonotoneSpan<Causal> {
   static constexpr AtomInfo kInfo{"causal", "Causal"};
-  GIRIH_HD Span span(const Geometry& g, int q) const {
-    return {kNoLowerBound, g.diagonal(q) + 1};
-  }
+  GIRIH_HD Span span(const Geometry& g, int q) const { return {kNoLowerBound, g.diagonal(q) + 1}; }
 };
 
 // p - left <= k <= p + right; -1 is unbounded on that side.
@@ -55,7 +53,7 @@ struct Window : MonotoneSpan<Window> {
   static constexpr AtomInfo kInfo{
       "window", "Window", 2, {{"left", -1, false, -1}, {"right", -1, false, -1}}};
   int left, right;
-  GIRIH_HD Window(int left, int right) : left(left), right(right) {}
+  GIRIH_HD Window(int l, int r) : left(l), right(r) {}
   GIRIH_HD Span span(const Geometry& g, int q) const {
     const int diagonal = g.diagonal(q);
     return {left < 0 ? kNoLowerBound : diagonal - left,
@@ -67,7 +65,7 @@ struct Window : MonotoneSpan<Window> {
 struct Sink : MonotoneSpan<Sink> {
   static constexpr AtomInfo kInfo{"sink", "Sink", 1, {{"n", 0, true, 0}}};
   int n;
-  GIRIH_HD explicit Sink(int n) : n(n) {}
+  GIRIH_HD explicit Sink(int count) : n(count) {}
   GIRIH_HD Span span(const Geometry& g, int) const { return {kNoLowerBound, n - g.k_start}; }
 };
 

@@ -90,4 +90,13 @@ GIRIH_HD Run seek_interval(Span hull, Span core, KeyTiles tiles, int n) {
   return {visible_end, TileKind::partial};
 }
 
+// For the run of a whole expression: a full tile that crosses the end of the keys becomes partial.
+// Inside an expression a negation would undo it.
+GIRIH_HD Run demote_last_tile(Run run, KeyTiles tiles, int n) {
+  const int whole_tiles = tiles.seqlen_k / tiles.block_n;
+  if (run.kind != TileKind::full || run.end <= whole_tiles) return run;
+  if (n >= whole_tiles) return {run.end, TileKind::partial};
+  return {whole_tiles, TileKind::full};
+}
+
 }  // namespace girih

@@ -21,4 +21,10 @@ GIRIH_HD constexpr int max(int a, int b) { return a < b ? b : a; }
 GIRIH_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0
 GIRIH_HD constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
+GIRIH_HD constexpr int largest(int a) { return a; }
+template <class... Ints>
+GIRIH_HD constexpr int largest(int a, Ints... rest) {
+  return max(a, largest(rest...));
+}
+
 }  // namespace girih

@@ -2,27 +2,23 @@
 // the order of the text, arrive at run time. Every type offers
 //   kNumNumbers
 //   seek(numbers, geometry, rows, tiles, n)   the run of key tiles that tile n starts
-//   row_bits(numbers, geometry, q, columns)   one bit for each of a thread's columns in a tile
+//   row_bits(numbers, geometry, q, keys)   one bit for each of a thread's columns in a tile
 #pragma once
 
 #include "girih/shared/atoms.cuh"
 
 namespace girih {
 
-// The columns of a key tile that one thread of an m16n8 accumulator holds: first_key + 8 * j and
-// the one after it, j = 0, 1, ... Bit 2 * j + i of a row's word is column first_key + 8 * j + i.
-template <class Bits>
-struct TileColumns {
-  int first_key;  // n_block * block_n + 2 * (lane % 4)
+// 32 consecutive keys of a row as a word: bit i is key first_key + i.
+struct KeyWord {
+  int first_key;
 
-  // Bits of the columns with key < bound.
-  GIRIH_HD Bits below(int bound) const {
-    const int distance = bound - first_key;
-    const int count = distance <= 0 ? 0 : 2 * (distance / 8) + min(distance % 8, 2);
-    constexpr int kNumBits = 8 * static_cast<int>(sizeof(Bits));
-    return count >= kNumBits ? ~Bits(0) : (Bits(1) << count) - Bits(1);
+  // Bits of the keys below a bound.
+  GIRIH_HD uint32 below(int bound) const {
+    const int count = bound - first_key;
+    return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u;
   }
-  GIRIH_HD Bits inside(Span span, int seqlen_k) const {  // clipped first: bounds may be extreme
+  GIRIH_HD uint32 inside(Span span, int seqlen_k) const {  // clipped first: bounds may be extreme
     return below(min(span.hi, seqlen_k)) & ~below(max(span.lo, 0));
   }
 };
@@ -34,10 +30,8 @@ struct Leaf {
                            int n) {
     return make_atom<Atom>(numbers).seek(g, rows, tiles, n);
   }
-  template <class Bits>
-  GIRIH_HD static Bits row_bits(const int* numbers, const Geometry& g, int q,
-                                TileColumns<Bits> columns) {
-    return columns.inside(make_atom<Atom>(numbers).span(g, q), g.seqlen_k);
+  GIRIH_HD static uint32 row_bits(const int* numbers, const Geometry& g, int q, KeyWord keys) {
+    return keys.inside(make_atom<Atom>(numbers).span(g, q), g.seqlen_k);
   }
 };
 
@@ -48,10 +42,8 @@ struct Not {
                            int n) {
     return negation(Operand::seek(numbers, g, rows, tiles, n));
   }
-  template <class Bits>
-  GIRIH_HD static Bits row_bits(const int* numbers, const Geometry& g, int q,
-                                TileColumns<Bits> columns) {
-    return ~Operand::row_bits(numbers, g, q, columns);
+  GIRIH_HD static uint32 row_bits(const int* numbers, const Geometry& g, int q, KeyWord keys) {
+    return ~Operand::row_bits(numbers, g, q, keys);
   }
 };
 
@@ -64,11 +56,9 @@ struct All {
     return all_of(First::seek(numbers, g, rows, tiles, n),
                   Tail::seek(numbers + First::kNumNumbers, g, rows, tiles, n));
   }
-  template <class Bits>
-  GIRIH_HD static Bits row_bits(const int* numbers, const Geometry& g, int q,
-                                TileColumns<Bits> columns) {
-    return First::row_bits(numbers, g, q, columns) &
-           Tail::row_bits(numbers + First::kNumNumbers, g, q, columns);
+  GIRIH_HD static uint32 row_bits(const int* numbers, const Geometry& g, int q, KeyWord keys) {
+    return First::row_bits(numbers, g, q, keys) &
+           Tail::row_bits(numbers + First::kNumNumbers, g, q, keys);
   }
 };
 template <class Last>
@@ -83,11 +73,9 @@ struct Any {
     return any_of(First::seek(numbers, g, rows, tiles, n),
                   Tail::seek(numbers + First::kNumNumbers, g, rows, tiles, n));
   }
-  template <class Bits>
-  GIRIH_HD static Bits row_bits(const int* numbers, const Geometry& g, int q,
-                                TileColumns<Bits> columns) {
-    return First::row_bits(numbers, g, q, columns) |
-           Tail::row_bits(numbers + First::kNumNumbers, g, q, columns);
+  GIRIH_HD static uint32 row_bits(const int* numbers, const Geometry& g, int q, KeyWord keys) {
+    return First::row_bits(numbers, g, q, keys) |
+           Tail::row_bits(numbers + First::kNumNumbers, g, q, keys);
   }
 };
 template <class Last>
@@ -98,36 +86,24 @@ struct Any<Last> : Last {};
 template <class... Structures>
 struct HeadClasses {
   static constexpr int kCount = sizeof...(Structures);
-  static constexpr int kNumNumbers = [] {  // of the class with the most
-    int most = 0;
-    ((most = max(most, Structures::kNumNumbers)), ...);
-    return most;
-  }();
+  static constexpr int kNumNumbers = largest(Structures::kNumNumbers...);
 
-  // A tile that crosses the end of the keys is demoted to partial here, after the whole
-  // expression: inside an atom a negation would undo it.
   GIRIH_HD static Run seek(int head_class, const int* numbers, const Geometry& g, QueryRows rows,
                            KeyTiles tiles, int n) {
     Run run{tiles.count(), TileKind::empty};
     int index = 0;
     ((head_class == index++ ? void(run = Structures::seek(numbers, g, rows, tiles, n)) : void()),
      ...);
-    const int whole_tiles = tiles.seqlen_k / tiles.block_n;
-    if (run.kind == TileKind::full && run.end > whole_tiles) {
-      if (n >= whole_tiles) return {run.end, TileKind::partial};
-      run.end = whole_tiles;
-    }
-    return run;
+    return demote_last_tile(run, tiles, n);
   }
 
-  template <class Bits>
-  GIRIH_HD static Bits row_bits(int head_class, const int* numbers, const Geometry& g, int q,
-                                TileColumns<Bits> columns) {
-    Bits bits = 0;
+  GIRIH_HD static uint32 row_bits(int head_class, const int* numbers, const Geometry& g, int q,
+                                  KeyWord keys) {
+    uint32 bits = 0;
     int index = 0;
-    ((head_class == index++ ? void(bits = Structures::row_bits(numbers, g, q, columns)) : void()),
+    ((head_class == index++ ? void(bits = Structures::row_bits(numbers, g, q, keys)) : void()),
      ...);
-    return bits & columns.below(g.seqlen_k);
+    return bits & keys.below(g.seqlen_k);
   }
 };
 

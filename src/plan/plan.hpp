@@ -1,0 +1,46 @@
+// From a pattern and a problem to a kernel: what is supported and why not, which tiles, and what
+// of the pattern is compiled in (its structure) or handed over at launch (its numbers).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "girih/pattern.hpp"
+#include "girih/problem.hpp"
+#include "plan/arch.hpp"
+
+namespace girih::plan {
+
+/// The only input of codegen::emit: the same spec gives the same bytes.
+struct KernelSpec {
+  Arch arch;
+  DType dtype = DType::bfloat16;
+  int head_dim = 0;
+  TileConfig tile;
+  int min_ctas_per_sm = 1;  ///< what the register allocation aims at
+  /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
+  /// set of structures share a kernel.
+  std::vector<std::string> structures;
+  int head_capacity = 1;  ///< rows of the head table; 1 when all heads have the same mask
+};
+
+struct Plan {
+  KernelSpec spec;
+  int threads = 0;
+  int shared_bytes = 0;  ///< dynamic, per CTA
+  /// The HeadTable that launches pass: head_capacity rows of {class, numbers...}.
+  std::vector<int> head_table;
+};
+
+/// @throws Error invalid_argument for a problem that makes no sense, unsupported with every
+/// reason for one that no kernel does.
+Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
+               const TileConfig& requested = {});
+
+/// A mask's structure as a C++ type: "All<Leaf<Causal>, Leaf<Sink>>".
+std::string structure_of(const Mask& mask);
+
+/// The numbers of a mask's atoms, in the order of its text.
+std::vector<int> numbers_of(const Mask& mask);
+
+}  // namespace girih::plan

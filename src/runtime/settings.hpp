@@ -1,0 +1,23 @@
+// Options and environment variables, resolved once: what was asked for in the program wins.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "cache/disk_cache.hpp"
+#include "girih/jit.hpp"
+
+namespace girih::runtime {
+
+struct Settings {
+  jit::Mode mode = jit::Mode::automatic;
+  cache::DiskCacheOptions cache;
+  std::optional<std::filesystem::path> nvrtc;
+  std::optional<std::filesystem::path> template_dir;
+  std::optional<std::filesystem::path> dump_dir;
+};
+
+/// @throws Error invalid_argument when GIRIH_JIT is neither auto nor off.
+Settings resolve(const jit::Options& options);
+
+}  // namespace girih::runtime

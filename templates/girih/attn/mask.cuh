@@ -1,0 +1,51 @@
+// The mask of a partial tile, as words. A warp owns kRows (16 or 32) query rows of kKeys columns;
+// each lane evaluates the pattern for one row and some of its 32-key words, and hands the words to
+// the lanes that hold that row's scores. The pattern's code thus appears once, whatever the number
+// of fragments, and the code that touches scores is the same for every pattern.
+#pragma once
+
+#include "girih/attn/walk.cuh"
+
+namespace girih {
+
+constexpr float kMinusInfinity = -__builtin_bit_cast(float, 0x7f800000);
+
+template <int kRows, int kKeys>
+struct WarpMask {
+  static_assert(kRows == 16 || kRows == 32);
+  static constexpr int kLanesPerRow = 32 / kRows;
+  static constexpr int kWordsPerRow = ceil_div(kKeys, 32);
+  static constexpr int kWordsPerLane = ceil_div(kWordsPerRow, kLanesPerRow);
+
+  uint32 words[kWordsPerLane];  // of row lane % kRows: word lane / kRows, and every kLanesPerRow-th
+
+  template <class Classes>
+  __device__ __forceinline__ void evaluate(const HeadMask& mask, const Geometry& geometry,
+                                           int first_row, int first_key) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kWordsPerLane; ++i) {
+      const int word = i * kLanesPerRow + lane / kRows;
+      words[i] = Classes::row_bits(mask.head_class, mask.numbers, geometry,
+                                   first_row + lane % kRows, KeyWord{first_key + 32 * word});
+    }
+  }
+
+  // Sets what row `row` of the warp does not see to -inf; scores[j] holds columns 8 * j and up, of
+  // which this lane has 2 * (lane % 4) and the next, in elements 2 * r and 2 * r + 1.
+  __device__ __forceinline__ void apply(float (&scores)[kKeys / 8][4], int row, int r) const {
+#pragma unroll
+    for (int word = 0; word < kWordsPerRow; ++word) {
+      const int source = row + kRows * (word % kLanesPerRow);
+      const uint32 visible =
+          __shfl_sync(0xffffffff, words[word / kLanesPerRow], source) >> (2 * (threadIdx.x % 4));
+#pragma unroll
+      for (int j = 4 * word; j < min(4 * word + 4, kKeys / 8); ++j) {
+        if (!(visible >> (8 * (j % 4)) & 1)) scores[j][2 * r] = kMinusInfinity;
+        if (!(visible >> (8 * (j % 4) + 1) & 1)) scores[j][2 * r + 1] = kMinusInfinity;
+      }
+    }
+  }
+};
+
+}  // namespace girih

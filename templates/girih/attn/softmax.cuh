@@ -1,0 +1,59 @@
+// Online softmax in base 2 over accumulator fragments. A thread holds two rows of each 16-row
+// fragment (r = 0, 1: rows lane / 4 and lane / 4 + 8), and four lanes share a row.
+#pragma once
+
+#include "girih/attn/mask.cuh"
+#include "girih/ptx/convert.cuh"
+
+namespace girih {
+
+constexpr float kLn2 = 0.693147180559945309f;
+
+// The state of one 16-row fragment.
+struct OnlineSoftmax {
+  float row_max[2] = {kMinusInfinity, kMinusInfinity};  // of the scores, before scaling
+  float row_sum[2] = {0.0f, 0.0f};                      // this thread's part
+
+  // Scores become probabilities relative to the new maxima. Returns, for each row, the factor by
+  // which what was accumulated before must shrink. A row that has seen nothing stays at zero:
+  // -inf - (-inf) would be NaN, so its maximum counts as zero.
+  template <int kKeyFragments>
+  __device__ __forceinline__ void update(float (&scores)[kKeyFragments][4], float scale_log2,
+                                         float (&shrink)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float highest = row_max[r];
+#pragma unroll
+      for (int j = 0; j < kKeyFragments; ++j) {
+        highest = fmaxf(highest, fmaxf(scores[j][2 * r], scores[j][2 * r + 1]));
+      }
+      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
+      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+
+      const float origin = highest == kMinusInfinity ? 0.0f : highest * scale_log2;
+      shrink[r] = exp2_approx(row_max[r] * scale_log2 - origin);
+      row_max[r] = highest;
+      float sum = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kKeyFragments; ++j) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          scores[j][e] = exp2_approx(scores[j][e] * scale_log2 - origin);
+          sum += scores[j][e];
+        }
+      }
+      row_sum[r] = row_sum[r] * shrink[r] + sum;
+    }
+  }
+
+  // After the last tile: the factor that normalises row r, and its log-sum-exp (natural).
+  __device__ __forceinline__ float finish(int r, float softmax_scale, float& lse) {
+    float sum = row_sum[r];
+    sum += __shfl_xor_sync(0xffffffff, sum, 1);
+    sum += __shfl_xor_sync(0xffffffff, sum, 2);
+    lse = sum == 0.0f ? kMinusInfinity : row_max[r] * softmax_scale + kLn2 * log2_approx(sum);
+    return sum == 0.0f ? 0.0f : 1.0f / sum;
+  }
+};
+
+}  // namespace girih

@@ -1,0 +1,43 @@
+// Element types, conversions and the fast special functions (PTX ISA, "cvt", "ex2", "lg2").
+#pragma once
+
+#include "girih/shared/platform.cuh"
+
+namespace girih {
+
+// Tags: tiles hold raw 16-bit words.
+struct Bf16 {};
+struct Fp16 {};
+
+// Two floats to one word, `lo` in its lower half; round to nearest even.
+template <class Element>
+__device__ __forceinline__ uint32 pack(float lo, float hi);
+
+template <>
+__device__ __forceinline__ uint32 pack<Bf16>(float lo, float hi) {
+  uint32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(hi), "f"(lo));
+  return word;
+}
+
+template <>
+__device__ __forceinline__ uint32 pack<Fp16>(float lo, float hi) {
+  uint32 word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(hi), "f"(lo));
+  return word;
+}
+
+// 2^x, exact for integers; 2^-inf = 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace girih

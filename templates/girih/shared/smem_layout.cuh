@@ -1,0 +1,40 @@
+// Where things lie in shared memory: one description for the host's planner and the kernels.
+#pragma once
+
+#include "girih/shared/platform.cuh"
+
+namespace girih {
+
+// A tile's row takes a multiple of 128 bytes, so that the swizzle of tile/swizzle.cuh applies.
+GIRIH_HD constexpr int row_pitch_bytes(int head_dim) { return round_up(2 * head_dim, 128); }
+
+// What a producer tells the consumers of a K/V stage. kind is a TileKind; empty ends the walk.
+struct TileDescriptor {
+  int n_block;
+  int kind;
+};
+
+// fwd_sm80: Q (where the epilogue stages the output), then the K stages, then the V stages, then
+// the producer's state.
+struct FwdSm80Layout {
+  int stage_bytes;  // of K, and of V
+  int k_offset;
+  int v_offset;
+  int producer_offset;
+  int bytes;
+};
+constexpr int kFwdSm80ProducerBytes = 128;
+
+GIRIH_HD constexpr FwdSm80Layout fwd_sm80_layout(int block_m, int block_n, int head_dim,
+                                                 int num_stages) {
+  const int pitch = row_pitch_bytes(head_dim);
+  FwdSm80Layout layout{};
+  layout.stage_bytes = block_n * pitch;
+  layout.k_offset = block_m * pitch;
+  layout.v_offset = layout.k_offset + num_stages * layout.stage_bytes;
+  layout.producer_offset = layout.v_offset + num_stages * layout.stage_bytes;
+  layout.bytes = layout.producer_offset + kFwdSm80ProducerBytes;
+  return layout;
+}
+
+}  // namespace girih

@@ -1,0 +1,114 @@
+// What the verbs of the `girih` program share: their options, their input and their output.
+//
+// A verb is one file with one function, add_<verb>, which adds a subcommand, its options and a
+// callback. stdout is the result, stderr the log. A callback reports bad news by throwing
+// girih::Error; main turns that into a message (with --json an object on stdout too) and an exit
+// code. A verb that ran but found something wrong sets Context::exit_code.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "girih/girih.hpp"
+
+namespace girih::tools {
+
+using Json = nlohmann::ordered_json;
+
+/// Exit codes of the program. An interrupt ends it by the signal, which a shell shows as 130.
+enum ExitCode : int {
+  kDone = 0,
+  kFailure = 1,
+  kUsage = 2,
+  kUnsupported = 3,
+  kCompileFailed = 4,
+  kNoDevice = 5,
+  kJitDisabled = 6,
+};
+ExitCode exit_code(Errc code);
+
+struct Context {
+  bool json = false;  ///< --json was given
+  int exit_code = kDone;
+};
+
+void add_compile(CLI::App& app, Context& context);
+void add_show(CLI::App& app, Context& context);
+void add_source(CLI::App& app, Context& context);
+void add_verify(CLI::App& app, Context& context);
+void add_env(CLI::App& app, Context& context);
+
+/// A subcommand with --json. Give it a callback: verb->callback([...] { ... }).
+CLI::App* add_verb(CLI::App& app, Context& context, const std::string& name,
+                   const std::string& description);
+
+// --- Options that several verbs take. Values must outlive the parse: keep them in a shared_ptr
+// --- which the verb's callback owns.
+
+/// PATTERN, the required first argument.
+CLI::Option* add_pattern_argument(CLI::App& verb, std::string& text);
+
+/// --head-dim --dtype --heads --kv-heads, as they were given.
+struct ProblemOptions {
+  int head_dim = 128;
+  DType dtype = DType::bfloat16;
+  std::optional<int> num_heads;
+  std::optional<int> num_heads_kv;
+
+  /// Heads left out are one query head, or as many KV heads as query heads; a pattern that counts
+  /// heads needs them. @throws Error invalid_argument.
+  Problem resolve(const Pattern& pattern) const;
+};
+void add_problem_options(CLI::App& verb, ProblemOptions& options);
+/// Only --heads and --kv-heads.
+void add_head_options(CLI::App& verb, ProblemOptions& options);
+
+/// --block-m --block-n --stages --warps; left out, the plan chooses.
+void add_tile_options(CLI::App& verb, TileConfig& tile);
+
+/// --jit --cache-dir --cache-layer --nvrtc --template-dir --dump: twins of the environment
+/// variables.
+void add_jit_options(CLI::App& verb, jit::Options& options);
+
+/// --arch; empty means the present device's.
+void add_arch_option(CLI::App& verb, std::string& arch);
+
+// --- Input
+
+/// The pattern in a PATTERN argument: text, or the contents of a file: `@FILE`, a path that
+/// exists, or `-` for stdin. In a file, lines that start with `#` are comments and line breaks
+/// are spaces. @throws Error invalid_argument.
+Pattern read_pattern(const std::string& argument);
+
+/// @throws Error invalid_argument unless it is "bf16" or "fp16".
+DType parse_dtype(std::string_view text);
+
+/// `arch`, or where it is empty the present device's, e.g. "sm_90".
+/// @throws Error no_device, whose message names --arch.
+std::string resolve_arch(const std::string& arch);
+
+// --- Output
+
+/// An object for --json, pretty-printed, on stdout.
+void print_json(const Json& json);
+
+/// Writes to stdout; `text` should end in a line break.
+void print(std::string_view text);
+
+/// @throws Error invalid_argument when the file cannot be written.
+void write_output(const std::filesystem::path& path, std::string_view bytes);
+
+Json to_json(const TileConfig& tile);
+Json to_json(const Problem& problem);
+Json to_json(const jit::KernelInfo& info);
+
+/// "128 x 64, 2 stages, 4 warps"
+std::string to_text(const TileConfig& tile);
+/// Several lines: registers, spills, stack, shared memory, threads, compile time, cache.
+std::string to_text(const jit::KernelInfo& info);
+
+}  // namespace girih::tools
