@@ -265,10 +265,10 @@ TEST_CASE("the default folder follows XDG_CACHE_HOME, then HOME") {
       return default_directory() == expected ? 0 : 1;
     });
   };
-  CHECK(default_with("/x", "/home/u", "/x/girih") == 0);
-  CHECK(default_with(nullptr, "/home/u", "/home/u/.cache/girih") == 0);
-  CHECK(default_with("", "/home/u", "/home/u/.cache/girih") == 0);
-  CHECK(default_with("relative", "/home/u", "/home/u/.cache/girih") == 0);
+  CHECK(default_with("/x", "/srv/u", "/x/girih") == 0);
+  CHECK(default_with(nullptr, "/srv/u", "/srv/u/.cache/girih") == 0);
+  CHECK(default_with("", "/srv/u", "/srv/u/.cache/girih") == 0);
+  CHECK(default_with("relative", "/srv/u", "/srv/u/.cache/girih") == 0);
   CHECK(default_with(nullptr, nullptr, "") == 0);
   CHECK(default_with(nullptr, "", "") == 0);
 }

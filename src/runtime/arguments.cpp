@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -105,6 +106,8 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   check_range("k_start", args.k_start, 0);
   check_range("q_start", q_start, -kMaxNumber);
 
+  if (args.max_ctas < 0) refuse(fmt::format("max_ctas {} must not be negative", args.max_ctas));
+
   FwdParams params{};
   params.q = args.q.data;
   params.k = args.k.data;
@@ -120,7 +123,8 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   params.num_heads = problem.num_heads;
   params.group_size = problem.group_size();
   params.softmax_scale = scale;
-  params.softmax_scale_log2 = static_cast<float>(scale * kLog2E);
+  // Masked scores are -inf: a factor of zero would make them NaN.
+  params.softmax_scale_log2 = std::max(static_cast<float>(scale * kLog2E), 1e-30f);
   return params;
 }
 

@@ -7,8 +7,6 @@
 
 namespace girih {
 
-constexpr float kLn2 = 0.693147180559945309f;
-
 // The state of one 16-row fragment.
 struct OnlineSoftmax {
   float row_max[2] = {kMinusInfinity, kMinusInfinity};  // of the scores, before scaling
@@ -51,7 +49,7 @@ struct OnlineSoftmax {
     float sum = row_sum[r];
     sum += __shfl_xor_sync(0xffffffff, sum, 1);
     sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    lse = sum == 0.0f ? kMinusInfinity : row_max[r] * softmax_scale + kLn2 * log2_approx(sum);
+    lse = sum == 0.0f ? kMinusInfinity : row_max[r] * softmax_scale + logf(sum);
     return sum == 0.0f ? 0.0f : 1.0f / sum;
   }
 };
