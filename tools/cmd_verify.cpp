@@ -145,11 +145,13 @@ void add_verify(CLI::App& app, Context& context) {
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
 
+    const verify::MaskRow mask = interpreter(pattern, parameters);  // refuses uncovered heads
+
     const verify::Device device;
     const jit::Program program = jit::compile(pattern, options->jit);
     verify::GpuReference gpu_reference;
-    const verify::Report report = verify::verify_attention(
-        program, parameters, interpreter(pattern, parameters), gpu_reference);
+    const verify::Report report =
+        verify::verify_attention(program, parameters, mask, gpu_reference);
     if (!report.ok()) context.exit_code = kFailure;
 
     const double milliseconds = verify::median(report.milliseconds);

@@ -49,7 +49,7 @@ struct Args {
   /// position allows, that is q_start = k_start + seqlen_k - seqlen_q.
   std::optional<int> q_start;
   int k_start = 0;
-  int max_ctas = 0;                    ///< caps the grid, for tests; 0 is no cap
+  int max_ctas = 0;  ///< caps the grid, for tests; 0 is no cap
   CUstream_st* stream = nullptr;
 };
 
@@ -61,14 +61,14 @@ struct Workspace {
 
 /// How a kernel came about and what it uses.
 struct KernelInfo {
-  std::string arch;     ///< of the cubin, e.g. "sm_90"
-  std::string key;      ///< in the cache
+  std::string arch;  ///< of the cubin, e.g. "sm_90"
+  std::string key;   ///< in the cache
   TileConfig tile;
-  int registers = 0;    ///< per thread
+  int registers = 0;  ///< per thread
   int spill_bytes = 0;
   int stack_bytes = 0;
-  int shared_bytes = 0;  ///< dynamic, per CTA
-  int threads = 0;       ///< per CTA
+  int shared_bytes = 0;   ///< dynamic, per CTA
+  int threads = 0;        ///< per CTA
   double compile_ms = 0;  ///< of the NVRTC call that made the cubin, whenever that was
   bool cache_hit = false;
   std::string compiler;  ///< e.g. "NVRTC 13.0"
@@ -122,8 +122,8 @@ struct Artifact {
   KernelInfo info;
   std::string source;  ///< the emitted entry
   std::string cubin;
-  std::string ptx;     ///< only when asked for
-  std::string log;     ///< ptxas' resource report and warnings; empty on a cache hit
+  std::string ptx;  ///< only when asked for
+  std::string log;  ///< ptxas' resource report and warnings; empty on a cache hit
 };
 
 enum class Emit { source, cubin, ptx };

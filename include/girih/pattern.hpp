@@ -32,9 +32,9 @@ class Mask {
   static Mask atom(std::string_view name, std::vector<int> numbers = {});
 
   Op op() const { return op_; }
-  int atom_index() const { return atom_; }                        ///< into the table of atoms.cuh
-  const std::vector<int>& numbers() const { return numbers_; }    ///< of an atom
-  const std::vector<Mask>& operands() const { return operands_; } ///< of &, | and !
+  int atom_index() const { return atom_; }                         ///< into the table of atoms.cuh
+  const std::vector<int>& numbers() const { return numbers_; }     ///< of an atom
+  const std::vector<Mask>& operands() const { return operands_; }  ///< of &, | and !
 
   /// Canonical text; parse(text()) == *this.
   std::string text() const;

@@ -18,9 +18,9 @@ const char* to_string(Layout layout) noexcept;
 /// The part of a problem that a kernel is compiled for. Lengths are arguments of the launch.
 struct Problem {
   DType dtype = DType::bfloat16;
-  int head_dim = 128;     ///< width of a head of Q, K, V and out
-  int num_heads = 1;      ///< query heads
-  int num_heads_kv = 1;   ///< key/value heads; divides num_heads
+  int head_dim = 128;    ///< width of a head of Q, K, V and out
+  int num_heads = 1;     ///< query heads
+  int num_heads_kv = 1;  ///< key/value heads; divides num_heads
   Layout layout = Layout::bshd;
 
   int group_size() const { return num_heads / num_heads_kv; }
@@ -46,8 +46,7 @@ struct Tensor {
 
   /// A contiguous tensor of this shape.
   static Tensor contiguous(void* data, DType dtype, std::array<std::int64_t, 4> shape) {
-    return {data, dtype, shape,
-            {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
+    return {data, dtype, shape, {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
   }
 };
 

@@ -8,20 +8,20 @@
 namespace girih::cuda {
 
 // Every driver function that Girih or its tools call.
-#define GIRIH_DRIVER_FUNCTIONS(X)                                                           \
-  X(cuInit)                                                                                 \
-  X(cuDriverGetVersion)                                                                     \
-  X(cuGetErrorName)                                                                         \
-  X(cuGetErrorString) X(cuDeviceGet) X(cuDeviceGetCount) X(cuDeviceGetName)                 \
-      X(cuDeviceGetAttribute) X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease)      \
-          X(cuCtxGetCurrent) X(cuCtxSetCurrent) X(cuCtxGetDevice) X(cuCtxSynchronize)       \
-              X(cuLibraryLoadData) X(cuLibraryUnload) X(cuLibraryGetKernel)                 \
-                  X(cuKernelSetAttribute) X(cuKernelGetAttribute) X(cuKernelGetFunction)    \
-                      X(cuFuncLoad) X(cuLaunchKernelEx) X(cuStreamIsCapturing)              \
-                          X(cuStreamSynchronize) X(cuMemAlloc) X(cuMemFree) X(cuMemcpyHtoD) \
-                              X(cuMemcpyDtoH) X(cuMemsetD8) X(cuMemsetD32) X(cuMemGetInfo)  \
-                                  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord)       \
-                                      X(cuEventSynchronize) X(cuEventElapsedTime)
+#define GIRIH_DRIVER_FUNCTIONS(X)                                                                  \
+  X(cuInit)                                                                                        \
+  X(cuDriverGetVersion)                                                                            \
+  X(cuGetErrorName)                                                                                \
+  X(cuGetErrorString)                                                                              \
+  X(cuDeviceGet) X(cuDeviceGetCount) X(cuDeviceGetName) X(cuDeviceGetAttribute)                    \
+      X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease) X(cuCtxGetCurrent)                  \
+          X(cuCtxSetCurrent) X(cuCtxGetDevice) X(cuCtxSynchronize) X(cuLibraryLoadData)            \
+              X(cuLibraryUnload) X(cuLibraryGetKernel) X(cuKernelSetAttribute)                     \
+                  X(cuKernelGetAttribute) X(cuKernelGetFunction) X(cuFuncLoad) X(cuLaunchKernelEx) \
+                      X(cuStreamIsCapturing) X(cuStreamSynchronize) X(cuMemAlloc) X(cuMemFree)     \
+                          X(cuMemcpyHtoD) X(cuMemcpyDtoH) X(cuMemsetD8) X(cuMemsetD32)             \
+                              X(cuMemGetInfo) X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord)  \
+                                  X(cuEventSynchronize) X(cuEventElapsedTime)
 
 struct Api {
 #define GIRIH_DECLARE(function) decltype(&::function) function = nullptr;

@@ -17,15 +17,22 @@ namespace {
 constexpr int kMaxRegistersForFragments = 192;  // of 255; the rest is for everything else
 constexpr int kMaxParamBytes = 32764;           // of a kernel, from CUDA 12.1 on
 
-// The default tile. Two CTAs a multiprocessor hide each other's barriers and softmax; a warp with
-// 32 query rows reads each key fragment half as often as two with 16.
+int shared_bytes(const TileConfig& tile, int head_dim) {
+  return fwd_sm80_layout(tile.block_m, tile.block_n, head_dim, tile.num_stages).bytes;
+}
+
+// The default tile. Two CTAs a multiprocessor hide each other's barriers and softmax, and a warp
+// with 32 query rows reads each key fragment half as often as two with 16. Measured on sm_90
+// (tools/bench/NOTES.md); elsewhere the largest tile of which two fit in shared memory.
 TileConfig heuristic_tile(const Arch& arch, int head_dim) {
-  if (head_dim <= 64) return {.block_m = 128, .block_n = 64, .num_stages = 2, .num_warps = 4};
-  const int per_cta = arch.shared_bytes_per_cta();
-  if (per_cta >= 200 * 1024)
-    return {.block_m = 128, .block_n = 64, .num_stages = 2, .num_warps = 4};
-  if (per_cta >= 128 * 1024)
-    return {.block_m = 128, .block_n = 32, .num_stages = 2, .num_warps = 4};
+  const bool narrow = head_dim <= 64;
+  if (arch.number == 90) {
+    return {.block_m = 128, .block_n = narrow ? 128 : 64, .num_stages = 2, .num_warps = 4};
+  }
+  const int per_sm = arch.shared_bytes_per_sm();
+  for (const TileConfig& tile : {TileConfig{128, 64, 2, 4}, TileConfig{128, 32, 2, 4}}) {
+    if (2 * (shared_bytes(tile, head_dim) + 1024) <= per_sm) return tile;
+  }
   return {.block_m = 64, .block_n = 32, .num_stages = 2, .num_warps = 4};
 }
 
@@ -34,10 +41,6 @@ TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
           .block_n = requested.block_n ? requested.block_n : fallback.block_n,
           .num_stages = requested.num_stages ? requested.num_stages : fallback.num_stages,
           .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
-}
-
-int shared_bytes(const TileConfig& tile, int head_dim) {
-  return fwd_sm80_layout(tile.block_m, tile.block_n, head_dim, tile.num_stages).bytes;
 }
 
 void check_problem(const Problem& problem) {

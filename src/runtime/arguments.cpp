@@ -102,7 +102,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
     refuse(fmt::format("softmax_scale {} must be finite and not negative", scale));
   }
   const std::int64_t q_start = args.q_start ? *args.q_start : args.k_start + seqlen_k - seqlen_q;
-  check_range("k_start", args.k_start, -kMaxNumber);
+  check_range("k_start", args.k_start, 0);
   check_range("q_start", q_start, -kMaxNumber);
 
   FwdParams params{};

@@ -151,13 +151,18 @@ struct FwdSm80 {
   struct Producer {
     static constexpr uint32 kRing = kNumStages + 1;
 
+    int index;  // of the query tile in launch order
     QueryTile at;
     KeyWalk<Classes> walk;
     const uint16* k;
     const uint16* v;
     TileDescriptor ring[kRing];
 
-    __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads, int index) {
+    // Takes up a query tile, if there is one of that index.
+    __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads,
+                                          int tile_index) {
+      index = tile_index;
+      if (index >= params.num_tiles) return;
       at = query_tile(params, index);
       const int first_row = at.m_block * kBlockM;
       const int kv_head = at.head / params.group_size;
@@ -199,14 +204,11 @@ struct FwdSm80 {
   }
 
   static __device__ __forceinline__ void attend(const FwdParams& params, const Heads& heads,
-                                                int index, unsigned char* shared) {
+                                                Producer& producer, unsigned char* shared) {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     const uint32 q_tile = shared_address(shared);
-    Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
 
-    if (threadIdx.x == 0) producer.start(params, heads, index);
-    __syncthreads();
     load_queries(params, producer.at, q_tile);
 #pragma unroll
     for (uint32 t = 0; t < kNumStages - 1; ++t) load_visited(params, producer, q_tile, t);
@@ -215,8 +217,7 @@ struct FwdSm80 {
     OnlineSoftmax softmax[kRowFragments];
     for (uint32 t = 0;; ++t) {
       cp_async_wait<kNumStages - 2>();
-      __syncthreads();  // tile t has arrived, and nobody reads tile t - 1 or its descriptor any
-                        // more
+      __syncthreads();  // tile t has arrived, and nobody reads tile t - 1 any more
       const TileDescriptor tile = producer.ring[t % Producer::kRing];
       if (tile.kind == static_cast<int>(TileKind::empty)) break;
 
@@ -243,22 +244,17 @@ struct FwdSm80 {
         }
       }
 
-      bool rescale = false;
-      float shrink[kRowFragments][2];
       Probabilities probabilities;
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
-        softmax[i].update(scores[i], params.softmax_scale_log2, shrink[i]);
+        float shrink[2];
+        softmax[i].update(scores[i], params.softmax_scale_log2, shrink);
         pack_row_fragment(probabilities[i], scores[i]);
-        rescale |= shrink[i][0] != 1.0f || shrink[i][1] != 1.0f;
-      }
-      if (__any_sync(0xffffffff, rescale)) {  // maxima settle after a few tiles
-#pragma unroll
-        for (int i = 0; i < kRowFragments; ++i) {
+        if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {  // seldom later on
 #pragma unroll
           for (int d = 0; d < kDimFragments; ++d) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) output[i][d][e] *= shrink[i][e / 2];
+            for (int e = 0; e < 4; ++e) output[i][d][e] *= shrink[e / 2];
           }
         }
       }
@@ -269,9 +265,14 @@ struct FwdSm80 {
 
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
     extern __shared__ __align__(128) unsigned char shared[];
-    for (int tile = blockIdx.x; tile < params.num_tiles; tile += gridDim.x) {
-      attend(params, heads, tile, shared);
+    Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
+    if (threadIdx.x == 0) producer.start(params, heads, blockIdx.x);
+    __syncthreads();
+    while (producer.index < params.num_tiles) {
+      attend(params, heads, producer, shared);
       __syncthreads();  // the next tile's Q goes where this one's output was staged
+      if (threadIdx.x == 0) producer.start(params, heads, producer.index + gridDim.x);
+      __syncthreads();
     }
   }
 };

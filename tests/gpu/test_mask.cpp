@@ -294,10 +294,11 @@ TEST_CASE("every tile configuration shows exactly the keys of all atoms in one l
   const std::vector<oracle::Expr> classes = {
       dense(),   causal(),           window(255, -1),          window(63, 17),
       sink(200), negation(causal()), negation(window(63, 17)), negation(sink(64))};
+  // All that the plan accepts are tried; block_n beyond 128 takes 64-bit words for a row's mask.
   const std::vector<TileConfig> tiles = {
-      {16, 16, 2, 1},  {32, 32, 2, 2},  {64, 32, 3, 4},  {64, 64, 2, 4},   {64, 128, 2, 4},
-      {128, 64, 2, 4}, {128, 64, 2, 8}, {128, 64, 3, 8}, {128, 128, 2, 8}, {128, 32, 4, 4},
-  };
+      {64, 16, 2, 4},  {64, 32, 3, 4},   {64, 48, 2, 4},   {64, 64, 4, 4},  {64, 128, 2, 4},
+      {64, 144, 2, 4}, {64, 256, 2, 4},  {128, 32, 4, 4},  {128, 64, 2, 4}, {128, 64, 2, 8},
+      {128, 64, 3, 8}, {128, 128, 2, 4}, {128, 128, 2, 8}, {256, 64, 2, 8}};
   const int num_heads = kHashes * static_cast<int>(classes.size());
   std::vector<Binding> bindings;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
@@ -316,7 +317,7 @@ TEST_CASE("every tile configuration shows exactly the keys of all atoms in one l
         bound[i].code == girih::Errc::unsupported || bound[i].code == girih::Errc::invalid_argument;
     CHECK_MESSAGE(refused, describe(bindings[i].tile) << ": " << bound[i].message);
   }
-  CHECK(num_bound >= bound.size() / 3);
+  CHECK(num_bound >= bound.size() / 2);
 
   for (const Lengths length :
        {Lengths{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}}) {
