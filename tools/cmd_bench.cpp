@@ -72,8 +72,8 @@ bool time_in_turns(std::vector<Subject>& subjects, const verify::Case& c, int re
     memory.emplace_back(kernels.back().workspace_bytes(c.batch, c.seqlen_q, c.seqlen_k));
   }
   const auto run = [&](std::size_t i) {
-    return static_cast<double>(elapsed_ms(kernels[i], workload.args(),
-                                          {memory[i].data(), memory[i].size()}, begin, end));
+    return static_cast<double>(
+        elapsed_ms(kernels[i], workload.args(), {memory[i].data(), memory[i].size()}, begin, end));
   };
   double fastest = kShort;
   for (int warmup = 0; warmup < kWarmups; ++warmup) {
@@ -101,11 +101,11 @@ bool time_in_turns(std::vector<Subject>& subjects, const verify::Case& c, int re
 
 // --- The JIT
 
-// A kernel that does nothing, with as large a parameter block as ours: what a launch costs at least.
+// A kernel that does nothing, with as large a parameter block as ours: what a launch costs at
+// least.
 class EmptyKernel {
  public:
-  explicit EmptyKernel(const std::string& arch)
-      : module_(compiled(arch), "empty") {
+  explicit EmptyKernel(const std::string& arch) : module_(compiled(arch), "empty") {
     CUdevice device = 0;
     cuda::check(cuda::driver().cuCtxGetDevice(&device), "cuCtxGetDevice");
     module_.prepare(device, 0);
@@ -182,9 +182,8 @@ Json measure_jit(const Pattern& pattern, const Problem& problem, const std::stri
   Json json;
   build("");  // loads NVRTC
   double nvrtc_ms = 0;
-  json["cold_ms"] = median_of(3, [&] {
-    return milliseconds_of([&] { nvrtc_ms = build("").info.compile_ms; });
-  });
+  json["cold_ms"] =
+      median_of(3, [&] { return milliseconds_of([&] { nvrtc_ms = build("").info.compile_ms; }); });
   json["nvrtc_ms"] = nvrtc_ms;
 
   const ScratchFolder scratch;
@@ -193,9 +192,8 @@ Json measure_jit(const Pattern& pattern, const Problem& problem, const std::stri
       median_of(15, [&] { return milliseconds_of([&] { build(scratch.path()); }); });
 
   // The process has this kernel loaded already: what is left is planning and its own memory.
-  json["new_program_bind_ms"] = median_of(15, [&] {
-    return milliseconds_of([&] { jit::Program(pattern, options).bind(problem); });
-  });
+  json["new_program_bind_ms"] = median_of(
+      15, [&] { return milliseconds_of([&] { jit::Program(pattern, options).bind(problem); }); });
   const jit::Program program(pattern, options);
   program.bind(problem);
   json["memory_hit_us"] = host_microseconds([&] { program.bind(problem); });
@@ -207,8 +205,9 @@ Json measure_jit(const Pattern& pattern, const Problem& problem, const std::stri
   const jit::Args args = workload.args();
   const jit::Kernel kernel = program.bind(problem);
   const verify::Buffer memory(kernel.workspace_bytes(1, 16, 16));
-  json["launch_us"] = host_microseconds(
-      [&] { kernel.launch(args, {memory.data(), memory.size()}); });
+  json["launch_us"] = host_microseconds([&] {
+    kernel.launch(args, {memory.data(), memory.size()});
+  });
   EmptyKernel empty(kernel.info().arch);
   json["bare_launch_us"] = host_microseconds([&] { empty.launch(); });
   return json;
@@ -221,8 +220,7 @@ Json device_json(const verify::Device& device) {
   cuda::check(cuda::driver().cuCtxGetDevice(&handle), "cuCtxGetDevice");
   const auto attribute = [&](CUdevice_attribute which) {
     int value = 0;
-    cuda::check(cuda::driver().cuDeviceGetAttribute(&value, which, handle),
-                "cuDeviceGetAttribute");
+    cuda::check(cuda::driver().cuDeviceGetAttribute(&value, which, handle), "cuDeviceGetAttribute");
     return value;
   };
   return {{"name", device.name()},
@@ -276,11 +274,10 @@ std::string text_of(const Json& report) {
         kernel["rows_checked"].get<std::int64_t>(),
         kernel["ok"] ? "" : fmt::format(", {} WRONG", kernel["rows_wrong"].get<std::int64_t>()));
   }
-  text += fmt::format(
-      "\n{} runs each, in turns{}; TFLOP/s of visible elements\n{}",
-      report["kernels"][0]["repeats"].get<std::size_t>(),
-      report["l2_flushed"] ? ", L2 flushed before each" : "",
-      report["pattern"].get<std::string>() + "\n");
+  text += fmt::format("\n{} runs each, in turns{}; TFLOP/s of visible elements\n{}",
+                      report["kernels"][0]["repeats"].get<std::size_t>(),
+                      report["l2_flushed"] ? ", L2 flushed before each" : "",
+                      report["pattern"].get<std::string>() + "\n");
   if (!report.contains("jit")) return text;
   const Json& jit = report["jit"];
   const auto number = [&](const char* key) { return jit[key].get<double>(); };
@@ -346,8 +343,8 @@ void add_bench(CLI::App& app, Context& context) {
     subjects.emplace_back("dense causal", causal(), options->jit);
     verify::GpuReference reference;
     for (Subject& subject : subjects) {
-      subject.report = verify::verify_attention(
-          subject.program, parameters, reading_of(subject.pattern, parameters), reference);
+      subject.report = verify::verify_attention(subject.program, parameters,
+                                                reading_of(subject.pattern, parameters), reference);
       if (!subject.report.ok()) context.exit_code = kFailure;
     }
     const bool flushed = time_in_turns(subjects, parameters, options->repeats);
@@ -365,8 +362,7 @@ void add_bench(CLI::App& app, Context& context) {
       report["kernels"].push_back(subject_json(subject, parameters));
     }
     if (options->measure_jit) {
-      report["jit"] =
-          measure_jit(pattern, parameters.problem, device.arch(), options->jit);
+      report["jit"] = measure_jit(pattern, parameters.problem, device.arch(), options->jit);
     }
     if (!context.json) return print(text_of(report));
     report.erase("problem_text");

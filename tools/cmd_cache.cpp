@@ -137,9 +137,8 @@ void add_check(CLI::App& app, Context& context) {
         ++checked;
         if (item.problem.empty()) continue;
         const bool aside = options->repair && folder.writable && cache::put_aside(item.path);
-        damaged.push_back({{"path", item.path.string()},
-                           {"problem", item.problem},
-                           {"put_aside", aside}});
+        damaged.push_back(
+            {{"path", item.path.string()}, {"problem", item.problem}, {"put_aside", aside}});
       }
     }
     if (!damaged.empty()) context.exit_code = kFailure;
@@ -181,8 +180,8 @@ void add_prune(CLI::App& app, Context& context) {
       throw Error(Errc::invalid_argument,
                   "nothing says what to remove: give --max-bytes N, --older-than DAYS or --all");
     }
-    cache::PruneLimits limits{.max_bytes = options->max_bytes, .older_than = {},
-                              .all = options->all};
+    cache::PruneLimits limits{
+        .max_bytes = options->max_bytes, .older_than = {}, .all = options->all};
     if (options->older_than_days) {
       const double days = *options->older_than_days;
       if (!(days >= 0 && days <= 36500)) {
@@ -192,8 +191,7 @@ void add_prune(CLI::App& app, Context& context) {
       limits.older_than = std::chrono::duration_cast<Clock::duration>(
           std::chrono::duration<double, std::ratio<86400>>(days));
     }
-    const cache::Pruned pruned =
-        cache::prune(own_folder(options->jit), limits, options->dry_run);
+    const cache::Pruned pruned = cache::prune(own_folder(options->jit), limits, options->dry_run);
     if (!pruned.failures.empty()) context.exit_code = kFailure;
     if (context.json) {
       return print_json({{"removed", pruned.removed},

@@ -67,8 +67,8 @@ Json total_tiles(const Json& classes, const TileConfig& tile) {
 
 std::string text_of(const Json& report, const Problem& problem) {
   const auto text = [](const Json& json) { return json.get<std::string>(); };
-  std::string result = fmt::format("pattern     {}\nproblem     {}\n", text(report["pattern"]),
-                                   to_text(problem));
+  std::string result =
+      fmt::format("pattern     {}\nproblem     {}\n", text(report["pattern"]), to_text(problem));
   if (!report["supported"]) {
     return result + fmt::format("supported   no, on {}: {}\n", text(report["asked_arch"]),
                                 text(report["reason"]));
@@ -99,21 +99,23 @@ std::string text_of(const Json& report, const Problem& problem) {
         tiles["full"].get<std::int64_t>(), tiles["partial"].get<std::int64_t>(),
         tiles["empty"].get<std::int64_t>(), 100 * tiles["visible_of_computed"].get<double>());
   }
-  result += fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),
-                        report["structures"].size() == 1 ? "" : "s",
-                        report["head_capacity"] == 1
-                            ? "the same numbers for every head"
-                            : fmt::format("a table of {} heads", report["head_capacity"].get<int>()));
+  result +=
+      fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),
+                  report["structures"].size() == 1 ? "" : "s",
+                  report["head_capacity"] == 1
+                      ? "the same numbers for every head"
+                      : fmt::format("a table of {} heads", report["head_capacity"].get<int>()));
   result += fmt::format("key         {}\n", text(report["key"]));
-  result += cache["hit"]
-                ? fmt::format("cache       hit: {} (compiled in {:.0f} ms by {})\n",
-                              text(cache["path"]), cache["compile_ms"].get<double>(),
-                              text(cache["compiler"]))
-                : fmt::format("cache       miss in {}\n",
-                              cache["folders"].empty()
-                                  ? "no folder: there is no cache"
-                                  : fmt::format("{}", fmt::join(cache["folders"].get<
-                                                          std::vector<std::string>>(), ", ")));
+  result +=
+      cache["hit"]
+          ? fmt::format("cache       hit: {} (compiled in {:.0f} ms by {})\n", text(cache["path"]),
+                        cache["compile_ms"].get<double>(), text(cache["compiler"]))
+          : fmt::format(
+                "cache       miss in {}\n",
+                cache["folders"].empty()
+                    ? "no folder: there is no cache"
+                    : fmt::format(
+                          "{}", fmt::join(cache["folders"].get<std::vector<std::string>>(), ", ")));
   return result;
 }
 
@@ -128,12 +130,14 @@ void add_explain(CLI::App& app, Context& context) {
   };
   const auto options = std::make_shared<Options>();
 
-  CLI::App* verb = add_verb(app, context, "explain",
-                            "Say what kernel a problem gets, or why none, and whether it is cached");
+  CLI::App* verb =
+      add_verb(app, context, "explain",
+               "Say what kernel a problem gets, or why none, and whether it is cached");
   add_pattern_argument(*verb, options->pattern);
   add_problem_options(*verb, options->problem);
   add_arch_option(*verb, options->arch);
-  verb->add_option("--seqlen-q", options->seqlen_q, "Query rows, to count tiles; default: the keys");
+  verb->add_option("--seqlen-q", options->seqlen_q,
+                   "Query rows, to count tiles; default: the keys");
   verb->add_option("--seqlen-k", options->seqlen_k, "Keys, to count tiles; default: the rows");
   add_tile_options(*verb, options->jit.tile);
   add_jit_options(*verb, options->jit);

@@ -81,18 +81,20 @@ Gates read_gates(const std::string& file) {
       double gate = 0;
       const auto [next, error] = std::from_chars(at, end, gate);
       if (error != std::errc() || !std::isfinite(gate)) {
-        refuse(fmt::format("line {} of {}: column {} is no number: a line is a layer, a column a "
-                           "KV head, separated by tabs",
-                           number, file, row.size() + 1));
+        refuse(
+            fmt::format("line {} of {}: column {} is no number: a line is a layer, a column a "
+                        "KV head, separated by tabs",
+                        number, file, row.size() + 1));
       }
       row.push_back(gate);
       at = next;
     }
     if (row.empty()) continue;
     if (!gates.empty() && row.size() != gates[0].size()) {
-      refuse(fmt::format("line {} of {} has {} columns and the first line {}: every layer has the "
-                         "same number of KV heads",
-                         number, file, row.size(), gates[0].size()));
+      refuse(
+          fmt::format("line {} of {} has {} columns and the first line {}: every layer has the "
+                      "same number of KV heads",
+                      number, file, row.size(), gates[0].size()));
     }
     gates.push_back(std::move(row));
   }
@@ -145,8 +147,8 @@ void add_duo(CLI::App& app, Context& context) {
     const Gates gates = read_gates(options->file);
     check_layer(options->layer, gates.size(), options->file);
 
-    const double threshold = options->sparsity ? threshold_at(gates, *options->sparsity)
-                                               : *options->threshold;
+    const double threshold =
+        options->sparsity ? threshold_at(gates, *options->sparsity) : *options->threshold;
     std::size_t full = 0, full_in_layer = 0;
     for (const auto& row : gates) {
       for (const double gate : row) full += gate >= threshold;
@@ -154,8 +156,8 @@ void add_duo(CLI::App& app, Context& context) {
     std::vector<std::string> mask_of_head;
     for (const double gate : gates[static_cast<std::size_t>(options->layer)]) {
       full_in_layer += gate >= threshold;
-      mask_of_head.push_back(
-          gate >= threshold ? "causal" : streaming_text(options->sink, options->recent));
+      mask_of_head.push_back(gate >= threshold ? "causal"
+                                               : streaming_text(options->sink, options->recent));
     }
     const std::size_t all = gates.size() * gates[0].size();
     const Pattern pattern = Pattern::parse(heads_text("kv_heads", mask_of_head));
@@ -169,11 +171,12 @@ void add_duo(CLI::App& app, Context& context) {
                          {"full_heads_of_all_layers", full},
                          {"heads_of_all_layers", all}});
     }
-    print(fmt::format("# DuoAttention, layer {} of {}, {} KV heads: full where the gate is at "
-                      "least {:.6g}\n"
-                      "# ({} of {} heads of all layers, {} of {} in this one), else streaming\n{}\n",
-                      options->layer, gates.size(), gates[0].size(), threshold, full, all,
-                      full_in_layer, gates[0].size(), pattern.text()));
+    print(
+        fmt::format("# DuoAttention, layer {} of {}, {} KV heads: full where the gate is at "
+                    "least {:.6g}\n"
+                    "# ({} of {} heads of all layers, {} of {} in this one), else streaming\n{}\n",
+                    options->layer, gates.size(), gates[0].size(), threshold, full, all,
+                    full_in_layer, gates[0].size(), pattern.text()));
   });
 }
 
@@ -250,9 +253,10 @@ void add_minference(CLI::App& app, Context& context) {
       if (heads.empty()) refuse("the layer has no heads");
       for (const HeadConfig& head : heads) mask_of_head.push_back(mask_text(head));
     } catch (const Json::exception& error) {
-      refuse(fmt::format("{} is not MInference's format ([{{\"0\": [kind, vertical, slash, score], "
-                         "…}}, …]): {}",
-                         options->file, error.what()));
+      refuse(
+          fmt::format("{} is not MInference's format ([{{\"0\": [kind, vertical, slash, score], "
+                      "…}}, …]): {}",
+                      options->file, error.what()));
     } catch (const Error& error) {
       refuse(fmt::format("{}: {}", options->file, error.what()));
     }
@@ -266,12 +270,8 @@ void add_minference(CLI::App& app, Context& context) {
     }
 
     if (context.json) {
-      Json json{{"pattern", pattern},
-                {"parses", reason.empty()},
-                {"layer", options->layer},
-                {"num_layers", num_layers},
-                {"num_heads", heads.size()},
-                {"heads", Json::array()}};
+      Json json{{"pattern", pattern},       {"parses", reason.empty()},  {"layer", options->layer},
+                {"num_layers", num_layers}, {"num_heads", heads.size()}, {"heads", Json::array()}};
       for (const HeadConfig& head : heads) {
         json["heads"].push_back({{"kind", head.kind},
                                  {"vertical_size", head.vertical},
@@ -288,12 +288,11 @@ void add_minference(CLI::App& app, Context& context) {
                                        options->layer, num_layers, heads.size());
     for (const auto& [key, numbers] : by_size) {
       const auto& [kind, vertical, slash] = key;
-      comments += fmt::format("#   {} {} {}: heads {}\n", kind, vertical, slash,
-                              ranges_text(numbers));
+      comments +=
+          fmt::format("#   {} {} {}: heads {}\n", kind, vertical, slash, ranges_text(numbers));
     }
     if (pattern.find("(vs)") != std::string::npos) {
-      comments +=
-          "# vs holds, for each head, as many columns and diagonals as its two sizes say\n";
+      comments += "# vs holds, for each head, as many columns and diagonals as its two sizes say\n";
     }
     if (!reason.empty()) {
       comments += fmt::format("# this version of Girih has no kernel for it yet: {}\n", reason);

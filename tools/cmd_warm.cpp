@@ -339,8 +339,7 @@ void add_warm(CLI::App& app, Context& context) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->default_str("bf16");
-  verb->add_option("--arch", group.archs,
-                   "Such as sm_80,sm_90a; default: the present device's")
+  verb->add_option("--arch", group.archs, "Such as sm_80,sm_90a; default: the present device's")
       ->delimiter(',')
       ->allow_extra_args(false);
   verb->add_option("--heads", group.num_heads, "Query heads");
@@ -399,13 +398,12 @@ void add_warm(CLI::App& app, Context& context) {
     print(options->dry_run
               ? fmt::format("{} specs: {} kernels to compile, {} cached, {} impossible; {}\n",
                             specs.size(), counts["miss"], counts["hit"], counts["failed"], folder)
-              : fmt::format("{} specs: {} kernels compiled, {} were cached, {} failed{}, in {:.1f} "
-                            "s; {}\n",
-                            specs.size(), counts["compiled"], counts["hit"], counts["failed"],
-                            counts["skipped"] > 0
-                                ? fmt::format(", {} skipped", counts["skipped"])
-                                : "",
-                            elapsed.count(), folder));
+              : fmt::format(
+                    "{} specs: {} kernels compiled, {} were cached, {} failed{}, in {:.1f} "
+                    "s; {}\n",
+                    specs.size(), counts["compiled"], counts["hit"], counts["failed"],
+                    counts["skipped"] > 0 ? fmt::format(", {} skipped", counts["skipped"]) : "",
+                    elapsed.count(), folder));
   });
 }
 

@@ -249,7 +249,7 @@ Json to_json(const jit::KernelInfo& info) {
 }
 
 std::string to_text(const Problem& problem) {
-  return fmt::format("{}, head_dim {}, {} heads, {} KV heads", to_string(problem.dtype),
+  return fmt::format("{}, head_dim {}, heads {}, KV heads {}", to_string(problem.dtype),
                      problem.head_dim, problem.num_heads, problem.num_heads_kv);
 }
 
@@ -289,8 +289,8 @@ std::string ranges_text(const std::vector<int>& numbers) {
     std::size_t last = i;
     while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
     if (!text.empty()) text += '+';
-    text += i == last ? fmt::format("{}", numbers[i])
-                      : fmt::format("{}-{}", numbers[i], numbers[last]);
+    text +=
+        i == last ? fmt::format("{}", numbers[i]) : fmt::format("{}-{}", numbers[i], numbers[last]);
     i = last + 1;
   }
   return text;

@@ -123,7 +123,7 @@ Json to_json(const TileConfig& tile);
 Json to_json(const Problem& problem);
 Json to_json(const jit::KernelInfo& info);
 
-/// "bf16, head_dim 128, 32 heads, 8 KV heads"
+/// "bf16, head_dim 128, heads 32, KV heads 8"
 std::string to_text(const Problem& problem);
 /// "128 x 64, 2 stages, 4 warps"
 std::string to_text(const TileConfig& tile);

@@ -51,8 +51,8 @@ void Progress::step(const std::string& what) {
   const std::chrono::duration<double> elapsed = Clock::now() - begin_;
   const double left =
       elapsed.count() / static_cast<double>(done_) * static_cast<double>(total_ - done_);
-  const std::string remaining =
-      done_ < total_ ? "about " + duration_text(left) + " left" : "in " + duration_text(elapsed.count());
+  const std::string remaining = done_ < total_ ? "about " + duration_text(left) + " left"
+                                               : "in " + duration_text(elapsed.count());
   if (!bar_) {
     write(fmt::format("girih: {}: {}/{} {}, {}\n", verb_, done_, total_, what, remaining));
     return;

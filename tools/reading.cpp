@@ -39,9 +39,9 @@ double visible_flop(const Pattern& pattern, const verify::Case& c) {
   double elements = 0;
   for (std::size_t i = 0; i < heads.size(); ++i) {
     if (heads[i].empty()) continue;
-    elements += static_cast<double>(heads[i].size()) *
-                static_cast<double>(
-                    pattern::count_visible(pattern.classes()[i].mask, geometry_of(c)));
+    elements +=
+        static_cast<double>(heads[i].size()) *
+        static_cast<double>(pattern::count_visible(pattern.classes()[i].mask, geometry_of(c)));
   }
   return 4.0 * c.batch * elements * c.problem.head_dim;
 }

@@ -1,4 +1,5 @@
-// The host's reading of a pattern: whom a class of heads holds, what its rows see, how much that is.
+// The host's reading of a pattern: whom a class of heads holds, what its rows see, how much that
+// is.
 #pragma once
 
 #include "common.hpp"

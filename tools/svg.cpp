@@ -22,12 +22,12 @@ constexpr const char* kPartial = "#f3cf86";
 constexpr const char* kInPartial = "#d9902f";
 constexpr const char* kFull = "#1f5f8b";
 
-constexpr double kSide = 380;       // of the longer side of a matrix, in pixels
-constexpr double kShortest = 12;    // of its shorter side
-constexpr double kLeftMargin = 74, kRightMargin = 26, kTopMargin = 92, kBottomMargin = 50;
+constexpr double kSide = 380;     // of the longer side of a matrix, in pixels
+constexpr double kShortest = 12;  // of its shorter side
+constexpr double kLeftMargin = 74, kRightMargin = 26, kTopMargin = 92, kBottomMargin = 40;
 constexpr double kHeader = 96;
-constexpr int kMaxColumns = 3;      // of panels
-constexpr int kFewElements = 1024;  // rows of a matrix whose partial tiles show their elements
+constexpr int kMaxColumns = 3;       // of panels
+constexpr int kFewElements = 1024;   // rows of a matrix whose partial tiles show their elements
 constexpr double kLeastForGrid = 5;  // pixels of a tile, for lines between tiles
 constexpr std::size_t kMaxTiles = 4'000'000;
 constexpr std::size_t kMaxRectangles = 200'000;
@@ -53,7 +53,8 @@ std::string escaped(std::string_view text) {
 }
 
 // Lines of at most `width` characters, broken at blanks.
-std::vector<std::string> wrapped(const std::string& text, std::size_t width, std::size_t max_lines) {
+std::vector<std::string> wrapped(const std::string& text, std::size_t width,
+                                 std::size_t max_lines) {
   std::vector<std::string> lines;
   std::string rest = text;
   while (rest.size() > width && lines.size() + 1 < max_lines) {
@@ -170,7 +171,7 @@ class Picture {
     svg += fmt::format(
         "<text class=\"note\" y=\"{:.2f}\">{} full, {} partial, {} empty tiles; density "
         "{:.4f}</text>\n</g>\n",
-        height_ + 28, tiles.counts.full, tiles.counts.partial, tiles.counts.empty,
+        height_ + 18, tiles.counts.full, tiles.counts.partial, tiles.counts.empty,
         static_cast<double>(pattern::count_visible(mask, geometry_)) / elements);
     return svg;
   }
@@ -213,18 +214,20 @@ class Picture {
     std::string svg;
     const int k_step = tick_step(geometry_.seqlen_k, width_);
     for (int k = 0; k <= geometry_.seqlen_k; k += k_step) {
-      svg += fmt::format("<path class=\"tick\" d=\"M{0:.2f} -4V0\"/><text class=\"tick across\" "
-                         "x=\"{0:.2f}\" y=\"-8\">{1}</text>\n",
-                         x(k), k);
+      svg += fmt::format(
+          "<path class=\"tick\" d=\"M{0:.2f} -4V0\"/><text class=\"tick across\" "
+          "x=\"{0:.2f}\" y=\"-8\">{1}</text>\n",
+          x(k), k);
     }
     const int q_step = tick_step(geometry_.seqlen_q, height_);
     for (int q = 0; q <= geometry_.seqlen_q; q += q_step) {
-      svg += fmt::format("<path class=\"tick\" d=\"M-4 {0:.2f}H0\"/><text class=\"tick down\" "
-                         "x=\"-8\" y=\"{1:.2f}\">{2}</text>\n",
-                         y(q), y(q) + 3.5, q);
+      svg += fmt::format(
+          "<path class=\"tick\" d=\"M-4 {0:.2f}H0\"/><text class=\"tick down\" "
+          "x=\"-8\" y=\"{1:.2f}\">{2}</text>\n",
+          y(q), y(q) + 3.5, q);
     }
-    svg += fmt::format("<text class=\"axis across\" x=\"{:.2f}\" y=\"{:.2f}\">keys</text>\n",
-                       width_ / 2, height_ + 13);
+    svg +=
+        fmt::format("<text class=\"axis across\" x=\"{:.2f}\" y=\"-22\">keys</text>\n", width_ / 2);
     svg += fmt::format(
         "<text class=\"axis across\" transform=\"translate(-58 {:.2f}) rotate(-90)\">queries"
         "</text>\n",
@@ -270,13 +273,14 @@ std::string legend(double left, double top, bool elements) {
   std::vector<Entry> entries{{"full", "full tile", 86}, {"partial", "partial tile", 104}};
   if (elements) entries.push_back({"visible", "visible in a partial tile", 174});
   entries.push_back({"empty", "empty, never visited", 0});
-  std::string svg = fmt::format("<g class=\"legend\" transform=\"translate({:.2f} {:.2f})\">\n",
-                                left, top);
+  std::string svg =
+      fmt::format("<g class=\"legend\" transform=\"translate({:.2f} {:.2f})\">\n", left, top);
   double at = 0;
   for (const Entry& entry : entries) {
-    svg += fmt::format("<rect class=\"{}\" x=\"{:.0f}\" y=\"-10\" width=\"12\" height=\"12\"/>"
-                       "<text x=\"{:.0f}\">{}</text>\n",
-                       entry.name, at, at + 18, entry.text);
+    svg += fmt::format(
+        "<rect class=\"{}\" x=\"{:.0f}\" y=\"-10\" width=\"12\" height=\"12\"/>"
+        "<text x=\"{:.0f}\">{}</text>\n",
+        entry.name, at, at + 18, entry.text);
     at += entry.width + 18;
   }
   return svg + "</g>\n";
@@ -287,9 +291,8 @@ std::string legend(double left, double top, bool elements) {
 std::string svg_picture(const Pattern& pattern, const Problem& problem, const Geometry& geometry,
                         int block_m, int block_n) {
   if (geometry.seqlen_q == 0 || geometry.seqlen_k == 0) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("{} queries and {} keys leave nothing to draw", geometry.seqlen_q,
-                            geometry.seqlen_k));
+    throw Error(Errc::invalid_argument, fmt::format("{} queries and {} keys leave nothing to draw",
+                                                    geometry.seqlen_q, geometry.seqlen_k));
   }
   const auto tiles = static_cast<std::size_t>(ceil_div(geometry.seqlen_q, block_m)) *
                      static_cast<std::size_t>(ceil_div(geometry.seqlen_k, block_n));

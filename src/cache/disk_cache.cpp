@@ -102,11 +102,11 @@ std::optional<Entry> use(const Folder& folder, const Key& key) {
       warn(fmt::format("cache entry {} cannot be read: {}", path.string(), examined.why));
       break;
     case Examined::State::damaged:
-      warn(fmt::format("cache entry {} is not used: {}{}", path.string(), examined.why,
-                       folder.writable && put_aside(path)
-                           ? fmt::format("; put aside as {}{}", path.filename().string(),
-                                         kAsideSuffix)
-                           : ""));
+      warn(fmt::format(
+          "cache entry {} is not used: {}{}", path.string(), examined.why,
+          folder.writable && put_aside(path)
+              ? fmt::format("; put aside as {}{}", path.filename().string(), kAsideSuffix)
+              : ""));
       break;
   }
   return std::nullopt;

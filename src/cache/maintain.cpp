@@ -30,8 +30,7 @@ std::vector<fs::path> children(const fs::path& folder) {
   std::error_code error;
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
     paths.push_back(it->path());
-  if (error && error != std::errc::no_such_file_or_directory &&
-      error != std::errc::not_a_directory)
+  if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
     cannot_list(folder, error.message());
   std::sort(paths.begin(), paths.end());
   return paths;

@@ -23,7 +23,7 @@ struct Item {
 };
 
 struct Listing {
-  std::vector<Item> items;                    ///< sorted by path
+  std::vector<Item> items;                     ///< sorted by path
   std::vector<std::filesystem::path> rubbish;  ///< files put aside, what killed writers left
 };
 
