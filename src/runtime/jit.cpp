@@ -200,24 +200,22 @@ Device current_device() {
 // --- Launch -------------------------------------------------------------------------------------
 
 // Fills in the order of tiles: heads whose keys and values fit in 2/3 of the L2 go together.
-void plan_order(FwdParams& params, const Problem& problem, std::int64_t batch, int block_m,
-                int l2_bytes) {
-  const std::int64_t kv_head_bytes =
-      std::int64_t{2} * 2 * problem.head_dim * std::max(params.geometry.seqlen_k, 1);
-  const std::int64_t kv_heads =
-      std::max<std::int64_t>(1, std::int64_t{l2_bytes} * 2 / 3 / kv_head_bytes);
-  const std::int64_t batch_heads = batch * problem.num_heads;
+void plan_order(FwdParams& params, const Problem& problem, int block_m, int l2_bytes) {
+  const std::int64_t key_bytes = 2 * (problem.head_dim + problem.width_v());
+  const std::int64_t kv_head_bytes = key_bytes * std::max(params.geometry.seqlen_k, 1);
+  const std::int64_t kv_heads = std::max<std::int64_t>(l2_bytes / 3 * 2 / kv_head_bytes, 1);
+  params.heads_per_section = static_cast<int>(
+      std::min<std::int64_t>(kv_heads * problem.group_size(), std::max(params.num_batch_heads, 1)));
+
   params.num_m_blocks = (params.geometry.seqlen_q + block_m - 1) / block_m;
-  const std::int64_t num_tiles = batch_heads * params.num_m_blocks;
+  const std::int64_t num_tiles = std::int64_t{params.num_batch_heads} * params.num_m_blocks;
   if (num_tiles > kMaxNumber) {
     throw Error(Errc::invalid_argument,
-                fmt::format("batch {} x {} heads x {} query tiles is more than {}: split the batch",
-                            batch, problem.num_heads, params.num_m_blocks, kMaxNumber));
+                fmt::format("{} heads of all sequences x {} query tiles is more than {}: split the "
+                            "batch",
+                            params.num_batch_heads, params.num_m_blocks, kMaxNumber));
   }
   params.num_tiles = static_cast<int>(num_tiles);
-  params.num_batch_heads = static_cast<int>(batch_heads);
-  params.heads_per_section = static_cast<int>(std::clamp<std::int64_t>(
-      kv_heads * problem.group_size(), 1, std::max<std::int64_t>(batch_heads, 1)));
 }
 
 }  // namespace
@@ -239,7 +237,7 @@ std::size_t Kernel::workspace_bytes(int, int, int) const { return 0; }
 void Kernel::launch(const Args& args, Workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem);
-  plan_order(params, impl.problem, args.q.shape[0], impl.info.tile.block_m, impl.l2_bytes);
+  plan_order(params, impl.problem, impl.info.tile.block_m, impl.l2_bytes);
   if (params.num_tiles == 0) return;
 
   CUlaunchConfig config{};
