@@ -132,18 +132,20 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
-  size_t most_numbers = 0;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     structures.push_back(structure_of(head_class.mask));
     numbers.push_back(numbers_of(head_class.mask));
-    most_numbers = std::max(most_numbers, numbers.back().size());
   }
   const std::vector<int> class_of_head =
       pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
 
-  // Only structures that some head uses count.
+  // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
-  for (const int c : class_of_head) distinct.push_back(structures[c]);
+  size_t most_numbers = 0;
+  for (const int c : class_of_head) {
+    distinct.push_back(structures[c]);
+    most_numbers = std::max(most_numbers, numbers[c].size());
+  }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
 
@@ -155,10 +157,10 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
     return row;
   };
-  bool all_same = true;
-  for (const int c : class_of_head) all_same &= row_of(c) == row_of(class_of_head[0]);
+  // A per-head pattern keeps its table even where all heads happen to be alike, so that a model's
+  // layers share a kernel.
   plan.spec.head_capacity =
-      all_same ? 1 : std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size())));
+      pattern.per_head() ? std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size()))) : 1;
   for (int head = 0; head < plan.spec.head_capacity; ++head) {
     const bool exists = head < static_cast<int>(class_of_head.size());
     const std::vector<int> row = row_of(class_of_head[exists ? head : 0]);
