@@ -103,7 +103,7 @@ std::string text_of(const Json& report, const Problem& problem) {
       fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),
                   report["structures"].size() == 1 ? "" : "s",
                   report["head_capacity"] == 1
-                      ? "the same numbers for every head"
+                      ? "one mask for every head"
                       : fmt::format("a table of {} heads", report["head_capacity"].get<int>()));
   result += fmt::format("key         {}\n", text(report["key"]));
   result +=

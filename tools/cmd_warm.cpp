@@ -26,6 +26,7 @@ namespace {
 struct Group {
   std::vector<std::string> patterns;
   std::vector<int> head_dims{128};
+  int head_dim_v = 0;
   std::vector<DType> dtypes{DType::bfloat16};
   std::vector<std::string> archs;
   std::optional<int> num_heads, num_heads_kv;
@@ -66,6 +67,8 @@ Group parse_line(const std::string& line, const Group& defaults) {
       group.patterns = one_or_more<std::string>(value);
     } else if (name == "head_dim") {
       group.head_dims = one_or_more<int>(value);
+    } else if (name == "head_dim_v") {
+      group.head_dim_v = value.get<int>();
     } else if (name == "dtype") {
       group.dtypes = parse_dtypes(one_or_more<std::string>(value));
     } else if (name == "arch") {
@@ -77,10 +80,11 @@ Group parse_line(const std::string& line, const Group& defaults) {
     } else if (const auto member = tile.find(name); member != tile.end()) {
       *member->second = value.get<int>();
     } else {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("'{}' is not known: pattern, head_dim, dtype, arch, heads, kv_heads, "
-                              "block_m, block_n, stages and warps are",
-                              name));
+      throw Error(
+          Errc::invalid_argument,
+          fmt::format("'{}' is not known: pattern, head_dim, head_dim_v, dtype, arch, heads, "
+                      "kv_heads, block_m, block_n, stages and warps are",
+                      name));
     }
   }
   if (group.patterns.empty()) throw Error(Errc::invalid_argument, "it has no \"pattern\"");
@@ -100,7 +104,8 @@ void add_specs(const Group& group, std::vector<Spec>& specs) {
         options.dtype = dtype;
         options.num_heads = group.num_heads;
         options.num_heads_kv = group.num_heads_kv;
-        const Problem problem = options.resolve(pattern);
+        Problem problem = options.resolve(pattern);
+        problem.head_dim_v = group.head_dim_v;
         for (const std::string& arch : group.archs) {
           specs.push_back({pattern, problem, arch, group.tile});
         }
@@ -332,6 +337,7 @@ void add_warm(CLI::App& app, Context& context) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->default_str("128");
+  verb->add_option("--head-dim-v", group.head_dim_v, "Of V and the output; default: the same");
   verb->add_option_function<std::vector<std::string>>(
           "--dtype",
           [&group](const std::vector<std::string>& names) { group.dtypes = parse_dtypes(names); },

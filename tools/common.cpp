@@ -227,11 +227,9 @@ Json to_json(const TileConfig& tile) {
 }
 
 Json to_json(const Problem& problem) {
-  return {{"dtype", to_string(problem.dtype)},
-          {"head_dim", problem.head_dim},
-          {"num_heads", problem.num_heads},
-          {"num_heads_kv", problem.num_heads_kv},
-          {"layout", to_string(problem.layout)}};
+  return {{"dtype", to_string(problem.dtype)},    {"head_dim", problem.head_dim},
+          {"head_dim_v", problem.width_v()},      {"num_heads", problem.num_heads},
+          {"num_heads_kv", problem.num_heads_kv}, {"layout", to_string(problem.layout)}};
 }
 
 Json to_json(const jit::KernelInfo& info) {
@@ -249,8 +247,10 @@ Json to_json(const jit::KernelInfo& info) {
 }
 
 std::string to_text(const Problem& problem) {
-  return fmt::format("{}, head_dim {}, heads {}, KV heads {}", to_string(problem.dtype),
-                     problem.head_dim, problem.num_heads, problem.num_heads_kv);
+  return fmt::format(
+      "{}, head_dim {}{}, heads {}, KV heads {}", to_string(problem.dtype), problem.head_dim,
+      problem.width_v() == problem.head_dim ? "" : fmt::format(" and {} of V", problem.width_v()),
+      problem.num_heads, problem.num_heads_kv);
 }
 
 std::string to_text(const TileConfig& tile) {

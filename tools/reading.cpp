@@ -43,7 +43,7 @@ double visible_flop(const Pattern& pattern, const verify::Case& c) {
         static_cast<double>(heads[i].size()) *
         static_cast<double>(pattern::count_visible(pattern.classes()[i].mask, geometry_of(c)));
   }
-  return 4.0 * c.batch * elements * c.problem.head_dim;
+  return 2.0 * c.batch * elements * (c.problem.head_dim + c.problem.width_v());
 }
 
 }  // namespace girih::tools

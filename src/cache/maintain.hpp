@@ -33,8 +33,8 @@ Listing list(const Folder& folder);
 
 /// What to keep; at least one is to be given.
 struct PruneLimits {
-  std::optional<std::uintmax_t> max_bytes;
-  std::optional<std::chrono::system_clock::duration> older_than;  ///< since its last use
+  std::optional<std::uintmax_t> max_bytes = {};
+  std::optional<std::chrono::system_clock::duration> older_than = {};  ///< since its last use
   bool all = false;
 };
 
