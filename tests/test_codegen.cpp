@@ -101,20 +101,13 @@ const char* const kMatrixPatterns[] = {
     "else: !window(left=31, right=31))",
 };
 
-void check_matrix(const std::string& arch) {
-  struct Case {
-    const char* pattern;
-    Problem problem;
-  };
-  std::vector<Case> cases;
-  for (const char* pattern : kMatrixPatterns) {
-    for (const int head_dim : {64, 128}) {
-      for (const DType dtype : {DType::bfloat16, DType::float16}) {
-        cases.push_back(
-            {pattern, {.dtype = dtype, .head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
-      }
-    }
-  }
+struct MatrixCase {
+  std::string pattern;
+  Problem problem;
+};
+
+// Compiles all of them, on two threads, and checks each.
+void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) {
   const TemporaryFolder folder;
   jit::Options options;  // nothing from the environment
   options.mode = jit::Mode::automatic;
@@ -126,8 +119,8 @@ void check_matrix(const std::string& arch) {
     for (std::size_t i; (i = next++) < cases.size();) {
       const auto& [pattern, problem] = cases[i];
       Compiled& result = results[i];
-      result.what = fmt::format("{} {} head_dim {} {}", arch, to_string(problem.dtype),
-                                problem.head_dim, pattern);
+      result.what = fmt::format("{} {} head_dim {} and {}: {}", arch, to_string(problem.dtype),
+                                problem.head_dim, problem.width_v(), pattern);
       try {
         jit::Artifact artifact = jit::build(Pattern::parse(pattern), problem, arch, options);
         if (artifact.info.cache_hit) result.error = "it was in the cache";
@@ -145,6 +138,35 @@ void check_matrix(const std::string& arch) {
   work();
   other.join();
   for (const Compiled& result : results) check_compiled(result);
+}
+
+void check_matrix(const std::string& arch) {
+  std::vector<MatrixCase> cases;
+  for (const char* pattern : kMatrixPatterns) {
+    for (const int head_dim : {64, 128}) {
+      for (const DType dtype : {DType::bfloat16, DType::float16}) {
+        cases.push_back(
+            {pattern, {.dtype = dtype, .head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+      }
+    }
+  }
+  check_cases(arch, cases);
+}
+
+// Every head_dim, and pairs that differ, with one mixed pattern.
+void check_widths(const std::string& arch) {
+  std::vector<MatrixCase> cases;
+  const auto add = [&](int head_dim, int head_dim_v) {
+    cases.push_back(
+        {"heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
+         {.head_dim = head_dim, .head_dim_v = head_dim_v, .num_heads = 32, .num_heads_kv = 8}});
+  };
+  for (int head_dim = 16; head_dim <= 256; head_dim += 16) add(head_dim, 0);
+  for (const auto& [head_dim, head_dim_v] :
+       {std::pair{64, 128}, {128, 64}, {192, 128}, {64, 256}, {256, 16}, {16, 256}}) {
+    add(head_dim, head_dim_v);
+  }
+  check_cases(arch, cases);
 }
 
 }  // namespace
@@ -184,6 +206,8 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.arch.suffix = "a"; });
   with([](KernelSpec& s) { s.dtype = DType::float16; });
   with([](KernelSpec& s) { s.head_dim = 64; });
+  with([](KernelSpec& s) { s.head_dim_v = 64; });
+  with([](KernelSpec& s) { s.softcap = true; });
   with([](KernelSpec& s) { s.tile.block_m += 64; });
   with([](KernelSpec& s) { s.tile.block_n += 16; });
   with([](KernelSpec& s) { s.tile.num_stages += 1; });
@@ -192,7 +216,7 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.structures.pop_back(); });
   with([](KernelSpec& s) { s.structures.push_back("Leaf<Window>"); });
   with([](KernelSpec& s) { s.head_capacity *= 2; });
-  CHECK(sources.size() == 13);
+  CHECK(sources.size() == 15);
 }
 
 TEST_CASE("the matrix compiles for sm_80 without spills") { check_matrix("sm_80"); }
@@ -200,6 +224,11 @@ TEST_CASE("the matrix compiles for sm_89 without spills") { check_matrix("sm_89"
 TEST_CASE("the matrix compiles for sm_90a without spills") { check_matrix("sm_90a"); }
 TEST_CASE("the matrix compiles for sm_100 without spills") { check_matrix("sm_100"); }
 TEST_CASE("the matrix compiles for sm_120 without spills") { check_matrix("sm_120"); }
+
+TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
+TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }
+TEST_CASE("every width compiles for sm_90 without spills") { check_widths("sm_90"); }
+TEST_CASE("every width compiles for sm_100 without spills") { check_widths("sm_100"); }
 
 TEST_CASE("committed entries compile with NVRTC") {
   int count = 0;

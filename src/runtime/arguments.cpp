@@ -227,7 +227,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
       std::numeric_limits<int>::max()));
   params.softmax_scale = scale;
   // Masked scores are -inf: a factor of zero would make them NaN.
-  params.softmax_scale_log2 = std::max(static_cast<float>(scale * kLog2E), 1e-30f);
+  params.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
   params.empty_lse = args.empty_lse;
   return params;
 }

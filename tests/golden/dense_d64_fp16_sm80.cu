@@ -5,10 +5,12 @@ namespace girih {
 struct Config {
   using Element = Fp16;
   static constexpr int kHeadDim = 64;
+  static constexpr int kHeadDimV = 64;
   static constexpr int kBlockM = 128;
   static constexpr int kBlockN = 64;
   static constexpr int kNumStages = 2;
   static constexpr int kNumWarps = 4;
+  static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       Leaf<Dense>>;
   using Heads = HeadTable<1, Classes::kNumNumbers>;

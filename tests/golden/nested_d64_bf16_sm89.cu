@@ -5,10 +5,12 @@ namespace girih {
 struct Config {
   using Element = Bf16;
   static constexpr int kHeadDim = 64;
+  static constexpr int kHeadDimV = 64;
   static constexpr int kBlockM = 128;
   static constexpr int kBlockN = 64;
   static constexpr int kNumStages = 2;
   static constexpr int kNumWarps = 4;
+  static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Not<Any<Leaf<Window>, Leaf<Sink>>>>,
       All<Not<Leaf<Sink>>, Leaf<Causal>>,
