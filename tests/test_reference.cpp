@@ -214,18 +214,19 @@ TEST_CASE("the naive computation errs by units of the type, on values of the typ
 
 TEST_CASE("all rows are chosen when they fit, each once") {
   const std::vector<int> class_of_head = {0, 1, 1};
-  const auto rows = select_rows(2, 5, class_of_head, 30, 1);
+  const auto rows = select_rows(std::vector<int>{5, 5}, class_of_head, 30, 1);
   std::set<std::tuple<int, int, int>> distinct;
   for (const Row row : rows) distinct.insert({row.b, row.h, row.q});
   CHECK(rows.size() == 30);
   CHECK(distinct.size() == 30);
-  CHECK(select_rows(2, 0, class_of_head, 30, 1).empty());
+  CHECK(select_rows(std::vector<int>{0, 0}, class_of_head, 30, 1).empty());
 }
 
 TEST_CASE("a choice of rows holds ends and tile edges of every class of heads") {
   const std::vector<int> class_of_head = {0, 0, 1, 2, 2, 2, 0, 1};
   const int seqlen_q = 1000;
-  const auto rows = select_rows(3, seqlen_q, class_of_head, 600, 7);
+  const std::vector<int> seqlens_q(3, seqlen_q);
+  const auto rows = select_rows(seqlens_q, class_of_head, 600, 7);
   CHECK(rows.size() == 600);
   std::set<std::tuple<int, int, int>> distinct;
   std::set<std::pair<int, int>> seen;  // class, q
@@ -240,7 +241,7 @@ TEST_CASE("a choice of rows holds ends and tile edges of every class of heads") 
       CHECK(seen.count({head_class, q}) == 1);
     }
   }
-  const auto again = select_rows(3, seqlen_q, class_of_head, 600, 7);
+  const auto again = select_rows(seqlens_q, class_of_head, 600, 7);
   CHECK(std::equal(rows.begin(), rows.end(), again.begin(),
                    [](Row a, Row b) { return a.b == b.b && a.h == b.h && a.q == b.q; }));
 }

@@ -75,7 +75,7 @@ TEST_CASE("the float64 kernel agrees with the float64 reference on the CPU") {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 96, 128, 256}) {
       for (const int seqlen_k : {1, 31, 1000, 0}) {
-        Case c = make_case({dtype, head_dim, 6, 2}, 2, 40, seqlen_k);
+        Case c = make_case(make_problem(dtype, head_dim, 6, 2), 2, 40, seqlen_k);
         c.row_gap = 8;
         girih::verify::Workload workload(c);
         workload.fill_normal(random());
@@ -157,7 +157,7 @@ TEST_CASE("heads of three kinds share a launch") {
     for (const int head_dim : {64, 128}) {
       const DType dtype = heads_kv == 5 ? DType::float16 : DType::bfloat16;
       for (const int seqlen_q : {203, 1023}) {
-        check_values(thirds, make_case({dtype, head_dim, 15, heads_kv}, 2, seqlen_q, 1024),
+        check_values(thirds, make_case(make_problem(dtype, head_dim, 15, heads_kv), 2, seqlen_q, 1024),
                      gpu_reference);
       }
     }
@@ -168,7 +168,7 @@ TEST_CASE("empty lengths give zeros, minus infinity, or nothing") {
   GpuReference gpu_reference;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
-      const Problem problem{dtype, head_dim, 4, 2};
+      const Problem problem = make_problem(dtype, head_dim, 4, 2);
       for (const oracle::Expr& expr : {dense(), causal(), negation(sink(3))}) {
         check_values({expr}, make_case(problem, 2, 100, 0), gpu_reference);
         check_values({expr}, make_case(problem, 2, 0, 100), gpu_reference);
@@ -182,24 +182,24 @@ TEST_CASE("rows that see nothing are zero in the middle of others") {
   GpuReference gpu_reference;
   for (const oracle::Expr& expr :
        {negation(window(40, -1)), negation(dense()), window(0, 0), sink(0), negation(causal())}) {
-    check_values({expr}, make_case({DType::bfloat16, 128, 4, 2}, 2, 300, 200), gpu_reference);
-    check_values({expr}, make_case({DType::float16, 64, 4, 2}, 2, 200, 300), gpu_reference);
+    check_values({expr}, make_case(make_problem(DType::bfloat16, 128, 4, 2), 2, 300, 200), gpu_reference);
+    check_values({expr}, make_case(make_problem(DType::float16, 64, 4, 2), 2, 200, 300), gpu_reference);
   }
 }
 
 TEST_CASE("positions given by the launch move causal, window and sink") {
   GpuReference gpu_reference;
   for (const oracle::Expr& expr : {causal(), window(50, 20), streaming(120, 64), sink(130)}) {
-    Case top_left = make_case({DType::bfloat16, 128, 4, 2}, 1, 256, 512);
+    Case top_left = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 256, 512);
     top_left.q_start = 0;
     check_values({expr}, top_left, gpu_reference);
 
-    Case chunk = make_case({DType::float16, 64, 4, 2}, 2, 256, 512);
+    Case chunk = make_case(make_problem(DType::float16, 64, 4, 2), 2, 256, 512);
     chunk.k_start = 100;
     chunk.q_start = 300;
     check_values({expr}, chunk, gpu_reference);
 
-    Case only_keys = make_case({DType::bfloat16, 64, 4, 4}, 1, 130, 256);
+    Case only_keys = make_case(make_problem(DType::bfloat16, 64, 4, 4), 1, 130, 256);
     only_keys.k_start = 64;
     check_values({expr}, only_keys, gpu_reference);
   }
@@ -209,7 +209,7 @@ TEST_CASE("the scale of the scores may be zero, small or large") {
   GpuReference gpu_reference;
   for (const float scale : {0.0f, 1e-3f, 1.0f, 4.0f}) {
     for (const oracle::Expr& expr : {causal(), streaming(16, 32)}) {
-      Case c = make_case({DType::bfloat16, 128, 4, 2}, 1, 300, 300);
+      Case c = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 300, 300);
       c.softmax_scale = scale;
       CAPTURE(scale);
       check_values({expr}, c, gpu_reference);
@@ -219,13 +219,13 @@ TEST_CASE("the scale of the scores may be zero, small or large") {
 
 TEST_CASE("half of Llama's KV heads streaming is right at 32768") {
   GpuReference gpu_reference;
-  Case c = make_case({DType::bfloat16, 128, 32, 8}, 1, 32768, 32768);
+  Case c = make_case(make_problem(DType::bfloat16, 128, 32, 8), 1, 32768, 32768);
   check_values({causal(), streaming(128, 256)}, c, gpu_reference);
 }
 
 TEST_CASE("twenty runs give the same bits") {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    const Case c = make_case({dtype, 128, 16, 8}, 2, 1023, 1024);
+    const Case c = make_case(make_problem(dtype, 128, 16, 8), 2, 1023, 1024);
     const auto kernel = girih::jit::compile(
         Pattern::parse(pattern_text({dense(), causal(), streaming(64, 256), window(9, 9)}, 4)),
         c.problem);
@@ -260,7 +260,7 @@ TEST_CASE("sanitizer: values of three kinds of heads are right") {
   GpuReference gpu_reference;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
-      Case c = make_case({dtype, head_dim, 6, 2}, 2, 113, 203);
+      Case c = make_case(make_problem(dtype, head_dim, 6, 2), 2, 113, 203);
       c.max_ctas = 2;
       c.row_gap = 8;
       c.reference = Case::Reference::cpu;
@@ -271,7 +271,7 @@ TEST_CASE("sanitizer: values of three kinds of heads are right") {
 
 TEST_CASE("sanitizer: the float64 kernel agrees with the CPU on a few rows") {
   GpuReference gpu_reference;
-  Case c = make_case({DType::bfloat16, 64, 2, 1}, 1, 5, 70);
+  Case c = make_case(make_problem(DType::bfloat16, 64, 2, 1), 1, 5, 70);
   c.reference = Case::Reference::gpu;
   check_values({causal()}, c, gpu_reference);
 }
