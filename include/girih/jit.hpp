@@ -28,13 +28,14 @@ enum class Mode { automatic, off };
 
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
-  TileConfig tile;                                                 ///< zeros: chosen by plan
-  std::optional<Mode> mode;                                        ///< GIRIH_JIT=auto|off
-  std::optional<std::filesystem::path> cache_dir;                  ///< GIRIH_CACHE_DIR
-  std::optional<std::vector<std::filesystem::path>> cache_layers;  ///< GIRIH_CACHE_LAYERS (a:b)
-  std::optional<std::filesystem::path> nvrtc;                      ///< GIRIH_NVRTC
-  std::optional<std::filesystem::path> template_dir;               ///< GIRIH_TEMPLATE_DIR
-  std::optional<std::filesystem::path> dump_dir;                   ///< GIRIH_DUMP
+  TileConfig tile = {};                                 ///< zeros: chosen by plan
+  std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
+  std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
+  std::optional<std::vector<std::filesystem::path>> cache_layers =
+      {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
+  std::optional<std::filesystem::path> nvrtc = {};         ///< GIRIH_NVRTC
+  std::optional<std::filesystem::path> template_dir = {};  ///< GIRIH_TEMPLATE_DIR
+  std::optional<std::filesystem::path> dump_dir = {};      ///< GIRIH_DUMP
 };
 
 /// Arguments of one launch. Tensors are device memory aligned to 16 bytes; their strides are

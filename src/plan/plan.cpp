@@ -15,6 +15,7 @@ namespace girih::plan {
 namespace {
 
 constexpr int kMaxFragmentRegisters = 192;  // of 255; the rest is for everything else
+constexpr int kMaxHeads = 1 << 16;          // so that tables of them are small
 constexpr int kMaxParamBytes = 32764;       // of a kernel, from CUDA 12.1 on
 
 int shared_bytes(const TileConfig& tile, const Problem& problem) {
@@ -29,25 +30,6 @@ int fragment_registers(const TileConfig& tile, const Problem& problem) {
   return row_fragments * (tile.block_n + problem.width_v()) / 2;
 }
 
-// The default tile: the first that fits, two CTAs a multiprocessor where that is possible, for they
-// hide each other's barriers and softmax. A warp with 32 query rows reads each key fragment half as
-// often as two with 16. The order was measured on sm_90 (tools/bench/NOTES.md).
-TileConfig heuristic_tile(const Arch& arch, const Problem& problem) {
-  static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
-                                               {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
-                                               {64, 32, 2, 4},   {64, 16, 2, 4}};
-  // Two of 255 registers a thread; one CTA of eight warps is as good.
-  const auto ctas = [&](const TileConfig& tile) { return 8 / tile.num_warps; };
-  for (const TileConfig& tile : kCandidates) {
-    const int bytes = ctas(tile) * (shared_bytes(tile, problem) + 1024);
-    const bool fits = bytes <= arch.shared_bytes_per_sm();
-    // 128 keys at once pay where the exponentials weigh most; only there were they measured.
-    const bool wide = tile.block_n == 128 && (arch.number != 90 || problem.width_v() > 64);
-    if (fits && !wide && fragment_registers(tile, problem) <= kMaxFragmentRegisters) return tile;
-  }
-  return kCandidates[std::size(kCandidates) - 1];
-}
-
 TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
   return {.block_m = requested.block_m ? requested.block_m : fallback.block_m,
           .block_n = requested.block_n ? requested.block_n : fallback.block_n,
@@ -55,17 +37,49 @@ TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
           .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
 }
 
+bool rows_divide(const TileConfig& tile) {
+  return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
+}
+
+// The tile that is used: of the candidates, completed with what was requested, the first that fits,
+// two CTAs a multiprocessor where that is possible, for they hide each other's barriers and
+// softmax. A warp with 32 query rows reads each key fragment half as often as two with 16. The
+// order was measured on sm_90 (tools/bench/NOTES.md).
+TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested) {
+  static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
+                                               {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
+                                               {64, 32, 2, 4},   {64, 16, 2, 4}};
+  for (const TileConfig& candidate : kCandidates) {
+    // 128 keys at once pay where the exponentials weigh most; only there were they measured.
+    if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
+    const TileConfig tile = complete(requested, candidate);
+    if (!rows_divide(tile)) continue;
+    const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
+    const int bytes = ctas * (shared_bytes(tile, problem) + 1024);
+    if (bytes <= arch.shared_bytes_per_sm() &&
+        fragment_registers(tile, problem) <= kMaxFragmentRegisters) {
+      return tile;
+    }
+  }
+  return complete(requested, kCandidates[std::size(kCandidates) - 1]);
+}
+
 void check_problem(const Problem& problem) {
   const auto refuse = [](const std::string& message) {
     throw Error(Errc::invalid_argument, message);
   };
-  if (problem.head_dim < 1 || problem.head_dim_v < 0) {
-    refuse(fmt::format("head_dim {} must be positive, head_dim_v {} too, or 0 for head_dim",
-                       problem.head_dim, problem.head_dim_v));
+  if (problem.head_dim < 1) {
+    refuse(fmt::format("head_dim {} must be positive", problem.head_dim));
+  }
+  if (problem.head_dim_v < 0) {
+    refuse(fmt::format("head_dim_v {} must be positive, or 0 for head_dim", problem.head_dim_v));
   }
   if (problem.num_heads < 1 || problem.num_heads_kv < 1) {
     refuse(fmt::format("num_heads {} and num_heads_kv {} must be positive", problem.num_heads,
                        problem.num_heads_kv));
+  }
+  if (problem.num_heads > kMaxHeads) {
+    refuse(fmt::format("num_heads {} is more than {}", problem.num_heads, kMaxHeads));
   }
   if (problem.num_heads % problem.num_heads_kv != 0) {
     refuse(
@@ -93,9 +107,7 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
     reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
     return reasons;
   }
-  const int rows_per_warp = tile.block_m / tile.num_warps;
-  if (rows_per_warp * tile.num_warps != tile.block_m ||
-      (rows_per_warp != 16 && rows_per_warp != 32)) {
+  if (!rows_divide(tile)) {
     reasons.push_back(fmt::format("block_m {} is not supported with {} warps: {} and {} are",
                                   tile.block_m, tile.num_warps, 16 * tile.num_warps,
                                   32 * tile.num_warps));
@@ -132,18 +144,20 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
-  size_t most_numbers = 0;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     structures.push_back(structure_of(head_class.mask));
     numbers.push_back(numbers_of(head_class.mask));
-    most_numbers = std::max(most_numbers, numbers.back().size());
   }
   const std::vector<int> class_of_head =
       pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
 
-  // Only structures that some head uses count.
+  // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
-  for (const int c : class_of_head) distinct.push_back(structures[c]);
+  size_t most_numbers = 0;
+  for (const int c : class_of_head) {
+    distinct.push_back(structures[c]);
+    most_numbers = std::max(most_numbers, numbers[c].size());
+  }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
 
@@ -155,10 +169,10 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
     return row;
   };
-  bool all_same = true;
-  for (const int c : class_of_head) all_same &= row_of(c) == row_of(class_of_head[0]);
+  // A per-head pattern keeps its table even where all heads happen to be alike, so that a model's
+  // layers share a kernel.
   plan.spec.head_capacity =
-      all_same ? 1 : std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size())));
+      pattern.per_head() ? std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size()))) : 1;
   for (int head = 0; head < plan.spec.head_capacity; ++head) {
     const bool exists = head < static_cast<int>(class_of_head.size());
     const std::vector<int> row = row_of(class_of_head[exists ? head : 0]);
@@ -204,7 +218,7 @@ std::vector<int> numbers_of(const Mask& mask) {
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
-  const TileConfig tile = complete(requested, heuristic_tile(arch, problem));
+  const TileConfig tile = choose_tile(arch, problem, requested);
   const std::vector<std::string> reasons = reasons_against(problem, arch, tile);
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
 

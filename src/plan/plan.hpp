@@ -23,7 +23,7 @@ struct KernelSpec {
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
-  int head_capacity = 1;  ///< rows of the head table; 1 when all heads have the same mask
+  int head_capacity = 1;  ///< rows of the head table; 1 for a pattern without `heads`
 };
 
 struct Plan {

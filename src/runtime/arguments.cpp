@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 
 #include "girih/error.hpp"
@@ -51,6 +52,24 @@ Shape shape_of(const Dims& dims, std::int64_t batch, std::int64_t rows, int head
   return shape;
 }
 
+// No two elements at one address: every dimension steps over all that lies within it.
+void check_disjoint(const char* name, const Tensor& tensor) {
+  std::array<int, kDim> order{0, 1, 2};
+  const auto step = [&](int dim) { return std::abs(tensor.stride[dim]); };
+  std::sort(order.begin(), order.end(), [&](int a, int b) { return step(a) < step(b); });
+  std::int64_t extent = tensor.shape[kDim];
+  for (const int dim : order) {
+    if (tensor.shape[dim] == 1) continue;
+    if (step(dim) < extent) {
+      refuse(
+          fmt::format("{} has stride {} in dimension {}: its elements would overlap, for {} lie "
+                      "within one step",
+                      name, tensor.stride[dim], dim, extent));
+    }
+    extent += step(dim) * (tensor.shape[dim] - 1);
+  }
+}
+
 void check_tensor(const char* name, const Tensor& tensor, const Dims& dims, const Shape& shape,
                   DType dtype, bool written) {
   if (tensor.dtype != dtype) {
@@ -78,10 +97,8 @@ void check_tensor(const char* name, const Tensor& tensor, const Dims& dims, cons
                       "({} bytes)",
                       name, tensor.stride[dim], dim, kStrideMultiple, kAlignment));
     }
-    if (written && tensor.stride[dim] == 0) {
-      refuse(fmt::format("{} has stride 0 in dimension {}: its elements would overlap", name, dim));
-    }
   }
+  if (written) check_disjoint(name, tensor);
 }
 
 void check_range(const char* name, std::int64_t value, std::int64_t least) {
@@ -96,8 +113,10 @@ void check_aligned_to_4(const char* name, const void* pointer) {
   }
 }
 
+// A dimension of one element is never stepped over, whatever stride it was given.
 Strides strides_of(const Tensor& tensor, const Dims& dims) {
-  return {tensor.stride[dims.batch], tensor.stride[dims.row], tensor.stride[dims.head]};
+  const auto stride = [&](int dim) { return tensor.shape[dim] == 1 ? 0 : tensor.stride[dim]; };
+  return {stride(dims.batch), stride(dims.row), stride(dims.head)};
 }
 
 // Packed sequences have what the others must not have, and the other way round.
@@ -208,7 +227,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
       std::numeric_limits<int>::max()));
   params.softmax_scale = scale;
   // Masked scores are -inf: a factor of zero would make them NaN.
-  params.softmax_scale_log2 = std::max(static_cast<float>(scale * kLog2E), 1e-30f);
+  params.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
   params.empty_lse = args.empty_lse;
   return params;
 }

@@ -1,4 +1,4 @@
-// The GIRIH_* variables: one table, from which the README, `girih env` and the warnings are made.
+// The GIRIH_* variables: one table, from which `girih env` and the warnings are made.
 #include "support/env.hpp"
 
 #include <fmt/format.h>

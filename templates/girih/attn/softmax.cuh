@@ -55,8 +55,11 @@ struct OnlineSoftmax {
       highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
       highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
 
-      const float origin = highest == kMinusInfinity ? 0.0f : highest * scale_log2;
-      shrink[r] = exp2_approx(row_max[r] * scale_log2 - origin);
+      // The difference is exactly 0 while the maximum stays: an exponent of rounded products would
+      // shrink a little at every tile.
+      const float finite = highest == kMinusInfinity ? 0.0f : highest;
+      const float origin = finite * scale_log2;
+      shrink[r] = exp2_approx((row_max[r] - finite) * scale_log2);
       row_max[r] = highest;
       float sum = 0.0f;
 #pragma unroll
