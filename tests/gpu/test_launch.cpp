@@ -223,15 +223,16 @@ TEST_CASE("problems that no kernel does are refused when they are bound") {
     Problem problem;
     const char* mentions;
   };
-  for (const Bad& entry : std::vector<Bad>{{make_problem(DType::bfloat16, 0, 4, 2), "0"},
-                                           {make_problem(DType::bfloat16, 17, 4, 2), "17"},
-                                           {make_problem(DType::bfloat16, 512, 4, 2), "512"},
-                                           {make_problem(DType::bfloat16, 128, 4, 3), "3"},
-                                           {make_problem(DType::bfloat16, 128, 0, 1), "0"},
-                                           {make_problem(DType::bfloat16, 64, 4, 2, 20), "head_dim_v 20"},
-                                           {make_problem(DType::bfloat16, 64, 4, 2, 272), "head_dim_v 272"},
-                                           {make_problem(DType::bfloat16, 64, 4, 2, -16), "head_dim_v -16"},
-                                           {make_problem(DType::bfloat16, 8, 4, 2, 64), "head_dim 8"}}) {
+  for (const Bad& entry :
+       std::vector<Bad>{{make_problem(DType::bfloat16, 0, 4, 2), "0"},
+                        {make_problem(DType::bfloat16, 17, 4, 2), "17"},
+                        {make_problem(DType::bfloat16, 512, 4, 2), "512"},
+                        {make_problem(DType::bfloat16, 128, 4, 3), "3"},
+                        {make_problem(DType::bfloat16, 128, 0, 1), "0"},
+                        {make_problem(DType::bfloat16, 64, 4, 2, 20), "head_dim_v 20"},
+                        {make_problem(DType::bfloat16, 64, 4, 2, 272), "head_dim_v 272"},
+                        {make_problem(DType::bfloat16, 64, 4, 2, -16), "head_dim_v -16"},
+                        {make_problem(DType::bfloat16, 8, 4, 2, 64), "head_dim 8"}}) {
     CAPTURE(describe(entry.problem));
     try {
       program.bind(entry.problem);

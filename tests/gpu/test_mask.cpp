@@ -379,10 +379,11 @@ TEST_CASE("every tile configuration shows exactly the keys of all atoms in one l
       {128, 64, 3, 8}, {128, 128, 2, 4}, {128, 128, 2, 8}, {256, 64, 2, 8}};
   std::vector<Problem> problems;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    for (const int head_dim : {64, 128}) problems.push_back(make_problem(dtype, head_dim, kMixedHeads, 8));
+    for (const int head_dim : {64, 128})
+      problems.push_back(make_problem(dtype, head_dim, kMixedHeads, 8));
   }
-  const std::size_t num_bound = check_tiles(
-      problems, tiles, {{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}});
+  const std::size_t num_bound =
+      check_tiles(problems, tiles, {{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}});
   CHECK(num_bound >= problems.size() * tiles.size() / 2);
 }
 
@@ -451,9 +452,9 @@ TEST_CASE("sequences of many lengths show exactly their keys in every layout") {
     for (const int max_ctas : {0, 2}) {
       workload.parameters().max_ctas = max_ctas;
       const auto outcome = workload.check(*bound[i].kernel, expected);
-      CHECK_OUTCOME(outcome, fmt::format("{}, {} sequences up to {} x {}, max_ctas {}",
-                                         describe(c.problem), c.batch, c.seqlen_q, c.seqlen_k,
-                                         max_ctas));
+      CHECK_OUTCOME(outcome,
+                    fmt::format("{}, {} sequences up to {} x {}, max_ctas {}", describe(c.problem),
+                                c.batch, c.seqlen_q, c.seqlen_k, max_ctas));
     }
   }
 }
@@ -505,8 +506,7 @@ TEST_CASE("200 random expressions show exactly their keys") {
     const Case& c = cases[i].parameters;
     const oracle::Sizes sizes = sizes_of(c)[0];  // every sequence's
     HashedWorkload workload(c, i);
-    const auto outcome =
-        workload.check(*bound[i].kernel, {Expected(cases[i].classes, sizes)});
+    const auto outcome = workload.check(*bound[i].kernel, {Expected(cases[i].classes, sizes)});
     CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}, q_start {}, k_start {}, max_ctas {}",
                                        bindings[i].pattern, describe(c.problem), c.seqlen_q,
                                        c.seqlen_k, sizes.q_start, c.k_start, c.max_ctas));
@@ -528,8 +528,8 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
   }
   for (int i = 0; i < 128; ++i) rows.push_back(static_cast<int>(random() % length));
 
-  for (const Problem& problem :
-       {make_problem(DType::bfloat16, 128, kHashes, 1), make_problem(DType::float16, 64, kHashes, 2)}) {
+  for (const Problem& problem : {make_problem(DType::bfloat16, 128, kHashes, 1),
+                                 make_problem(DType::float16, 64, kHashes, 2)}) {
     std::vector<Binding> bindings;
     for (const oracle::Expr& atom : atoms) {
       bindings.push_back({pattern_text({atom}, kHashes), problem, {}});
