@@ -3,18 +3,12 @@
 #include <fmt/format.h>
 
 #include "common.hpp"
-#include "pattern/interpret.hpp"
+#include "reading.hpp"
 #include "verify/device.hpp"
 #include "verify/verify.hpp"
 
 namespace girih::tools {
 namespace {
-
-void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most) {
-  if (least <= value && value <= most) return;
-  throw Error(Errc::invalid_argument,
-              fmt::format("{} {} is out of range: give {} to {}", option, value, least, most));
-}
 
 Layout parse_layout(const std::string& text) {
   for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
@@ -22,40 +16,6 @@ Layout parse_layout(const std::string& text) {
   }
   throw Error(Errc::invalid_argument,
               fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
-}
-
-// Of every sequence: they are equally long.
-Geometry geometry_of(const verify::Case& c) {
-  const int q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
-  return {c.seqlen_q, c.seqlen_k, q_start, c.k_start};
-}
-
-// The host's reading of the pattern as the bits of a row.
-verify::MaskRow interpreter(const Pattern& pattern, const verify::Case& c) {
-  return [classes = pattern.classes(),
-          class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
-          geometry = geometry_of(c)](verify::Row row, std::span<std::uint32_t> words) {
-    const auto head_class =
-        static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(row.h)]);
-    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, row.q)) {
-      for (int key = span.lo; key < span.hi; ++key) {
-        words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
-      }
-    }
-  };
-}
-
-// Floating-point operations of the visible elements, all heads and sequences.
-double visible_flop(const Pattern& pattern, const verify::Case& c) {
-  std::vector<double> visible;
-  for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    visible.push_back(static_cast<double>(pattern::count_visible(head_class.mask, geometry_of(c))));
-  }
-  double elements = 0;
-  for (const int head_class : pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv)) {
-    elements += visible[static_cast<std::size_t>(head_class)];
-  }
-  return 2.0 * c.batch * elements * (c.problem.head_dim + c.problem.width_v());
 }
 
 Json report_json(const verify::Report& report, double milliseconds, double tflops) {
@@ -134,10 +94,7 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
   verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
   add_problem_options(*verb, options->problem);
-  verb->add_option("--head-dim-v", options->head_dim_v,
-                   "Width of a head of V and the output; 0: "
-                   "as --head-dim")
-      ->capture_default_str();
+  verb->add_option("--head-dim-v", options->head_dim_v, "Of V and the output; default: the same");
   verb->add_option_function<std::string>(
           "--layout",
           [layout = &options->layout](const std::string& text) { *layout = parse_layout(text); },
@@ -169,7 +126,7 @@ void add_verify(CLI::App& app, Context& context) {
     parameters.problem.head_dim_v = options->head_dim_v;
     parameters.problem.layout = options->layout;
 
-    const verify::MaskRow mask = interpreter(pattern, parameters);  // refuses uncovered heads
+    const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
     const jit::Program program = jit::compile(pattern, options->jit);
@@ -185,7 +142,6 @@ void add_verify(CLI::App& app, Context& context) {
       Json json{{"pattern", pattern.text()},       {"device", device.name()},
                 {"batch", parameters.batch},       {"seqlen_q", parameters.seqlen_q},
                 {"seqlen_k", parameters.seqlen_k}, {"problem", to_json(parameters.problem)}};
-      json["problem"]["head_dim_v"] = parameters.problem.width_v();
       json.update(report_json(report, milliseconds, tflops));
       return print_json(json);
     }

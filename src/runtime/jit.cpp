@@ -342,12 +342,12 @@ Program::Program(Pattern pattern, Options options)
 const Pattern& Program::pattern() const { return state_->pattern; }
 
 Kernel Program::bind(const Problem& problem) const {
-  const Device device = current_device();
   {
     const std::shared_lock lock(state_->mutex);
-    if (const Kernel* kernel = state_->find(device.context_id, problem)) return *kernel;
+    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
   }
 
+  const Device device = current_device();
   const Settings settings = runtime::resolve(state_->options);
   const plan::Plan plan =
       plan::make_plan(state_->pattern, problem, device.arch, state_->options.tile);
