@@ -13,6 +13,7 @@ namespace girih {
 using uint16 = unsigned short;
 using uint32 = unsigned int;
 using int64 = long long;
+using uint64 = unsigned long long;
 
 GIRIH_HD constexpr int min(int a, int b) { return a < b ? a : b; }
 GIRIH_HD constexpr int max(int a, int b) { return a < b ? b : a; }

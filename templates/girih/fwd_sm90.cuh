@@ -1,0 +1,545 @@
+// Attention forward for Hopper (sm_90a): wgmma, the copy engine, warp specialisation.
+//
+// A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
+// left. The first warpgroup produces: its warp 0 walks the key tiles that the mask lets the query
+// tile see and starts the copies of Q, K and V, running ahead into the next query tile; its warp 1
+// stores finished output. Each other warpgroup consumes: it owns 64 query rows, keeps their scores,
+// probabilities and output in registers, and knows of a key tile its descriptor only. Of two
+// consecutive key tiles it multiplies Q * K^T of the second and P * V of the first at once and does
+// the softmax of the second meanwhile; warpgroups take turns at issuing, so that one's softmax
+// hides behind the other's products.
+//
+// Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
+// warpgroup), kBlockN (a multiple of 16), kNumStages (of K and of V), kNumQStages, kSoftcap
+// (whether some head has one), Heads (a HeadTable) and Classes (HeadClasses).
+#pragma once
+
+#include "girih/attn/schedule.cuh"
+#include "girih/attn/sequence.cuh"
+#include "girih/attn/softmax.cuh"
+#include "girih/attn/walk.cuh"
+#include "girih/ptx/mbarrier.cuh"
+#include "girih/ptx/tma.cuh"
+#include "girih/ptx/warp.cuh"
+#include "girih/ptx/wgmma.cuh"
+#include "girih/tile/smem_descriptor.cuh"
+#include "girih/tile/swizzle.cuh"
+
+#ifndef DEV_PINGPONG
+#define DEV_PINGPONG (Config::kHeadDim <= 128)
+#endif
+#ifndef DEV_OVERLAP
+#define DEV_OVERLAP 1
+#endif
+#ifndef DEV_DYNAMIC
+#define DEV_DYNAMIC 1
+#endif
+
+namespace girih {
+
+template <class Config>
+struct FwdSm90 {
+  using Element = typename Config::Element;
+  using Classes = typename Config::Classes;
+  using Heads = typename Config::Heads;
+
+  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kHeadDimV = Config::kHeadDimV;
+  static constexpr int kBlockM = Config::kBlockM;
+  static constexpr int kBlockN = Config::kBlockN;
+  static constexpr int kNumStages = Config::kNumStages;
+  static constexpr int kNumQStages = Config::kNumQStages;
+  static constexpr int kNumMmaWarpgroups = kBlockM / 64;
+  static constexpr int kNumThreads = 128 * (1 + kNumMmaWarpgroups);
+  static constexpr int kKeyFragments = kBlockN / 8;    // n8 of the scores
+  static constexpr int kDimFragments = kHeadDimV / 8;  // n8 of the output
+  static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
+  static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
+  static constexpr FwdSm90Layout kLayout =
+      fwd_sm90_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages, kNumQStages);
+
+  // What setmaxnreg gives each role: together no more than the kernel has at entry.
+  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 24;
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 240;
+
+  static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
+  static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
+  static_assert(kBlockM % 64 == 0, "a warpgroup owns 64 rows");
+
+  using Scores = float[kKeyFragments][4];
+  using Output = float[kDimFragments][4];
+  using Probabilities = uint32[kKeyFragments / 2][4];
+
+  // Named barriers; 0 is __syncthreads.
+  enum NamedBarrier {
+    kTurn = 1,                             // and the next ones: a warpgroup's turn to issue
+    kWarpgroup = kTurn + kNumMmaWarpgroups  // and the next ones: among a warpgroup's warps
+  };
+
+  // A query tile, as the producer tells it.
+  struct Work {
+    int first_row;  // in its sequence; negative when no tile is left
+    bool has_keys;
+    bool bounded;  // rows from seqlen_q on lie outside the tensor of the output
+    BoxOrigin origin;
+    Geometry geometry;
+    int head_class;
+    const int* numbers;
+    float softcap;
+    float* lse;     // of the sequence and head, or null
+    uint16* out;    // likewise
+  };
+
+  struct Control {
+    uint64 q_full[kNumQStages], q_empty[kNumQStages], out_full[kNumQStages];
+    uint64 k_full[kNumStages], k_empty[kNumStages];
+    uint64 v_full[kNumStages], v_empty[kNumStages];
+    uint64 v_tail;
+    TileDescriptor tiles[kNumStages];
+    Work work[kNumQStages];
+  };
+  static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
+
+  // A position in a ring of stages, and the parity of the phase that fills it next.
+  template <int kStages>
+  struct Ring {
+    int stage = 0;
+    uint32 parity = 0;
+    __device__ __forceinline__ void advance() {
+      if (++stage == kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  };
+
+  static __device__ __forceinline__ void wait(const uint64& barrier, uint32 parity) {
+    mbarrier_wait(shared_address(&barrier), parity);
+  }
+  static __device__ __forceinline__ void arrive(const uint64& barrier) {
+    mbarrier_arrive(shared_address(&barrier));
+  }
+
+  // --- Producing ---
+
+  // Starts the copy of kRows rows, panel after panel; by one lane.
+  template <int kRows, int kNumPanels>
+  static __device__ __forceinline__ void load_panels(uint32 tile, const TensorMap& map,
+                                                     const uint64& barrier, BoxOrigin at) {
+#pragma unroll
+    for (int panel = 0; panel < kNumPanels; ++panel) {
+      tma_load(tile + panel * kRows * kPanelRowBytes, map, shared_address(&barrier),
+               {panel * kPanelColumns, at.row, at.head, at.batch});
+    }
+  }
+
+  struct Producer {
+    const FwdTensorMaps& maps;
+    Control& control;
+    uint32 shared;
+    Ring<kNumStages> keys, values;
+    BoxOrigin pending;          // the tile whose V is to be loaded next
+    int pending_rows = 0;       // its rows that may be read; 0: there is none
+
+    __device__ __forceinline__ void load_keys(TileDescriptor tile, BoxOrigin at) {
+      const int stage = keys.stage;
+      wait(control.k_empty[stage], keys.parity ^ 1);
+      if (elect_one()) {
+        control.tiles[stage] = tile;
+        mbarrier_arrive_expect(shared_address(&control.k_full[stage]), kLayout.k_stage_bytes);
+        load_panels<kBlockN, kPanels>(shared + kLayout.k_offset + stage * kLayout.k_stage_bytes,
+                                      maps.k, control.k_full[stage], at);
+      }
+      __syncwarp();
+      keys.advance();
+    }
+
+    // V goes one tile behind K, as it is used. Rows that are another sequence's, or that nobody
+    // has written, become zeros: a probability of 0 times NaN would be NaN.
+    __device__ __forceinline__ void load_pending_values() {
+      if (pending_rows == 0) return;
+      const int stage = values.stage;
+      const uint32 tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
+      const bool whole = pending_rows >= kBlockN;
+      wait(control.v_empty[stage], values.parity ^ 1);
+      const uint64& landed = whole ? control.v_full[stage] : control.v_tail;
+      if (elect_one()) {
+        mbarrier_arrive_expect(shared_address(&landed), kLayout.v_stage_bytes);
+        load_panels<kBlockN, kPanelsV>(tile, maps.v, landed, pending);
+      }
+      __syncwarp();
+      if (!whole) {
+        zero_tail(tile);
+      }
+      values.advance();
+      pending_rows = 0;
+    }
+    uint32 tail_parity = 0;
+    __device__ __forceinline__ void zero_tail(uint32 tile) {
+      wait(control.v_tail, tail_parity);
+      tail_parity ^= 1;
+      for (int panel = 0; panel < kPanelsV; ++panel) {
+        for (int chunk = pending_rows * 8 + threadIdx.x % 32; chunk < kBlockN * 8; chunk += 32) {
+          store_zeros(tile + panel * kBlockN * kPanelRowBytes + chunk * 16);
+        }
+      }
+      fence_proxy_async();
+      __syncwarp();
+      if (elect_one()) arrive(control.v_full[values.stage]);
+      __syncwarp();
+    }
+  };
+
+  static __device__ __forceinline__ void store_zeros(uint32 shared) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(shared), "r"(0) : "memory");
+  }
+
+  static __device__ __forceinline__ void produce(const FwdParams& params, const Heads& heads,
+                                                 const FwdTensorMaps& maps, int* counter,
+                                                 Control& control, uint32 shared) {
+    Producer producer{maps, control, shared};
+    Ring<kNumQStages> queries;
+    int index = blockIdx.x;
+    while (index < params.num_tiles) {
+      int fetched = 0;
+      if (DEV_DYNAMIC && threadIdx.x == 0) {
+        fetched = atomicAdd(counter, 1);
+        if (fetched == params.num_tiles - 1) *counter = 0;  // the last of all fetches
+      }
+      const QueryTile at = query_tile(params, index);
+      const Sequence sequence = sequence_of(params, at.batch);
+      const int first_row = at.m_block * kBlockM;
+      if (first_row < sequence.geometry.seqlen_q) {
+        const Geometry geometry = sequence.geometry;
+        const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
+        const int head_class = Classes::kCount == 1 ? 0 : head.head_class;
+        KeyWalk<Classes> walk{{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
+                              {kBlockN, geometry.seqlen_k},
+                              head_class,
+                              head.numbers};
+        const bool foreign_tail = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
+        BoxOrigin origin{0, sequence.k_row, at.head / params.group_size, sequence.k_batch};
+        const auto load_keys = [&](TileDescriptor& tile, TileDescriptor next) {
+          tile.kind |= next.kind == 0 ? kLastTile : 0;
+          origin.row = sequence.k_row + tile.n_block * kBlockN;
+          producer.load_keys(tile, origin);
+        };
+
+        TileDescriptor tile = walk.next(geometry);
+        TileDescriptor next{};
+        const bool has_keys = tile.kind != 0;
+        if (has_keys) {
+          next = walk.next(geometry);
+          load_keys(tile, next);
+        }
+        producer.load_pending_values();
+
+        const int stage = queries.stage;
+        wait(control.q_empty[stage], queries.parity ^ 1);
+        if (elect_one()) {
+          const BoxOrigin rows{0, sequence.q_row + first_row, at.head, sequence.q_batch};
+          control.work[stage] = {
+              first_row,
+              has_keys,
+              params.cu_seqlens_q == nullptr,
+              rows,
+              geometry,
+              head_class,
+              head.numbers,
+              head.softcap,
+              params.lse == nullptr ? nullptr
+                                    : params.lse + offset(params.lse_strides, sequence.q_batch,
+                                                          sequence.q_row, at.head),
+              static_cast<uint16*>(params.out) +
+                  offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head)};
+          mbarrier_arrive_expect(shared_address(&control.q_full[stage]),
+                                 kPanels * kBlockM * kPanelRowBytes);
+          load_panels<kBlockM, kPanels>(shared + stage * kLayout.q_stage_bytes, maps.q,
+                                        control.q_full[stage], rows);
+        }
+        __syncwarp();
+        queries.advance();
+
+        while (has_keys) {
+          producer.pending = origin;
+          producer.pending_rows =
+              foreign_tail ? min(geometry.seqlen_k - tile.n_block * kBlockN, kBlockN) : kBlockN;
+          if (next.kind == 0) break;
+          tile = next;
+          next = walk.next(geometry);
+          load_keys(tile, next);
+          producer.load_pending_values();
+        }
+      }
+      if (DEV_DYNAMIC) index = gridDim.x + __shfl_sync(0xffffffff, fetched, 0);
+      else index += gridDim.x;
+    }
+    producer.load_pending_values();
+    wait(control.q_empty[queries.stage], queries.parity ^ 1);
+    if (elect_one()) {
+      control.work[queries.stage].first_row = -1;
+      arrive(control.q_full[queries.stage]);
+    }
+  }
+
+  // Stores finished tiles; Q's stage is free once it has been read.
+  static __device__ __forceinline__ void store(const FwdParams& params, const FwdTensorMaps& maps,
+                                               Control& control, unsigned char* shared) {
+    for (Ring<kNumQStages> queries;; queries.advance()) {
+      const int stage = queries.stage;
+      wait(control.q_full[stage], queries.parity);
+      const Work& work = control.work[stage];
+      if (work.first_row < 0) return;
+      wait(control.out_full[stage], queries.parity);
+      unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
+      if (work.bounded || work.first_row + kBlockM <= work.geometry.seqlen_q) {
+        if (elect_one()) {
+#pragma unroll
+          for (int panel = 0; panel < kPanelsV; ++panel) {
+            tma_store(maps.out, shared_address(tile) + panel * kBlockM * kPanelRowBytes,
+                      {panel * kPanelColumns, work.origin.row, work.origin.head,
+                       work.origin.batch});
+          }
+          tma_store_commit();
+          tma_store_wait_read();
+          arrive(control.q_empty[stage]);
+        }
+      } else {
+        constexpr int kChunksPerRow = kHeadDimV / 8;
+        const int rows = work.geometry.seqlen_q - work.first_row;
+        for (int index = threadIdx.x % 32; index < rows * kChunksPerRow; index += 32) {
+          const int row = index / kChunksPerRow;
+          const int chunk = index % kChunksPerRow;
+          *reinterpret_cast<uint4*>(work.out + (work.first_row + row) * params.out_strides.row +
+                                    8 * chunk) =
+              *reinterpret_cast<const uint4*>(tile + staged_chunk(row, chunk));
+        }
+        __syncwarp();
+        if (elect_one()) arrive(control.q_empty[stage]);
+      }
+      __syncwarp();
+    }
+  }
+
+  // Byte offset of a 16-byte chunk of the output in its staging tile.
+  static __device__ __forceinline__ int staged_chunk(int row, int chunk) {
+    return chunk / 8 * kBlockM * kPanelRowBytes + row * kPanelRowBytes +
+           ((chunk % 8 ^ row % 8) << 4);
+  }
+
+  // --- Consuming ---
+
+  // Starts scores = Q * K^T.
+  static __device__ __forceinline__ void score(Scores& scores, const RowOperand<kBlockM>& q,
+                                               uint32 k_tile) {
+    const RowOperand<kBlockN> k(k_tile);
+    pin_registers(scores);
+    wgmma_fence();
+#pragma unroll
+    for (int d = 0; d < kHeadDim / 16; ++d) {
+      Wgmma<Element, kBlockN>::multiply(scores, q.step(d), k.step(d), d > 0);
+    }
+    wgmma_commit();
+  }
+
+  // Starts output += P * V.
+  static __device__ __forceinline__ void accumulate(Output& output, Probabilities& probabilities,
+                                                    uint32 v_tile) {
+    const ColumnOperand<kBlockN> v(v_tile);
+    pin_registers(output);
+    pin_registers(probabilities);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kBlockN / 16; ++k) {
+      Wgmma<Element, kHeadDimV>::multiply_transposed(output, probabilities[k], v.step(k));
+    }
+    wgmma_commit();
+  }
+
+  // Probabilities as wgmma's A operand: an accumulator is one, element for element.
+  static __device__ __forceinline__ void pack_probabilities(Probabilities& packed,
+                                                            const Scores& p) {
+#pragma unroll
+    for (int j = 0; j < kKeyFragments / 2; ++j) {
+      packed[j][0] = pack<Element>(p[2 * j][0], p[2 * j][1]);
+      packed[j][1] = pack<Element>(p[2 * j][2], p[2 * j][3]);
+      packed[j][2] = pack<Element>(p[2 * j + 1][0], p[2 * j + 1][1]);
+      packed[j][3] = pack<Element>(p[2 * j + 1][2], p[2 * j + 1][3]);
+    }
+  }
+
+  // Softcap and mask.
+  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
+                                                const Work& work, TileDescriptor tile,
+                                                int first_row, int lane) {
+    if constexpr (Config::kSoftcap) {
+      if (work.softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / work.softcap);
+    }
+    if (tile.kind & static_cast<int>(TileKind::partial)) {
+      WarpMask<16, kBlockN> mask;
+      mask.template evaluate<Classes>(work.head_class, work.numbers, work.geometry, first_row,
+                                      tile.n_block * kBlockN);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
+    }
+  }
+
+  static __device__ __forceinline__ void rescale(Output& output, const float (&shrink)[2]) {
+#pragma unroll
+    for (int d = 0; d < kDimFragments; ++d) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) output[d][e] *= shrink[e / 2];
+    }
+  }
+
+  static __device__ __forceinline__ void consume(const FwdParams& params, Control& control,
+                                                 unsigned char* shared_bytes, int warpgroup) {
+    const uint32 shared = shared_address(shared_bytes);
+    const int lane = threadIdx.x % 32;
+    const int warp_row = 64 * warpgroup + threadIdx.x / 32 % 4 * 16;
+    const auto take_turn = [&] {
+      if (DEV_PINGPONG) named_barrier_sync<256>(kTurn + warpgroup);
+    };
+    const auto pass_turn = [&] {
+      if (DEV_PINGPONG)
+        named_barrier_arrive<256>(kTurn + (warpgroup + 1 == kNumMmaWarpgroups ? 0 : warpgroup + 1));
+    };
+    if (warpgroup == kNumMmaWarpgroups - 1) pass_turn();
+    const auto k_tile = [&](int stage) {
+      return shared + kLayout.k_offset + stage * kLayout.k_stage_bytes;
+    };
+    const auto v_tile = [&](int stage) {
+      return shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
+    };
+    const auto release = [&](const uint64& barrier) {
+      if (lane == 0) arrive(barrier);
+    };
+
+    Ring<kNumStages> keys, values;
+    for (Ring<kNumQStages> queries;; queries.advance()) {
+      wait(control.q_full[queries.stage], queries.parity);
+      const Work& work = control.work[queries.stage];
+      const int first_row = work.first_row;
+      if (first_row < 0) return;
+      const uint32 q_tile = shared + queries.stage * kLayout.q_stage_bytes;
+      const RowOperand<kBlockM> q(q_tile + warpgroup * 64 * kPanelRowBytes);
+
+      Output output = {};
+      OnlineSoftmax softmax;
+      ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
+      if constexpr (Config::kSoftcap) scale = capped_scale(scale, work.softcap);
+
+      if (work.has_keys) {
+        Scores scores;
+        Probabilities probabilities;
+        float shrink[2];
+
+        wait(control.k_full[keys.stage], keys.parity);
+        TileDescriptor tile = control.tiles[keys.stage];
+        score(scores, q, k_tile(keys.stage));
+        wgmma_wait<0>();
+        pin_registers(scores);
+        release(control.k_empty[keys.stage]);
+        keys.advance();
+        modify(scores, params, work, tile, first_row + warp_row, lane);
+        softmax.update(scores, scale.log2, shrink);
+        pack_probabilities(probabilities, scores);
+
+        while (!(tile.kind & kLastTile)) {
+          wait(control.k_full[keys.stage], keys.parity);
+          tile = control.tiles[keys.stage];
+          take_turn();
+          score(scores, q, k_tile(keys.stage));
+          if (!DEV_OVERLAP) { wgmma_wait<0>(); pin_registers(scores); }
+          wait(control.v_full[values.stage], values.parity);
+          accumulate(output, probabilities, v_tile(values.stage));
+          pass_turn();
+          if (!DEV_OVERLAP) { wgmma_wait<0>(); pin_registers(output); } 
+          wgmma_wait<1>();
+          pin_registers(scores);
+          release(control.k_empty[keys.stage]);
+          keys.advance();
+          modify(scores, params, work, tile, first_row + warp_row, lane);
+          softmax.update(scores, scale.log2, shrink);
+          wgmma_wait<0>();
+          pin_registers(output);
+          release(control.v_empty[values.stage]);
+          values.advance();
+          rescale(output, shrink);
+          pack_probabilities(probabilities, scores);
+        }
+
+        wait(control.v_full[values.stage], values.parity);
+        accumulate(output, probabilities, v_tile(values.stage));
+        wgmma_wait<0>();
+        pin_registers(output);
+        release(control.v_empty[values.stage]);
+        values.advance();
+      }
+
+      // Normalised output takes the place of the warpgroup's own rows of Q.
+      named_barrier_sync<128>(kWarpgroup + warpgroup);
+      unsigned char* staging = shared_bytes + queries.stage * kLayout.q_stage_bytes;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = warp_row + 8 * r + lane / 4;
+        float lse;
+        const float factor = softmax.finish(r, scale.natural, params.empty_lse, lse);
+        if (work.lse != nullptr && lane % 4 == 0 && first_row + row < work.geometry.seqlen_q) {
+          work.lse[first_row + row] = lse;
+        }
+#pragma unroll
+        for (int d = 0; d < kDimFragments; ++d) {
+          *reinterpret_cast<uint32*>(staging + staged_chunk(row, d) + 4 * (lane % 4)) =
+              pack<Element>(output[d][2 * r] * factor, output[d][2 * r + 1] * factor);
+        }
+      }
+      fence_proxy_async();
+      __syncwarp();
+      release(control.out_full[queries.stage]);
+    }
+  }
+
+  static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
+                                             const FwdTensorMaps& maps, int* counter) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
+    const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+    const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    if (threadIdx.x == 0) {
+      const auto init = [](const uint64& barrier, int arrivals) {
+        mbarrier_init(shared_address(&barrier), arrivals);
+      };
+      constexpr int kConsumerWarps = 4 * kNumMmaWarpgroups;
+      for (int i = 0; i < kNumQStages; ++i) {
+        init(control.q_full[i], 1);
+        init(control.q_empty[i], 1);
+        init(control.out_full[i], kConsumerWarps);
+      }
+      for (int i = 0; i < kNumStages; ++i) {
+        init(control.k_full[i], 1);
+        init(control.k_empty[i], kConsumerWarps);
+        init(control.v_full[i], 1);
+        init(control.v_empty[i], kConsumerWarps);
+      }
+      init(control.v_tail, 1);
+      fence_mbarrier_init();
+      tma_prefetch_map(maps.q);
+      tma_prefetch_map(maps.k);
+      tma_prefetch_map(maps.v);
+      tma_prefetch_map(maps.out);
+    }
+    __syncthreads();
+
+    if (warpgroup == 0) {
+      shrink_registers<kProducerRegisters>();
+      if (warp == 0) produce(params, heads, maps, counter, control, shared_address(shared));
+      if (warp == 1) store(params, maps, control, shared);
+    } else {
+      grow_registers<kConsumerRegisters>();
+      consume(params, control, shared, warpgroup - 1);
+    }
+  }
+};
+
+}  // namespace girih

@@ -1,0 +1,22 @@
+// Descriptions of tensors for the copy engine: made by the driver on the host, passed by value.
+#pragma once
+
+#include "girih/shared/platform.cuh"
+
+namespace girih {
+
+// Opaque: the driver's CUtensorMap.
+struct alignas(128) TensorMap {
+  unsigned long long opaque[16];
+};
+
+// Dimensions of each: head_dim, rows, heads, batch. Boxes are 64 columns (128 bytes, swizzled)
+// wide and, from q to out, block_m, block_n, block_n and block_m rows high.
+struct FwdTensorMaps {
+  TensorMap q;
+  TensorMap k;
+  TensorMap v;
+  TensorMap out;
+};
+
+}  // namespace girih
