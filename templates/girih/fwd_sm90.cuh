@@ -59,8 +59,8 @@ struct FwdSm90 {
       fwd_sm90_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages, kNumQStages);
 
   // What setmaxnreg gives each role: together no more than the kernel has at entry.
-  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 24;
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 240;
+  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 232;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
