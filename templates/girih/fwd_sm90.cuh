@@ -445,8 +445,11 @@ struct FwdSm90 {
         softmax.update(scores, scale.log2, shrink);
         pack_probabilities(probabilities, scores);
 
+        const auto await_next = [&] {
+          if (!(tile.kind & kLastTile)) wait(control.k_full[keys.stage], keys.parity);
+        };
+        await_next();
         while (!(tile.kind & kLastTile)) {
-          wait(control.k_full[keys.stage], keys.parity);
           tile = control.tiles[keys.stage];
           take_turn();
           score(scores, q, k_tile(keys.stage));
@@ -461,11 +464,15 @@ struct FwdSm90 {
           keys.advance();
           modify(scores, params, work, tile, first_row + warp_row, lane);
           softmax.update(scores, scale.log2, shrink);
+          pin_registers(scores);
+          await_next();
           wgmma_wait<0>();
           pin_registers(output);
           release(control.v_empty[values.stage]);
           values.advance();
-          rescale(output, shrink);
+          if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+            rescale(output, shrink);
+          }
           pack_probabilities(probabilities, scores);
         }
 

@@ -34,20 +34,24 @@ __device__ __forceinline__ void cap_scores(float (&scores)[kKeyFragments][4], fl
   }
 }
 
-// The state of one 16-row fragment.
+// The state of one 16-row fragment. Probabilities are relative to a reference, which a row's maximum
+// may exceed by up to 2^kHeadroom before the reference follows and what was accumulated shrinks:
+// after the first tiles that is rare, and a fp16 probability stays far from overflow.
 struct OnlineSoftmax {
-  float row_max[2] = {kMinusInfinity, kMinusInfinity};  // of the scores, before scaling
-  float row_sum[2] = {0.0f, 0.0f};                      // this thread's part
+  static constexpr float kHeadroom = 8.0f;  // in base 2
 
-  // Scores become probabilities relative to the new maxima. Returns, for each row, the factor by
-  // which what was accumulated before must shrink. A row that has seen nothing stays at zero:
-  // -inf - (-inf) would be NaN, so its maximum counts as zero.
+  float reference[2] = {kMinusInfinity, kMinusInfinity};  // a score, before scaling
+  float row_sum[2] = {0.0f, 0.0f};                        // this thread's part
+
+  // Scores become probabilities relative to the new references. Returns, for each row, the factor
+  // by which what was accumulated before must shrink, exactly 1 while the reference stays. A row
+  // that has seen nothing stays at zero: -inf - (-inf) would be NaN, so its reference counts as 0.
   template <int kKeyFragments>
   __device__ __forceinline__ void update(float (&scores)[kKeyFragments][4], float scale_log2,
                                          float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float highest = row_max[r];
+      float highest = kMinusInfinity;
 #pragma unroll
       for (int j = 0; j < kKeyFragments; ++j) {
         highest = fmaxf(highest, fmaxf(scores[j][2 * r], scores[j][2 * r + 1]));
@@ -55,12 +59,12 @@ struct OnlineSoftmax {
       highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
       highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
 
-      // The difference is exactly 0 while the maximum stays: an exponent of rounded products would
-      // shrink a little at every tile.
-      const float finite = highest == kMinusInfinity ? 0.0f : highest;
-      const float origin = finite * scale_log2;
-      shrink[r] = exp2_approx((row_max[r] - finite) * scale_log2);
-      row_max[r] = highest;
+      shrink[r] = 1.0f;
+      if ((highest - reference[r]) * scale_log2 > kHeadroom) {
+        shrink[r] = exp2_approx((reference[r] - highest) * scale_log2);
+        reference[r] = highest;
+      }
+      const float origin = reference[r] == kMinusInfinity ? 0.0f : reference[r] * scale_log2;
       float sum = 0.0f;
 #pragma unroll
       for (int j = 0; j < kKeyFragments; ++j) {
@@ -79,7 +83,7 @@ struct OnlineSoftmax {
     float sum = row_sum[r];
     sum += __shfl_xor_sync(0xffffffff, sum, 1);
     sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    lse = sum == 0.0f ? empty_lse : row_max[r] * scale + logf(sum);
+    lse = sum == 0.0f ? empty_lse : reference[r] * scale + logf(sum);
     return sum == 0.0f ? 0.0f : 1.0f / sum;
   }
 };
