@@ -76,12 +76,22 @@ struct FwdSm90 {
     kWarpgroup = kTurn + kNumMmaWarpgroups  // and the next ones: among a warpgroup's warps
   };
 
+  // A position in a ring of stages, which also counts laps modulo 2: the parity of the phase in
+  // which this lap fills the stage.
+  template <int kStages>
+  struct Ring {
+    int slot = 0;
+    __device__ __forceinline__ int stage() const { return slot < kStages ? slot : slot - kStages; }
+    __device__ __forceinline__ uint32 parity() const { return slot < kStages ? 0 : 1; }
+    __device__ __forceinline__ void advance() { slot = slot == 2 * kStages - 1 ? 0 : slot + 1; }
+  };
+
   // A query tile, as the producer tells it.
   struct Work {
     int first_row;  // in its sequence; negative when no tile is left
     bool has_keys;
-    bool bounded;  // rows from seqlen_q on lie outside the tensor of the output
-    BoxOrigin origin;
+    BoxOrigin queries;  // of the tile
+    BoxOrigin keys;     // of the sequence
     Geometry geometry;
     int head_class;
     const int* numbers;
@@ -90,28 +100,27 @@ struct FwdSm90 {
     uint16* out;    // likewise
   };
 
+  // What the producer keeps between copies: in shared memory, for it has few registers.
+  struct Producer {
+    KeyWalk<Classes> walk;
+    TileDescriptor tile;  // whose K is to be loaded next; empty when the walk is over
+    TileDescriptor next;  // the one after it
+    BoxOrigin values;     // the tile whose V is to be loaded next
+    int values_rows;      // its rows that may be read; 0: there is no such tile
+    Ring<kNumStages> values_ring;
+    uint32 tail_parity;
+  };
+
   struct Control {
     uint64 q_full[kNumQStages], q_empty[kNumQStages], out_full[kNumQStages];
     uint64 k_full[kNumStages], k_empty[kNumStages];
     uint64 v_full[kNumStages], v_empty[kNumStages];
     uint64 v_tail;
+    Producer producer;
     TileDescriptor tiles[kNumStages];
     Work work[kNumQStages];
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
-
-  // A position in a ring of stages, and the parity of the phase that fills it next.
-  template <int kStages>
-  struct Ring {
-    int stage = 0;
-    uint32 parity = 0;
-    __device__ __forceinline__ void advance() {
-      if (++stage == kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-  };
 
   static __device__ __forceinline__ void wait(const uint64& barrier, uint32 parity) {
     mbarrier_wait(shared_address(&barrier), parity);
@@ -122,10 +131,11 @@ struct FwdSm90 {
 
   // --- Producing ---
 
-  // Starts the copy of kRows rows, panel after panel; by one lane.
+  // Starts the copy of kRows rows, panel after panel, which `barrier` waits for; by one lane.
   template <int kRows, int kNumPanels>
   static __device__ __forceinline__ void load_panels(uint32 tile, const TensorMap& map,
                                                      const uint64& barrier, BoxOrigin at) {
+    mbarrier_arrive_expect(shared_address(&barrier), kNumPanels * kRows * kPanelRowBytes);
 #pragma unroll
     for (int panel = 0; panel < kNumPanels; ++panel) {
       tma_load(tile + panel * kRows * kPanelRowBytes, map, shared_address(&barrier),
@@ -133,172 +143,172 @@ struct FwdSm90 {
     }
   }
 
-  struct Producer {
-    const FwdTensorMaps& maps;
-    Control& control;
-    uint32 shared;
-    Ring<kNumStages> keys, values;
-    BoxOrigin pending;          // the tile whose V is to be loaded next
-    int pending_rows = 0;       // its rows that may be read; 0: there is none
+  // Fills in the query tile `index`; false when it has no rows. By one lane.
+  static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
+                                                  const Heads& heads, int index) {
+    const QueryTile at = query_tile(params, index);
+    const Sequence sequence = sequence_of(params, at.batch);
+    const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
+    work.first_row = at.m_block * kBlockM;
+    work.geometry = sequence.geometry;
+    work.queries = {0, sequence.q_row + work.first_row, at.head, sequence.q_batch};
+    work.keys = {0, sequence.k_row, at.head / params.group_size, sequence.k_batch};
+    work.head_class = Classes::kCount == 1 ? 0 : head.head_class;
+    work.numbers = head.numbers;
+    work.softcap = head.softcap;
+    work.lse = params.lse == nullptr ? nullptr
+                                     : params.lse + offset(params.lse_strides, sequence.q_batch,
+                                                           sequence.q_row, at.head);
+    work.out = static_cast<uint16*>(params.out) +
+               offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
+    return work.first_row < work.geometry.seqlen_q;
+  }
 
-    __device__ __forceinline__ void load_keys(TileDescriptor tile, BoxOrigin at) {
-      const int stage = keys.stage;
-      wait(control.k_empty[stage], keys.parity ^ 1);
-      if (elect_one()) {
-        control.tiles[stage] = tile;
-        mbarrier_arrive_expect(shared_address(&control.k_full[stage]), kLayout.k_stage_bytes);
-        load_panels<kBlockN, kPanels>(shared + kLayout.k_offset + stage * kLayout.k_stage_bytes,
-                                      maps.k, control.k_full[stage], at);
-      }
-      __syncwarp();
-      keys.advance();
-    }
+  // Starts the copy of K of the next tile, then looks for the one after it. By one lane.
+  static __device__ __forceinline__ void load_keys(const FwdTensorMaps& maps, Control& control,
+                                                   uint32 shared, const Work& work, int stage) {
+    Producer& producer = control.producer;
+    const TileDescriptor tile = producer.tile;
+    const TileDescriptor next = producer.next;
+    BoxOrigin at = work.keys;
+    at.row += tile.n_block * kBlockN;
+    control.tiles[stage] = {tile.n_block, tile.kind | (next.kind == 0 ? kLastTile : 0)};
+    load_panels<kBlockN, kPanels>(shared + kLayout.k_offset + stage * kLayout.k_stage_bytes,
+                                  maps.k, control.k_full[stage], at);
+    producer.tile = next;
+    producer.next = producer.walk.next(work.geometry);
+  }
 
-    // V goes one tile behind K, as it is used. Rows that are another sequence's, or that nobody
-    // has written, become zeros: a probability of 0 times NaN would be NaN.
-    __device__ __forceinline__ void load_pending_values() {
-      if (pending_rows == 0) return;
-      const int stage = values.stage;
-      const uint32 tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
-      const bool whole = pending_rows >= kBlockN;
-      wait(control.v_empty[stage], values.parity ^ 1);
-      const uint64& landed = whole ? control.v_full[stage] : control.v_tail;
-      if (elect_one()) {
-        mbarrier_arrive_expect(shared_address(&landed), kLayout.v_stage_bytes);
-        load_panels<kBlockN, kPanelsV>(tile, maps.v, landed, pending);
-      }
-      __syncwarp();
-      if (!whole) {
-        zero_tail(tile);
-      }
-      values.advance();
-      pending_rows = 0;
+  // Starts the copy of V of the tile whose K came last but one. V goes one tile behind K, as it is
+  // used.
+  static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
+                                                     unsigned char* shared) {
+    Producer& producer = control.producer;
+    if (producer.values_rows == 0) return;
+    const int stage = producer.values_ring.stage();
+    unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
+    const bool whole = producer.values_rows >= kBlockN;
+    wait(control.v_empty[stage], producer.values_ring.parity() ^ 1);
+    if (elect_one()) {
+      load_panels<kBlockN, kPanelsV>(shared_address(tile), maps.v,
+                                     whole ? control.v_full[stage] : control.v_tail,
+                                     producer.values);
     }
-    uint32 tail_parity = 0;
-    __device__ __forceinline__ void zero_tail(uint32 tile) {
-      wait(control.v_tail, tail_parity);
-      tail_parity ^= 1;
-      for (int panel = 0; panel < kPanelsV; ++panel) {
-        for (int chunk = pending_rows * 8 + threadIdx.x % 32; chunk < kBlockN * 8; chunk += 32) {
-          store_zeros(tile + panel * kBlockN * kPanelRowBytes + chunk * 16);
-        }
-      }
-      fence_proxy_async();
-      __syncwarp();
-      if (elect_one()) arrive(control.v_full[values.stage]);
-      __syncwarp();
-    }
-  };
+    __syncwarp();
+    if (!whole) zero_tail(control, tile, stage);
+    if (elect_one()) producer.values_rows = 0;
+    __syncwarp();
+  }
 
-  static __device__ __forceinline__ void store_zeros(uint32 shared) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(shared), "r"(0) : "memory");
+  // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
+  // times NaN would be NaN.
+  static __device__ __forceinline__ void zero_tail(Control& control, unsigned char* tile,
+                                                   int stage) {
+    Producer& producer = control.producer;
+    wait(control.v_tail, producer.tail_parity);
+    for (int panel = 0; panel < kPanelsV; ++panel) {
+      for (int chunk = producer.values_rows * 8 + threadIdx.x % 32; chunk < kBlockN * 8;
+           chunk += 32) {
+        *reinterpret_cast<uint4*>(tile + panel * kBlockN * kPanelRowBytes + chunk * 16) = {};
+      }
+    }
+    fence_proxy_async();
+    __syncwarp();
+    if (elect_one()) {
+      producer.tail_parity ^= 1;
+      arrive(control.v_full[stage]);
+    }
   }
 
   static __device__ __forceinline__ void produce(const FwdParams& params, const Heads& heads,
                                                  const FwdTensorMaps& maps, int* counter,
-                                                 Control& control, uint32 shared) {
-    Producer producer{maps, control, shared};
+                                                 Control& control, unsigned char* shared) {
+    Producer& producer = control.producer;
+    Ring<kNumStages> keys;
     Ring<kNumQStages> queries;
-    int index = blockIdx.x;
-    while (index < params.num_tiles) {
-      int fetched = 0;
-      if (DEV_DYNAMIC && threadIdx.x == 0) {
-        fetched = atomicAdd(counter, 1);
-        if (fetched == params.num_tiles - 1) *counter = 0;  // the last of all fetches
-      }
-      const QueryTile at = query_tile(params, index);
-      const Sequence sequence = sequence_of(params, at.batch);
-      const int first_row = at.m_block * kBlockM;
-      if (first_row < sequence.geometry.seqlen_q) {
-        const Geometry geometry = sequence.geometry;
-        const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
-        const int head_class = Classes::kCount == 1 ? 0 : head.head_class;
-        KeyWalk<Classes> walk{{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
-                              {kBlockN, geometry.seqlen_k},
-                              head_class,
-                              head.numbers};
-        const bool foreign_tail = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
-        BoxOrigin origin{0, sequence.k_row, at.head / params.group_size, sequence.k_batch};
-        const auto load_keys = [&](TileDescriptor& tile, TileDescriptor next) {
-          tile.kind |= next.kind == 0 ? kLastTile : 0;
-          origin.row = sequence.k_row + tile.n_block * kBlockN;
-          producer.load_keys(tile, origin);
-        };
-
-        TileDescriptor tile = walk.next(geometry);
-        TileDescriptor next{};
-        const bool has_keys = tile.kind != 0;
-        if (has_keys) {
-          next = walk.next(geometry);
-          load_keys(tile, next);
-        }
-        producer.load_pending_values();
-
-        const int stage = queries.stage;
-        wait(control.q_empty[stage], queries.parity ^ 1);
+    for (int index = blockIdx.x;; index = next_tile(params, counter)) {
+      load_values(maps, control, shared);
+      const int stage = queries.stage();
+      Work& work = control.work[stage];
+      wait(control.q_empty[stage], queries.parity() ^ 1);
+      if (index >= params.num_tiles) {
         if (elect_one()) {
-          const BoxOrigin rows{0, sequence.q_row + first_row, at.head, sequence.q_batch};
-          control.work[stage] = {
-              first_row,
-              has_keys,
-              params.cu_seqlens_q == nullptr,
-              rows,
-              geometry,
-              head_class,
-              head.numbers,
-              head.softcap,
-              params.lse == nullptr ? nullptr
-                                    : params.lse + offset(params.lse_strides, sequence.q_batch,
-                                                          sequence.q_row, at.head),
-              static_cast<uint16*>(params.out) +
-                  offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head)};
-          mbarrier_arrive_expect(shared_address(&control.q_full[stage]),
-                                 kPanels * kBlockM * kPanelRowBytes);
-          load_panels<kBlockM, kPanels>(shared + stage * kLayout.q_stage_bytes, maps.q,
-                                        control.q_full[stage], rows);
+          work.first_row = -1;
+          arrive(control.q_full[stage]);
+        }
+        return;
+      }
+      bool has_rows = false;
+      if (elect_one()) {
+        has_rows = describe(work, params, heads, index);
+        if (has_rows) {
+          producer.walk = {{work.first_row, min(work.first_row + kBlockM, work.geometry.seqlen_q)},
+                           {kBlockN, work.geometry.seqlen_k},
+                           work.head_class,
+                           work.numbers};
+          producer.tile = producer.walk.next(work.geometry);
+          work.has_keys = producer.tile.kind != 0;
+          load_panels<kBlockM, kPanels>(shared_address(shared) + stage * kLayout.q_stage_bytes,
+                                        maps.q, control.q_full[stage], work.queries);
+          producer.next = producer.walk.next(work.geometry);
+        }
+      }
+      if (!__any_sync(0xffffffff, has_rows)) continue;
+
+      while (producer.tile.kind != 0) {
+        wait(control.k_empty[keys.stage()], keys.parity() ^ 1);
+        int rows = kBlockN;
+        if (params.cu_seqlens_k != nullptr || params.seqused_k != nullptr) {
+          rows = work.geometry.seqlen_k - producer.tile.n_block * kBlockN;
+        }
+        BoxOrigin at = work.keys;
+        at.row += producer.tile.n_block * kBlockN;
+        __syncwarp();
+        if (elect_one()) {
+          load_keys(maps, control, shared_address(shared), work, keys.stage());
         }
         __syncwarp();
-        queries.advance();
-
-        while (has_keys) {
-          producer.pending = origin;
-          producer.pending_rows =
-              foreign_tail ? min(geometry.seqlen_k - tile.n_block * kBlockN, kBlockN) : kBlockN;
-          if (next.kind == 0) break;
-          tile = next;
-          next = walk.next(geometry);
-          load_keys(tile, next);
-          producer.load_pending_values();
+        load_values(maps, control, shared);
+        if (elect_one()) {
+          producer.values = at;
+          producer.values_rows = rows;
+          producer.values_ring = keys;
         }
+        __syncwarp();
+        keys.advance();
       }
-      if (DEV_DYNAMIC) index = gridDim.x + __shfl_sync(0xffffffff, fetched, 0);
-      else index += gridDim.x;
+      queries.advance();
     }
-    producer.load_pending_values();
-    wait(control.q_empty[queries.stage], queries.parity ^ 1);
-    if (elect_one()) {
-      control.work[queries.stage].first_row = -1;
-      arrive(control.q_full[queries.stage]);
+  }
+
+  // The index of the CTA's next query tile: those of the grid's first tiles are their CTAs'.
+  // Whoever takes the last one leaves the counter as the next launch needs it.
+  static __device__ __forceinline__ int next_tile(const FwdParams& params, int* counter) {
+    int taken = 0;
+    if (threadIdx.x % 32 == 0) {
+      taken = atomicAdd(counter, 1);
+      if (taken == params.num_tiles - 1) *counter = 0;
     }
+    return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
 
   // Stores finished tiles; Q's stage is free once it has been read.
   static __device__ __forceinline__ void store(const FwdParams& params, const FwdTensorMaps& maps,
                                                Control& control, unsigned char* shared) {
     for (Ring<kNumQStages> queries;; queries.advance()) {
-      const int stage = queries.stage;
-      wait(control.q_full[stage], queries.parity);
+      const int stage = queries.stage();
+      wait(control.q_full[stage], queries.parity());
       const Work& work = control.work[stage];
       if (work.first_row < 0) return;
-      wait(control.out_full[stage], queries.parity);
+      wait(control.out_full[stage], queries.parity());
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
-      if (work.bounded || work.first_row + kBlockM <= work.geometry.seqlen_q) {
+      if (params.cu_seqlens_q == nullptr || work.first_row + kBlockM <= work.geometry.seqlen_q) {
         if (elect_one()) {
 #pragma unroll
           for (int panel = 0; panel < kPanelsV; ++panel) {
             tma_store(maps.out, shared_address(tile) + panel * kBlockM * kPanelRowBytes,
-                      {panel * kPanelColumns, work.origin.row, work.origin.head,
-                       work.origin.batch});
+                      {panel * kPanelColumns, work.queries.row, work.queries.head,
+                       work.queries.batch});
           }
           tma_store_commit();
           tma_store_wait_read();
@@ -417,11 +427,11 @@ struct FwdSm90 {
 
     Ring<kNumStages> keys, values;
     for (Ring<kNumQStages> queries;; queries.advance()) {
-      wait(control.q_full[queries.stage], queries.parity);
-      const Work& work = control.work[queries.stage];
+      wait(control.q_full[queries.stage()], queries.parity());
+      const Work& work = control.work[queries.stage()];
       const int first_row = work.first_row;
       if (first_row < 0) return;
-      const uint32 q_tile = shared + queries.stage * kLayout.q_stage_bytes;
+      const uint32 q_tile = shared + queries.stage() * kLayout.q_stage_bytes;
       const RowOperand<kBlockM> q(q_tile + warpgroup * 64 * kPanelRowBytes);
 
       Output output = {};
@@ -434,59 +444,53 @@ struct FwdSm90 {
         Probabilities probabilities;
         float shrink[2];
 
-        wait(control.k_full[keys.stage], keys.parity);
-        TileDescriptor tile = control.tiles[keys.stage];
-        score(scores, q, k_tile(keys.stage));
-        wgmma_wait<0>();
-        pin_registers(scores);
-        release(control.k_empty[keys.stage]);
-        keys.advance();
-        modify(scores, params, work, tile, first_row + warp_row, lane);
-        softmax.update(scores, scale.log2, shrink);
-        pack_probabilities(probabilities, scores);
-
-        const auto await_next = [&] {
-          if (!(tile.kind & kLastTile)) wait(control.k_full[keys.stage], keys.parity);
-        };
-        await_next();
-        while (!(tile.kind & kLastTile)) {
-          tile = control.tiles[keys.stage];
+        TileDescriptor tile{};
+        wait(control.k_full[keys.stage()], keys.parity());
+        for (bool first = true;; first = false) {
+          tile = control.tiles[keys.stage()];
           take_turn();
-          score(scores, q, k_tile(keys.stage));
-          if (!DEV_OVERLAP) { wgmma_wait<0>(); pin_registers(scores); }
-          wait(control.v_full[values.stage], values.parity);
-          accumulate(output, probabilities, v_tile(values.stage));
-          pass_turn();
-          if (!DEV_OVERLAP) { wgmma_wait<0>(); pin_registers(output); } 
-          wgmma_wait<1>();
+          score(scores, q, k_tile(keys.stage()));
+          if (first) {
+            pass_turn();
+            wgmma_wait<0>();
+          } else {
+            wait(control.v_full[values.stage()], values.parity());
+            accumulate(output, probabilities, v_tile(values.stage()));
+            pass_turn();
+            wgmma_wait<1>();
+          }
           pin_registers(scores);
-          release(control.k_empty[keys.stage]);
+          release(control.k_empty[keys.stage()]);
           keys.advance();
           modify(scores, params, work, tile, first_row + warp_row, lane);
           softmax.update(scores, scale.log2, shrink);
           pin_registers(scores);
-          await_next();
+          const bool last = tile.kind & kLastTile;
+          if (!last) wait(control.k_full[keys.stage()], keys.parity());
           wgmma_wait<0>();
           pin_registers(output);
-          release(control.v_empty[values.stage]);
-          values.advance();
-          if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-            rescale(output, shrink);
+          if (!first) {
+            release(control.v_empty[values.stage()]);
+            values.advance();
+            if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+              rescale(output, shrink);
+            }
           }
           pack_probabilities(probabilities, scores);
+          if (last) break;
         }
 
-        wait(control.v_full[values.stage], values.parity);
-        accumulate(output, probabilities, v_tile(values.stage));
+        wait(control.v_full[values.stage()], values.parity());
+        accumulate(output, probabilities, v_tile(values.stage()));
         wgmma_wait<0>();
         pin_registers(output);
-        release(control.v_empty[values.stage]);
+        release(control.v_empty[values.stage()]);
         values.advance();
       }
 
       // Normalised output takes the place of the warpgroup's own rows of Q.
       named_barrier_sync<128>(kWarpgroup + warpgroup);
-      unsigned char* staging = shared_bytes + queries.stage * kLayout.q_stage_bytes;
+      unsigned char* staging = shared_bytes + queries.stage() * kLayout.q_stage_bytes;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int row = warp_row + 8 * r + lane / 4;
@@ -503,7 +507,7 @@ struct FwdSm90 {
       }
       fence_proxy_async();
       __syncwarp();
-      release(control.out_full[queries.stage]);
+      release(control.out_full[queries.stage()]);
     }
   }
 
@@ -530,6 +534,8 @@ struct FwdSm90 {
         init(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
+      control.producer.values_rows = 0;
+      control.producer.tail_parity = 0;
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
       tma_prefetch_map(maps.k);
@@ -540,7 +546,7 @@ struct FwdSm90 {
 
     if (warpgroup == 0) {
       shrink_registers<kProducerRegisters>();
-      if (warp == 0) produce(params, heads, maps, counter, control, shared_address(shared));
+      if (warp == 0) produce(params, heads, maps, counter, control, shared);
       if (warp == 1) store(params, maps, control, shared);
     } else {
       grow_registers<kConsumerRegisters>();
