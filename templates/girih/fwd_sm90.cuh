@@ -59,8 +59,13 @@ struct FwdSm90 {
       fwd_sm90_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages, kNumQStages);
 
   // What setmaxnreg gives each role: together no more than the kernel has at entry.
-  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 232;
+  static constexpr int kFragmentRegisters = kHeadDimV / 2 + kBlockN / 2 + kBlockN / 4;
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3     ? 160
+                                            : kFragmentRegisters > 180 ? 240
+                                                                       : 232;
+  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3     ? 32
+                                            : kFragmentRegisters > 180 ? 24
+                                                                       : 40;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
@@ -72,7 +77,7 @@ struct FwdSm90 {
 
   // Named barriers; 0 is __syncthreads.
   enum NamedBarrier {
-    kTurn = 1,                             // and the next ones: a warpgroup's turn to issue
+    kTurn = 1,                              // and the next ones: a warpgroup's turn to issue
     kWarpgroup = kTurn + kNumMmaWarpgroups  // and the next ones: among a warpgroup's warps
   };
 
@@ -96,8 +101,8 @@ struct FwdSm90 {
     int head_class;
     const int* numbers;
     float softcap;
-    float* lse;     // of the sequence and head, or null
-    uint16* out;    // likewise
+    float* lse;   // of the sequence and head, or null
+    uint16* out;  // likewise
   };
 
   // What the producer keeps between copies: in shared memory, for it has few registers.
@@ -173,8 +178,8 @@ struct FwdSm90 {
     BoxOrigin at = work.keys;
     at.row += tile.n_block * kBlockN;
     control.tiles[stage] = {tile.n_block, tile.kind | (next.kind == 0 ? kLastTile : 0)};
-    load_panels<kBlockN, kPanels>(shared + kLayout.k_offset + stage * kLayout.k_stage_bytes,
-                                  maps.k, control.k_full[stage], at);
+    load_panels<kBlockN, kPanels>(shared + kLayout.k_offset + stage * kLayout.k_stage_bytes, maps.k,
+                                  control.k_full[stage], at);
     producer.tile = next;
     producer.next = producer.walk.next(work.geometry);
   }
@@ -306,9 +311,9 @@ struct FwdSm90 {
         if (elect_one()) {
 #pragma unroll
           for (int panel = 0; panel < kPanelsV; ++panel) {
-            tma_store(maps.out, shared_address(tile) + panel * kBlockM * kPanelRowBytes,
-                      {panel * kPanelColumns, work.queries.row, work.queries.head,
-                       work.queries.batch});
+            tma_store(
+                maps.out, shared_address(tile) + panel * kBlockM * kPanelRowBytes,
+                {panel * kPanelColumns, work.queries.row, work.queries.head, work.queries.batch});
           }
           tma_store_commit();
           tma_store_wait_read();
@@ -402,6 +407,36 @@ struct FwdSm90 {
     }
   }
 
+  // Normalises, writes lse, and puts the output where the warpgroup's own rows of Q were.
+  static __device__ __forceinline__ void stage_output(unsigned char* staging,
+                                                      const FwdParams& params, const Work& work,
+                                                      const Output& output,
+                                                      const OnlineSoftmax& softmax) {
+    const int thread = fresh_thread_index();
+    const float scale = score_scale(params, work).natural;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
+      float lse;
+      const float factor = softmax.finish(r, scale, params.empty_lse, lse);
+      if (work.lse != nullptr && thread % 4 == 0 && work.first_row + row < work.geometry.seqlen_q) {
+        work.lse[work.first_row + row] = lse;
+      }
+#pragma unroll
+      for (int d = 0; d < kDimFragments; ++d) {
+        *reinterpret_cast<uint32*>(staging + staged_chunk(row, d) + 4 * (thread % 4)) =
+            pack<Element>(output[d][2 * r] * factor, output[d][2 * r + 1] * factor);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ ScoreScale score_scale(const FwdParams& params,
+                                                           const Work& work) {
+    const ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
+    if constexpr (Config::kSoftcap) return capped_scale(scale, work.softcap);
+    return scale;
+  }
+
   static __device__ __forceinline__ void consume(const FwdParams& params, Control& control,
                                                  unsigned char* shared_bytes, int warpgroup) {
     const uint32 shared = shared_address(shared_bytes);
@@ -436,8 +471,7 @@ struct FwdSm90 {
 
       Output output = {};
       OnlineSoftmax softmax;
-      ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
-      if constexpr (Config::kSoftcap) scale = capped_scale(scale, work.softcap);
+      const float scale_log2 = score_scale(params, work).log2;
 
       if (work.has_keys) {
         Scores scores;
@@ -463,7 +497,7 @@ struct FwdSm90 {
           release(control.k_empty[keys.stage()]);
           keys.advance();
           modify(scores, params, work, tile, first_row + warp_row, lane);
-          softmax.update(scores, scale.log2, shrink);
+          softmax.update(scores, scale_log2, shrink);
           pin_registers(scores);
           const bool last = tile.kind & kLastTile;
           if (!last) wait(control.k_full[keys.stage()], keys.parity());
@@ -488,23 +522,9 @@ struct FwdSm90 {
         values.advance();
       }
 
-      // Normalised output takes the place of the warpgroup's own rows of Q.
-      named_barrier_sync<128>(kWarpgroup + warpgroup);
-      unsigned char* staging = shared_bytes + queries.stage() * kLayout.q_stage_bytes;
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = warp_row + 8 * r + lane / 4;
-        float lse;
-        const float factor = softmax.finish(r, scale.natural, params.empty_lse, lse);
-        if (work.lse != nullptr && lane % 4 == 0 && first_row + row < work.geometry.seqlen_q) {
-          work.lse[first_row + row] = lse;
-        }
-#pragma unroll
-        for (int d = 0; d < kDimFragments; ++d) {
-          *reinterpret_cast<uint32*>(staging + staged_chunk(row, d) + 4 * (lane % 4)) =
-              pack<Element>(output[d][2 * r] * factor, output[d][2 * r + 1] * factor);
-        }
-      }
+      named_barrier_sync<128>(kWarpgroup + warpgroup);  // no warp reads these rows of Q any more
+      stage_output(shared_bytes + queries.stage() * kLayout.q_stage_bytes, params, work, output,
+                   softmax);
       fence_proxy_async();
       __syncwarp();
       release(control.out_full[queries.stage()]);

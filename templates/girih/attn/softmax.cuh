@@ -34,9 +34,9 @@ __device__ __forceinline__ void cap_scores(float (&scores)[kKeyFragments][4], fl
   }
 }
 
-// The state of one 16-row fragment. Probabilities are relative to a reference, which a row's maximum
-// may exceed by up to 2^kHeadroom before the reference follows and what was accumulated shrinks:
-// after the first tiles that is rare, and a fp16 probability stays far from overflow.
+// The state of one 16-row fragment. Probabilities are relative to a reference, which a row's
+// maximum may exceed by up to 2^kHeadroom before the reference follows and what was accumulated
+// shrinks: after the first tiles that is rare, and a fp16 probability stays far from overflow.
 struct OnlineSoftmax {
   static constexpr float kHeadroom = 8.0f;  // in base 2
 
@@ -79,7 +79,7 @@ struct OnlineSoftmax {
   }
 
   // After the last tile: the factor that normalises row r, and its log-sum-exp (natural).
-  __device__ __forceinline__ float finish(int r, float scale, float empty_lse, float& lse) {
+  __device__ __forceinline__ float finish(int r, float scale, float empty_lse, float& lse) const {
     float sum = row_sum[r];
     sum += __shfl_xor_sync(0xffffffff, sum, 1);
     sum += __shfl_xor_sync(0xffffffff, sum, 2);

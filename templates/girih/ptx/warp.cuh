@@ -18,6 +18,13 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
+// threadIdx.x, read again: the compiler keeps nothing derived from it in registers until here.
+__device__ __forceinline__ int fresh_thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 // A warpgroup gives registers back to the CTA, or waits for as many as others gave back. ptxas
 // heeds it only where the kernel's registers are capped at entry and roles part in one if/else.
 template <int kRegisters>
