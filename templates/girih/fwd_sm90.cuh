@@ -94,7 +94,6 @@ struct FwdSm90 {
   // A query tile, as the producer tells it.
   struct Work {
     int first_row;  // in its sequence; negative when no tile is left
-    bool has_keys;
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
     Geometry geometry;
@@ -107,11 +106,12 @@ struct FwdSm90 {
 
   // What the producer keeps between copies: in shared memory, for it has few registers.
   struct Producer {
+    static constexpr int kNoValues = -1;
     KeyWalk<Classes> walk;
     TileDescriptor tile;  // whose K is to be loaded next; empty when the walk is over
     TileDescriptor next;  // the one after it
     BoxOrigin values;     // the tile whose V is to be loaded next
-    int values_rows;      // its rows that may be read; 0: there is no such tile
+    int values_rows;      // its rows that may be read; kNoValues: there is no such tile
     Ring<kNumStages> values_ring;
     uint32 tail_parity;
   };
@@ -169,6 +169,14 @@ struct FwdSm90 {
     return work.first_row < work.geometry.seqlen_q;
   }
 
+  // Rows that see nothing still walk one tile, all masked: their output is written as others' is.
+  static __device__ __forceinline__ TileDescriptor first_visited(KeyWalk<Classes>& walk,
+                                                                 const Geometry& geometry) {
+    const TileDescriptor tile = walk.next(geometry);
+    if (tile.kind != static_cast<int>(TileKind::empty)) return tile;
+    return {0, static_cast<int>(TileKind::partial)};
+  }
+
   // Starts the copy of K of the next tile, then looks for the one after it. By one lane.
   static __device__ __forceinline__ void load_keys(const FwdTensorMaps& maps, Control& control,
                                                    uint32 shared, const Work& work, int stage) {
@@ -189,7 +197,7 @@ struct FwdSm90 {
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
                                                      unsigned char* shared) {
     Producer& producer = control.producer;
-    if (producer.values_rows == 0) return;
+    if (producer.values_rows == Producer::kNoValues) return;
     const int stage = producer.values_ring.stage();
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     const bool whole = producer.values_rows >= kBlockN;
@@ -201,7 +209,7 @@ struct FwdSm90 {
     }
     __syncwarp();
     if (!whole) zero_tail(control, tile, stage);
-    if (elect_one()) producer.values_rows = 0;
+    if (elect_one()) producer.values_rows = Producer::kNoValues;
     __syncwarp();
   }
 
@@ -251,8 +259,7 @@ struct FwdSm90 {
                            {kBlockN, work.geometry.seqlen_k},
                            work.head_class,
                            work.numbers};
-          producer.tile = producer.walk.next(work.geometry);
-          work.has_keys = producer.tile.kind != 0;
+          producer.tile = first_visited(producer.walk, work.geometry);
           load_panels<kBlockM, kPanels>(shared_address(shared) + stage * kLayout.q_stage_bytes,
                                         maps.q, control.q_full[stage], work.queries);
           producer.next = producer.walk.next(work.geometry);
@@ -386,16 +393,25 @@ struct FwdSm90 {
   // Softcap and mask.
   static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
                                                 const Work& work, TileDescriptor tile,
-                                                int first_row, int lane) {
+                                                int warp_row, int lane) {
     if constexpr (Config::kSoftcap) {
       if (work.softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / work.softcap);
     }
     if (tile.kind & static_cast<int>(TileKind::partial)) {
       WarpMask<16, kBlockN> mask;
-      mask.template evaluate<Classes>(work.head_class, work.numbers, work.geometry, first_row,
+      mask.template evaluate<Classes>(work.head_class, work.numbers, work.geometry,
+                                      work.first_row + warp_row,
                                       tile.n_block * kBlockN);
 #pragma unroll
       for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
+    }
+  }
+
+  static __device__ __forceinline__ void clear(Output& output) {
+#pragma unroll
+    for (int d = 0; d < kDimFragments; ++d) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) output[d][e] = 0.0f;
     }
   }
 
@@ -461,73 +477,106 @@ struct FwdSm90 {
     };
 
     Ring<kNumStages> keys, values;
-    for (Ring<kNumQStages> queries;; queries.advance()) {
-      wait(control.q_full[queries.stage()], queries.parity());
-      const Work& work = control.work[queries.stage()];
-      const int first_row = work.first_row;
-      if (first_row < 0) return;
-      const uint32 q_tile = shared + queries.stage() * kLayout.q_stage_bytes;
-      const RowOperand<kBlockM> q(q_tile + warpgroup * 64 * kPanelRowBytes);
+    Ring<kNumQStages> queries;
+    Scores scores;
+    Probabilities probabilities;
+    Output output;
+    OnlineSoftmax softmax;
+    float shrink[2];
 
-      Output output = {};
-      OnlineSoftmax softmax;
-      const float scale_log2 = score_scale(params, work).log2;
-
-      if (work.has_keys) {
-        Scores scores;
-        Probabilities probabilities;
-        float shrink[2];
-
-        TileDescriptor tile{};
-        wait(control.k_full[keys.stage()], keys.parity());
-        for (bool first = true;; first = false) {
-          tile = control.tiles[keys.stage()];
-          take_turn();
-          score(scores, q, k_tile(keys.stage()));
-          if (first) {
-            pass_turn();
-            wgmma_wait<0>();
-          } else {
-            wait(control.v_full[values.stage()], values.parity());
-            accumulate(output, probabilities, v_tile(values.stage()));
-            pass_turn();
-            wgmma_wait<1>();
-          }
-          pin_registers(scores);
-          release(control.k_empty[keys.stage()]);
-          keys.advance();
-          modify(scores, params, work, tile, first_row + warp_row, lane);
-          softmax.update(scores, scale_log2, shrink);
-          pin_registers(scores);
-          const bool last = tile.kind & kLastTile;
-          if (!last) wait(control.k_full[keys.stage()], keys.parity());
-          wgmma_wait<0>();
-          pin_registers(output);
-          if (!first) {
-            release(control.v_empty[values.stage()]);
-            values.advance();
-            if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-              rescale(output, shrink);
-            }
-          }
-          pack_probabilities(probabilities, scores);
-          if (last) break;
-        }
-
-        wait(control.v_full[values.stage()], values.parity());
-        accumulate(output, probabilities, v_tile(values.stage()));
-        wgmma_wait<0>();
-        pin_registers(output);
-        release(control.v_empty[values.stage()]);
-        values.advance();
-      }
-
+    const auto start_values = [&] {
+      wait(control.v_full[values.stage()], values.parity());
+      accumulate(output, probabilities, v_tile(values.stage()));
+    };
+    const auto finish_values = [&] {
+      wgmma_wait<0>();
+      pin_registers(output);
+      release(control.v_empty[values.stage()]);
+      values.advance();
+    };
+    const auto finish_tile = [&](int stage) {
       named_barrier_sync<128>(kWarpgroup + warpgroup);  // no warp reads these rows of Q any more
-      stage_output(shared_bytes + queries.stage() * kLayout.q_stage_bytes, params, work, output,
-                   softmax);
+      stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, control.work[stage],
+                   output, softmax);
       fence_proxy_async();
       __syncwarp();
-      release(control.out_full[queries.stage()]);
+      release(control.out_full[stage]);
+    };
+
+    TileDescriptor tile{};
+    const auto await_keys = [&] { wait(control.k_full[keys.stage()], keys.parity()); };
+    const auto start_scores = [&] {
+      tile = control.tiles[keys.stage()];
+      score(scores,
+            RowOperand<kBlockM>(shared + queries.stage() * kLayout.q_stage_bytes +
+                                warpgroup * 64 * kPanelRowBytes),
+            k_tile(keys.stage()));
+    };
+    const auto finish_scores = [&] {
+      pin_registers(scores);
+      release(control.k_empty[keys.stage()]);
+      keys.advance();
+      modify(scores, params, control.work[queries.stage()], tile, warp_row, lane);
+      softmax.update(scores, score_scale(params, control.work[queries.stage()]).log2, shrink);
+      pin_registers(scores);
+    };
+    const auto more = [&] {
+      wait(control.q_full[queries.stage()], queries.parity());
+      return control.work[queries.stage()].first_row >= 0;
+    };
+
+    if (!more()) return;
+    await_keys();
+    start_scores();
+    wgmma_wait<0>();
+    for (;;) {
+      clear(output);
+      softmax = {};
+      finish_scores();
+      pack_probabilities(probabilities, scores);
+      if (!(tile.kind & kLastTile)) await_keys();
+      while (!(tile.kind & kLastTile)) {
+        take_turn();
+        start_scores();
+        start_values();
+        pass_turn();
+        wgmma_wait<1>();
+        finish_scores();
+        if (!(tile.kind & kLastTile)) await_keys();
+        finish_values();
+        if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+          rescale(output, shrink);
+        }
+        pack_probabilities(probabilities, scores);
+      }
+
+      // On to the next query tile: its first product beside the last one of this, where Q's next
+      // stage is another.
+      const int finished = queries.stage();
+      queries.advance();
+      if constexpr (kNumQStages == 1) {
+        start_values();
+        finish_values();
+        finish_tile(finished);
+        if (!more()) return;
+        await_keys();
+        start_scores();
+        wgmma_wait<0>();
+      } else {
+        const bool another = more();
+        if (another) {
+          await_keys();
+          start_scores();
+          start_values();
+          wgmma_wait<0>();
+        } else {
+          start_values();
+          wgmma_wait<0>();
+        }
+        finish_values();
+        finish_tile(finished);
+        if (!another) return;
+      }
     }
   }
 
@@ -554,7 +603,7 @@ struct FwdSm90 {
         init(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
-      control.producer.values_rows = 0;
+      control.producer.values_rows = Producer::kNoValues;
       control.producer.tail_parity = 0;
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
