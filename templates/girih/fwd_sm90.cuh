@@ -59,13 +59,8 @@ struct FwdSm90 {
       fwd_sm90_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages, kNumQStages);
 
   // What setmaxnreg gives each role: together no more than the kernel has at entry.
-  static constexpr int kFragmentRegisters = kHeadDimV / 2 + kBlockN / 2 + kBlockN / 4;
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3     ? 160
-                                            : kFragmentRegisters > 180 ? 240
-                                                                       : 232;
-  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3     ? 32
-                                            : kFragmentRegisters > 180 ? 24
-                                                                       : 40;
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 232;
+  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 40;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
@@ -102,28 +97,42 @@ struct FwdSm90 {
     float softcap;
     float* lse;   // of the sequence and head, or null
     uint16* out;  // likewise
-  };
 
-  // What the producer keeps between copies: in shared memory, for it has few registers.
-  struct Producer {
-    static constexpr int kNoValues = -1;
-    KeyWalk<Classes> walk;
-    TileDescriptor tile;  // whose K is to be loaded next; empty when the walk is over
-    TileDescriptor next;  // the one after it
-    BoxOrigin values;     // the tile whose V is to be loaded next
-    int values_rows;      // its rows that may be read; kNoValues: there is no such tile
-    Ring<kNumStages> values_ring;
-    uint32 tail_parity;
+    TileDescriptor tile;  // the first key tile it visits
+    TileDescriptor next;  // and the second; empty when there is none
+    int walked;           // the walk's position after these
+    Run run;
+
+    // The walk from a position on; most of its state is here, not in the producer's registers.
+    __device__ __forceinline__ KeyWalk<Classes> walk(int n, Run from) const {
+      return {{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
+              {kBlockN, geometry.seqlen_k},
+              head_class,
+              numbers,
+              n,
+              from};
+    }
+  };
+  static constexpr int kNumWorks = 2;
+
+  // A key tile whose V is to be loaded.
+  struct Pending {
+    static constexpr int kNone = -1;
+    BoxOrigin at;
+    int rows;  // that may be read, or kNone
+    Ring<kNumStages> ring;
   };
 
   struct Control {
+    uint64 work_full[kNumWorks], work_empty[kNumWorks];
     uint64 q_full[kNumQStages], q_empty[kNumQStages], out_full[kNumQStages];
     uint64 k_full[kNumStages], k_empty[kNumStages];
     uint64 v_full[kNumStages], v_empty[kNumStages];
     uint64 v_tail;
-    Producer producer;
+    uint32 v_tail_parity;
+    Pending pending;
     TileDescriptor tiles[kNumStages];
-    Work work[kNumQStages];
+    Work work[kNumWorks];
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
 
@@ -148,13 +157,14 @@ struct FwdSm90 {
     }
   }
 
-  // Fills in the query tile `index`; false when it has no rows. By one lane.
+  // Fills in the query tile `index`; false when it has no rows.
   static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
                                                   const Heads& heads, int index) {
     const QueryTile at = query_tile(params, index);
     const Sequence sequence = sequence_of(params, at.batch);
-    const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
     work.first_row = at.m_block * kBlockM;
+    if (work.first_row >= sequence.geometry.seqlen_q) return false;
+    const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
     work.geometry = sequence.geometry;
     work.queries = {0, sequence.q_row + work.first_row, at.head, sequence.q_batch};
     work.keys = {0, sequence.k_row, at.head / params.group_size, sequence.k_batch};
@@ -166,151 +176,145 @@ struct FwdSm90 {
                                                            sequence.q_row, at.head);
     work.out = static_cast<uint16*>(params.out) +
                offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
-    return work.first_row < work.geometry.seqlen_q;
+
+    // Rows that see nothing still visit one tile, all masked: their output is written as others'.
+    KeyWalk<Classes> walk = work.walk(0, {0, TileKind::empty});
+    work.tile = walk.next(work.geometry);
+    if (work.tile.kind == 0) work.tile = {0, static_cast<int>(TileKind::partial)};
+    work.next = walk.next(work.geometry);
+    work.walked = walk.n;
+    work.run = walk.run;
+    return true;
   }
 
-  // Rows that see nothing still walk one tile, all masked: their output is written as others' is.
-  static __device__ __forceinline__ TileDescriptor first_visited(KeyWalk<Classes>& walk,
-                                                                 const Geometry& geometry) {
-    const TileDescriptor tile = walk.next(geometry);
-    if (tile.kind != static_cast<int>(TileKind::empty)) return tile;
-    return {0, static_cast<int>(TileKind::partial)};
+  // Takes query tiles and describes them, ahead of the warp that loads; by one lane. The first
+  // tiles are the CTAs' by number, the others go to whoever asks next. Who takes the last one
+  // leaves the counter as the next launch needs it.
+  static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
+                                                  int* counter, Control& control) {
+    Ring<kNumWorks> works;
+    int index = blockIdx.x;
+    while (index < params.num_tiles) {
+      const int taken = atomicAdd(counter, 1);
+      if (taken == params.num_tiles - 1) *counter = 0;
+      wait(control.work_empty[works.stage()], works.parity() ^ 1);
+      if (describe(control.work[works.stage()], params, heads, index)) {
+        arrive(control.work_full[works.stage()]);
+        works.advance();
+      }
+      index = gridDim.x + taken;
+    }
+    wait(control.work_empty[works.stage()], works.parity() ^ 1);
+    control.work[works.stage()].first_row = -1;
+    arrive(control.work_full[works.stage()]);
   }
 
-  // Starts the copy of K of the next tile, then looks for the one after it. By one lane.
-  static __device__ __forceinline__ void load_keys(const FwdTensorMaps& maps, Control& control,
-                                                   uint32 shared, const Work& work, int stage) {
-    Producer& producer = control.producer;
-    const TileDescriptor tile = producer.tile;
-    const TileDescriptor next = producer.next;
-    BoxOrigin at = work.keys;
-    at.row += tile.n_block * kBlockN;
-    control.tiles[stage] = {tile.n_block, tile.kind | (next.kind == 0 ? kLastTile : 0)};
-    load_panels<kBlockN, kPanels>(shared + kLayout.k_offset + stage * kLayout.k_stage_bytes, maps.k,
-                                  control.k_full[stage], at);
-    producer.tile = next;
-    producer.next = producer.walk.next(work.geometry);
-  }
-
-  // Starts the copy of V of the tile whose K came last but one. V goes one tile behind K, as it is
-  // used.
+  // Starts the copy of the pending V, which goes one tile behind K, as it is used.
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
                                                      unsigned char* shared) {
-    Producer& producer = control.producer;
-    if (producer.values_rows == Producer::kNoValues) return;
-    const int stage = producer.values_ring.stage();
+    const Pending pending = control.pending;
+    if (pending.rows == Pending::kNone) return;
+    const int stage = pending.ring.stage();
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
-    const bool whole = producer.values_rows >= kBlockN;
-    wait(control.v_empty[stage], producer.values_ring.parity() ^ 1);
+    const bool whole = pending.rows >= kBlockN;
+    wait(control.v_empty[stage], pending.ring.parity() ^ 1);
     if (elect_one()) {
       load_panels<kBlockN, kPanelsV>(shared_address(tile), maps.v,
-                                     whole ? control.v_full[stage] : control.v_tail,
-                                     producer.values);
+                                     whole ? control.v_full[stage] : control.v_tail, pending.at);
     }
     __syncwarp();
-    if (!whole) zero_tail(control, tile, stage);
-    if (elect_one()) producer.values_rows = Producer::kNoValues;
-    __syncwarp();
+    if (!whole) zero_tail(control, tile, pending.rows, control.v_full[stage]);
   }
 
   // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
   // times NaN would be NaN.
-  static __device__ __forceinline__ void zero_tail(Control& control, unsigned char* tile,
-                                                   int stage) {
-    Producer& producer = control.producer;
-    wait(control.v_tail, producer.tail_parity);
+  static __device__ __forceinline__ void zero_tail(Control& control, unsigned char* tile, int rows,
+                                                   const uint64& full) {
+    wait(control.v_tail, control.v_tail_parity);
     for (int panel = 0; panel < kPanelsV; ++panel) {
-      for (int chunk = producer.values_rows * 8 + threadIdx.x % 32; chunk < kBlockN * 8;
-           chunk += 32) {
+      for (int chunk = rows * 8 + fresh_thread_index() % 32; chunk < kBlockN * 8; chunk += 32) {
         *reinterpret_cast<uint4*>(tile + panel * kBlockN * kPanelRowBytes + chunk * 16) = {};
       }
     }
     fence_proxy_async();
     __syncwarp();
     if (elect_one()) {
-      producer.tail_parity ^= 1;
-      arrive(control.v_full[stage]);
+      control.v_tail_parity ^= 1;
+      arrive(full);
     }
+    __syncwarp();
   }
 
-  static __device__ __forceinline__ void produce(const FwdParams& params, const Heads& heads,
-                                                 const FwdTensorMaps& maps, int* counter,
-                                                 Control& control, unsigned char* shared) {
-    Producer& producer = control.producer;
-    Ring<kNumStages> keys;
+  // Loads Q, K and V of one query tile after the other.
+  static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
+                                              Control& control, unsigned char* shared) {
+    Ring<kNumWorks> works;
     Ring<kNumQStages> queries;
-    for (int index = blockIdx.x;; index = next_tile(params, counter)) {
-      load_values(maps, control, shared);
+    Ring<kNumStages> keys;
+    for (;; works.advance(), queries.advance()) {
+      wait(control.work_full[works.stage()], works.parity());
+      const Work& work = control.work[works.stage()];
+      // The output of the tile before needs its last V before it makes room in Q's only stage.
+      if (kNumQStages == 1 || work.first_row < 0) {
+        load_values(maps, control, shared);
+        if (elect_one()) control.pending.rows = Pending::kNone;
+        __syncwarp();
+      }
       const int stage = queries.stage();
-      Work& work = control.work[stage];
       wait(control.q_empty[stage], queries.parity() ^ 1);
-      if (index >= params.num_tiles) {
-        if (elect_one()) {
-          work.first_row = -1;
-          arrive(control.q_full[stage]);
-        }
+      if (work.first_row < 0) {
+        if (elect_one()) arrive(control.q_full[stage]);
         return;
       }
-      bool has_rows = false;
       if (elect_one()) {
-        has_rows = describe(work, params, heads, index);
-        if (has_rows) {
-          producer.walk = {{work.first_row, min(work.first_row + kBlockM, work.geometry.seqlen_q)},
-                           {kBlockN, work.geometry.seqlen_k},
-                           work.head_class,
-                           work.numbers};
-          producer.tile = first_visited(producer.walk, work.geometry);
-          load_panels<kBlockM, kPanels>(shared_address(shared) + stage * kLayout.q_stage_bytes,
-                                        maps.q, control.q_full[stage], work.queries);
-          producer.next = producer.walk.next(work.geometry);
-        }
+        load_panels<kBlockM, kPanels>(shared_address(shared) + stage * kLayout.q_stage_bytes,
+                                      maps.q, control.q_full[stage], work.queries);
       }
-      if (!__any_sync(0xffffffff, has_rows)) continue;
+      __syncwarp();
 
-      while (producer.tile.kind != 0) {
-        wait(control.k_empty[keys.stage()], keys.parity() ^ 1);
-        int rows = kBlockN;
-        if (params.cu_seqlens_k != nullptr || params.seqused_k != nullptr) {
-          rows = work.geometry.seqlen_k - producer.tile.n_block * kBlockN;
-        }
+      TileDescriptor tile = work.tile;
+      TileDescriptor next = work.next;
+      int walked = work.walked;
+      Run run = work.run;
+      while (true) {
         BoxOrigin at = work.keys;
-        at.row += producer.tile.n_block * kBlockN;
-        __syncwarp();
+        at.row += tile.n_block * kBlockN;
+        const int k_stage = keys.stage();
+        wait(control.k_empty[k_stage], keys.parity() ^ 1);
         if (elect_one()) {
-          load_keys(maps, control, shared_address(shared), work, keys.stage());
+          control.tiles[k_stage] = {tile.n_block, tile.kind | (next.kind == 0 ? kLastTile : 0)};
+          load_panels<kBlockN, kPanels>(
+              shared_address(shared) + kLayout.k_offset + k_stage * kLayout.k_stage_bytes, maps.k,
+              control.k_full[k_stage], at);
         }
         __syncwarp();
         load_values(maps, control, shared);
         if (elect_one()) {
-          producer.values = at;
-          producer.values_rows = rows;
-          producer.values_ring = keys;
+          const bool foreign_tail = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
+          control.pending = {
+              at, foreign_tail ? work.geometry.seqlen_k - tile.n_block * kBlockN : kBlockN, keys};
         }
         __syncwarp();
         keys.advance();
+        if (next.kind == 0) break;
+        tile = next;
+        KeyWalk<Classes> walk = work.walk(walked, run);
+        next = walk.next(work.geometry);
+        walked = walk.n;
+        run = walk.run;
       }
-      queries.advance();
     }
-  }
-
-  // The index of the CTA's next query tile: those of the grid's first tiles are their CTAs'.
-  // Whoever takes the last one leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int next_tile(const FwdParams& params, int* counter) {
-    int taken = 0;
-    if (threadIdx.x % 32 == 0) {
-      taken = atomicAdd(counter, 1);
-      if (taken == params.num_tiles - 1) *counter = 0;
-    }
-    return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
 
   // Stores finished tiles; Q's stage is free once it has been read.
   static __device__ __forceinline__ void store(const FwdParams& params, const FwdTensorMaps& maps,
                                                Control& control, unsigned char* shared) {
-    for (Ring<kNumQStages> queries;; queries.advance()) {
+    Ring<kNumWorks> works;
+    Ring<kNumQStages> queries;
+    for (;; works.advance(), queries.advance()) {
       const int stage = queries.stage();
       wait(control.q_full[stage], queries.parity());
-      const Work& work = control.work[stage];
+      const Work& work = control.work[works.stage()];
       if (work.first_row < 0) return;
       wait(control.out_full[stage], queries.parity());
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
@@ -324,20 +328,22 @@ struct FwdSm90 {
           }
           tma_store_commit();
           tma_store_wait_read();
-          arrive(control.q_empty[stage]);
         }
       } else {
         constexpr int kChunksPerRow = kHeadDimV / 8;
         const int rows = work.geometry.seqlen_q - work.first_row;
-        for (int index = threadIdx.x % 32; index < rows * kChunksPerRow; index += 32) {
+        for (int index = fresh_thread_index() % 32; index < rows * kChunksPerRow; index += 32) {
           const int row = index / kChunksPerRow;
           const int chunk = index % kChunksPerRow;
           *reinterpret_cast<uint4*>(work.out + (work.first_row + row) * params.out_strides.row +
                                     8 * chunk) =
               *reinterpret_cast<const uint4*>(tile + staged_chunk(row, chunk));
         }
-        __syncwarp();
-        if (elect_one()) arrive(control.q_empty[stage]);
+      }
+      __syncwarp();
+      if (elect_one()) {
+        arrive(control.q_empty[stage]);
+        arrive(control.work_empty[works.stage()]);
       }
       __syncwarp();
     }
@@ -478,6 +484,7 @@ struct FwdSm90 {
 
     Ring<kNumStages> keys, values;
     Ring<kNumQStages> queries;
+    Ring<kNumWorks> works;
     Scores scores;
     Probabilities probabilities;
     Output output;
@@ -494,10 +501,9 @@ struct FwdSm90 {
       release(control.v_empty[values.stage()]);
       values.advance();
     };
-    const auto finish_tile = [&](int stage) {
+    const auto finish_tile = [&](int stage, const Work& work) {
       named_barrier_sync<128>(kWarpgroup + warpgroup);  // no warp reads these rows of Q any more
-      stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, control.work[stage],
-                   output, softmax);
+      stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, work, output, softmax);
       fence_proxy_async();
       __syncwarp();
       release(control.out_full[stage]);
@@ -516,13 +522,13 @@ struct FwdSm90 {
       pin_registers(scores);
       release(control.k_empty[keys.stage()]);
       keys.advance();
-      modify(scores, params, control.work[queries.stage()], tile, warp_row, lane);
-      softmax.update(scores, score_scale(params, control.work[queries.stage()]).log2, shrink);
+      modify(scores, params, control.work[works.stage()], tile, warp_row, lane);
+      softmax.update(scores, score_scale(params, control.work[works.stage()]).log2, shrink);
       pin_registers(scores);
     };
     const auto more = [&] {
       wait(control.q_full[queries.stage()], queries.parity());
-      return control.work[queries.stage()].first_row >= 0;
+      return control.work[works.stage()].first_row >= 0;
     };
 
     if (!more()) return;
@@ -553,11 +559,13 @@ struct FwdSm90 {
       // On to the next query tile: its first product beside the last one of this, where Q's next
       // stage is another.
       const int finished = queries.stage();
+      const Work& finished_work = control.work[works.stage()];
       queries.advance();
+      works.advance();
       if constexpr (kNumQStages == 1) {
         start_values();
         finish_values();
-        finish_tile(finished);
+        finish_tile(finished, finished_work);
         if (!more()) return;
         await_keys();
         start_scores();
@@ -574,7 +582,7 @@ struct FwdSm90 {
           wgmma_wait<0>();
         }
         finish_values();
-        finish_tile(finished);
+        finish_tile(finished, finished_work);
         if (!another) return;
       }
     }
@@ -585,12 +593,15 @@ struct FwdSm90 {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-    const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     if (threadIdx.x == 0) {
       const auto init = [](const uint64& barrier, int arrivals) {
         mbarrier_init(shared_address(&barrier), arrivals);
       };
       constexpr int kConsumerWarps = 4 * kNumMmaWarpgroups;
+      for (int i = 0; i < kNumWorks; ++i) {
+        init(control.work_full[i], 1);
+        init(control.work_empty[i], 1);
+      }
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
         init(control.q_empty[i], 1);
@@ -603,8 +614,8 @@ struct FwdSm90 {
         init(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
-      control.producer.values_rows = Producer::kNoValues;
-      control.producer.tail_parity = 0;
+      control.v_tail_parity = 0;
+      control.pending.rows = Pending::kNone;
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
       tma_prefetch_map(maps.k);
@@ -615,8 +626,10 @@ struct FwdSm90 {
 
     if (warpgroup == 0) {
       shrink_registers<kProducerRegisters>();
-      if (warp == 0) produce(params, heads, maps, counter, control, shared);
+      const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
+      if (warp == 0) load(params, maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
+      if (warp == 2 && elect_one()) schedule(params, heads, counter, control);
     } else {
       grow_registers<kConsumerRegisters>();
       consume(params, control, shared, warpgroup - 1);

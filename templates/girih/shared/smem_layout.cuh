@@ -51,7 +51,7 @@ struct FwdSm90Layout {
   int control_offset;
   int bytes;
 };
-constexpr int kFwdSm90ControlBytes = 512;
+constexpr int kFwdSm90ControlBytes = 1024;
 
 GIRIH_HD constexpr FwdSm90Layout fwd_sm90_layout(int block_m, int block_n, int head_dim,
                                                  int head_dim_v, int num_stages, int num_q_stages) {
