@@ -25,16 +25,6 @@
 #include "girih/tile/smem_descriptor.cuh"
 #include "girih/tile/swizzle.cuh"
 
-#ifndef DEV_PINGPONG
-#define DEV_PINGPONG (Config::kHeadDim <= 128)
-#endif
-#ifndef DEV_OVERLAP
-#define DEV_OVERLAP 1
-#endif
-#ifndef DEV_DYNAMIC
-#define DEV_DYNAMIC 1
-#endif
-
 namespace girih {
 
 template <class Config>
@@ -70,25 +60,30 @@ struct FwdSm90 {
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];
 
-  // Named barriers; 0 is __syncthreads.
-  enum NamedBarrier {
-    kTurn = 1,                              // and the next ones: a warpgroup's turn to issue
-    kWarpgroup = kTurn + kNumMmaWarpgroups  // and the next ones: among a warpgroup's warps
-  };
+  static constexpr int kWarpgroupBarrier = 1;  // and the next ones; 0 is __syncthreads
 
-  // A position in a ring of stages, which also counts laps modulo 2: the parity of the phase in
-  // which this lap fills the stage.
+  // A position in a ring of stages, and the parity of the phase in which this lap fills the stage.
   template <int kStages>
   struct Ring {
-    int slot = 0;
-    __device__ __forceinline__ int stage() const { return slot < kStages ? slot : slot - kStages; }
-    __device__ __forceinline__ uint32 parity() const { return slot < kStages ? 0 : 1; }
-    __device__ __forceinline__ void advance() { slot = slot == 2 * kStages - 1 ? 0 : slot + 1; }
+    int stage = 0;
+    uint32 parity = 0;
+    __device__ __forceinline__ void advance() {
+      if (++stage == kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
   };
+
+  // The same for rings of query tiles, whose depths are powers of two, from the tile's number.
+  template <int kStages>
+  static __device__ __forceinline__ Ring<kStages> ring_at(uint32 count) {
+    return {static_cast<int>(count % kStages), count / kStages % 2};
+  }
 
   // A query tile, as the producer tells it.
   struct Work {
-    int first_row;  // in its sequence; negative when no tile is left
+    int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
     Geometry geometry;
@@ -113,7 +108,7 @@ struct FwdSm90 {
               from};
     }
   };
-  static constexpr int kNumWorks = 2;
+  static constexpr int kNumWorks = 4;
 
   // A key tile whose V is to be loaded.
   struct Pending {
@@ -125,6 +120,7 @@ struct FwdSm90 {
 
   struct Control {
     uint64 work_full[kNumWorks], work_empty[kNumWorks];
+    int num_walked;  // query tiles that the producer is nearly done with
     uint64 q_full[kNumQStages], q_empty[kNumQStages], out_full[kNumQStages];
     uint64 k_full[kNumStages], k_empty[kNumStages];
     uint64 v_full[kNumStages], v_empty[kNumStages];
@@ -179,34 +175,53 @@ struct FwdSm90 {
 
     // Rows that see nothing still visit one tile, all masked: their output is written as others'.
     KeyWalk<Classes> walk = work.walk(0, {0, TileKind::empty});
-    work.tile = walk.next(work.geometry);
+    TileDescriptor tiles[2];
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+      tiles[0] = tiles[1];
+      tiles[1] = walk.next(work.geometry);
+    }
+    work.tile = tiles[0];
     if (work.tile.kind == 0) work.tile = {0, static_cast<int>(TileKind::partial)};
-    work.next = walk.next(work.geometry);
+    work.next = tiles[1];
     work.walked = walk.n;
     work.run = walk.run;
     return true;
   }
 
-  // Takes query tiles and describes them, ahead of the warp that loads; by one lane. The first
-  // tiles are the CTAs' by number, the others go to whoever asks next. Who takes the last one
-  // leaves the counter as the next launch needs it.
+  // Tells the scheduler that the last key tile of a query tile is next.
+  static __device__ __forceinline__ void announce(Control& control) {
+    volatile int& num_walked = control.num_walked;
+    num_walked = num_walked + 1;
+  }
+
+  // Takes query tiles and describes them, up to kNumWorks ahead; by one lane. The first tiles are
+  // the CTAs' by number, the others go to whoever asks next. A CTA that asks early for one of the
+  // last tiles, and still has much to do, would end last: for these it asks late. Who takes the
+  // very last one leaves the counter as the next launch needs it.
   static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
                                                   int* counter, Control& control) {
-    Ring<kNumWorks> works;
+    const int first_late = params.num_tiles - (kNumWorks + 1) * static_cast<int>(gridDim.x);
+    const volatile int& num_walked = control.num_walked;
+    int num_described = 0;
     int index = blockIdx.x;
     while (index < params.num_tiles) {
+      const Ring<kNumWorks> at = ring_at<kNumWorks>(num_described);
+      wait(control.work_empty[at.stage], at.parity ^ 1);
+      if (describe(control.work[at.stage], params, heads, index)) {
+        arrive(control.work_full[at.stage]);
+        ++num_described;
+      }
+      while (index >= first_late && num_walked < num_described) {
+      }
       const int taken = atomicAdd(counter, 1);
       if (taken == params.num_tiles - 1) *counter = 0;
-      wait(control.work_empty[works.stage()], works.parity() ^ 1);
-      if (describe(control.work[works.stage()], params, heads, index)) {
-        arrive(control.work_full[works.stage()]);
-        works.advance();
-      }
       index = gridDim.x + taken;
     }
-    wait(control.work_empty[works.stage()], works.parity() ^ 1);
-    control.work[works.stage()].first_row = -1;
-    arrive(control.work_full[works.stage()]);
+    const Ring<kNumWorks> at = ring_at<kNumWorks>(num_described);
+    wait(control.work_empty[at.stage], at.parity ^ 1);
+    control.work[at.stage].first_row = -1;
+    arrive(control.work_full[at.stage]);
   }
 
   // Starts the copy of the pending V, which goes one tile behind K, as it is used.
@@ -214,10 +229,10 @@ struct FwdSm90 {
                                                      unsigned char* shared) {
     const Pending pending = control.pending;
     if (pending.rows == Pending::kNone) return;
-    const int stage = pending.ring.stage();
+    const int stage = pending.ring.stage;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     const bool whole = pending.rows >= kBlockN;
-    wait(control.v_empty[stage], pending.ring.parity() ^ 1);
+    wait(control.v_empty[stage], pending.ring.parity ^ 1);
     if (elect_one()) {
       load_panels<kBlockN, kPanelsV>(shared_address(tile), maps.v,
                                      whole ? control.v_full[stage] : control.v_tail, pending.at);
@@ -248,20 +263,20 @@ struct FwdSm90 {
   // Loads Q, K and V of one query tile after the other.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
                                               Control& control, unsigned char* shared) {
-    Ring<kNumWorks> works;
-    Ring<kNumQStages> queries;
     Ring<kNumStages> keys;
-    for (;; works.advance(), queries.advance()) {
-      wait(control.work_full[works.stage()], works.parity());
-      const Work& work = control.work[works.stage()];
+    for (uint32 count = 0;; ++count) {
+      const Ring<kNumWorks> works = ring_at<kNumWorks>(count);
+      const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
+      wait(control.work_full[works.stage], works.parity);
+      const Work& work = control.work[works.stage];
       // The output of the tile before needs its last V before it makes room in Q's only stage.
       if (kNumQStages == 1 || work.first_row < 0) {
         load_values(maps, control, shared);
         if (elect_one()) control.pending.rows = Pending::kNone;
         __syncwarp();
       }
-      const int stage = queries.stage();
-      wait(control.q_empty[stage], queries.parity() ^ 1);
+      const int stage = queries.stage;
+      wait(control.q_empty[stage], queries.parity ^ 1);
       if (work.first_row < 0) {
         if (elect_one()) arrive(control.q_full[stage]);
         return;
@@ -276,11 +291,12 @@ struct FwdSm90 {
       TileDescriptor next = work.next;
       int walked = work.walked;
       Run run = work.run;
+      if (next.kind == 0 && elect_one()) announce(control);
       while (true) {
         BoxOrigin at = work.keys;
         at.row += tile.n_block * kBlockN;
-        const int k_stage = keys.stage();
-        wait(control.k_empty[k_stage], keys.parity() ^ 1);
+        const int k_stage = keys.stage;
+        wait(control.k_empty[k_stage], keys.parity ^ 1);
         if (elect_one()) {
           control.tiles[k_stage] = {tile.n_block, tile.kind | (next.kind == 0 ? kLastTile : 0)};
           load_panels<kBlockN, kPanels>(
@@ -302,6 +318,7 @@ struct FwdSm90 {
         next = walk.next(work.geometry);
         walked = walk.n;
         run = walk.run;
+        if (next.kind == 0 && elect_one()) announce(control);
       }
     }
   }
@@ -309,14 +326,14 @@ struct FwdSm90 {
   // Stores finished tiles; Q's stage is free once it has been read.
   static __device__ __forceinline__ void store(const FwdParams& params, const FwdTensorMaps& maps,
                                                Control& control, unsigned char* shared) {
-    Ring<kNumWorks> works;
-    Ring<kNumQStages> queries;
-    for (;; works.advance(), queries.advance()) {
-      const int stage = queries.stage();
-      wait(control.q_full[stage], queries.parity());
-      const Work& work = control.work[works.stage()];
+    for (uint32 count = 0;; ++count) {
+      const Ring<kNumWorks> works = ring_at<kNumWorks>(count);
+      const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
+      const int stage = queries.stage;
+      wait(control.q_full[stage], queries.parity);
+      const Work& work = control.work[works.stage];
       if (work.first_row < 0) return;
-      wait(control.out_full[stage], queries.parity());
+      wait(control.out_full[stage], queries.parity);
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
       if (params.cu_seqlens_q == nullptr || work.first_row + kBlockM <= work.geometry.seqlen_q) {
         if (elect_one()) {
@@ -343,7 +360,7 @@ struct FwdSm90 {
       __syncwarp();
       if (elect_one()) {
         arrive(control.q_empty[stage]);
-        arrive(control.work_empty[works.stage()]);
+        arrive(control.work_empty[works.stage]);
       }
       __syncwarp();
     }
@@ -398,16 +415,15 @@ struct FwdSm90 {
 
   // Softcap and mask.
   static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
-                                                const Work& work, TileDescriptor tile,
-                                                int warp_row, int lane) {
+                                                const Work& work, TileDescriptor tile, int warp_row,
+                                                int lane) {
     if constexpr (Config::kSoftcap) {
       if (work.softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / work.softcap);
     }
     if (tile.kind & static_cast<int>(TileKind::partial)) {
       WarpMask<16, kBlockN> mask;
       mask.template evaluate<Classes>(work.head_class, work.numbers, work.geometry,
-                                      work.first_row + warp_row,
-                                      tile.n_block * kBlockN);
+                                      work.first_row + warp_row, tile.n_block * kBlockN);
 #pragma unroll
       for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
     }
@@ -464,14 +480,6 @@ struct FwdSm90 {
     const uint32 shared = shared_address(shared_bytes);
     const int lane = threadIdx.x % 32;
     const int warp_row = 64 * warpgroup + threadIdx.x / 32 % 4 * 16;
-    const auto take_turn = [&] {
-      if (DEV_PINGPONG) named_barrier_sync<256>(kTurn + warpgroup);
-    };
-    const auto pass_turn = [&] {
-      if (DEV_PINGPONG)
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1 == kNumMmaWarpgroups ? 0 : warpgroup + 1));
-    };
-    if (warpgroup == kNumMmaWarpgroups - 1) pass_turn();
     const auto k_tile = [&](int stage) {
       return shared + kLayout.k_offset + stage * kLayout.k_stage_bytes;
     };
@@ -483,6 +491,7 @@ struct FwdSm90 {
     };
 
     Ring<kNumStages> keys, values;
+    uint32 count = 0;  // of query tiles
     Ring<kNumQStages> queries;
     Ring<kNumWorks> works;
     Scores scores;
@@ -490,19 +499,21 @@ struct FwdSm90 {
     Output output;
     OnlineSoftmax softmax;
     float shrink[2];
+    float scale_log2;
 
     const auto start_values = [&] {
-      wait(control.v_full[values.stage()], values.parity());
-      accumulate(output, probabilities, v_tile(values.stage()));
+      wait(control.v_full[values.stage], values.parity);
+      accumulate(output, probabilities, v_tile(values.stage));
     };
     const auto finish_values = [&] {
       wgmma_wait<0>();
       pin_registers(output);
-      release(control.v_empty[values.stage()]);
+      release(control.v_empty[values.stage]);
       values.advance();
     };
     const auto finish_tile = [&](int stage, const Work& work) {
-      named_barrier_sync<128>(kWarpgroup + warpgroup);  // no warp reads these rows of Q any more
+      named_barrier_sync<128>(kWarpgroupBarrier +
+                              warpgroup);  // no warp reads these rows of Q any more
       stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, work, output, softmax);
       fence_proxy_async();
       __syncwarp();
@@ -510,25 +521,25 @@ struct FwdSm90 {
     };
 
     TileDescriptor tile{};
-    const auto await_keys = [&] { wait(control.k_full[keys.stage()], keys.parity()); };
+    const auto await_keys = [&] { wait(control.k_full[keys.stage], keys.parity); };
     const auto start_scores = [&] {
-      tile = control.tiles[keys.stage()];
+      tile = control.tiles[keys.stage];
       score(scores,
-            RowOperand<kBlockM>(shared + queries.stage() * kLayout.q_stage_bytes +
+            RowOperand<kBlockM>(shared + queries.stage * kLayout.q_stage_bytes +
                                 warpgroup * 64 * kPanelRowBytes),
-            k_tile(keys.stage()));
+            k_tile(keys.stage));
     };
     const auto finish_scores = [&] {
       pin_registers(scores);
-      release(control.k_empty[keys.stage()]);
+      release(control.k_empty[keys.stage]);
       keys.advance();
-      modify(scores, params, control.work[works.stage()], tile, warp_row, lane);
-      softmax.update(scores, score_scale(params, control.work[works.stage()]).log2, shrink);
+      modify(scores, params, control.work[works.stage], tile, warp_row, lane);
+      softmax.update(scores, scale_log2, shrink);
       pin_registers(scores);
     };
     const auto more = [&] {
-      wait(control.q_full[queries.stage()], queries.parity());
-      return control.work[works.stage()].first_row >= 0;
+      wait(control.q_full[queries.stage], queries.parity);
+      return control.work[works.stage].first_row >= 0;
     };
 
     if (!more()) return;
@@ -538,14 +549,13 @@ struct FwdSm90 {
     for (;;) {
       clear(output);
       softmax = {};
+      scale_log2 = score_scale(params, control.work[works.stage]).log2;
       finish_scores();
       pack_probabilities(probabilities, scores);
       if (!(tile.kind & kLastTile)) await_keys();
       while (!(tile.kind & kLastTile)) {
-        take_turn();
         start_scores();
         start_values();
-        pass_turn();
         wgmma_wait<1>();
         finish_scores();
         if (!(tile.kind & kLastTile)) await_keys();
@@ -558,10 +568,11 @@ struct FwdSm90 {
 
       // On to the next query tile: its first product beside the last one of this, where Q's next
       // stage is another.
-      const int finished = queries.stage();
-      const Work& finished_work = control.work[works.stage()];
-      queries.advance();
-      works.advance();
+      const int finished = queries.stage;
+      const Work& finished_work = control.work[works.stage];
+      ++count;
+      queries = ring_at<kNumQStages>(count);
+      works = ring_at<kNumWorks>(count);
       if constexpr (kNumQStages == 1) {
         start_values();
         finish_values();
@@ -614,6 +625,7 @@ struct FwdSm90 {
         init(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
+      control.num_walked = 0;
       control.v_tail_parity = 0;
       control.pending.rows = Pending::kNone;
       fence_mbarrier_init();
