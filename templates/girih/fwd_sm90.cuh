@@ -1,17 +1,17 @@
 // Attention forward for Hopper (sm_90a): wgmma, the copy engine, warp specialisation.
 //
 // A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
-// left. The first warpgroup produces: its warp 0 walks the key tiles that the mask lets the query
-// tile see and starts the copies of Q, K and V, running ahead into the next query tile; its warp 1
-// stores finished output. Each other warpgroup consumes: it owns 64 query rows, keeps their scores,
-// probabilities and output in registers, and knows of a key tile its descriptor only. Of two
-// consecutive key tiles it multiplies Q * K^T of the second and P * V of the first at once and does
-// the softmax of the second meanwhile; warpgroups take turns at issuing, so that one's softmax
-// hides behind the other's products.
+// left. Its first warpgroup produces: warp 2 takes query tiles and describes them, warp 0 walks the
+// key tiles that the mask lets each of them see and starts the copies of Q, K and V, running ahead
+// into the next query tile, and warp 1 stores finished output. Every other warpgroup consumes: it
+// owns 64 query rows, keeps their scores, probabilities and output in registers, and knows of a key
+// tile its descriptor only. Of two consecutive key tiles it multiplies Q * K^T of the second and
+// P * V of the first at once, and does the softmax of the second while the latter runs.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
-// warpgroup), kBlockN (a multiple of 16), kNumStages (of K and of V), kNumQStages, kSoftcap
-// (whether some head has one), Heads (a HeadTable) and Classes (HeadClasses).
+// warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),
+// kNumQStages (2 where there is room, else 1), kSoftcap (whether some head has one), Heads (a
+// HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/schedule.cuh"
@@ -48,19 +48,23 @@ struct FwdSm90 {
   static constexpr FwdSm90Layout kLayout =
       fwd_sm90_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages, kNumQStages);
 
-  // What setmaxnreg gives each role: together no more than the kernel has at entry.
+  // What setmaxnreg gives each role: together no more than the kernel has at entry, which is 168 a
+  // thread for three warpgroups and 128 for four.
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 232;
   static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 40;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
-  static_assert(kBlockM % 64 == 0, "a warpgroup owns 64 rows");
+  static_assert(kBlockM == 128 || kBlockM == 192, "two or three warpgroups own 64 rows each");
+  static_assert(kNumQStages == 1 || kNumQStages == 2);
+  static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
 
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];
 
-  static constexpr int kWarpgroupBarrier = 1;  // and the next ones; 0 is __syncthreads
+  // Named barriers: this and the next ones, one a warpgroup. 0 is __syncthreads.
+  static constexpr int kWarpgroupBarrier = 1;
 
   // A position in a ring of stages, and the parity of the phase in which this lap fills the stage.
   template <int kStages>
@@ -81,7 +85,11 @@ struct FwdSm90 {
     return {static_cast<int>(count % kStages), count / kStages % 2};
   }
 
-  // A query tile, as the producer tells it.
+  static __device__ __forceinline__ bool exists(TileDescriptor tile) {
+    return tile.kind != static_cast<int>(TileKind::empty);
+  }
+
+  // A query tile, as the scheduler describes it.
   struct Work {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
@@ -93,10 +101,11 @@ struct FwdSm90 {
     float* lse;   // of the sequence and head, or null
     uint16* out;  // likewise
 
-    TileDescriptor tile;  // the first key tile it visits
-    TileDescriptor next;  // and the second; empty when there is none
+    TileDescriptor tile;  // the key tile to load: at first the first that is visited
+    TileDescriptor next;  // the second; empty when there is none
     int walked;           // the walk's position after these
     Run run;
+    bool asks_late;  // for the next query tile: when near the end of its walk
 
     // The walk from a position on; most of its state is here, not in the producer's registers.
     __device__ __forceinline__ KeyWalk<Classes> walk(int n, Run from) const {
@@ -109,6 +118,8 @@ struct FwdSm90 {
     }
   };
   static constexpr int kNumWorks = 4;
+  static constexpr int kLateTiles = 5;  // query tiles a CTA, at the end of the launch
+  static constexpr int kNearEnd = 4;    // key tiles: describing a query tile takes about two
 
   // A key tile whose V is to be loaded.
   struct Pending {
@@ -118,13 +129,15 @@ struct FwdSm90 {
     Ring<kNumStages> ring;
   };
 
+  // Barriers, and what the warps tell one another. `full` ends when data has come, `empty` when its
+  // readers are done.
   struct Control {
     uint64 work_full[kNumWorks], work_empty[kNumWorks];
-    int num_walked;  // query tiles that the producer is nearly done with
+    uint64 work_wanted;  // the loading warp is near the end of a walk
     uint64 q_full[kNumQStages], q_empty[kNumQStages], out_full[kNumQStages];
     uint64 k_full[kNumStages], k_empty[kNumStages];
     uint64 v_full[kNumStages], v_empty[kNumStages];
-    uint64 v_tail;
+    uint64 v_tail;  // a V tile has come whose tail must be cleared
     uint32 v_tail_parity;
     Pending pending;
     TileDescriptor tiles[kNumStages];
@@ -158,13 +171,16 @@ struct FwdSm90 {
                                                   const Heads& heads, int index) {
     const QueryTile at = query_tile(params, index);
     const Sequence sequence = sequence_of(params, at.batch);
-    work.first_row = at.m_block * kBlockM;
-    if (work.first_row >= sequence.geometry.seqlen_q) return false;
+    const int first_row = at.m_block * kBlockM;
+    if (first_row >= sequence.geometry.seqlen_q) return false;
+
     const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
-    work.geometry = sequence.geometry;
-    work.queries = {0, sequence.q_row + work.first_row, at.head, sequence.q_batch};
+    const int head_class = Classes::kCount == 1 ? 0 : head.head_class;
+    work.first_row = first_row;
+    work.queries = {0, sequence.q_row + first_row, at.head, sequence.q_batch};
     work.keys = {0, sequence.k_row, at.head / params.group_size, sequence.k_batch};
-    work.head_class = Classes::kCount == 1 ? 0 : head.head_class;
+    work.geometry = sequence.geometry;
+    work.head_class = head_class;
     work.numbers = head.numbers;
     work.softcap = head.softcap;
     work.lse = params.lse == nullptr ? nullptr
@@ -174,51 +190,58 @@ struct FwdSm90 {
                offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
 
     // Rows that see nothing still visit one tile, all masked: their output is written as others'.
-    KeyWalk<Classes> walk = work.walk(0, {0, TileKind::empty});
+    KeyWalk<Classes> walk{{first_row, min(first_row + kBlockM, sequence.geometry.seqlen_q)},
+                          {kBlockN, sequence.geometry.seqlen_k},
+                          head_class,
+                          head.numbers};
     TileDescriptor tiles[2];
-#pragma unroll 1
+#pragma unroll 1  // a seek is long
     for (int i = 0; i < 2; ++i) {
       tiles[0] = tiles[1];
-      tiles[1] = walk.next(work.geometry);
+      tiles[1] = walk.next(sequence.geometry);
     }
     work.tile = tiles[0];
-    if (work.tile.kind == 0) work.tile = {0, static_cast<int>(TileKind::partial)};
+    if (!exists(work.tile)) work.tile = {0, static_cast<int>(TileKind::partial)};
     work.next = tiles[1];
     work.walked = walk.n;
     work.run = walk.run;
+    work.asks_late = index >= params.num_tiles - kLateTiles * static_cast<int>(gridDim.x) ||
+                     !near_end(work.next, work.run, work.walked);
     return true;
   }
 
-  // Tells the scheduler that the last key tile of a query tile is next.
-  static __device__ __forceinline__ void announce(Control& control) {
-    volatile int& num_walked = control.num_walked;
-    num_walked = num_walked + 1;
+  static __device__ __forceinline__ bool near_end(TileDescriptor next, Run run, int walked) {
+    return !exists(next) || run.end - walked < kNearEnd;
   }
 
-  // Takes query tiles and describes them, up to kNumWorks ahead; by one lane. The first tiles are
-  // the CTAs' by number, the others go to whoever asks next. A CTA that asks early for one of the
-  // last tiles, and still has much to do, would end last: for these it asks late. Who takes the
-  // very last one leaves the counter as the next launch needs it.
+  // Takes query tiles and describes them; by one lane. The first ones are the CTAs' by number, the
+  // others go to whoever asks next. During short walks a CTA asks up to kNumWorks ahead; during
+  // long ones, and for the launch's last tiles, it asks near the end, for whoever asked early and
+  // still has much to do would end last (8 % where long and short tiles mix). Who takes the last
+  // tile leaves the counter as the next launch needs it.
   static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
                                                   int* counter, Control& control) {
-    const int first_late = params.num_tiles - (kNumWorks + 1) * static_cast<int>(gridDim.x);
-    const volatile int& num_walked = control.num_walked;
-    int num_described = 0;
+    uint32 count = 0;
+    uint32 parity = 0;
     int index = blockIdx.x;
     while (index < params.num_tiles) {
-      const Ring<kNumWorks> at = ring_at<kNumWorks>(num_described);
+      const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
+      Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
-      if (describe(control.work[at.stage], params, heads, index)) {
+      if (describe(work, params, heads, index)) {
+        const bool asks_late = work.asks_late;
         arrive(control.work_full[at.stage]);
-        ++num_described;
-      }
-      while (index >= first_late && num_walked < num_described) {
+        ++count;
+        if (asks_late) {
+          wait(control.work_wanted, parity);
+          parity ^= 1;
+        }
       }
       const int taken = atomicAdd(counter, 1);
       if (taken == params.num_tiles - 1) *counter = 0;
       index = gridDim.x + taken;
     }
-    const Ring<kNumWorks> at = ring_at<kNumWorks>(num_described);
+    const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
     wait(control.work_empty[at.stage], at.parity ^ 1);
     control.work[at.stage].first_row = -1;
     arrive(control.work_full[at.stage]);
@@ -260,7 +283,8 @@ struct FwdSm90 {
     __syncwarp();
   }
 
-  // Loads Q, K and V of one query tile after the other.
+  // Loads Q, K and V of one query tile after the other. Copies start as soon as their stage is
+  // free: looking for the next key tile comes after.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
                                               Control& control, unsigned char* shared) {
     Ring<kNumStages> keys;
@@ -268,7 +292,7 @@ struct FwdSm90 {
       const Ring<kNumWorks> works = ring_at<kNumWorks>(count);
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
       wait(control.work_full[works.stage], works.parity);
-      const Work& work = control.work[works.stage];
+      Work& work = control.work[works.stage];
       // The output of the tile before needs its last V before it makes room in Q's only stage.
       if (kNumQStages == 1 || work.first_row < 0) {
         load_values(maps, control, shared);
@@ -287,18 +311,18 @@ struct FwdSm90 {
       }
       __syncwarp();
 
-      TileDescriptor tile = work.tile;
       TileDescriptor next = work.next;
       int walked = work.walked;
       Run run = work.run;
-      if (next.kind == 0 && elect_one()) announce(control);
+      bool announced = !work.asks_late;
       while (true) {
+        const TileDescriptor tile = work.tile;
         BoxOrigin at = work.keys;
         at.row += tile.n_block * kBlockN;
         const int k_stage = keys.stage;
         wait(control.k_empty[k_stage], keys.parity ^ 1);
         if (elect_one()) {
-          control.tiles[k_stage] = {tile.n_block, tile.kind | (next.kind == 0 ? kLastTile : 0)};
+          control.tiles[k_stage] = {tile.n_block, tile.kind | (exists(next) ? 0 : kLastTile)};
           load_panels<kBlockN, kPanels>(
               shared_address(shared) + kLayout.k_offset + k_stage * kLayout.k_stage_bytes, maps.k,
               control.k_full[k_stage], at);
@@ -312,14 +336,21 @@ struct FwdSm90 {
         }
         __syncwarp();
         keys.advance();
-        if (next.kind == 0) break;
-        tile = next;
+        if (!announced && near_end(next, run, walked)) {
+          announced = true;
+          if (elect_one()) arrive(control.work_wanted);
+          __syncwarp();
+        }
+        if (!exists(next)) break;
+        if (elect_one()) work.tile = next;
+        __syncwarp();
         KeyWalk<Classes> walk = work.walk(walked, run);
         next = walk.next(work.geometry);
         walked = walk.n;
         run = walk.run;
-        if (next.kind == 0 && elect_one()) announce(control);
       }
+      if (elect_one()) arrive(control.work_empty[works.stage]);
+      __syncwarp();
     }
   }
 
@@ -487,6 +518,7 @@ struct FwdSm90 {
       return shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     };
     const auto release = [&](const uint64& barrier) {
+      __syncwarp();
       if (lane == 0) arrive(barrier);
     };
 
@@ -512,11 +544,9 @@ struct FwdSm90 {
       values.advance();
     };
     const auto finish_tile = [&](int stage, const Work& work) {
-      named_barrier_sync<128>(kWarpgroupBarrier +
-                              warpgroup);  // no warp reads these rows of Q any more
+      named_barrier_sync<128>(kWarpgroupBarrier + warpgroup);  // Q's rows have been read
       stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, work, output, softmax);
       fence_proxy_async();
-      __syncwarp();
       release(control.out_full[stage]);
     };
 
@@ -558,7 +588,7 @@ struct FwdSm90 {
         start_values();
         wgmma_wait<1>();
         finish_scores();
-        if (!(tile.kind & kLastTile)) await_keys();
+        if (!(tile.kind & kLastTile)) await_keys();  // also keeps ptxas from waiting any earlier
         finish_values();
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
           rescale(output, shrink);
@@ -569,6 +599,7 @@ struct FwdSm90 {
       // On to the next query tile: its first product beside the last one of this, where Q's next
       // stage is another.
       const int finished = queries.stage;
+      const Ring<kNumWorks> finished_works = works;
       const Work& finished_work = control.work[works.stage];
       ++count;
       queries = ring_at<kNumQStages>(count);
@@ -577,6 +608,7 @@ struct FwdSm90 {
         start_values();
         finish_values();
         finish_tile(finished, finished_work);
+        release(control.work_empty[finished_works.stage]);
         if (!more()) return;
         await_keys();
         start_scores();
@@ -594,6 +626,7 @@ struct FwdSm90 {
         }
         finish_values();
         finish_tile(finished, finished_work);
+        release(control.work_empty[finished_works.stage]);
         if (!another) return;
       }
     }
@@ -611,8 +644,9 @@ struct FwdSm90 {
       constexpr int kConsumerWarps = 4 * kNumMmaWarpgroups;
       for (int i = 0; i < kNumWorks; ++i) {
         init(control.work_full[i], 1);
-        init(control.work_empty[i], 1);
+        init(control.work_empty[i], kConsumerWarps + 2);
       }
+      init(control.work_wanted, 1);
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
         init(control.q_empty[i], 1);
@@ -625,7 +659,6 @@ struct FwdSm90 {
         init(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
-      control.num_walked = 0;
       control.v_tail_parity = 0;
       control.pending.rows = Pending::kNone;
       fence_mbarrier_init();

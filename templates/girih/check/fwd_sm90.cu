@@ -1,0 +1,26 @@
+// An entry of the Hopper kernel, for clangd to open; the tests compile it with NVRTC. It holds every
+// atom and every operator.
+#include "girih/fwd_sm90.cuh"
+
+namespace girih {
+struct Config {
+  using Element = Bf16;
+  static constexpr int kHeadDim = 128;
+  static constexpr int kHeadDimV = 128;
+  static constexpr int kBlockM = 128;
+  static constexpr int kBlockN = 128;
+  static constexpr int kNumStages = 2;
+  static constexpr int kNumQStages = 2;
+  static constexpr bool kSoftcap = true;
+  using Classes = HeadClasses<  //
+      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, Leaf<Dense>, Not<Leaf<Window>>>;
+  using Heads = HeadTable<32, Classes::kNumNumbers>;
+};
+}  // namespace girih
+
+extern "C" __global__ void __launch_bounds__(girih::FwdSm90<girih::Config>::kNumThreads, 1)
+    girih_fwd(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {
+  girih::FwdSm90<girih::Config>::run(params, heads, maps, counter);
+}
