@@ -526,28 +526,26 @@ struct FwdSm90 {
     uint32 count = 0;  // of query tiles
     Ring<kNumQStages> queries;
     Ring<kNumWorks> works;
-    Scores scores;
-    Probabilities probabilities;
-    Output output;
+    Scores scores = {};
+    Probabilities probabilities = {};
+    Output output = {};
     OnlineSoftmax softmax;
     float shrink[2];
     float scale_log2;
 
-    const auto start_values = [&] {
-      wait(control.v_full[values.stage], values.parity);
-      accumulate(output, probabilities, v_tile(values.stage));
-    };
-    const auto finish_values = [&] {
-      wgmma_wait<0>();
-      pin_registers(output);
+    const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
+    const auto release_values = [&] {
       release(control.v_empty[values.stage]);
       values.advance();
     };
-    const auto finish_tile = [&](int stage, const Work& work) {
+    const auto finish_tile = [&](int stage, int work_stage) {
+      release_values();
       named_barrier_sync<128>(kWarpgroupBarrier + warpgroup);  // Q's rows have been read
-      stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, work, output, softmax);
+      stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, control.work[work_stage],
+                   output, softmax);
       fence_proxy_async();
       release(control.out_full[stage]);
+      release(control.work_empty[work_stage]);
     };
 
     TileDescriptor tile{};
@@ -569,14 +567,42 @@ struct FwdSm90 {
     };
     const auto more = [&] {
       wait(control.q_full[queries.stage], queries.parity);
-      return control.work[works.stage].first_row >= 0;
+      const bool another = control.work[works.stage].first_row >= 0;
+      if (another) await_keys();
+      return another;
     };
 
-    if (!more()) return;
-    await_keys();
-    start_scores();
-    wgmma_wait<0>();
-    for (;;) {
+    for (bool under_way = false;; under_way = true) {
+      // From one query tile to the next: its first product beside the last one of this tile, where
+      // Q has another stage. Before the first and after the last query tile one of the products is
+      // of what happens to lie there, and nobody looks at it: ptxas serialises wgmma under
+      // conditions, and code costs compile time.
+      const int finished = queries.stage;
+      const Ring<kNumWorks> finished_works = works;
+      if (under_way) {
+        ++count;
+        queries = ring_at<kNumQStages>(count);
+        works = ring_at<kNumWorks>(count);
+        wait(control.v_full[values.stage], values.parity);
+      }
+      bool another;
+      if constexpr (kNumQStages == 1) {
+        start_values();
+        wgmma_wait<0>();
+        pin_registers(output);
+        if (under_way) finish_tile(finished, finished_works.stage);
+        another = more();
+        start_scores();
+      } else {
+        another = more();
+        start_scores();
+        start_values();
+      }
+      wgmma_wait<0>();
+      pin_registers(output);
+      if (kNumQStages > 1 && under_way) finish_tile(finished, finished_works.stage);
+      if (!another) return;
+
       clear(output);
       softmax = {};
       scale_log2 = score_scale(params, control.work[works.stage]).log2;
@@ -585,49 +611,18 @@ struct FwdSm90 {
       if (!(tile.kind & kLastTile)) await_keys();
       while (!(tile.kind & kLastTile)) {
         start_scores();
+        wait(control.v_full[values.stage], values.parity);
         start_values();
         wgmma_wait<1>();
         finish_scores();
         if (!(tile.kind & kLastTile)) await_keys();  // also keeps ptxas from waiting any earlier
-        finish_values();
+        wgmma_wait<0>();
+        pin_registers(output);
+        release_values();
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
           rescale(output, shrink);
         }
         pack_probabilities(probabilities, scores);
-      }
-
-      // On to the next query tile: its first product beside the last one of this, where Q's next
-      // stage is another.
-      const int finished = queries.stage;
-      const Ring<kNumWorks> finished_works = works;
-      const Work& finished_work = control.work[works.stage];
-      ++count;
-      queries = ring_at<kNumQStages>(count);
-      works = ring_at<kNumWorks>(count);
-      if constexpr (kNumQStages == 1) {
-        start_values();
-        finish_values();
-        finish_tile(finished, finished_work);
-        release(control.work_empty[finished_works.stage]);
-        if (!more()) return;
-        await_keys();
-        start_scores();
-        wgmma_wait<0>();
-      } else {
-        const bool another = more();
-        if (another) {
-          await_keys();
-          start_scores();
-          start_values();
-          wgmma_wait<0>();
-        } else {
-          start_values();
-          wgmma_wait<0>();
-        }
-        finish_values();
-        finish_tile(finished, finished_work);
-        release(control.work_empty[finished_works.stage]);
-        if (!another) return;
       }
     }
   }
