@@ -230,22 +230,61 @@ TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86
 TEST_CASE("every width compiles for sm_90 without spills") { check_widths("sm_90"); }
 TEST_CASE("every width compiles for sm_100 without spills") { check_widths("sm_100"); }
 
+// What a committed entry is written for, by its name.
+std::string arch_of(const fs::path& entry) {
+  return entry.filename().string().ends_with("_sm90.cu") ? "sm_90a" : "sm_80";
+}
+
+Compiled compile_entry(const std::string& what, const std::string& source,
+                       const std::string& arch) {
+  compiler::Request request;
+  request.source = source;
+  for (const codegen::TemplateFile& header : codegen::reachable_templates(source, std::nullopt)) {
+    request.headers.push_back({header.name, header.text});
+  }
+  request.arch = arch;
+  request.options = compiler::default_options();
+  const compiler::Output output = compiler::compile(request);
+  return {what, "", output.resources, output.log, output.cubin};
+}
+
 TEST_CASE("committed entries compile with NVRTC") {
   int count = 0;
   for (const auto& file : fs::directory_iterator(source_dir() / "templates" / "girih" / "check")) {
     ++count;
-    compiler::Request request;
-    request.source = support::read_file(file.path()).value_or("");
-    for (const codegen::TemplateFile& header :
-         codegen::reachable_templates(request.source, std::nullopt)) {
-      request.headers.push_back({header.name, header.text});
-    }
-    request.arch = "sm_80";
-    request.options = compiler::default_options();
-    const compiler::Output output = compiler::compile(request);
-    check_compiled({file.path().string(), "", output.resources, output.log, output.cubin});
+    check_compiled(compile_entry(file.path().string(), support::read_file(file.path()).value_or(""),
+                                 arch_of(file.path())));
   }
   CHECK(count > 0);
+}
+
+TEST_CASE("the Hopper kernel compiles at every width without spills or serialised wgmma") {
+  struct Shape {
+    int head_dim, head_dim_v, block_m, block_n, num_q_stages;
+    bool softcap;
+  };
+  constexpr Shape kShapes[] = {{64, 64, 192, 128, 2, false}, {64, 64, 128, 128, 2, true},
+                               {96, 96, 128, 128, 2, true},  {192, 192, 128, 112, 1, true},
+                               {192, 128, 128, 96, 1, true}, {256, 256, 128, 80, 1, true}};
+  const fs::path path = source_dir() / "templates" / "girih" / "check" / "fwd_sm90.cu";
+  const std::string committed = support::read_file(path).value_or("");
+  for (const Shape& shape : kShapes) {
+    std::string source = committed;
+    const auto set = [&](const std::string& name, const std::string& value) {
+      const std::size_t begin = source.find(name + " = ");
+      REQUIRE(begin != source.npos);
+      source.replace(begin, source.find(';', begin) - begin, name + " = " + value);
+    };
+    set("kHeadDim", std::to_string(shape.head_dim));
+    set("kHeadDimV", std::to_string(shape.head_dim_v));
+    set("kBlockM", std::to_string(shape.block_m));
+    set("kBlockN", std::to_string(shape.block_n));
+    set("kNumQStages", std::to_string(shape.num_q_stages));
+    set("kSoftcap", shape.softcap ? "true" : "false");
+    check_compiled(compile_entry(fmt::format("head_dim {}, {}, tile {} x {}", shape.head_dim,
+                                             shape.head_dim_v, shape.block_m, shape.block_n),
+                                 source, "sm_90a"));
+  }
 }
 
 TEST_CASE("committed entries compile with nvcc") {
@@ -256,11 +295,11 @@ TEST_CASE("committed entries compile with nvcc") {
   const TemporaryFolder folder;
   for (const auto& file : fs::directory_iterator(source_dir() / "templates" / "girih" / "check")) {
     const fs::path cubin = folder / "entry.cubin", log = folder / "log";
-    const int status = std::system(
-        fmt::format("nvcc -cubin -arch=sm_80 -std=c++20 -I'{}' -o '{}' '{}' > '{}' 2>&1",
-                    (source_dir() / "templates").string(), cubin.string(), file.path().string(),
-                    log.string())
-            .c_str());
+    const int status =
+        std::system(fmt::format("nvcc -cubin -arch={} -std=c++20 -I'{}' -o '{}' '{}' > '{}' 2>&1",
+                                arch_of(file.path()), (source_dir() / "templates").string(),
+                                cubin.string(), file.path().string(), log.string())
+                        .c_str());
     INFO(support::read_file(log).value_or(""));
     REQUIRE(status == 0);
     CHECK(support::read_file(log) == "");  // not even a warning
