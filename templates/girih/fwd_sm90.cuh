@@ -562,7 +562,7 @@ struct FwdSm90 {
       release(control.k_empty[keys.stage]);
       keys.advance();
       modify(scores, params, control.work[works.stage], tile, warp_row, lane);
-      softmax.update(scores, scale_log2, shrink);
+      softmax.update_seldom(scores, scale_log2, shrink);
       pin_registers(scores);
     };
     const auto more = [&] {

@@ -34,9 +34,9 @@ __device__ __forceinline__ void cap_scores(float (&scores)[kKeyFragments][4], fl
   }
 }
 
-// The state of one 16-row fragment. Probabilities are relative to a reference, which a row's
-// maximum may exceed by up to 2^kHeadroom before the reference follows and what was accumulated
-// shrinks: after the first tiles that is rare, and a fp16 probability stays far from overflow.
+// The state of one 16-row fragment. Probabilities are relative to a reference, which follows the
+// row's maximum: at once, or only when it is exceeded by more than 2^kHeadroom, which after the
+// first tiles is rare and keeps fp16 probabilities far from overflow.
 struct OnlineSoftmax {
   static constexpr float kHeadroom = 8.0f;  // in base 2
 
@@ -51,31 +51,57 @@ struct OnlineSoftmax {
                                          float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float highest = kMinusInfinity;
-#pragma unroll
-      for (int j = 0; j < kKeyFragments; ++j) {
-        highest = fmaxf(highest, fmaxf(scores[j][2 * r], scores[j][2 * r + 1]));
-      }
-      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
-      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+      const float highest = row_max(scores, r, reference[r]);
+      // The difference is exactly 0 while the reference stays: an exponent of rounded products
+      // would shrink a little at every tile.
+      const float finite = highest == kMinusInfinity ? 0.0f : highest;
+      shrink[r] = exp2_approx((reference[r] - finite) * scale_log2);
+      reference[r] = highest;
+      exponentiate(scores, r, scale_log2, finite * scale_log2, shrink[r]);
+    }
+  }
 
+  template <int kKeyFragments>
+  __device__ __forceinline__ void update_seldom(float (&scores)[kKeyFragments][4], float scale_log2,
+                                                float (&shrink)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float highest = row_max(scores, r, kMinusInfinity);
       shrink[r] = 1.0f;
       if ((highest - reference[r]) * scale_log2 > kHeadroom) {
         shrink[r] = exp2_approx((reference[r] - highest) * scale_log2);
         reference[r] = highest;
       }
       const float origin = reference[r] == kMinusInfinity ? 0.0f : reference[r] * scale_log2;
-      float sum = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kKeyFragments; ++j) {
-#pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          scores[j][e] = exp2_approx(scores[j][e] * scale_log2 - origin);
-          sum += scores[j][e];
-        }
-      }
-      row_sum[r] = row_sum[r] * shrink[r] + sum;
+      exponentiate(scores, r, scale_log2, origin, shrink[r]);
     }
+  }
+
+  // The highest score of row r, at least `highest`.
+  template <int kKeyFragments>
+  static __device__ __forceinline__ float row_max(const float (&scores)[kKeyFragments][4], int r,
+                                                  float highest) {
+#pragma unroll
+    for (int j = 0; j < kKeyFragments; ++j) {
+      highest = fmaxf(highest, fmaxf(scores[j][2 * r], scores[j][2 * r + 1]));
+    }
+    highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
+    return fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+  }
+
+  template <int kKeyFragments>
+  __device__ __forceinline__ void exponentiate(float (&scores)[kKeyFragments][4], int r,
+                                               float scale_log2, float origin, float shrink) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kKeyFragments; ++j) {
+#pragma unroll
+      for (int e = 2 * r; e < 2 * r + 2; ++e) {
+        scores[j][e] = exp2_approx(scores[j][e] * scale_log2 - origin);
+        sum += scores[j][e];
+      }
+    }
+    row_sum[r] = row_sum[r] * shrink + sum;
   }
 
   // After the last tile: the factor that normalises row r, and its log-sum-exp (natural).
