@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -64,6 +65,59 @@ Mask dense();                      ///< every key
 Mask causal();                     ///< k <= p, aligned bottom-right
 Mask window(WindowBounds bounds);  ///< p - left <= k <= p + right
 Mask sink(int n);                  ///< the first n keys, n >= 0
+Mask last_keys(int n);             ///< the last n keys
+Mask first_queries(int n);         ///< every key, in the first n rows of the launch
+Mask last_queries(int n);          ///< every key, in the last n rows of the launch
+Mask queries(int begin, int end);  ///< every key, in rows with begin <= p < end
+Mask keys(int begin, int end);     ///< begin <= k < end
+Mask chunk(int n);                 ///< p / n == k / n: neither attends across a multiple of n
+
+/// Inclusive distances in blocks, counted from position 0; -1 is unbounded.
+struct BlockWindowBounds {
+  int left = -1;
+  int right = -1;
+  int block = 0;  ///< tokens; must be given
+};
+Mask block_window(BlockWindowBounds bounds);
+
+/// Block-Sparse-Attention's streaming heads: counts in blocks, which start with the launch's own
+/// first query and key.
+struct StreamingBlocks {
+  int sink = 0;
+  int local = 0;  ///< up to the diagonal's block, which is one of them
+  int block = 128;
+  bool causal = true;
+};
+Mask block_streaming(StreamingBlocks blocks);
+
+/// S2-Attention: a band of local blocks, and of the others every stride-th, moved from head to
+/// head. Give local and stride, or ranges.
+struct StridedBlocks {
+  struct Local {
+    int left = 0;   ///< so many blocks back, the row's own included
+    int right = 0;  ///< the same, ahead
+    Local(int both) : left(both), right(both) {}
+    Local(int l, int r) : left(l), right(r) {}
+  };
+  /// Stride of the blocks less than `end` blocks back; ascending, the last one kNoEnd.
+  struct Range {
+    int end = 0;
+    int stride = 0;
+  };
+  static constexpr int kNoEnd = 1 << 29;
+
+  std::optional<Local> local;
+  int stride = 0;
+  int block = 0;  ///< tokens; must be given
+  int offset = 0;
+  bool kv_heads = false;    ///< count key/value heads instead of query heads
+  std::optional<int> step;  ///< from head to head; by itself max(1, stride / query heads)
+  bool homo = false;        ///< all heads as head 0
+  int dense_heads = 0;      ///< the last ones see everything
+  bool relative = false;    ///< strides count from the band's edges instead of from block 0
+  std::vector<Range> ranges;
+};
+Mask strided(const StridedBlocks& blocks);
 
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
@@ -81,6 +135,12 @@ struct HeadSet {
   friend bool operator==(const HeadSet&, const HeadSet&) = default;
 };
 
+/// What is done to a visible element's score before the softmax.
+struct Modifiers {
+  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  friend bool operator==(const Modifiers&, const Modifiers&) = default;
+};
+
 /// A mask for every head: one for all, or one for each set of heads.
 class Pattern {
  public:
@@ -88,6 +148,7 @@ class Pattern {
   struct HeadClass {
     HeadSet heads;
     Mask mask;
+    Modifiers modifiers = {};
     friend bool operator==(const HeadClass&, const HeadClass&) = default;
   };
 
@@ -101,9 +162,17 @@ class Pattern {
   bool per_head() const { return per_head_; }
   HeadUnit head_unit() const { return unit_; }
 
-  /// Index into classes() for each of num_heads query heads.
-  /// @throws Error invalid_argument when a head is covered never or twice, or does not exist.
-  std::vector<int> class_of_head(int num_heads, int num_heads_kv) const;
+  /// The same with a soft cap for every head, finite and > 0. For one class of heads alone:
+  /// heads({{"0-3", causal(), {.softcap = 30}}, {"else", dense()}}).
+  Pattern with_softcap(float softcap) const;
+
+  /// Index into classes() for each of num_heads query heads. Sets of heads are those of the whole
+  /// model: on one tensor-parallel rank, the first head is number head_offset of num_heads_total
+  /// (0: num_heads), both multiples of num_heads / num_heads_kv.
+  /// @throws Error invalid_argument when a head of the model is covered never or twice, or does not
+  /// exist.
+  std::vector<int> class_of_head(int num_heads, int num_heads_kv, int head_offset = 0,
+                                 int num_heads_total = 0) const;
 
   std::string text() const;  ///< canonical; parse(text()) == *this
   friend bool operator==(const Pattern&, const Pattern&) = default;
@@ -111,6 +180,7 @@ class Pattern {
  private:
   friend Pattern heads(std::vector<HeadClass> classes);
   friend Pattern kv_heads(std::vector<HeadClass> classes);
+
   std::vector<HeadClass> classes_;
   bool per_head_ = false;
   HeadUnit unit_ = HeadUnit::query;

@@ -11,6 +11,9 @@
 
 namespace girih::pattern {
 
+/// The keys [first_key, first_key + 32) that row q sees, lowest bit first; 0 outside the sequence.
+uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key);
+
 /// Whether row q sees key k; false outside the sequence.
 bool visible(const Mask& mask, const Geometry& geometry, int q, int k);
 

@@ -45,21 +45,32 @@ void check_limits(const Mask& mask) {
                 fmt::format("the mask is nested deeper than {} levels of parentheses and '!'",
                             pattern::kMaxNesting));
   }
-  if (count_atoms(mask) > pattern::kMaxAtoms) {
+  const int atoms = count_atoms(mask);
+  if (atoms > pattern::kMaxAtoms) {
     throw Error(Errc::invalid_argument,
                 fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
+  }
+  constexpr int kLongestAtom = 320;  // bytes of text, with what joins it to the next
+  if (atoms > static_cast<int>(pattern::kMaxTextBytes) / kLongestAtom &&
+      mask.text().size() > pattern::kMaxTextBytes) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the mask's text is longer than {} bytes: use fewer atoms",
+                            pattern::kMaxTextBytes));
   }
 }
 
 // A single parameter goes without its name; parameters at their default are left out.
 std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers) {
   std::string arguments;
-  for (int i = 0; i < info.num_params; ++i) {
+  const int num_params = info.num_params();
+  const int* next = numbers.data();
+  for (int i = 0; i < num_params; next += info.params[i++].num_numbers()) {
     const AtomParam& param = info.params[i];
-    if (!param.required && numbers[i] == param.fallback) continue;
+    const auto is_fallback = [&](int number) { return number == param.fallback; };
+    if (std::all_of(next, next + param.num_numbers(), is_fallback)) continue;
     if (!arguments.empty()) arguments += ", ";
-    if (info.num_params > 1) arguments += fmt::format("{}=", param.name);
-    arguments += fmt::format("{}", numbers[i]);
+    if (num_params > 1) arguments += fmt::format("{}=", param.name);
+    arguments += pattern::argument_text(param, next);
   }
   return arguments.empty() ? info.name : fmt::format("{}({})", info.name, arguments);
 }
@@ -70,15 +81,18 @@ Mask Mask::atom(std::string_view name, std::vector<int> numbers) {
   const int index = pattern::find_atom(name);
   if (index < 0) throw Error(Errc::invalid_argument, pattern::unknown_atom(name));
   const AtomInfo& info = atom_table()[index];
-  if (static_cast<int>(numbers.size()) != info.num_params) {
+  if (static_cast<int>(numbers.size()) != info.num_numbers()) {
     throw Error(Errc::invalid_argument, fmt::format("{} takes {} numbers, not {}", info.name,
-                                                    info.num_params, numbers.size()));
+                                                    info.num_numbers(), numbers.size()));
   }
-  for (int i = 0; i < info.num_params; ++i) {
-    if (pattern::in_range(info.params[i], numbers[i])) continue;
-    throw Error(Errc::invalid_argument,
-                pattern::out_of_range(info, info.params[i], std::to_string(numbers[i])));
+  std::string problem;
+  const int* next = numbers.data();
+  for (int i = 0; i < info.num_params() && problem.empty(); ++i) {
+    problem = pattern::argument_problem(info, info.params[i], next);
+    next += info.params[i].num_numbers();
   }
+  if (problem.empty()) problem = pattern::conflict(index, numbers.data());
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
   Mask mask;
   mask.atom_ = index;
   mask.numbers_ = std::move(numbers);
@@ -130,5 +144,46 @@ Mask dense() { return Mask::atom("dense"); }
 Mask causal() { return Mask::atom("causal"); }
 Mask window(WindowBounds bounds) { return Mask::atom("window", {bounds.left, bounds.right}); }
 Mask sink(int n) { return Mask::atom("sink", {n}); }
+Mask last_keys(int n) { return Mask::atom("last_keys", {n}); }
+Mask first_queries(int n) { return Mask::atom("first_queries", {n}); }
+Mask last_queries(int n) { return Mask::atom("last_queries", {n}); }
+Mask queries(int begin, int end) { return Mask::atom("queries", {begin, end}); }
+Mask keys(int begin, int end) { return Mask::atom("keys", {begin, end}); }
+Mask chunk(int n) { return Mask::atom("chunk", {n}); }
+
+Mask block_window(BlockWindowBounds bounds) {
+  return Mask::atom("block_window", {bounds.left, bounds.right, bounds.block});
+}
+
+Mask block_streaming(StreamingBlocks blocks) {
+  return Mask::atom("block_streaming",
+                    {blocks.sink, blocks.local, blocks.block, blocks.causal ? 1 : 0});
+}
+
+Mask strided(const StridedBlocks& blocks) {
+  constexpr int kAbsent = -1;
+  const StridedBlocks::Local local = blocks.local.value_or(StridedBlocks::Local{kAbsent, kAbsent});
+  std::vector<int> numbers = {local.left,
+                              local.right,
+                              blocks.stride,
+                              blocks.block,
+                              blocks.offset,
+                              blocks.kv_heads ? 1 : 0,
+                              blocks.step.value_or(kAutomatic),
+                              blocks.homo ? 1 : 0,
+                              blocks.dense_heads,
+                              blocks.relative ? 1 : 0};
+  if (blocks.ranges.size() > kMaxPieces) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("strided: {} ranges are too many: at most {} are allowed",
+                            blocks.ranges.size(), kMaxPieces));
+  }
+  const std::size_t count = numbers.size() + 2 * kMaxPieces;
+  for (const StridedBlocks::Range& range : blocks.ranges) {
+    numbers.insert(numbers.end(), {range.end, range.stride});
+  }
+  numbers.resize(count);
+  return Mask::atom("strided", std::move(numbers));
+}
 
 }  // namespace girih

@@ -9,29 +9,15 @@
 
 namespace girih {
 
-// 32 consecutive keys of a row as a word: bit i is key first_key + i.
-struct KeyWord {
-  int first_key;
-
-  // Bits of the keys below a bound.
-  GIRIH_HD uint32 below(int bound) const {
-    const int count = bound - first_key;
-    return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u;
-  }
-  GIRIH_HD uint32 inside(Span span, int seqlen_k) const {  // clipped first: bounds may be extreme
-    return below(min(span.hi, seqlen_k)) & ~below(max(span.lo, 0));
-  }
-};
-
 template <class Atom>
 struct Leaf {
-  static constexpr int kNumNumbers = Atom::kInfo.num_params;
+  static constexpr int kNumNumbers = Atom::kInfo.num_numbers();
   GIRIH_HD static Run seek(const int* numbers, const Geometry& g, QueryRows rows, KeyTiles tiles,
                            int n) {
     return make_atom<Atom>(numbers).seek(g, rows, tiles, n);
   }
   GIRIH_HD static uint32 row_bits(const int* numbers, const Geometry& g, int q, KeyWord keys) {
-    return keys.inside(make_atom<Atom>(numbers).span(g, q), g.seqlen_k);
+    return make_atom<Atom>(numbers).row_bits(g, q, keys);
   }
 };
 
