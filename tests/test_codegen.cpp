@@ -1,1 +1,270 @@
-// To be written.
+// Emitted entries: byte for byte against tests/golden, a function of the spec alone, and compiled
+// for every architecture of a written-down matrix without spills, stack or lost performance.
+//
+// To write the golden files anew after a change of the generator, and then to read the diff:
+//   UPDATE_GOLDEN=1 build/bin/girih_tests --test-case='*golden*'
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "codegen/emit.hpp"
+#include "codegen/templates.hpp"
+#include "compile/nvrtc.hpp"
+#include "girih/jit.hpp"
+#include "plan/plan.hpp"
+#include "sandbox.hpp"
+#include "support/fs.hpp"
+
+using namespace girih;
+using plan::KernelSpec;
+using tests::TemporaryFolder;
+namespace fs = std::filesystem;
+
+namespace {
+
+// Built on another machine, the tests run in the repository root.
+fs::path source_dir() {
+  const fs::path compiled = GIRIH_SOURCE_DIR;
+  return fs::exists(compiled / "CMakeLists.txt") ? compiled : fs::current_path();
+}
+
+KernelSpec spec_for(const std::string& pattern, const Problem& problem, const std::string& arch) {
+  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch)).spec;
+}
+
+// A name in a symbol table: whole, between zeros.
+bool holds_symbol(const std::string& cubin, const std::string& symbol) {
+  const std::string zero(1, '\0');
+  return cubin.find(zero + symbol + zero) != cubin.npos;
+}
+
+struct Compiled {
+  std::string what;
+  std::string error;  // empty when it was compiled
+  compiler::Resources resources;
+  std::string log;
+  std::string cubin;
+};
+
+void check_compiled(const Compiled& compiled) {
+  INFO(compiled.what);
+  CHECK(compiled.error == "");
+  CHECK(compiled.resources.registers > 32);  // the report was understood
+  CHECK(compiled.resources.registers <= 255);
+  CHECK(compiled.resources.spill_bytes == 0);
+  CHECK(compiled.resources.stack_bytes == 0);
+  CHECK(compiler::performance_warnings(compiled.log).empty());
+  CHECK(holds_symbol(compiled.cubin, codegen::kKernelSymbol));
+}
+
+struct GoldenEntry {
+  const char* file;
+  const char* pattern;
+  Problem problem;
+  const char* arch;
+};
+
+const GoldenEntry kGolden[] = {
+    {"dense_d64_fp16_sm80.cu",
+     "dense",
+     {.dtype = DType::float16, .head_dim = 64, .num_heads = 8, .num_heads_kv = 8},
+     "sm_80"},
+    {"causal_d128_bf16_sm120.cu", "causal", {.head_dim = 128}, "sm_120"},
+    {"mixed_d128_bf16_sm90.cu",
+     "heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
+     {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
+     "sm_90a"},
+    {"nested_d64_bf16_sm89.cu",
+     "heads(0-7: causal & !(window(left=63) | sink(16)), 8-11: !sink(4) & causal, "
+     "else: window(left=127, right=127))",
+     {.head_dim = 64, .num_heads = 40, .num_heads_kv = 8},
+     "sm_89"},
+};
+
+// --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
+
+const char* const kMatrixPatterns[] = {
+    "dense",
+    "causal",
+    "causal & (sink(128) | window(left=255))",
+    "heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
+    "heads(0-7: causal, 8-15: causal & !(window(left=63) | sink(16)), "
+    "else: !window(left=31, right=31))",
+};
+
+struct MatrixCase {
+  std::string pattern;
+  Problem problem;
+};
+
+// Compiles all of them, on two threads, and checks each.
+void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) {
+  const TemporaryFolder folder;
+  jit::Options options;  // nothing from the environment
+  options.mode = jit::Mode::automatic;
+  options.cache_dir = folder / "cache";
+  options.cache_layers.emplace();
+  std::vector<Compiled> results(cases.size());
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i; (i = next++) < cases.size();) {
+      const auto& [pattern, problem] = cases[i];
+      Compiled& result = results[i];
+      result.what = fmt::format("{} {} head_dim {} and {}: {}", arch, to_string(problem.dtype),
+                                problem.head_dim, problem.width_v(), pattern);
+      try {
+        jit::Artifact artifact = jit::build(Pattern::parse(pattern), problem, arch, options);
+        if (artifact.info.cache_hit) result.error = "it was in the cache";
+        result.resources = {.registers = artifact.info.registers,
+                            .spill_bytes = artifact.info.spill_bytes,
+                            .stack_bytes = artifact.info.stack_bytes};
+        result.log = std::move(artifact.log);
+        result.cubin = std::move(artifact.cubin);
+      } catch (const std::exception& error) {
+        result.error = error.what();
+      }
+    }
+  };
+  std::thread other(work);
+  work();
+  other.join();
+  for (const Compiled& result : results) check_compiled(result);
+}
+
+void check_matrix(const std::string& arch) {
+  std::vector<MatrixCase> cases;
+  for (const char* pattern : kMatrixPatterns) {
+    for (const int head_dim : {64, 128}) {
+      for (const DType dtype : {DType::bfloat16, DType::float16}) {
+        cases.push_back(
+            {pattern, {.dtype = dtype, .head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+      }
+    }
+  }
+  check_cases(arch, cases);
+}
+
+// Every head_dim, and pairs that differ, with one mixed pattern.
+void check_widths(const std::string& arch) {
+  std::vector<MatrixCase> cases;
+  const auto add = [&](int head_dim, int head_dim_v) {
+    cases.push_back(
+        {"heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
+         {.head_dim = head_dim, .head_dim_v = head_dim_v, .num_heads = 32, .num_heads_kv = 8}});
+  };
+  for (int head_dim = 16; head_dim <= 256; head_dim += 16) add(head_dim, 0);
+  for (const auto& [head_dim, head_dim_v] :
+       {std::pair{64, 128}, {128, 64}, {192, 128}, {64, 256}, {256, 16}, {16, 256}}) {
+    add(head_dim, head_dim_v);
+  }
+  check_cases(arch, cases);
+}
+
+}  // namespace
+
+TEST_CASE("emitted entries are the golden files, byte for byte") {
+  const fs::path folder = source_dir() / "tests" / "golden";
+  const bool update = std::getenv("UPDATE_GOLDEN") != nullptr;
+  std::set<std::string> expected_files;
+  for (const GoldenEntry& golden : kGolden) {
+    CAPTURE(golden.file);
+    expected_files.insert(golden.file);
+    const std::string source = codegen::emit(spec_for(golden.pattern, golden.problem, golden.arch));
+    if (update) REQUIRE(support::write_file_atomically(folder / golden.file, source) == "");
+    const auto text = support::read_file(folder / golden.file);
+    REQUIRE(text.has_value());
+    CHECK(source == *text);
+  }
+  std::set<std::string> files;
+  for (const auto& file : fs::directory_iterator(folder)) files.insert(file.path().filename());
+  CHECK(files == expected_files);  // none is left over
+}
+
+TEST_CASE("an entry depends on every field of the spec and on nothing else") {
+  const Problem problem{.head_dim = 128, .num_heads = 32, .num_heads_kv = 8};
+  const KernelSpec spec = spec_for("heads(0-15: causal, else: sink(12345))", problem, "sm_80");
+  const std::string source = codegen::emit(spec);
+  CHECK(codegen::emit(KernelSpec(spec)) == source);
+  CHECK(source.find("12345") == source.npos);  // numbers are arguments
+
+  std::set<std::string> sources{source};
+  const auto with = [&](auto change) {
+    KernelSpec changed = spec;
+    change(changed);
+    sources.insert(codegen::emit(changed));
+  };
+  with([](KernelSpec& s) { s.arch.number = 86; });
+  with([](KernelSpec& s) { s.arch.suffix = "a"; });
+  with([](KernelSpec& s) { s.dtype = DType::float16; });
+  with([](KernelSpec& s) { s.head_dim = 64; });
+  with([](KernelSpec& s) { s.head_dim_v = 64; });
+  with([](KernelSpec& s) { s.softcap = true; });
+  with([](KernelSpec& s) { s.tile.block_m += 64; });
+  with([](KernelSpec& s) { s.tile.block_n += 16; });
+  with([](KernelSpec& s) { s.tile.num_stages += 1; });
+  with([](KernelSpec& s) { s.tile.num_warps += 4; });
+  with([](KernelSpec& s) { s.min_ctas_per_sm += 1; });
+  with([](KernelSpec& s) { s.structures.pop_back(); });
+  with([](KernelSpec& s) { s.structures.push_back("Leaf<Window>"); });
+  with([](KernelSpec& s) { s.head_capacity *= 2; });
+  CHECK(sources.size() == 15);
+}
+
+TEST_CASE("the matrix compiles for sm_80 without spills") { check_matrix("sm_80"); }
+TEST_CASE("the matrix compiles for sm_89 without spills") { check_matrix("sm_89"); }
+TEST_CASE("the matrix compiles for sm_90a without spills") { check_matrix("sm_90a"); }
+TEST_CASE("the matrix compiles for sm_100 without spills") { check_matrix("sm_100"); }
+TEST_CASE("the matrix compiles for sm_120 without spills") { check_matrix("sm_120"); }
+
+TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
+TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }
+TEST_CASE("every width compiles for sm_90 without spills") { check_widths("sm_90"); }
+TEST_CASE("every width compiles for sm_100 without spills") { check_widths("sm_100"); }
+
+TEST_CASE("committed entries compile with NVRTC") {
+  int count = 0;
+  for (const auto& file : fs::directory_iterator(source_dir() / "templates" / "girih" / "check")) {
+    ++count;
+    compiler::Request request;
+    request.source = support::read_file(file.path()).value_or("");
+    for (const codegen::TemplateFile& header :
+         codegen::reachable_templates(request.source, std::nullopt)) {
+      request.headers.push_back({header.name, header.text});
+    }
+    request.arch = "sm_80";
+    request.options = compiler::default_options();
+    const compiler::Output output = compiler::compile(request);
+    check_compiled({file.path().string(), "", output.resources, output.log, output.cubin});
+  }
+  CHECK(count > 0);
+}
+
+TEST_CASE("committed entries compile with nvcc") {
+  if (std::system("nvcc --version > /dev/null 2>&1") != 0) {
+    MESSAGE("skipped: there is no nvcc on the path");
+    return;
+  }
+  const TemporaryFolder folder;
+  for (const auto& file : fs::directory_iterator(source_dir() / "templates" / "girih" / "check")) {
+    const fs::path cubin = folder / "entry.cubin", log = folder / "log";
+    const int status = std::system(
+        fmt::format("nvcc -cubin -arch=sm_80 -std=c++20 -I'{}' -o '{}' '{}' > '{}' 2>&1",
+                    (source_dir() / "templates").string(), cubin.string(), file.path().string(),
+                    log.string())
+            .c_str());
+    INFO(support::read_file(log).value_or(""));
+    REQUIRE(status == 0);
+    CHECK(support::read_file(log) == "");  // not even a warning
+    CHECK(holds_symbol(support::read_file(cubin).value_or(""), codegen::kKernelSymbol));
+    fs::remove(cubin);
+  }
+}

@@ -1,1 +1,391 @@
-// To be written.
+// Plans: architectures by name, tiles that fit, what of a pattern is compiled in and what is a
+// number of the head table, and every refusal with its message.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "codegen/emit.hpp"
+#include "girih/error.hpp"
+#include "plan/plan.hpp"
+
+using namespace girih;
+using plan::Arch;
+using plan::make_plan;
+using plan::Plan;
+
+namespace {
+
+template <class Function>
+Error error_of(Function function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    return error;
+  }
+  return {Errc::internal, "(nothing was thrown)"};
+}
+
+Plan plan_for(const std::string& pattern, const Problem& problem, const std::string& arch = "sm_90",
+              const TileConfig& tile = {}) {
+  return make_plan(Pattern::parse(pattern), problem, Arch::parse(arch), tile);
+}
+
+// Each structure's numbers, counted in its text.
+int numbers_in(const std::string& structure) {
+  int count = 0;
+  for (const auto& [leaf, numbers] : {std::pair{"Leaf<Sink>", 1}, std::pair{"Leaf<Window>", 2}}) {
+    for (std::size_t at = 0; (at = structure.find(leaf, at)) != structure.npos; ++at) {
+      count += numbers;
+    }
+  }
+  return count;
+}
+
+// The head table as the kernel sees it (HeadTable::Row), softcaps checked to be none and left out:
+// rows of a class and as many numbers as the structure with the most has, at least one.
+std::vector<std::vector<int>> rows_of(const Plan& plan) {
+  int most = 1;
+  for (const std::string& structure : plan.spec.structures) {
+    most = std::max(most, numbers_in(structure));
+  }
+  const int width = 2 + most;
+  REQUIRE(static_cast<int>(plan.head_table.size()) == plan.spec.head_capacity * width);
+  std::vector<std::vector<int>> rows;
+  for (auto at = plan.head_table.begin(); at != plan.head_table.end(); at += width) {
+    CHECK(at[1] == 0);
+    rows.push_back({at[0]});
+    rows.back().insert(rows.back().end(), at + 2, at + width);
+  }
+  return rows;
+}
+
+const std::string kStreaming = "causal & (sink(128) | window(left=255))";
+const std::string kStreamingType = "All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>";
+
+Problem heads_64(int num_heads, int num_heads_kv) {
+  return {.head_dim = 64, .num_heads = num_heads, .num_heads_kv = num_heads_kv};
+}
+
+}  // namespace
+
+TEST_CASE("architectures are read with their suffix") {
+  const Arch plain = Arch::parse("sm_80");
+  CHECK(plain.number == 80);
+  CHECK(plain.suffix == "");
+  CHECK(plain.name() == "sm_80");
+  const Arch hopper = Arch::parse("sm_90a");
+  CHECK(hopper.number == 90);
+  CHECK(hopper.suffix == "a");
+  CHECK(hopper.name() == "sm_90a");
+  CHECK(hopper.plain().name() == "sm_90");
+  CHECK(Arch::parse("sm_120f").name() == "sm_120f");
+  CHECK(Arch::parse("sm_130").number == 130);  // newer than this library
+}
+
+TEST_CASE("what is no architecture is refused with an example") {
+  for (const char* name : {"", "sm_", "sm_a", "90", "sm90", "SM_90", "compute_90", "sm_90b",
+                           "sm_90aa", "sm_90 ", " sm_90", "sm_-90", "sm_0", "sm_99999999999"}) {
+    const Error error = error_of([&] { Arch::parse(name); });
+    CHECK(error.code() == Errc::invalid_argument);
+    CHECK(error.what() ==
+          fmt::format("'{}' is not a GPU architecture: write sm_80, sm_90 or sm_90a", name));
+  }
+  const Error old = error_of([] { Arch::parse("sm_75"); });
+  CHECK(old.code() == Errc::unsupported);
+  CHECK(old.what() == std::string("sm_75 is not supported: the kernels need sm_80 or newer"));
+}
+
+TEST_CASE("a plan names the plain architecture") {
+  CHECK(plan_for("causal", {}, "sm_90a").spec.arch.name() == "sm_90");
+}
+
+TEST_CASE("structure and numbers follow the mask's text") {
+  const auto structure = [](const char* text) { return plan::structure_of(Mask::parse(text)); };
+  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text)); };
+
+  CHECK(structure("dense") == "Leaf<Dense>");
+  CHECK(numbers("dense").empty());
+  CHECK(numbers("window(right=3)") == std::vector<int>{-1, 3});
+
+  const char* nested = "!(sink(4) | causal & window(left=9, right=2)) & (sink(5) | !causal)";
+  CHECK(structure(nested) ==
+        "All<Not<Any<Leaf<Sink>, All<Leaf<Causal>, Leaf<Window>>>>, "
+        "Any<Leaf<Sink>, Not<Leaf<Causal>>>>");
+  CHECK(numbers(nested) == std::vector<int>{4, 9, 2, 5});
+
+  CHECK(structure("causal & sink(1) & sink(2)") == "All<Leaf<Causal>, Leaf<Sink>, Leaf<Sink>>");
+  CHECK(numbers("causal & sink(1) & sink(2)") == std::vector<int>{1, 2});
+  // Order is meaning: numbers are handed over in it.
+  CHECK(structure("sink(1) & causal") != structure("causal & sink(1)"));
+}
+
+TEST_CASE("head maps with the same set of structures share one kernel") {
+  const std::vector<std::string> maps{
+      "heads(0-15: causal, else: " + kStreaming + ")",
+      "heads(0+3+7-9: causal & (sink(64) | window(left=1023)), else: causal)",
+      "heads(0-7: causal & (sink(4) | window(left=7)), 8: causal, "
+      "else: causal & (sink(0) | window(left=31, right=2)))"};
+  std::vector<Plan> plans;
+  for (const std::string& map : maps) plans.push_back(plan_for(map, heads_64(32, 8)));
+
+  for (const Plan& plan : plans) {
+    CHECK(plan.spec.structures == std::vector<std::string>{kStreamingType, "Leaf<Causal>"});
+    CHECK(plan.spec.head_capacity == 32);
+    CHECK(plan.spec.tile == plans[0].spec.tile);
+    CHECK(plan.spec.min_ctas_per_sm == plans[0].spec.min_ctas_per_sm);
+    CHECK(codegen::emit(plan.spec) == codegen::emit(plans[0].spec));
+    CHECK(plan.threads == plans[0].threads);
+    CHECK(plan.shared_bytes == plans[0].shared_bytes);
+  }
+  CHECK(plans[0].head_table != plans[1].head_table);
+  CHECK(plans[0].head_table != plans[2].head_table);
+  CHECK(plans[1].head_table != plans[2].head_table);
+
+  // Nor does the number of heads matter while the table holds them.
+  const Plan fewer = plan_for("heads(0: causal, else: " + kStreaming + ")", heads_64(20, 4));
+  CHECK(codegen::emit(fewer.spec) == codegen::emit(plans[0].spec));
+}
+
+TEST_CASE("a head table's row is the head's class and the numbers of its mask") {
+  const Plan plan = plan_for(
+      "heads(0-1: causal, 2: " + kStreaming + ", else: causal & (sink(7) | window(left=8)))",
+      heads_64(4, 1));
+  const auto rows = rows_of(plan);
+  REQUIRE(rows.size() == 32);
+  const std::vector<int> causal{1, 0, 0, 0};  // structures are sorted: All<... before Leaf<...
+  CHECK(rows[0] == causal);
+  CHECK(rows[1] == causal);
+  CHECK(rows[2] == std::vector<int>{0, 128, 255, -1});
+  CHECK(rows[3] == std::vector<int>{0, 7, 8, -1});
+  CHECK(rows[31] == causal);  // no such head: any row that is valid
+}
+
+TEST_CASE("the head table grows by powers of two from 32 rows") {
+  const std::string map = "heads(0: causal, else: sink(4))";
+  for (const auto& [num_heads, capacity] : {std::pair{2, 32}, std::pair{32, 32}, std::pair{33, 64},
+                                            std::pair{64, 64}, std::pair{65, 128}}) {
+    CAPTURE(num_heads);
+    const Plan plan = plan_for(map, heads_64(num_heads, 1));
+    CHECK(plan.spec.head_capacity == capacity);
+    CHECK(static_cast<int>(rows_of(plan).size()) == capacity);
+  }
+}
+
+TEST_CASE("one row serves a pattern without heads, whatever their number") {
+  const Plan plan = plan_for(kStreaming, heads_64(8, 4));
+  CHECK(plan.spec.head_capacity == 1);
+  CHECK(plan.spec.structures == std::vector<std::string>{kStreamingType});
+  CHECK(rows_of(plan) == std::vector<std::vector<int>>{{0, 128, 255, -1}});
+}
+
+TEST_CASE("a per-head pattern has a table even where all heads are alike") {
+  for (const std::string& pattern : {"heads(else: " + kStreaming + ")",
+                                     "heads(0-3: " + kStreaming + ", 4-7: " + kStreaming + ")",
+                                     "kv_heads(0: " + kStreaming + ", else: " + kStreaming + ")"}) {
+    CAPTURE(pattern);
+    const Plan plan = plan_for(pattern, heads_64(8, 4));
+    CHECK(plan.spec.head_capacity == 32);
+    CHECK(plan.spec.structures == std::vector<std::string>{kStreamingType});
+    CHECK(rows_of(plan)[7] == std::vector<int>{0, 128, 255, -1});
+  }
+  // The same structure with other numbers needs a row for each head.
+  const Plan differing = plan_for("heads(0-3: sink(4), 4-7: sink(5))", heads_64(8, 4));
+  CHECK(differing.spec.head_capacity == 32);
+  CHECK(differing.spec.structures == std::vector<std::string>{"Leaf<Sink>"});
+  CHECK(rows_of(differing)[3] == std::vector<int>{0, 4});
+  CHECK(rows_of(differing)[4] == std::vector<int>{0, 5});
+}
+
+TEST_CASE("classes that no head has are left out") {
+  const Plan one = plan_for("heads(0-3: causal, else: window(left=5))", heads_64(4, 4));
+  CHECK(one.spec.structures == std::vector<std::string>{"Leaf<Causal>"});
+  CHECK(rows_of(one)[3] == std::vector<int>{0, 0});
+
+  // The unused class has the most numbers; the kernel's rows are narrower.
+  const Plan two =
+      plan_for("heads(0-1: causal, 2-3: sink(9), else: window(left=5))", heads_64(4, 4));
+  CHECK(two.spec.structures == std::vector<std::string>{"Leaf<Causal>", "Leaf<Sink>"});
+  const auto rows = rows_of(two);
+  CHECK(rows[1] == std::vector<int>{0, 0});
+  CHECK(rows[2] == std::vector<int>{1, 9});
+}
+
+TEST_CASE("kv_heads give every query head of a group the same row") {
+  const auto rows = rows_of(plan_for("kv_heads(0: causal, else: sink(6))", heads_64(8, 2)));
+  for (int head = 0; head < 8; ++head) {
+    CAPTURE(head);
+    CHECK(rows[head] == (head < 4 ? std::vector<int>{0, 0} : std::vector<int>{1, 6}));
+  }
+}
+
+TEST_CASE("a head that no set covers is refused by plan") {
+  const Error error = error_of([] { plan_for("heads(0-3: causal, 5: sink(4))", heads_64(6, 1)); });
+  CHECK(error.code() == Errc::invalid_argument);
+  CHECK(error.what() ==
+        std::string("head 4 of 6 is covered by no set: name it, or add 'else: MASK'"));
+}
+
+TEST_CASE("default tiles fit every architecture, eight warps a multiprocessor") {
+  struct Limits {
+    const char* arch;
+    int kib_per_cta;
+    int kib_per_sm;
+  };
+  // CUDA C++ Programming Guide, "Compute Capabilities"; an unknown one gets the least of them.
+  for (const Limits& limits :
+       {Limits{"sm_80", 163, 164}, Limits{"sm_86", 99, 100}, Limits{"sm_89", 99, 100},
+        Limits{"sm_90", 227, 228}, Limits{"sm_100", 227, 228}, Limits{"sm_120", 99, 100},
+        Limits{"sm_130", 99, 100}}) {
+    CAPTURE(limits.arch);
+    const Arch arch = Arch::parse(limits.arch);
+    CHECK(arch.shared_bytes_per_cta() == limits.kib_per_cta * 1024);
+    CHECK(arch.shared_bytes_per_sm() == limits.kib_per_sm * 1024);
+    for (int head_dim = 16; head_dim <= 256; head_dim += 16) {
+      CAPTURE(head_dim);
+      const Plan plan = plan_for("causal", {.head_dim = head_dim}, limits.arch);
+      const TileConfig& tile = plan.spec.tile;
+      const int tiles_bytes =
+          2 * ((head_dim + 63) / 64 * 64) *                     // rows take whole 128 bytes
+          (tile.block_m + 2 * tile.num_stages * tile.block_n);  // Q, and K with V
+      CHECK(plan.shared_bytes >= tiles_bytes);
+      CHECK(plan.shared_bytes <= tiles_bytes + 1024);
+      CHECK(plan.shared_bytes <= limits.kib_per_cta * 1024);
+      CHECK(plan.threads == 32 * tile.num_warps);
+      const int ctas = plan.spec.min_ctas_per_sm;
+      if (head_dim <= 128) CHECK(ctas * tile.num_warps == 8);
+      // The system takes 1 KiB of each CTA's shared memory.
+      CHECK(ctas * (plan.shared_bytes + 1024) <= limits.kib_per_sm * 1024);
+    }
+  }
+}
+
+TEST_CASE("as many CTAs a multiprocessor are claimed as memory and registers allow") {
+  const auto ctas = [](const char* arch, const TileConfig& tile) {
+    return plan_for("causal", {.head_dim = 128}, arch, tile).spec.min_ctas_per_sm;
+  };
+  CHECK(ctas("sm_90", {128, 64, 2, 4}) == 2);  // 96 KiB each
+  CHECK(ctas("sm_86", {128, 64, 2, 4}) == 1);  // one fits in 100 KiB
+  CHECK(ctas("sm_90", {128, 64, 4, 4}) == 1);  // 160 KiB
+  CHECK(ctas("sm_90", {128, 16, 2, 8}) == 1);  // 256 threads may take every register
+  CHECK(ctas("sm_90", {64, 16, 2, 4}) == 2);   // four would fit
+}
+
+TEST_CASE("a requested tile is taken, and its zeros are filled in") {
+  const TileConfig whole{64, 48, 3, 4};
+  CHECK(plan_for("causal", {}, "sm_90", whole).spec.tile == whole);
+
+  CHECK(plan_for("causal", {}, "sm_90").spec.tile == TileConfig{128, 64, 2, 4});
+  // A third stage leaves two CTAs no room for 64 keys; eight warps have 16 rows each.
+  CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3}).spec.tile == TileConfig{128, 32, 3, 4});
+  CHECK(plan_for("causal", {}, "sm_86", {.num_warps = 8}).spec.tile == TileConfig{128, 64, 2, 8});
+}
+
+TEST_CASE("problems that make no sense are refused with their numbers") {
+  struct Case {
+    Problem problem;
+    std::string message;
+  };
+  const std::string group = ": every key/value head serves the same number of query heads";
+  for (const Case& bad : std::vector<Case>{
+           {{.head_dim = 0}, "head_dim 0 must be positive"},
+           {{.head_dim = -64}, "head_dim -64 must be positive"},
+           {{.num_heads = 0}, "num_heads 0 and num_heads_kv 1 must be positive"},
+           {{.num_heads = 4, .num_heads_kv = 0}, "num_heads 4 and num_heads_kv 0 must be positive"},
+           {{.num_heads = 6, .num_heads_kv = 4},
+            "num_heads 6 is not a multiple of num_heads_kv 4" + group},
+           {{.num_heads = 2, .num_heads_kv = 4},
+            "num_heads 2 is not a multiple of num_heads_kv 4" + group}}) {
+    const Error error = error_of([&] { plan_for("causal", bad.problem); });
+    CHECK(error.code() == Errc::invalid_argument);
+    CHECK(error.what() == bad.message);
+  }
+}
+
+TEST_CASE("head_dims without a kernel are refused with the next that has one") {
+  struct Case {
+    int head_dim;
+    const char* remedy;
+  };
+  for (const Case& bad : {Case{1, "; pad to 16"}, Case{17, "; pad to 32"},
+                          Case{250, "; pad to 256"}, Case{512, ""}}) {
+    const auto expected = [&](const char* name) {
+      return fmt::format("{} {} is not supported on sm_90a: multiples of 16 from 16 to 256 are{}",
+                         name, bad.head_dim, bad.remedy);
+    };
+    const Error error = error_of([&] { plan_for("causal", {.head_dim = bad.head_dim}, "sm_90a"); });
+    CHECK(error.code() == Errc::unsupported);
+    CHECK(error.what() == expected("head_dim"));
+    const Error error_v = error_of(
+        [&] { plan_for("causal", {.head_dim = 64, .head_dim_v = bad.head_dim}, "sm_90a"); });
+    CHECK(error_v.what() == expected("head_dim_v"));
+  }
+}
+
+TEST_CASE("tiles without a kernel are refused with every reason") {
+  struct Case {
+    TileConfig tile;
+    std::string message;
+  };
+  const std::string more_warps = ": take more warps or a smaller block_n";
+  for (const Case& bad : std::vector<Case>{
+           {{128, 64, 2, 2}, "num_warps 2 is not supported: 4 and 8 are"},
+           {{128, 64, 2, -4}, "num_warps -4 is not supported: 4 and 8 are"},
+           {{128, 64, 2, 16}, "num_warps 16 is not supported: 4 and 8 are"},
+           {{96, 64, 2, 4}, "block_m 96 is not supported with 4 warps: 64 and 128 are"},
+           {{-64, 64, 2, 4}, "block_m -64 is not supported with 4 warps: 64 and 128 are"},
+           {{130, 64, 2, 8}, "block_m 130 is not supported with 8 warps: 128 and 256 are"},
+           {{64, 64, 2, 8}, "block_m 64 is not supported with 8 warps: 128 and 256 are"},
+           {{128, 8, 2, 4}, "block_n 8 is not supported: multiples of 16 from 16 to 256 are"},
+           {{128, -16, 2, 4}, "block_n -16 is not supported: multiples of 16 from 16 to 256 are"},
+           {{128, 40, 2, 4}, "block_n 40 is not supported: multiples of 16 from 16 to 256 are"},
+           {{128, 272, 2, 4}, "block_n 272 is not supported: multiples of 16 from 16 to 256 are"},
+           {{128, 64, 1, 4}, "num_stages 1 is not supported: 2 to 4 are"},
+           {{128, 64, 5, 4}, "num_stages 5 is not supported: 2 to 4 are"},
+           {{96, 40, 9, 4},
+            "block_m 96 is not supported with 4 warps: 64 and 128 are; "
+            "block_n 40 is not supported: multiples of 16 from 16 to 256 are; "
+            "num_stages 9 is not supported: 2 to 4 are"},
+           {{128, 80, 2, 4},
+            "block_m 128 x block_n 80 with 4 warps at head_dim_v 128 takes 208 registers a thread "
+            "for scores and output, more than 192" +
+                more_warps},
+           {{256, 256, 4, 8},
+            "block_m 256 x block_n 256 with 8 warps at head_dim_v 128 takes 384 registers a thread "
+            "for scores and output, more than 192" +
+                more_warps +
+                "; block_m 256 x block_n 256 with 4 stages takes 590080 bytes of shared memory, "
+                "more than the 232448 of sm_90: take smaller blocks or fewer stages"}}) {
+    const Error error = error_of([&] { plan_for("causal", {.head_dim = 128}, "sm_90", bad.tile); });
+    CHECK(error.code() == Errc::unsupported);
+    CHECK(error.what() == bad.message);
+  }
+}
+
+TEST_CASE("a tile can be too large for one architecture and right for another") {
+  const TileConfig tile{128, 128, 2, 8};
+  CHECK(plan_for("causal", {.head_dim = 128}, "sm_90", tile).spec.tile == tile);
+  const Error error = error_of([&] { plan_for("causal", {.head_dim = 128}, "sm_86", tile); });
+  CHECK(error.code() == Errc::unsupported);
+  CHECK(error.what() ==
+        std::string("block_m 128 x block_n 128 with 2 stages takes 164096 bytes of shared memory, "
+                    "more than the 101376 of sm_86: take smaller blocks or fewer stages"));
+}
+
+TEST_CASE("head tables beyond a kernel's parameters are refused") {
+  const std::string map = "heads(0: causal, else: " + kStreaming + ")";
+  const Plan most = plan_for(map, heads_64(1024, 8));
+  CHECK(most.head_table.size() == 5 * 1024);
+
+  const Error error = error_of([&] { plan_for(map, heads_64(2048, 8)); });
+  CHECK(error.code() == Errc::unsupported);
+  const std::string message = error.what();
+  CHECK(message.starts_with("2048 heads with up to 3 numbers each take "));
+  CHECK(
+      message.ends_with(" bytes of kernel parameters, more than 32764: split the heads over "
+                        "several launches"));
+  // The same mask for all of them takes one row.
+  CHECK(plan_for(kStreaming, heads_64(2048, 8)).spec.head_capacity == 1);
+}

@@ -3,48 +3,19 @@
 #include <fmt/format.h>
 
 #include "common.hpp"
-#include "pattern/interpret.hpp"
+#include "reading.hpp"
 #include "verify/device.hpp"
 #include "verify/verify.hpp"
 
 namespace girih::tools {
 namespace {
 
-void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most) {
-  if (least <= value && value <= most) return;
+Layout parse_layout(const std::string& text) {
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    if (text == to_string(layout)) return layout;
+  }
   throw Error(Errc::invalid_argument,
-              fmt::format("{} {} is out of range: give {} to {}", option, value, least, most));
-}
-
-Geometry geometry_of(const verify::Case& c) {
-  return {c.seqlen_q, c.seqlen_k, verify::q_start_of(c), c.k_start};
-}
-
-// The host's reading of the pattern as the bits of a row.
-verify::MaskRow interpreter(const Pattern& pattern, const verify::Case& c) {
-  return [classes = pattern.classes(),
-          class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
-          geometry = geometry_of(c)](int h, int q, std::span<std::uint32_t> words) {
-    const auto head_class = static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(h)]);
-    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, q)) {
-      for (int key = span.lo; key < span.hi; ++key) {
-        words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
-      }
-    }
-  };
-}
-
-// Floating-point operations of the visible elements, all heads and sequences.
-double visible_flop(const Pattern& pattern, const verify::Case& c) {
-  std::vector<double> visible;
-  for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    visible.push_back(static_cast<double>(pattern::count_visible(head_class.mask, geometry_of(c))));
-  }
-  double elements = 0;
-  for (const int head_class : pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv)) {
-    elements += visible[static_cast<std::size_t>(head_class)];
-  }
-  return 4.0 * c.batch * elements * c.problem.head_dim;
+              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
 }
 
 Json report_json(const verify::Report& report, double milliseconds, double tflops) {
@@ -106,6 +77,8 @@ void add_verify(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern;
     ProblemOptions problem;
+    int head_dim_v = 0;
+    Layout layout = Layout::bshd;
     jit::Options jit;
     verify::Case parameters;
   };
@@ -121,6 +94,12 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
   verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
   add_problem_options(*verb, options->problem);
+  verb->add_option("--head-dim-v", options->head_dim_v, "Of V and the output; default: the same");
+  verb->add_option_function<std::string>(
+          "--layout",
+          [layout = &options->layout](const std::string& text) { *layout = parse_layout(text); },
+          "bshd, bhsd or thd: sequences packed one after another")
+      ->default_str("bshd");
   verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--q-start", c.q_start,
                    "Position of the first query; default: k-start + seqlen-k - seqlen-q");
@@ -144,8 +123,10 @@ void add_verify(CLI::App& app, Context& context) {
     check_range("--max-ctas", parameters.max_ctas, 0, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
+    parameters.problem.head_dim_v = options->head_dim_v;
+    parameters.problem.layout = options->layout;
 
-    const verify::MaskRow mask = interpreter(pattern, parameters);  // refuses uncovered heads
+    const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
     const jit::Program program = jit::compile(pattern, options->jit);

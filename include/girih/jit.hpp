@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,28 +28,46 @@ enum class Mode { automatic, off };
 
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
-  TileConfig tile;                                                 ///< zeros: chosen by plan
-  std::optional<Mode> mode;                                        ///< GIRIH_JIT=auto|off
-  std::optional<std::filesystem::path> cache_dir;                  ///< GIRIH_CACHE_DIR
-  std::optional<std::vector<std::filesystem::path>> cache_layers;  ///< GIRIH_CACHE_LAYERS (a:b)
-  std::optional<std::filesystem::path> nvrtc;                      ///< GIRIH_NVRTC
-  std::optional<std::filesystem::path> template_dir;               ///< GIRIH_TEMPLATE_DIR
-  std::optional<std::filesystem::path> dump_dir;                   ///< GIRIH_DUMP
+  TileConfig tile = {};                                 ///< zeros: chosen by plan
+  std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
+  std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
+  std::optional<std::vector<std::filesystem::path>> cache_layers =
+      {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
+  std::optional<std::filesystem::path> nvrtc = {};         ///< GIRIH_NVRTC
+  std::optional<std::filesystem::path> template_dir = {};  ///< GIRIH_TEMPLATE_DIR
+  std::optional<std::filesystem::path> dump_dir = {};      ///< GIRIH_DUMP
 };
 
-/// Arguments of one launch.
-///
-/// q and out: [batch, seqlen_q, num_heads, head_dim]; k and v: [batch, seqlen_k, num_heads_kv,
-/// head_dim]; device memory aligned to 16 bytes, strides that are multiples of 8 elements.
-/// A row that sees no key gives out = 0 and lse = -inf.
+/// Arguments of one launch. Tensors are device memory aligned to 16 bytes; their strides are
+/// multiples of 8 elements, and the last dimension is contiguous. Shapes, in layout bshd:
+///   q    [batch, seqlen_q, num_heads, head_dim]
+///   k    [batch, seqlen_k, num_heads_kv, head_dim]
+///   v    [batch, seqlen_k, num_heads_kv, head_dim_v]
+///   out  [batch, seqlen_q, num_heads, head_dim_v]
+/// A row that sees no key gives out = 0 and lse = empty_lse.
 struct Args {
   Tensor q, k, v, out;
-  float* lse = nullptr;                ///< [batch, num_heads, seqlen_q], natural log; may be null
-  std::optional<float> softmax_scale;  ///< default 1 / sqrt(head_dim); finite and >= 0
-  /// Positions of the first query and key. Default: the last query sees what the last key's
-  /// position allows, that is q_start = k_start + seqlen_k - seqlen_q.
-  std::optional<int> q_start;
+  Layout layout = Layout::bshd;
+  /// Natural log, contiguous [batch, num_heads, seqlen_q]; thd: [num_heads, total_q]. May be null.
+  float* lse = nullptr;
+  std::optional<float> softmax_scale = {};  ///< default 1 / sqrt(head_dim); finite and >= 0
+  float empty_lse = -std::numeric_limits<float>::infinity();  ///< or +infinity
+
+  /// Positions of the first query and key. Default of q_start: each sequence's last query stands
+  /// at its last key, that is q_start = k_start + seqlen_k - seqlen_q.
+  std::optional<int> q_start = {};
   int k_start = 0;
+
+  /// Lengths of their own, each a device array of int32 or null. Values are trusted to lie within
+  /// the tensors; where one exceeds the maximum length, the maximum holds.
+  const int* seqused_k = nullptr;     ///< [batch]: a sequence's keys from this one on do not exist
+  const int* leftpad_k = nullptr;     ///< [batch]: nor do the first so many; key 0 comes after them
+  const int* cu_seqlens_q = nullptr;  ///< thd: [num_sequences + 1], starts of the packed sequences
+  const int* cu_seqlens_k = nullptr;  ///< thd: [num_sequences + 1]
+  int num_sequences = 0;              ///< thd
+  int max_seqlen_q = 0;               ///< thd: no sequence has more queries
+  int max_seqlen_k = 0;               ///< thd: nor more keys
+
   int max_ctas = 0;  ///< caps the grid, for tests; 0 is no cap
   CUstream_st* stream = nullptr;
 };

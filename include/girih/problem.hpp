@@ -10,20 +10,26 @@ enum class DType : std::uint8_t { float16, bfloat16 };
 
 const char* to_string(DType dtype) noexcept;  ///< "fp16", "bf16"
 
-/// Order of a tensor's dimensions. bshd: [batch, seqlen, heads, head_dim].
-enum class Layout : std::uint8_t { bshd };
+/// Order of a tensor's dimensions.
+enum class Layout : std::uint8_t {
+  bshd,  ///< [batch, seqlen, heads, head_dim]
+  bhsd,  ///< [batch, heads, seqlen, head_dim]
+  thd,   ///< packed sequences, [1, total, heads, head_dim], with cu_seqlens
+};
 
 const char* to_string(Layout layout) noexcept;
 
 /// The part of a problem that a kernel is compiled for. Lengths are arguments of the launch.
 struct Problem {
   DType dtype = DType::bfloat16;
-  int head_dim = 128;    ///< width of a head of Q, K, V and out
+  int head_dim = 128;    ///< width of a head of Q and K: a multiple of 16 from 16 to 256
+  int head_dim_v = 0;    ///< of V and out, likewise; 0: as head_dim
   int num_heads = 1;     ///< query heads
   int num_heads_kv = 1;  ///< key/value heads; divides num_heads
   Layout layout = Layout::bshd;
 
   int group_size() const { return num_heads / num_heads_kv; }
+  int width_v() const { return head_dim_v == 0 ? head_dim : head_dim_v; }
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 

@@ -16,10 +16,12 @@ namespace girih {{
 struct Config {{
   using Element = {element};
   static constexpr int kHeadDim = {head_dim};
+  static constexpr int kHeadDimV = {head_dim_v};
   static constexpr int kBlockM = {block_m};
   static constexpr int kBlockN = {block_n};
   static constexpr int kNumStages = {num_stages};
   static constexpr int kNumWarps = {num_warps};
+  static constexpr bool kSoftcap = {softcap};
   using Classes = HeadClasses<  //
       {structures}>;
   using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers>;
@@ -33,7 +35,8 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
 }}
 )",
                      fmt::arg("version", GIRIH_VERSION), fmt::arg("dtype", to_string(spec.dtype)),
-                     fmt::arg("head_dim", spec.head_dim), fmt::arg("arch", spec.arch.name()),
+                     fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
+                     fmt::arg("softcap", spec.softcap), fmt::arg("arch", spec.arch.name()),
                      fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
                      fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
                      fmt::arg("num_stages", tile.num_stages), fmt::arg("num_warps", tile.num_warps),

@@ -31,8 +31,10 @@ Api open_driver() {
                                      function) "; Girih needs CUDA 12.1 (driver 530) or newer"); \
   }
   GIRIH_DRIVER_FUNCTIONS(GIRIH_LOAD)
+  GIRIH_LOAD(cuEventElapsedTime)
 #undef GIRIH_LOAD
 #undef GIRIH_NAME
+  api.cuFuncLoad = reinterpret_cast<decltype(api.cuFuncLoad)>(dlsym(library, "cuFuncLoad"));
   const CUresult result = api.cuInit(0);
   if (result != CUDA_SUCCESS) {
     const char* text = nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda.h>
+#undef cuEventElapsedTime  // to CUDA 13's headers the version of 12.8; the first one does as well
 
 #include <string_view>
 
@@ -15,17 +16,18 @@ namespace girih::cuda {
   X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease)                            \
   X(cuCtxGetCurrent) X(cuCtxSetCurrent) X(cuCtxGetDevice) X(cuCtxSynchronize)         \
   X(cuLibraryLoadData) X(cuLibraryUnload) X(cuLibraryGetKernel)                       \
-  X(cuKernelSetAttribute) X(cuKernelGetFunction) X(cuFuncLoad) X(cuLaunchKernelEx)    \
+  X(cuKernelSetAttribute) X(cuKernelGetFunction) X(cuLaunchKernelEx) X(cuCtxGetId)    \
   X(cuStreamIsCapturing) X(cuStreamSynchronize)                                       \
   X(cuMemAlloc) X(cuMemFree) X(cuMemcpyHtoD) X(cuMemcpyDtoH) X(cuMemsetD8)            \
-  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)           \
-  X(cuEventElapsedTime)
+  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)
 // clang-format on
 
 struct Api {
 #define GIRIH_DECLARE(function) decltype(&::function) function = nullptr;
   GIRIH_DRIVER_FUNCTIONS(GIRIH_DECLARE)
 #undef GIRIH_DECLARE
+  CUresult (*cuEventElapsedTime)(float*, CUevent, CUevent) = nullptr;
+  decltype(&::cuFuncLoad) cuFuncLoad = nullptr;  // null before CUDA 12.4
 };
 
 /// The opened, initialised driver. @throws Error no_device, saying what is missing.

@@ -25,7 +25,9 @@ void Module::prepare(CUdevice device, int dynamic_shared_bytes) const {
         fmt::format("allowing a kernel {} bytes of shared memory", dynamic_shared_bytes));
   CUfunction loaded = nullptr;
   check(api.cuKernelGetFunction(&loaded, kernel_), "loading a kernel into the current context");
-  check(api.cuFuncLoad(loaded), "loading a kernel into the current context");
+  if (api.cuFuncLoad != nullptr) {
+    check(api.cuFuncLoad(loaded), "loading a kernel into the current context");
+  }
 }
 
 }  // namespace girih::cuda

@@ -15,8 +15,8 @@ class Module {
   Module(const Module&) = delete;
   Module& operator=(const Module&) = delete;
 
-  /// Allows `bytes` of dynamic shared memory on `device` and loads the code there, so that the
-  /// first launch does neither.
+  /// Allows so much dynamic shared memory on `device` and loads the code into the current context,
+  /// so that the first launch there does neither.
   void prepare(CUdevice device, int dynamic_shared_bytes) const;
 
   /// As cuLaunchKernelEx takes it.

@@ -14,26 +14,20 @@
 namespace girih::plan {
 namespace {
 
-constexpr int kMaxRegistersForFragments = 192;  // of 255; the rest is for everything else
-constexpr int kMaxParamBytes = 32764;           // of a kernel, from CUDA 12.1 on
+constexpr int kMaxFragmentRegisters = 192;  // of 255; the rest is for everything else
+constexpr int kMaxHeads = 1 << 16;          // so that tables of them are small
+constexpr int kMaxParamBytes = 32764;       // of a kernel, from CUDA 12.1 on
 
-int shared_bytes(const TileConfig& tile, int head_dim) {
-  return fwd_sm80_layout(tile.block_m, tile.block_n, head_dim, tile.num_stages).bytes;
+int shared_bytes(const TileConfig& tile, const Problem& problem) {
+  return fwd_sm80_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
+                         tile.num_stages)
+      .bytes;
 }
 
-// The default tile. Two CTAs a multiprocessor hide each other's barriers and softmax, and a warp
-// with 32 query rows reads each key fragment half as often as two with 16. Measured on sm_90
-// (tools/bench/NOTES.md); elsewhere the largest tile of which two fit in shared memory.
-TileConfig heuristic_tile(const Arch& arch, int head_dim) {
-  const bool narrow = head_dim <= 64;
-  if (arch.number == 90) {
-    return {.block_m = 128, .block_n = narrow ? 128 : 64, .num_stages = 2, .num_warps = 4};
-  }
-  const int per_sm = arch.shared_bytes_per_sm();
-  for (const TileConfig& tile : {TileConfig{128, 64, 2, 4}, TileConfig{128, 32, 2, 4}}) {
-    if (2 * (shared_bytes(tile, head_dim) + 1024) <= per_sm) return tile;
-  }
-  return {.block_m = 64, .block_n = 32, .num_stages = 2, .num_warps = 4};
+// Registers of a thread that hold scores and output: a 16 x 8 fragment takes four.
+int fragment_registers(const TileConfig& tile, const Problem& problem) {
+  const int row_fragments = tile.block_m / tile.num_warps / 16;
+  return row_fragments * (tile.block_n + problem.width_v()) / 2;
 }
 
 TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
@@ -43,6 +37,33 @@ TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
           .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
 }
 
+bool rows_divide(const TileConfig& tile) {
+  return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
+}
+
+// The tile that is used: of the candidates, completed with what was requested, the first that fits,
+// two CTAs a multiprocessor where that is possible, for they hide each other's barriers and
+// softmax. A warp with 32 query rows reads each key fragment half as often as two with 16. The
+// order was measured on sm_90 (tools/bench/NOTES.md).
+TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested) {
+  static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
+                                               {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
+                                               {64, 32, 2, 4},   {64, 16, 2, 4}};
+  for (const TileConfig& candidate : kCandidates) {
+    // 128 keys at once pay where the exponentials weigh most; only there were they measured.
+    if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
+    const TileConfig tile = complete(requested, candidate);
+    if (!rows_divide(tile)) continue;
+    const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
+    const int bytes = ctas * (shared_bytes(tile, problem) + 1024);
+    if (bytes <= arch.shared_bytes_per_sm() &&
+        fragment_registers(tile, problem) <= kMaxFragmentRegisters) {
+      return tile;
+    }
+  }
+  return complete(requested, kCandidates[std::size(kCandidates) - 1]);
+}
+
 void check_problem(const Problem& problem) {
   const auto refuse = [](const std::string& message) {
     throw Error(Errc::invalid_argument, message);
@@ -50,9 +71,15 @@ void check_problem(const Problem& problem) {
   if (problem.head_dim < 1) {
     refuse(fmt::format("head_dim {} must be positive", problem.head_dim));
   }
+  if (problem.head_dim_v < 0) {
+    refuse(fmt::format("head_dim_v {} must be positive, or 0 for head_dim", problem.head_dim_v));
+  }
   if (problem.num_heads < 1 || problem.num_heads_kv < 1) {
     refuse(fmt::format("num_heads {} and num_heads_kv {} must be positive", problem.num_heads,
                        problem.num_heads_kv));
+  }
+  if (problem.num_heads > kMaxHeads) {
+    refuse(fmt::format("num_heads {} is more than {}", problem.num_heads, kMaxHeads));
   }
   if (problem.num_heads % problem.num_heads_kv != 0) {
     refuse(
@@ -65,21 +92,22 @@ void check_problem(const Problem& problem) {
 std::vector<std::string> reasons_against(const Problem& problem, const Arch& arch,
                                          const TileConfig& tile) {
   std::vector<std::string> reasons;
-  if (problem.head_dim != 64 && problem.head_dim != 128) {
-    const char* remedy = problem.head_dim < 64    ? "; pad to 64"
-                         : problem.head_dim < 128 ? "; pad to 128"
-                                                  : "";
-    reasons.push_back(fmt::format("head_dim {} is not supported on {}: 64 and 128 are{}",
-                                  problem.head_dim, arch.name(), remedy));
-    return reasons;
-  }
+  const auto check_width = [&](const char* name, int width) {
+    if (width % 16 == 0 && width >= 16 && width <= 256) return;
+    const std::string remedy =
+        width < 256 ? fmt::format("; pad to {}", (width + 15) / 16 * 16) : "";
+    reasons.push_back(
+        fmt::format("{} {} is not supported on {}: multiples of 16 from 16 to 256 are{}", name,
+                    width, arch.name(), remedy));
+  };
+  check_width("head_dim", problem.head_dim);
+  if (problem.head_dim_v != 0) check_width("head_dim_v", problem.head_dim_v);
+  if (!reasons.empty()) return reasons;
   if (tile.num_warps != 4 && tile.num_warps != 8) {
     reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
     return reasons;
   }
-  const int rows_per_warp = tile.block_m / tile.num_warps;
-  if (rows_per_warp * tile.num_warps != tile.block_m ||
-      (rows_per_warp != 16 && rows_per_warp != 32)) {
+  if (!rows_divide(tile)) {
     reasons.push_back(fmt::format("block_m {} is not supported with {} warps: {} and {} are",
                                   tile.block_m, tile.num_warps, 16 * tile.num_warps,
                                   32 * tile.num_warps));
@@ -93,15 +121,15 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
   }
   if (!reasons.empty()) return reasons;
 
-  const int fragments = rows_per_warp / 16 * (problem.head_dim + tile.block_n) / 2;
-  if (fragments > kMaxRegistersForFragments) {
+  const int fragments = fragment_registers(tile, problem);
+  if (fragments > kMaxFragmentRegisters) {
     reasons.push_back(fmt::format(
-        "block_m {} x block_n {} with {} warps at head_dim {} takes {} registers a thread for "
+        "block_m {} x block_n {} with {} warps at head_dim_v {} takes {} registers a thread for "
         "scores and output, more than {}: take more warps or a smaller block_n",
-        tile.block_m, tile.block_n, tile.num_warps, problem.head_dim, fragments,
-        kMaxRegistersForFragments));
+        tile.block_m, tile.block_n, tile.num_warps, problem.width_v(), fragments,
+        kMaxFragmentRegisters));
   }
-  const int bytes = shared_bytes(tile, problem.head_dim);
+  const int bytes = shared_bytes(tile, problem);
   if (bytes > arch.shared_bytes_per_cta()) {
     reasons.push_back(fmt::format(
         "block_m {} x block_n {} with {} stages takes {} bytes of shared memory, more than the {} "
@@ -116,33 +144,35 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
-  size_t most_numbers = 0;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     structures.push_back(structure_of(head_class.mask));
     numbers.push_back(numbers_of(head_class.mask));
-    most_numbers = std::max(most_numbers, numbers.back().size());
   }
   const std::vector<int> class_of_head =
       pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
 
-  // Only structures that some head uses count.
+  // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
-  for (const int c : class_of_head) distinct.push_back(structures[c]);
+  size_t most_numbers = 0;
+  for (const int c : class_of_head) {
+    distinct.push_back(structures[c]);
+    most_numbers = std::max(most_numbers, numbers[c].size());
+  }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
 
   const auto row_of = [&](int pattern_class) {
     const auto found =
         std::lower_bound(distinct.begin(), distinct.end(), structures[pattern_class]);
-    std::vector<int> row{static_cast<int>(found - distinct.begin())};
+    std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(0.0f)};
     row.insert(row.end(), numbers[pattern_class].begin(), numbers[pattern_class].end());
-    row.resize(1 + most_numbers);
+    row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
     return row;
   };
-  bool all_same = true;
-  for (const int c : class_of_head) all_same &= row_of(c) == row_of(class_of_head[0]);
+  // A per-head pattern keeps its table even where all heads happen to be alike, so that a model's
+  // layers share a kernel.
   plan.spec.head_capacity =
-      all_same ? 1 : std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size())));
+      pattern.per_head() ? std::max(32, static_cast<int>(std::bit_ceil(class_of_head.size()))) : 1;
   for (int head = 0; head < plan.spec.head_capacity; ++head) {
     const bool exists = head < static_cast<int>(class_of_head.size());
     const std::vector<int> row = row_of(class_of_head[exists ? head : 0]);
@@ -188,7 +218,7 @@ std::vector<int> numbers_of(const Mask& mask) {
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
-  const TileConfig tile = complete(requested, heuristic_tile(arch, problem.head_dim));
+  const TileConfig tile = choose_tile(arch, problem, requested);
   const std::vector<std::string> reasons = reasons_against(problem, arch, tile);
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
 
@@ -196,9 +226,10 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.arch = arch.plain();
   plan.spec.dtype = problem.dtype;
   plan.spec.head_dim = problem.head_dim;
+  plan.spec.head_dim_v = problem.width_v();
   plan.spec.tile = tile;
   plan.threads = 32 * tile.num_warps;
-  plan.shared_bytes = shared_bytes(tile, problem.head_dim);
+  plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
   plan.spec.min_ctas_per_sm = std::clamp(fitting_ctas, 1, 8 / tile.num_warps);
   plan_heads(pattern, problem, plan);

@@ -16,19 +16,22 @@ struct KernelSpec {
   Arch arch;
   DType dtype = DType::bfloat16;
   int head_dim = 0;
+  int head_dim_v = 0;
   TileConfig tile;
+  bool softcap = false;     ///< whether some head has one
   int min_ctas_per_sm = 1;  ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
-  int head_capacity = 1;  ///< rows of the head table; 1 when all heads have the same mask
+  int head_capacity = 1;  ///< rows of the head table; 1 for a pattern without `heads`
 };
 
 struct Plan {
   KernelSpec spec;
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
-  /// The HeadTable that launches pass: head_capacity rows of {class, numbers...}.
+  /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,
+  /// numbers...}.
   std::vector<int> head_table;
 };
 

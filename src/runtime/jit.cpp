@@ -115,10 +115,9 @@ struct Obtained {
   std::string log;
 };
 
-Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Source& source,
-                      const Settings& settings) {
-  const cache::DiskCache disk(settings.cache);
-  if (auto entry = disk.get(source.key)) return {std::move(*entry), true, ""};
+// Compiles, publishes and dumps.
+Obtained make_cubin(const Pattern& pattern, const plan::Plan& plan, const Source& source,
+                    const Settings& settings) {
   if (settings.mode == Mode::off) {
     throw Error(Errc::jit_disabled,
                 fmt::format("no cached kernel for '{}' on {} (key {}) and compilation is off: "
@@ -126,13 +125,29 @@ Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Sour
                             "--arch {} into this cache",
                             pattern.text(), source.key.arch, source.key.hex, source.key.arch));
   }
-  const cache::DiskCache::Lock lock = disk.lock(source.key);
-  if (auto entry = disk.get(source.key)) return {std::move(*entry), true, ""};  // another's work
   compiler::Output output = compile_source(source, settings);
+  support::log(support::LogLevel::info,
+               fmt::format("compiled {} for {} in {:.0f} ms (key {})", pattern.text(),
+                           source.key.arch, output.ms, source.key.hex));
   Obtained made{make_entry(pattern, plan, source, output), false, std::move(output.log)};
-  disk.put(source.key, made.entry);
+  cache::DiskCache(settings.cache).put(source.key, made.entry);
   if (settings.dump_dir) dump(*settings.dump_dir, made.entry, made.log);
   return made;
+}
+
+Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Source& source,
+                      const Settings& settings) {
+  const cache::DiskCache disk(settings.cache);
+  std::optional<cache::Entry> entry = disk.get(source.key);
+  if (!entry && settings.mode == Mode::automatic) {
+    const cache::DiskCache::Lock lock = disk.lock(source.key);
+    entry = disk.get(source.key);  // another process may have made it meanwhile
+    if (!entry) return make_cubin(pattern, plan, source, settings);
+  }
+  if (!entry) return make_cubin(pattern, plan, source, settings);
+  support::log(support::LogLevel::debug, fmt::format("found {} in the cache", source.key.hex));
+  if (settings.dump_dir) dump(*settings.dump_dir, *entry, "");
+  return {std::move(*entry), true, ""};
 }
 
 KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, bool hit) {
@@ -156,7 +171,7 @@ struct Loaded {
   std::mutex mutex;  // held while one thread obtains it; the others wait for that
   std::unique_ptr<cuda::Module> module;
   cache::Entry entry;
-  std::set<CUdevice> prepared;
+  std::set<unsigned long long> prepared;  // ids of contexts
 };
 
 std::shared_ptr<Loaded> loaded_slot(const cache::Key& key) {
@@ -168,22 +183,56 @@ std::shared_ptr<Loaded> loaded_slot(const cache::Key& key) {
   return slot;
 }
 
+// The id of the current context, unique in this process; 0 when there is none.
+unsigned long long current_context_id() {
+  const cuda::Api& api = cuda::driver();
+  CUcontext context = nullptr;
+  unsigned long long id = 0;
+  if (api.cuCtxGetCurrent(&context) != CUDA_SUCCESS || context == nullptr) return 0;
+  return api.cuCtxGetId(context, &id) == CUDA_SUCCESS ? id : 0;
+}
+
+// Gets the cubin into the driver, unless it is there. A cached one that the driver refuses, made by
+// a newer compiler say, is compiled again. @return whether no compilation was needed.
+bool load(Loaded& loaded, const Pattern& pattern, const plan::Plan& plan, const Source& source,
+          const Settings& settings) {
+  if (loaded.module) return true;
+  Obtained obtained = obtain_cubin(pattern, plan, source, settings);
+  const auto hand_over = [&] {
+    loaded.module = std::make_unique<cuda::Module>(obtained.entry.cubin, obtained.entry.symbol);
+  };
+  try {
+    hand_over();
+  } catch (const Error& error) {
+    if (!obtained.hit) throw;
+    support::log(support::LogLevel::warn,
+                 fmt::format("the driver refuses the cached kernel {}, made by {} ({}): compiling "
+                             "it again",
+                             source.key.hex, obtained.entry.compiler, error.what()));
+    obtained = make_cubin(pattern, plan, source, settings);
+    hand_over();
+  }
+  loaded.entry = std::move(obtained.entry);
+  loaded.entry.cubin.clear();  // the driver has its own copy
+  return obtained.hit;
+}
+
 struct Device {
   CUdevice handle = 0;
+  unsigned long long context_id = 0;
   plan::Arch arch;
   int l2_bytes = 0;
 };
 
 Device current_device() {
   const cuda::Api& api = cuda::driver();
-  CUcontext context = nullptr;
-  cuda::check(api.cuCtxGetCurrent(&context), "asking for the current context");
-  if (context == nullptr) {
+  Device device;
+  device.context_id = current_context_id();
+  if (device.context_id == 0) {
     throw Error(Errc::no_device,
                 "this thread has no current CUDA context: make one current first (cudaSetDevice "
                 "and any runtime call, or cuDevicePrimaryCtxRetain and cuCtxSetCurrent)");
   }
-  Device device;
   cuda::check(api.cuCtxGetDevice(&device.handle), "asking for the current device");
   const auto attribute = [&](CUdevice_attribute which) {
     int value = 0;
@@ -200,27 +249,37 @@ Device current_device() {
 // --- Launch -------------------------------------------------------------------------------------
 
 // Fills in the order of tiles: heads whose keys and values fit in 2/3 of the L2 go together.
-void plan_order(FwdParams& params, const Problem& problem, std::int64_t batch, int block_m,
-                int l2_bytes) {
-  const std::int64_t kv_head_bytes =
-      std::int64_t{2} * 2 * problem.head_dim * std::max(params.geometry.seqlen_k, 1);
-  const std::int64_t kv_heads =
-      std::max<std::int64_t>(1, std::int64_t{l2_bytes} * 2 / 3 / kv_head_bytes);
-  const std::int64_t batch_heads = batch * problem.num_heads;
+void plan_order(FwdParams& params, const Problem& problem, int block_m, int l2_bytes) {
+  const std::int64_t key_bytes = 2 * (problem.head_dim + problem.width_v());
+  const std::int64_t kv_head_bytes = key_bytes * std::max(params.geometry.seqlen_k, 1);
+  const std::int64_t kv_heads = std::max<std::int64_t>(l2_bytes / 3 * 2 / kv_head_bytes, 1);
+  params.heads_per_section = static_cast<int>(
+      std::min<std::int64_t>(kv_heads * problem.group_size(), std::max(params.num_batch_heads, 1)));
+
   params.num_m_blocks = (params.geometry.seqlen_q + block_m - 1) / block_m;
-  const std::int64_t num_tiles = batch_heads * params.num_m_blocks;
+  const std::int64_t num_tiles = std::int64_t{params.num_batch_heads} * params.num_m_blocks;
   if (num_tiles > kMaxNumber) {
     throw Error(Errc::invalid_argument,
-                fmt::format("batch {} x {} heads x {} query tiles is more than {}: split the batch",
-                            batch, problem.num_heads, params.num_m_blocks, kMaxNumber));
+                fmt::format("{} heads of all sequences x {} query tiles is more than {}: split the "
+                            "batch",
+                            params.num_batch_heads, params.num_m_blocks, kMaxNumber));
   }
   params.num_tiles = static_cast<int>(num_tiles);
-  params.num_batch_heads = static_cast<int>(batch_heads);
-  params.heads_per_section = static_cast<int>(std::clamp<std::int64_t>(
-      kv_heads * problem.group_size(), 1, std::max<std::int64_t>(batch_heads, 1)));
 }
 
 }  // namespace
+
+[[noreturn]] static void refuse_launch(CUresult result, CUdevice bound) {
+  CUdevice current = bound;
+  if (cuda::driver().cuCtxGetDevice(&current) == CUDA_SUCCESS && current != bound) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the kernel was bound on device {}, but device {} is current: bind "
+                            "again there",
+                            bound, current));
+  }
+  cuda::check(result, "launching attention");
+  throw Error(Errc::internal, "a failed launch reported success");
+}
 
 struct Kernel::Impl {
   Problem problem;
@@ -228,6 +287,7 @@ struct Kernel::Impl {
   std::vector<int> head_table;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
+  CUdevice device = 0;
   int l2_bytes = 0;
 };
 
@@ -239,7 +299,7 @@ std::size_t Kernel::workspace_bytes(int, int, int) const { return 0; }
 void Kernel::launch(const Args& args, Workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem);
-  plan_order(params, impl.problem, args.q.shape[0], impl.info.tile.block_m, impl.l2_bytes);
+  plan_order(params, impl.problem, impl.info.tile.block_m, impl.l2_bytes);
   if (params.num_tiles == 0) return;
 
   CUlaunchConfig config{};
@@ -251,8 +311,9 @@ void Kernel::launch(const Args& args, Workspace) const {
   config.sharedMemBytes = impl.info.shared_bytes;
   config.hStream = args.stream;
   void* parameters[] = {&params, const_cast<int*>(impl.head_table.data())};
-  cuda::check(cuda::driver().cuLaunchKernelEx(&config, impl.function, parameters, nullptr),
-              "launching attention");
+  const CUresult result =
+      cuda::driver().cuLaunchKernelEx(&config, impl.function, parameters, nullptr);
+  if (result != CUDA_SUCCESS) refuse_launch(result, impl.device);
 }
 
 struct Program::State {
@@ -260,14 +321,14 @@ struct Program::State {
   Options options;
   std::shared_mutex mutex;
   struct Bound {
-    CUdevice device;
+    unsigned long long context_id;
     Kernel kernel;
   };
   std::vector<Bound> bound;
 
-  const Kernel* find(CUdevice device, const Problem& problem) const {
+  const Kernel* find(unsigned long long context_id, const Problem& problem) const {
     for (const Bound& candidate : bound) {
-      if (candidate.device == device && candidate.kernel.problem() == problem) {
+      if (candidate.context_id == context_id && candidate.kernel.problem() == problem) {
         return &candidate.kernel;
       }
     }
@@ -281,12 +342,12 @@ Program::Program(Pattern pattern, Options options)
 const Pattern& Program::pattern() const { return state_->pattern; }
 
 Kernel Program::bind(const Problem& problem) const {
-  const Device device = current_device();
   {
     const std::shared_lock lock(state_->mutex);
-    if (const Kernel* kernel = state_->find(device.handle, problem)) return *kernel;
+    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
   }
 
+  const Device device = current_device();
   const Settings settings = runtime::resolve(state_->options);
   const plan::Plan plan =
       plan::make_plan(state_->pattern, problem, device.arch, state_->options.tile);
@@ -295,46 +356,40 @@ Kernel Program::bind(const Problem& problem) const {
   auto impl = std::make_shared<Kernel::Impl>();
   impl->problem = problem;
   impl->head_table = plan.head_table;
+  impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->loaded = loaded_slot(source.key);
   {
     Loaded& loaded = *impl->loaded;
     const std::lock_guard lock(loaded.mutex);
-    bool hit = true;
-    if (!loaded.module) {
-      Obtained obtained = obtain_cubin(state_->pattern, plan, source, settings);
-      loaded.module = std::make_unique<cuda::Module>(obtained.entry.cubin, obtained.entry.symbol);
-      hit = obtained.hit;
-      loaded.entry = std::move(obtained.entry);
-      loaded.entry.cubin.clear();  // the driver has its own copy
-    }
-    if (loaded.prepared.insert(device.handle).second) {
+    const bool hit = load(loaded, state_->pattern, plan, source, settings);
+    if (!loaded.prepared.contains(device.context_id)) {
       loaded.module->prepare(device.handle, plan.shared_bytes);
+      loaded.prepared.insert(device.context_id);
     }
     impl->function = loaded.module->function();
     impl->info = info_of(loaded.entry, plan, hit);
   }
 
   const std::unique_lock lock(state_->mutex);
-  if (const Kernel* kernel = state_->find(device.handle, problem)) return *kernel;
-  state_->bound.push_back({device.handle, Kernel(std::move(impl))});
+  if (const Kernel* kernel = state_->find(device.context_id, problem)) return *kernel;
+  state_->bound.push_back({device.context_id, Kernel(std::move(impl))});
   return state_->bound.back().kernel;
 }
 
 void Program::operator()(const Args& args) const {
   const Problem problem = runtime::problem_of(args);
-  CUdevice device = 0;
-  if (cuda::driver().cuCtxGetDevice(&device) == CUDA_SUCCESS) {
+  {
     std::shared_lock lock(state_->mutex);
-    if (const Kernel* found = state_->find(device, problem)) {
+    if (const Kernel* found = state_->find(current_context_id(), problem)) {
       const Kernel kernel = *found;
       lock.unlock();
       return kernel.launch(args);
     }
   }
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  if (cuda::driver().cuStreamIsCapturing(args.stream, &capture) == CUDA_SUCCESS &&
-      capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+  const CUresult asked = cuda::driver().cuStreamIsCapturing(args.stream, &capture);
+  if (asked == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT || capture != CU_STREAM_CAPTURE_STATUS_NONE) {
     throw Error(Errc::invalid_argument,
                 "this problem is not bound yet, and binding cannot be captured into a graph: call "
                 "Program::bind before the capture begins");

@@ -27,6 +27,8 @@ jit::Mode mode_setting(const std::optional<jit::Mode>& option) {
   throw Error(Errc::invalid_argument, fmt::format("GIRIH_JIT={} is neither auto nor off", value));
 }
 
+}  // namespace
+
 std::vector<std::filesystem::path> split_paths(std::string_view text) {
   std::vector<std::filesystem::path> paths;
   while (!text.empty()) {
@@ -36,8 +38,6 @@ std::vector<std::filesystem::path> split_paths(std::string_view text) {
   }
   return paths;
 }
-
-}  // namespace
 
 Settings resolve(const jit::Options& options) {
   support::warn_about_unknown_variables();

@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <optional>
+#include <string_view>
+#include <vector>
 
 #include "cache/disk_cache.hpp"
 #include "girih/jit.hpp"
@@ -16,6 +18,9 @@ struct Settings {
   std::optional<std::filesystem::path> template_dir;
   std::optional<std::filesystem::path> dump_dir;
 };
+
+/// "a:b" -> a, b, without empty ones.
+std::vector<std::filesystem::path> split_paths(std::string_view text);
 
 /// @throws Error invalid_argument when GIRIH_JIT is neither auto nor off.
 Settings resolve(const jit::Options& options);

@@ -1,4 +1,4 @@
-// The GIRIH_* variables: one table, from which the README, `girih env` and the warnings are made.
+// The GIRIH_* variables: one table, from which `girih env` and the warnings are made.
 #include "support/env.hpp"
 
 #include <fmt/format.h>
@@ -41,6 +41,7 @@ const std::vector<Variable>& known_variables() {
       {"GIRIH_NVRTC", "the NVRTC library to use, or its folder"},
       {"GIRIH_TEMPLATE_DIR", "folder whose kernel templates replace the built-in ones"},
       {"GIRIH_DUMP", "folder to which the source and cubin of each kernel are written"},
+      {"GIRIH_LIBRARY", "the libgirih.so that girih.py loads"},
   };
   return kVariables;
 }

@@ -41,6 +41,10 @@ const char* to_string(Layout layout) noexcept {
   switch (layout) {
     case Layout::bshd:
       return "bshd";
+    case Layout::bhsd:
+      return "bhsd";
+    case Layout::thd:
+      return "thd";
   }
   return "unknown";
 }

@@ -66,7 +66,7 @@ std::optional<std::string> read_file(const std::filesystem::path& path) {
 
 std::optional<std::string> read_all(int fd) {
   struct stat info {};
-  if (::fstat(fd, &info) != 0) return std::nullopt;
+  if (::fstat(fd, &info) != 0 || info.st_size > kMaxFileBytes) return std::nullopt;
   std::string bytes;
   std::size_t size = 0;
   while (true) {
@@ -78,6 +78,7 @@ std::optional<std::string> read_all(int fd) {
     if (got < 0) return std::nullopt;
     if (got == 0) break;
     size += static_cast<std::size_t>(got);
+    if (size > std::size_t{kMaxFileBytes}) return std::nullopt;
   }
   bytes.resize(size);
   return bytes;

@@ -8,7 +8,10 @@
 
 namespace girih::support {
 
-/// Empty when the file cannot be read.
+/// No file of ours comes near this; a damaged or foreign one must not fill the memory.
+inline constexpr long kMaxFileBytes = 256L << 20;
+
+/// Empty when the file cannot be read, or is larger than kMaxFileBytes.
 std::optional<std::string> read_file(const std::filesystem::path& path);
 
 /// From the descriptor's position to the end; empty, with errno set, when it cannot be read.

@@ -6,11 +6,13 @@
 // lies the descriptor {n_block, kind} that the walk produced, so that the computing side knows
 // neither patterns nor heads except where a partial tile must be masked.
 //
-// Config offers Element (Bf16 or Fp16), kHeadDim (a multiple of 16), kBlockM, kBlockN (a multiple
-// of 16), kNumStages (>= 2), kNumWarps, Heads (a HeadTable) and Classes (HeadClasses).
+// Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM, kBlockN
+// (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), Heads (a
+// HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/schedule.cuh"
+#include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/attn/walk.cuh"
 #include "girih/ptx/mma_sm80.cuh"
@@ -25,6 +27,7 @@ struct FwdSm80 {
   using Heads = typename Config::Heads;
 
   static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kHeadDimV = Config::kHeadDimV;
   static constexpr int kBlockM = Config::kBlockM;
   static constexpr int kBlockN = Config::kBlockN;
   static constexpr int kNumStages = Config::kNumStages;
@@ -32,10 +35,11 @@ struct FwdSm80 {
   static constexpr int kRowsPerWarp = kBlockM / Config::kNumWarps;
   static constexpr int kRowFragments = kRowsPerWarp / 16;  // m16
   static constexpr int kKeyFragments = kBlockN / 8;        // n8 of the scores
-  static constexpr int kDimFragments = kHeadDim / 8;       // n8 of the output
-  static constexpr FwdSm80Layout kLayout = fwd_sm80_layout(kBlockM, kBlockN, kHeadDim, kNumStages);
+  static constexpr int kDimFragments = kHeadDimV / 8;      // n8 of the output
+  static constexpr FwdSm80Layout kLayout =
+      fwd_sm80_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages);
 
-  static_assert(kHeadDim % 16 == 0, "ldmatrix takes 16 columns at a time");
+  static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "ldmatrix takes 16 columns at a time");
   static_assert(kBlockN % 16 == 0, "ldmatrix takes 16 keys at a time");
   static_assert(kRowsPerWarp % 16 == 0 && kRowFragments * 16 * Config::kNumWarps == kBlockM);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
@@ -86,11 +90,11 @@ struct FwdSm80 {
   static __device__ __forceinline__ void accumulate(Output& output,
                                                     const Probabilities& probabilities,
                                                     uint32 v_tile, int lane) {
-    const MatrixAddress<kHeadDim> v(v_tile, lane % 16, lane / 16);
+    const MatrixAddress<kHeadDimV> v(v_tile, lane % 16, lane / 16);
 #pragma unroll
     for (int j = 0; j < kKeyFragments / 2; ++j) {
 #pragma unroll
-      for (int d = 0; d < kHeadDim / 16; ++d) {
+      for (int d = 0; d < kHeadDimV / 16; ++d) {
         uint32 b[4];
         ldmatrix_x4_trans(b, v.at(j, d));
 #pragma unroll
@@ -102,78 +106,58 @@ struct FwdSm80 {
     }
   }
 
-  // Normalises, writes lse, and stores the rows through the warp's own part of the Q tile.
-  static __device__ __forceinline__ void store(const FwdParams& params, const QueryTile& at,
-                                               Output& output,
-                                               OnlineSoftmax (&softmax)[kRowFragments],
-                                               unsigned char* q_tile, int warp, int lane) {
-    const int seqlen_q = params.geometry.seqlen_q;
-    const int first_row = at.m_block * kBlockM;
-    const int64 lse_row =
-        (static_cast<int64>(at.batch) * params.num_heads + at.head) * seqlen_q + first_row;
-#pragma unroll
-    for (int i = 0; i < kRowFragments; ++i) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = warp * kRowsPerWarp + 16 * i + 8 * r + lane / 4;
-        float lse;
-        const float factor = softmax[i].finish(r, params.softmax_scale, lse);
-        if (params.lse != nullptr && lane % 4 == 0 && first_row + row < seqlen_q) {
-          params.lse[lse_row + row] = lse;
-        }
-#pragma unroll
-        for (int d = 0; d < kDimFragments; ++d) {
-          const uint32 word =
-              pack<Element>(output[i][d][2 * r] * factor, output[i][d][2 * r + 1] * factor);
-          *reinterpret_cast<uint32*>(q_tile + chunk_offset<kHeadDim>(row, d) + 4 * (lane % 4)) =
-              word;
-        }
-      }
-    }
-    __syncwarp();
-
-    constexpr int kChunksPerRow = kHeadDim / 8;
-    uint16* out = static_cast<uint16*>(params.out) + at.batch * params.out_strides.batch +
-                  at.head * params.out_strides.head;
-    for (int index = lane; index < kRowsPerWarp * kChunksPerRow; index += 32) {
-      const int row = warp * kRowsPerWarp + index / kChunksPerRow;
-      const int chunk = index % kChunksPerRow;
-      if (first_row + row < seqlen_q) {
-        *reinterpret_cast<uint4*>(out + (first_row + row) * params.out_strides.row + 8 * chunk) =
-            *reinterpret_cast<const uint4*>(q_tile + chunk_offset<kHeadDim>(row, chunk));
-      }
-    }
-  }
-
-  // What thread 0 keeps for all: the walk, and where this query tile's keys and values begin.
-  // It walks one tile ahead of the loads, so that a descriptor is written a barrier before it is
-  // read.
+  // What thread 0 keeps for all: the query tile, where its data lies, and the walk over its keys.
+  // The walk is one tile ahead of the loads, so that a descriptor is written a barrier before it
+  // is read.
   struct Producer {
     static constexpr uint32 kRing = kNumStages + 1;
 
-    int index;  // of the query tile in launch order
-    QueryTile at;
-    KeyWalk<Classes> walk;
+    int index;          // of the query tile in launch order; from num_tiles on there is none
+    int first_row;      // of the tile in its sequence
+    Geometry geometry;  // of the sequence
+    const uint16* q;    // of the sequence and head, from row 0
     const uint16* k;
     const uint16* v;
+    uint16* out;
+    float* lse;  // or null
+    float softcap;
+    KeyWalk<Classes> walk;
     TileDescriptor ring[kRing];
 
-    // Takes up a query tile, if there is one of that index.
+    // Takes up the first query tile from `candidate` on, in steps of the grid, that has rows.
     __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads,
-                                          int tile_index) {
-      index = tile_index;
-      if (index >= params.num_tiles) return;
-      at = query_tile(params, index);
-      const int first_row = at.m_block * kBlockM;
+                                          int candidate) {
+      Sequence sequence;
+      QueryTile at;
+      for (;; candidate += gridDim.x) {
+        index = candidate;
+        if (index >= params.num_tiles) return;
+        at = query_tile(params, index);
+        sequence = sequence_of(params, at.batch);
+        first_row = at.m_block * kBlockM;
+        if (first_row < sequence.geometry.seqlen_q) break;
+      }
+      geometry = sequence.geometry;
       const int kv_head = at.head / params.group_size;
-      walk = {{first_row, min(first_row + kBlockM, params.geometry.seqlen_q)},
-              {kBlockN, params.geometry.seqlen_k},
-              head_mask<Classes>(heads, at.head)};
-      k = static_cast<const uint16*>(params.k) + at.batch * params.k_strides.batch +
-          kv_head * params.k_strides.head;
-      v = static_cast<const uint16*>(params.v) + at.batch * params.v_strides.batch +
-          kv_head * params.v_strides.head;
-      for (int i = 0; i < kNumStages; ++i) ring[i] = walk.next(params.geometry);
+      q = static_cast<const uint16*>(params.q) +
+          offset(params.q_strides, sequence.q_batch, sequence.q_row, at.head);
+      k = static_cast<const uint16*>(params.k) +
+          offset(params.k_strides, sequence.k_batch, sequence.k_row, kv_head);
+      v = static_cast<const uint16*>(params.v) +
+          offset(params.v_strides, sequence.k_batch, sequence.k_row, kv_head);
+      out = static_cast<uint16*>(params.out) +
+            offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
+      lse = params.lse == nullptr ? nullptr
+                                  : params.lse + offset(params.lse_strides, sequence.q_batch,
+                                                        sequence.q_row, at.head);
+
+      const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
+      softcap = head.softcap;
+      walk = {{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
+              {kBlockN, geometry.seqlen_k},
+              Classes::kCount == 1 ? 0 : head.head_class,
+              head.numbers};
+      for (int i = 0; i < kNumStages; ++i) ring[i] = walk.next(geometry);
     }
   };
   static_assert(sizeof(Producer) <= kFwdSm80ProducerBytes);
@@ -184,37 +168,75 @@ struct FwdSm80 {
                                                       uint32 t) {
     const TileDescriptor tile = producer.ring[t % Producer::kRing];
     if (tile.kind != static_cast<int>(TileKind::empty)) {
-      const uint32 target = shared + t % kNumStages * kLayout.stage_bytes;
+      const uint32 stage = t % kNumStages;
       const int first_key = tile.n_block * kBlockN;
-      const int seqlen_k = params.geometry.seqlen_k;
-      load_tile<kBlockN, kHeadDim, kNumThreads>(target + kLayout.k_offset, producer.k,
-                                                params.k_strides.row, first_key, seqlen_k);
-      load_tile<kBlockN, kHeadDim, kNumThreads>(target + kLayout.v_offset, producer.v,
-                                                params.v_strides.row, first_key, seqlen_k);
+      const int seqlen_k = producer.geometry.seqlen_k;
+      load_tile<kBlockN, kHeadDim, kNumThreads>(
+          shared + kLayout.k_offset + stage * kLayout.k_stage_bytes, producer.k,
+          params.k_strides.row, first_key, seqlen_k);
+      load_tile<kBlockN, kHeadDimV, kNumThreads>(
+          shared + kLayout.v_offset + stage * kLayout.v_stage_bytes, producer.v,
+          params.v_strides.row, first_key, seqlen_k);
     }
     cp_async_commit();
   }
 
-  static __device__ __forceinline__ void load_queries(const FwdParams& params, const QueryTile& at,
-                                                      uint32 q_tile) {
-    const uint16* q = static_cast<const uint16*>(params.q) + at.batch * params.q_strides.batch +
-                      at.head * params.q_strides.head;
-    load_tile<kBlockM, kHeadDim, kNumThreads>(q_tile, q, params.q_strides.row, at.m_block * kBlockM,
-                                              params.geometry.seqlen_q);
+  // Normalises, writes lse, and stores the rows through the warp's own part of what was the Q tile:
+  // nobody reads Q after the barrier that ended the walk.
+  static __device__ __forceinline__ void store(const FwdParams& params, const Producer& producer,
+                                               Output& output,
+                                               OnlineSoftmax (&softmax)[kRowFragments], float scale,
+                                               unsigned char* staging, int warp, int lane) {
+    const int first_row = producer.first_row;
+    const int seqlen_q = producer.geometry.seqlen_q;
+#pragma unroll
+    for (int i = 0; i < kRowFragments; ++i) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = warp * kRowsPerWarp + 16 * i + 8 * r + lane / 4;
+        float lse;
+        const float factor = softmax[i].finish(r, scale, params.empty_lse, lse);
+        if (producer.lse != nullptr && lane % 4 == 0 && first_row + row < seqlen_q) {
+          producer.lse[first_row + row] = lse;
+        }
+#pragma unroll
+        for (int d = 0; d < kDimFragments; ++d) {
+          const uint32 word =
+              pack<Element>(output[i][d][2 * r] * factor, output[i][d][2 * r + 1] * factor);
+          *reinterpret_cast<uint32*>(staging + chunk_offset<kHeadDimV>(row, d) + 4 * (lane % 4)) =
+              word;
+        }
+      }
+    }
+    __syncwarp();
+
+    constexpr int kChunksPerRow = kHeadDimV / 8;
+    for (int index = lane; index < kRowsPerWarp * kChunksPerRow; index += 32) {
+      const int row = warp * kRowsPerWarp + index / kChunksPerRow;
+      const int chunk = index % kChunksPerRow;
+      if (first_row + row < seqlen_q) {
+        *reinterpret_cast<uint4*>(producer.out + (first_row + row) * params.out_strides.row +
+                                  8 * chunk) =
+            *reinterpret_cast<const uint4*>(staging + chunk_offset<kHeadDimV>(row, chunk));
+      }
+    }
   }
 
-  static __device__ __forceinline__ void attend(const FwdParams& params, const Heads& heads,
-                                                Producer& producer, unsigned char* shared) {
+  static __device__ __forceinline__ void attend(const FwdParams& params, Producer& producer,
+                                                unsigned char* shared) {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     const uint32 q_tile = shared_address(shared);
 
-    load_queries(params, producer.at, q_tile);
+    load_tile<kBlockM, kHeadDim, kNumThreads>(q_tile, producer.q, params.q_strides.row,
+                                              producer.first_row, producer.geometry.seqlen_q);
 #pragma unroll
     for (uint32 t = 0; t < kNumStages - 1; ++t) load_visited(params, producer, q_tile, t);
 
     Output output = {};
     OnlineSoftmax softmax[kRowFragments];
+    ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
+    if constexpr (Config::kSoftcap) scale = capped_scale(scale, producer.softcap);
     for (uint32 t = 0;; ++t) {
       cp_async_wait<kNumStages - 2>();
       __syncthreads();  // tile t has arrived, and nobody reads tile t - 1 any more
@@ -224,19 +246,28 @@ struct FwdSm80 {
       // --- Producing: loads are kNumStages - 1 tiles ahead, the walk is kNumStages ahead ---
       load_visited(params, producer, q_tile, t + kNumStages - 1);
       if (threadIdx.x == 0) {
-        producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(params.geometry);
+        producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(producer.geometry);
       }
 
-      // --- Consuming: scores, mask, softmax, output ---
-      const uint32 stage = q_tile + t % kNumStages * kLayout.stage_bytes;
+      // --- Consuming: scores, softcap, mask, softmax, output ---
+      const uint32 stage = t % kNumStages;
       Scores scores;
-      score(scores, q_tile, stage + kLayout.k_offset, warp, lane);
+      score(scores, q_tile, q_tile + kLayout.k_offset + stage * kLayout.k_stage_bytes, warp, lane);
+
+      if constexpr (Config::kSoftcap) {
+        if (producer.softcap > 0.0f) {
+#pragma unroll
+          for (int i = 0; i < kRowFragments; ++i) {
+            cap_scores(scores[i], params.softmax_scale_log2 / producer.softcap);
+          }
+        }
+      }
 
       if (tile.kind == static_cast<int>(TileKind::partial)) {
         WarpMask<kRowsPerWarp, kBlockN> mask;
-        mask.template evaluate<Classes>(
-            head_mask<Classes>(heads, producer.at.head), params.geometry,
-            producer.at.m_block * kBlockM + warp * kRowsPerWarp, tile.n_block * kBlockN);
+        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
+                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
+                                        tile.n_block * kBlockN);
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -248,7 +279,7 @@ struct FwdSm80 {
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
         float shrink[2];
-        softmax[i].update(scores[i], params.softmax_scale_log2, shrink);
+        softmax[i].update(scores[i], scale.log2, shrink);
         pack_row_fragment(probabilities[i], scores[i]);
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {  // seldom later on
 #pragma unroll
@@ -258,9 +289,10 @@ struct FwdSm80 {
           }
         }
       }
-      accumulate(output, probabilities, stage + kLayout.v_offset, lane);
+      accumulate(output, probabilities, q_tile + kLayout.v_offset + stage * kLayout.v_stage_bytes,
+                 lane);
     }
-    store(params, producer.at, output, softmax, shared, warp, lane);
+    store(params, producer, output, softmax, scale.natural, shared, warp, lane);
   }
 
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
@@ -269,7 +301,7 @@ struct FwdSm80 {
     if (threadIdx.x == 0) producer.start(params, heads, blockIdx.x);
     __syncthreads();
     while (producer.index < params.num_tiles) {
-      attend(params, heads, producer, shared);
+      attend(params, producer, shared);
       __syncthreads();  // the next tile's Q goes where this one's output was staged
       if (threadIdx.x == 0) producer.start(params, heads, producer.index + gridDim.x);
       __syncthreads();

@@ -4,7 +4,7 @@
 // of fragments, and the code that touches scores is the same for every pattern.
 #pragma once
 
-#include "girih/attn/walk.cuh"
+#include "girih/shared/structure.cuh"
 
 namespace girih {
 
@@ -20,14 +20,14 @@ struct WarpMask {
   uint32 words[kWordsPerLane];  // of row lane % kRows: word lane / kRows, and every kLanesPerRow-th
 
   template <class Classes>
-  __device__ __forceinline__ void evaluate(const HeadMask& mask, const Geometry& geometry,
-                                           int first_row, int first_key) {
+  __device__ __forceinline__ void evaluate(int head_class, const int* numbers,
+                                           const Geometry& geometry, int first_row, int first_key) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < kWordsPerLane; ++i) {
       const int word = i * kLanesPerRow + lane / kRows;
-      words[i] = Classes::row_bits(mask.head_class, mask.numbers, geometry,
-                                   first_row + lane % kRows, KeyWord{first_key + 32 * word});
+      words[i] = Classes::row_bits(head_class, numbers, geometry, first_row + lane % kRows,
+                                   KeyWord{first_key + 32 * word});
     }
   }
 

@@ -1,29 +1,17 @@
 // The producer's walk over the key tiles of one query tile: each visited tile once, in order.
 #pragma once
 
-#include "girih/shared/params.cuh"
 #include "girih/shared/smem_layout.cuh"
 #include "girih/shared/structure.cuh"
 
 namespace girih {
 
-// Which mask a head has: its class and where the class's numbers lie.
-struct HeadMask {
-  int head_class;
-  const int* numbers;
-};
-
-template <class Classes, class Heads>
-__device__ __forceinline__ HeadMask head_mask(const Heads& heads, int head) {
-  const int* row = heads.rows[Heads::kCapacity == 1 ? 0 : head];
-  return {Classes::kCount == 1 ? 0 : row[0], row + 1};
-}
-
 template <class Classes>
 struct KeyWalk {
   QueryRows rows;
   KeyTiles tiles;
-  HeadMask mask;
+  int head_class;
+  const int* numbers;           // of the class
   int n = 0;                    // the next tile to look at
   Run run{0, TileKind::empty};  // that it lies in, when n < run.end
 
@@ -31,7 +19,7 @@ struct KeyWalk {
   __device__ __forceinline__ TileDescriptor next(const Geometry& geometry) {
     const int count = tiles.count();
     while (n == run.end && n < count) {
-      run = Classes::seek(mask.head_class, mask.numbers, geometry, rows, tiles, n);
+      run = Classes::seek(head_class, numbers, geometry, rows, tiles, n);
       if (run.kind == TileKind::empty) n = run.end;
     }
     if (n >= count) return {0, static_cast<int>(TileKind::empty)};

@@ -1,4 +1,4 @@
-// Element types, conversions and the fast exponential (PTX ISA, "cvt" and "ex2").
+// Element types, conversions and the fast special functions (PTX ISA, "cvt", "ex2", "rcp").
 #pragma once
 
 #include "girih/shared/platform.cuh"
@@ -31,6 +31,12 @@ __device__ __forceinline__ uint32 pack<Fp16>(float lo, float hi) {
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -15,17 +15,28 @@ struct Strides {
 struct FwdParams {
   const void* q;  // [batch, seqlen_q, num_heads, head_dim], by its strides
   const void* k;  // [batch, seqlen_k, num_heads_kv, head_dim]
-  const void* v;
-  void* out;   // as q
-  float* lse;  // [batch, num_heads, seqlen_q], or null
+  const void* v;  // [batch, seqlen_k, num_heads_kv, head_dim_v]
+  void* out;      // [batch, seqlen_q, num_heads, head_dim_v]
+  float* lse;     // [batch, num_heads, seqlen_q] or [num_heads, total_q], or null
   Strides q_strides, k_strides, v_strides, out_strides;
+  Strides lse_strides;  // row is 1
 
-  Geometry geometry;
+  // Device arrays, each may be null. Sequence b has rows [cu_seqlens_q[b], cu_seqlens_q[b + 1]) of
+  // a packed q, keys likewise; of its keys the first leftpad_k[b] and those from seqused_k[b] on
+  // do not exist.
+  const int* cu_seqlens_q;  // [batch + 1]
+  const int* cu_seqlens_k;  // [batch + 1]
+  const int* seqused_k;     // [batch]
+  const int* leftpad_k;     // [batch]
+
+  Geometry geometry;  // of every sequence; the longest lengths where the arrays shorten some
+  bool bottom_right;  // each sequence's q_start follows from its lengths
   int num_heads;
   int group_size;  // num_heads / num_heads_kv
 
   float softmax_scale;
   float softmax_scale_log2;  // softmax_scale * log2(e)
+  float empty_lse;           // of a row that sees nothing: -inf or +inf
 
   // Tiles in launch order: see attn/schedule.cuh.
   int num_m_blocks;
@@ -34,12 +45,17 @@ struct FwdParams {
   int num_tiles;
 };
 
-// For each head its class, then the numbers of its mask. One row serves every head when all have
-// the same mask.
+// For each head its class, its softcap (0: none) and the numbers of its mask. One row serves every
+// head when all have the same.
 template <int kHeads, int kNumNumbers>
 struct HeadTable {
   static constexpr int kCapacity = kHeads;
-  int rows[kCapacity][1 + kNumNumbers];
+  struct Row {
+    int head_class;
+    float softcap;
+    int numbers[max(kNumNumbers, 1)];
+  };
+  Row rows[kHeads];
 };
 
 }  // namespace girih

@@ -10,10 +10,8 @@
 
 namespace girih {
 
-using uint8 = unsigned char;
 using uint16 = unsigned short;
 using uint32 = unsigned int;
-using uint64 = unsigned long long;
 using int64 = long long;
 
 GIRIH_HD constexpr int min(int a, int b) { return a < b ? a : b; }

@@ -17,22 +17,23 @@ struct TileDescriptor {
 // fwd_sm80: Q (where the epilogue stages the output), then the K stages, then the V stages, then
 // the producer's state.
 struct FwdSm80Layout {
-  int stage_bytes;  // of K, and of V
+  int k_stage_bytes;
+  int v_stage_bytes;
   int k_offset;
   int v_offset;
   int producer_offset;
   int bytes;
 };
-constexpr int kFwdSm80ProducerBytes = 128;
+constexpr int kFwdSm80ProducerBytes = 256;
 
 GIRIH_HD constexpr FwdSm80Layout fwd_sm80_layout(int block_m, int block_n, int head_dim,
-                                                 int num_stages) {
-  const int pitch = row_pitch_bytes(head_dim);
+                                                 int head_dim_v, int num_stages) {
   FwdSm80Layout layout{};
-  layout.stage_bytes = block_n * pitch;
-  layout.k_offset = block_m * pitch;
-  layout.v_offset = layout.k_offset + num_stages * layout.stage_bytes;
-  layout.producer_offset = layout.v_offset + num_stages * layout.stage_bytes;
+  layout.k_stage_bytes = block_n * row_pitch_bytes(head_dim);
+  layout.v_stage_bytes = block_n * row_pitch_bytes(head_dim_v);
+  layout.k_offset = block_m * max(row_pitch_bytes(head_dim), row_pitch_bytes(head_dim_v));
+  layout.v_offset = layout.k_offset + num_stages * layout.k_stage_bytes;
+  layout.producer_offset = layout.v_offset + num_stages * layout.v_stage_bytes;
   layout.bytes = layout.producer_offset + kFwdSm80ProducerBytes;
   return layout;
 }

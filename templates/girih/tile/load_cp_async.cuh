@@ -12,7 +12,7 @@ template <int kRows, int kHeadDim, int kNumThreads>
 __device__ __forceinline__ void load_tile(uint32 tile, const uint16* tensor, int64 row_stride,
                                           int first_row, int num_rows) {
   constexpr int kChunksPerRow = kHeadDim / 8;
-  constexpr int kLanesPerRow = kChunksPerRow & -kChunksPerRow;  // the power of two in it
+  constexpr int kLanesPerRow = min(kChunksPerRow & -kChunksPerRow, 16);  // a power of two
   constexpr int kRowsPerPass = kNumThreads / kLanesPerRow;
   static_assert(kRowsPerPass % 8 == 0, "a thread's rows share their swizzle");
 

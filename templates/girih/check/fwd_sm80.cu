@@ -1,0 +1,25 @@
+// An entry as the generator writes them, for clangd to open; the tests compile it with NVRTC and,
+// where it is installed, with nvcc. It holds every atom and every operator.
+#include "girih/fwd_sm80.cuh"
+
+namespace girih {
+struct Config {
+  using Element = Bf16;
+  static constexpr int kHeadDim = 128;
+  static constexpr int kHeadDimV = 128;
+  static constexpr int kBlockM = 128;
+  static constexpr int kBlockN = 32;
+  static constexpr int kNumStages = 2;
+  static constexpr int kNumWarps = 4;
+  static constexpr bool kSoftcap = true;
+  using Classes = HeadClasses<  //
+      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, Leaf<Dense>, Not<Leaf<Window>>>;
+  using Heads = HeadTable<32, Classes::kNumNumbers>;
+};
+}  // namespace girih
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    girih_fwd(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads) {
+  girih::FwdSm80<girih::Config>::run(params, heads);
+}

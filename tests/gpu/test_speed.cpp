@@ -1,0 +1,146 @@
+// What the library promises about time, asserted. Figures hold for an H100-class GPU and an idle
+// host; other GPUs skip the kernel's own speed.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "compile/nvrtc.hpp"
+#include "cuda/module.hpp"
+#include "support.hpp"
+
+using namespace girih;
+using verify::Case;
+using verify::Workload;
+
+namespace {
+
+template <class Work>
+double seconds(Work&& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+Case tiny_case() {
+  Case c;
+  c.problem = {.head_dim = 64, .num_heads = 1, .num_heads_kv = 1};
+  c.seqlen_q = c.seqlen_k = 16;
+  return c;
+}
+
+// Host microseconds of one launch, while the queue has room: the median of batches.
+template <class Launch>
+double host_microseconds(Launch&& launch) {
+  constexpr int kBatch = 200;
+  std::vector<double> each;
+  for (int i = 0; i < 25; ++i) {
+    verify::synchronize();
+    each.push_back(1e6 * seconds([&] {
+                     for (int j = 0; j < kBatch; ++j) launch();
+                   }) /
+                   kBatch);
+  }
+  verify::synchronize();
+  return median(each);
+}
+
+}  // namespace
+
+TEST_CASE("a launch costs the host little more than the driver's own") {
+  Workload workload(tiny_case());
+  workload.fill_normal(1);
+  const jit::Program program = jit::compile(Pattern::parse("causal"));
+  const jit::Args args = workload.args();
+  program(args);
+
+  // The bare launch: as many bytes of parameters as a kernel of ours takes.
+  const std::string source =
+      "struct Bytes { char data[512]; };\n"
+      "extern \"C\" __global__ void empty(const __grid_constant__ Bytes bytes) {}\n";
+  const verify::Device device;
+  compiler::Request request;
+  request.source = source;
+  request.arch = device.arch();
+  request.options = compiler::default_options();
+  const cuda::Module module(compiler::compile(request).cubin, "empty");
+  char bytes[512] = {};
+  void* parameters[] = {bytes};
+  CUlaunchConfig config{};
+  config.gridDimX = config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = 128;
+  config.blockDimY = config.blockDimZ = 1;
+  const auto bare = [&] {
+    cuda::check(cuda::driver().cuLaunchKernelEx(&config, module.function(), parameters, nullptr),
+                "bare");
+  };
+  const jit::Kernel kernel = program.bind(workload.parameters.problem);
+  const double bare_us = host_microseconds(bare);
+  const double bound_us = host_microseconds([&] { kernel.launch(args); });
+  const double fresh_us = host_microseconds([&] { program(args); });
+  MESSAGE(fmt::format(
+      "host time of a launch: bare {:.2f} us, bound kernel {:.2f} us, program {:.2f} us", bare_us,
+      bound_us, fresh_us));
+  CHECK(fresh_us - bare_us <= 4.0);
+  CHECK(bound_us - bare_us <= 1.0);
+}
+
+TEST_CASE("kernels in the cache are bound at once") {
+  const Problem problem{.head_dim = 64, .num_heads = 3, .num_heads_kv = 1};
+  const verify::Device device;
+  // Sources that nothing else here asks for, so that the memory cannot have them.
+  std::vector<double> disk_ms;
+  jit::Options options;
+  for (int stages = 2; stages <= 4; ++stages) {
+    options.tile = {.block_m = 64, .block_n = 48, .num_stages = stages, .num_warps = 4};
+    const Pattern pattern = Pattern::parse("sink(3) | causal & window(left=5)");
+    jit::build(pattern, problem, device.arch(), options);
+    const jit::Program program(pattern, options);
+    disk_ms.push_back(1e3 * seconds([&] { CHECK(program.bind(problem).info().cache_hit); }));
+    constexpr int kTimes = 1000;
+    const double memory_us = 1e6 * seconds([&] {
+                               for (int i = 0; i < kTimes; ++i) program.bind(problem);
+                             }) /
+                             kTimes;
+    MESSAGE(fmt::format("bound from disk in {:.3f} ms, from memory in {:.3f} us", disk_ms.back(),
+                        memory_us));
+    CHECK(memory_us <= 2.0);
+  }
+  CHECK(median(disk_ms) <= 2.0);
+}
+
+TEST_CASE("closed-form patterns take no memory for their mask") {
+  const jit::Program program = jit::compile(
+      Pattern::parse("heads(0-3: causal, else: causal & (sink(64) | window(left=9)))"));
+  const jit::Kernel kernel = program.bind({.num_heads = 8, .num_heads_kv = 2});
+  CHECK(kernel.workspace_bytes(4, 131072, 131072) == 0);
+}
+
+TEST_CASE("the portable kernel is as fast as the best of its generation") {
+  const verify::Device device;
+  Case c;
+  c.problem = {.head_dim = 128, .num_heads = 16, .num_heads_kv = 16};
+  c.seqlen_q = c.seqlen_k = 16384;
+  Workload workload(c);
+  workload.fill_normal(1);
+  const jit::Kernel kernel = jit::compile(Pattern::parse("dense"), c.problem);
+  const jit::Args args = workload.args();
+  const std::vector<double> ms =
+      verify::time_launches({.warmups = 3, .repeats = 15}, [&] { kernel.launch(args); });
+  const double flop = 4.0 * 16 * 16384 * 16384 * 128;
+  const double tflops = flop / (median(ms) * 1e9);
+  MESSAGE(fmt::format("dense, head_dim 128, 16 heads, 16384: {:.3f} ms, {:.0f} TFLOP/s", median(ms),
+                      tflops));
+  if (device.arch() == "sm_90") {
+    CHECK(tflops >= 240.0);
+  } else {
+    MESSAGE("skipped: the figure is for sm_90");
+  }
+}
