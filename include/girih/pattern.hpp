@@ -15,7 +15,24 @@
 #include <utility>
 #include <vector>
 
+#include "girih/inputs.hpp"
+
 namespace girih {
+
+/// A number of an atom: a value, or the name of the run-time input that holds it (`$name` in text),
+/// an int32 for all or one for each sequence and head of the launch.
+struct Number {
+  int value = 0;
+  std::string input = {};  ///< a letter or '_', then letters, digits and '_'; empty: `value`
+
+  Number(int v) : value(v) {}
+  friend Number input(std::string name) {
+    Number number(0);
+    number.input = std::move(name);
+    return number;
+  }
+};
+Number input(std::string name);
 
 /// A boolean expression over (query, key) pairs: atoms joined by &, | and !.
 ///
@@ -28,13 +45,17 @@ class Mask {
   /// Parses a mask (no `heads(...)`). @throws Error invalid_argument, pointing at the character.
   static Mask parse(std::string_view text);
 
-  /// An atom by name with its numbers in declaration order, e.g. atom("window", {255, -1}).
-  /// @throws Error invalid_argument for an unknown name, a wrong count or a value out of range.
-  static Mask atom(std::string_view name, std::vector<int> numbers = {});
+  /// An atom by name with its numbers in declaration order, e.g. atom("window", {255, -1}) or
+  /// atom("blocks", {input("m"), 128, 128}).
+  /// @throws Error invalid_argument for an unknown name, a wrong count, a value out of range, or an
+  /// input where none can be.
+  static Mask atom(std::string_view name, std::vector<Number> numbers = {});
 
   Op op() const { return op_; }
   int atom_index() const { return atom_; }                         ///< into the table of atoms.cuh
-  const std::vector<int>& numbers() const { return numbers_; }     ///< of an atom
+  const std::vector<int>& numbers() const { return numbers_; }     ///< of an atom; 0 from inputs
+  /// For each of an atom's numbers the run-time input that it comes from, or ""; empty when none.
+  const std::vector<std::string>& inputs() const { return inputs_; }
   const std::vector<Mask>& operands() const { return operands_; }  ///< of &, | and !
 
   /// Canonical text; parse(text()) == *this.
@@ -52,39 +73,40 @@ class Mask {
   Op op_ = Op::atom;
   int atom_ = 0;
   std::vector<int> numbers_;
+  std::vector<std::string> inputs_;
   std::vector<Mask> operands_;
 };
 
 /// Inclusive distances in tokens; -1 is unbounded. window({.left = l - 1}) is the last l keys.
 struct WindowBounds {
-  int left = -1;
-  int right = -1;
+  Number left = -1;
+  Number right = -1;
 };
 
 Mask dense();                      ///< every key
 Mask causal();                     ///< k <= p, aligned bottom-right
 Mask window(WindowBounds bounds);  ///< p - left <= k <= p + right
-Mask sink(int n);                  ///< the first n keys, n >= 0
-Mask last_keys(int n);             ///< the last n keys
-Mask first_queries(int n);         ///< every key, in the first n rows of the launch
-Mask last_queries(int n);          ///< every key, in the last n rows of the launch
+Mask sink(Number n);               ///< the first n keys, n >= 0
+Mask last_keys(Number n);          ///< the last n keys
+Mask first_queries(Number n);      ///< every key, in the first n rows of the launch
+Mask last_queries(Number n);       ///< every key, in the last n rows of the launch
 Mask queries(int begin, int end);  ///< every key, in rows with begin <= p < end
 Mask keys(int begin, int end);     ///< begin <= k < end
-Mask chunk(int n);                 ///< p / n == k / n: neither attends across a multiple of n
+Mask chunk(Number n);              ///< p / n == k / n: neither attends across a multiple of n
 
 /// Inclusive distances in blocks, counted from position 0; -1 is unbounded.
 struct BlockWindowBounds {
-  int left = -1;
-  int right = -1;
-  int block = 0;  ///< tokens; must be given
+  Number left = -1;
+  Number right = -1;
+  Number block = 0;  ///< tokens; must be given
 };
 Mask block_window(BlockWindowBounds bounds);
 
 /// Block-Sparse-Attention's streaming heads: counts in blocks, which start with the launch's own
 /// first query and key.
 struct StreamingBlocks {
-  int sink = 0;
-  int local = 0;  ///< up to the diagonal's block, which is one of them
+  Number sink = 0;
+  Number local = 0;  ///< up to the diagonal's block, which is one of them
   int block = 128;
   bool causal = true;
 };
@@ -118,6 +140,15 @@ struct StridedBlocks {
   std::vector<Range> ranges;
 };
 Mask strided(const StridedBlocks& blocks);
+
+/// Sizes of the blocks of a run-time mask, in tokens: 16, 32, 64 or 128.
+struct BlockSizes {
+  int q = 128;
+  int kv = 128;
+};
+/// What the block list or block mask called `input` has at (q / sizes.q, k / sizes.kv), counted from
+/// the sequence's own first row and key. Its data is an argument of the launch: see inputs.hpp.
+Mask blocks(std::string input, BlockSizes sizes);
 
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
@@ -160,6 +191,8 @@ class Pattern {
   /// One entry with an empty `heads` when the pattern is one mask for all.
   const std::vector<HeadClass>& classes() const { return classes_; }
   bool per_head() const { return per_head_; }
+  /// The run-time inputs by order of appearance: what a launch must be given.
+  const std::vector<InputInfo>& inputs() const { return inputs_; }
   HeadUnit head_unit() const { return unit_; }
 
   /// The same with a soft cap for every head, finite and > 0. For one class of heads alone:
@@ -181,7 +214,10 @@ class Pattern {
   friend Pattern heads(std::vector<HeadClass> classes);
   friend Pattern kv_heads(std::vector<HeadClass> classes);
 
+  void find_inputs();
+
   std::vector<HeadClass> classes_;
+  std::vector<InputInfo> inputs_;
   bool per_head_ = false;
   HeadUnit unit_ = HeadUnit::query;
 };

@@ -23,6 +23,9 @@ const char* conflict_of(const int* numbers) {
 #define GIRIH_ATOM_CONFLICT(Atom) conflict_of<Atom>,
 constexpr const char* (*kConflicts[])(const int* numbers) = {GIRIH_ATOMS(GIRIH_ATOM_CONFLICT)};
 #undef GIRIH_ATOM_CONFLICT
+#define GIRIH_ATOM_HAS_CONFLICT(Atom) requires { Atom::conflict(nullptr); },
+constexpr bool kHasConflict[] = {GIRIH_ATOMS(GIRIH_ATOM_HAS_CONFLICT)};
+#undef GIRIH_ATOM_HAS_CONFLICT
 
 std::vector<std::string_view> choices(const AtomParam& param) {
   std::vector<std::string_view> result;
@@ -94,6 +97,8 @@ std::string expected_form(const AtomParam& param) {
       return "a range such as 0..128, whose end is not in it";
     case ParamKind::pair:
       return "a whole number or a pair such as (4, 2)";
+    case ParamKind::input:
+      return "the name of a run-time input such as m";
     case ParamKind::pieces:
       break;
   }
@@ -113,6 +118,7 @@ std::string argument_text(const AtomParam& param, const int* numbers) {
     case ParamKind::pair:
       return numbers[0] == numbers[1] ? fmt::format("{}", numbers[0])
                                       : fmt::format("({}, {})", numbers[0], numbers[1]);
+    case ParamKind::input:
     case ParamKind::pieces:
       break;
   }
@@ -141,6 +147,9 @@ Bounds bounds(const AtomParam& param, int i) {
 }
 
 std::string missing(const AtomInfo& atom, const AtomParam& param) {
+  if (param.kind == ParamKind::input) {
+    return fmt::format("{0} needs the name of a run-time input: {0}(m, ...)", atom.name);
+  }
   const bool range = param.kind == ParamKind::range;
   if (atom.num_params() > 1) {
     return fmt::format("{0} needs {1}: {0}({1}={2})", atom.name, param.name,
@@ -197,6 +206,39 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
 std::string conflict(int atom_index, const int* numbers) {
   const char* reason = kConflicts[atom_index](numbers);
   return reason == nullptr ? "" : fmt::format("{}: {}", kAtomTable[atom_index].name, reason);
+}
+
+std::string input_problem(int atom_index, const AtomParam& param) {
+  const AtomInfo& atom = kAtomTable[atom_index];
+  if (param.kind != ParamKind::integer) {
+    return fmt::format("{}: {} takes {}, and no run-time input", atom.name, param.name,
+                       expected_form(param));
+  }
+  // The numbers' places are those of the parameters only where each is one number.
+  if (kHasConflict[atom_index] || atom.num_numbers() != atom.num_params()) {
+    return fmt::format("{}: {} cannot be a run-time input: its numbers must fit together", atom.name,
+                       param.name);
+  }
+  return "";
+}
+
+std::string input_name_problem(std::string_view name) {
+  const auto is_letter = [](char c) {
+    return ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || c == '_';
+  };
+  const bool identifier = !name.empty() && is_letter(name.front()) &&
+                          std::all_of(name.begin(), name.end(), [&](char c) {
+                            return is_letter(c) || ('0' <= c && c <= '9');
+                          });
+  if (!identifier) {
+    return fmt::format("{} is no name of an input: letters, digits and '_' are, a letter first",
+                       quote(name));
+  }
+  if (name.size() > kMaxInputName) {
+    return fmt::format("the input's name {} has {} characters: at most {} are allowed", quote(name),
+                       name.size(), kMaxInputName);
+  }
+  return "";
 }
 
 std::string softcap_out_of_range(std::string_view value) {

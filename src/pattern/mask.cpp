@@ -60,42 +60,67 @@ void check_limits(const Mask& mask) {
 }
 
 // A single parameter goes without its name; parameters at their default are left out.
-std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers) {
+std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers,
+                      const std::vector<std::string>& inputs) {
   std::string arguments;
   const int num_params = info.num_params();
-  const int* next = numbers.data();
-  for (int i = 0; i < num_params; next += info.params[i++].num_numbers()) {
+  for (int i = 0, number = 0; i < num_params; number += info.params[i++].num_numbers()) {
     const AtomParam& param = info.params[i];
-    const auto is_fallback = [&](int number) { return number == param.fallback; };
-    if (std::all_of(next, next + param.num_numbers(), is_fallback)) continue;
+    const int* next = numbers.data() + number;
+    const std::string input = inputs.empty() ? "" : inputs[number];
+    const auto is_fallback = [&](int value) { return value == param.fallback; };
+    if (input.empty() && std::all_of(next, next + param.num_numbers(), is_fallback)) continue;
     if (!arguments.empty()) arguments += ", ";
+    if (param.kind == ParamKind::input) {
+      arguments += input;
+      continue;
+    }
     if (num_params > 1) arguments += fmt::format("{}=", param.name);
-    arguments += pattern::argument_text(param, next);
+    arguments += input.empty() ? pattern::argument_text(param, next) : '$' + input;
   }
   return arguments.empty() ? info.name : fmt::format("{}({})", info.name, arguments);
 }
 
 }  // namespace
 
-Mask Mask::atom(std::string_view name, std::vector<int> numbers) {
+Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
+  const auto refuse = [](const std::string& message) {
+    throw Error(Errc::invalid_argument, message);
+  };
   const int index = pattern::find_atom(name);
-  if (index < 0) throw Error(Errc::invalid_argument, pattern::unknown_atom(name));
+  if (index < 0) refuse(pattern::unknown_atom(name));
   const AtomInfo& info = atom_table()[index];
   if (static_cast<int>(numbers.size()) != info.num_numbers()) {
-    throw Error(Errc::invalid_argument, fmt::format("{} takes {} numbers, not {}", info.name,
-                                                    info.num_numbers(), numbers.size()));
+    refuse(fmt::format("{} takes {} numbers, not {}", info.name, info.num_numbers(),
+                       numbers.size()));
   }
-  std::string problem;
-  const int* next = numbers.data();
-  for (int i = 0; i < info.num_params() && problem.empty(); ++i) {
-    problem = pattern::argument_problem(info, info.params[i], next);
-    next += info.params[i].num_numbers();
-  }
-  if (problem.empty()) problem = pattern::conflict(index, numbers.data());
-  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+
   Mask mask;
   mask.atom_ = index;
-  mask.numbers_ = std::move(numbers);
+  for (Number& number : numbers) {
+    mask.numbers_.push_back(number.input.empty() ? number.value : 0);
+    if (number.input.empty()) continue;
+    mask.inputs_.resize(numbers.size());
+    mask.inputs_[mask.numbers_.size() - 1] = std::move(number.input);
+  }
+  for (int i = 0, first = 0; i < info.num_params(); first += info.params[i++].num_numbers()) {
+    const AtomParam& param = info.params[i];
+    const std::string input = mask.inputs_.empty() ? "" : mask.inputs_[first];
+    std::string problem;
+    if (!input.empty()) {
+      problem = pattern::input_name_problem(input);
+      if (problem.empty() && param.kind != ParamKind::input) {
+        problem = pattern::input_problem(index, param);
+      }
+    } else if (param.kind == ParamKind::input) {
+      problem = pattern::missing(info, param);
+    } else {
+      problem = pattern::argument_problem(info, param, mask.numbers_.data() + first);
+    }
+    if (!problem.empty()) refuse(problem);
+  }
+  const std::string conflict = pattern::conflict(index, mask.numbers_.data());
+  if (!conflict.empty()) refuse(conflict);
   return mask;
 }
 
@@ -128,7 +153,7 @@ Mask operator!(Mask a) {
 }
 
 std::string Mask::text() const {
-  if (op_ == Op::atom) return atom_text(atom_table()[atom_], numbers_);
+  if (op_ == Op::atom) return atom_text(atom_table()[atom_], numbers_, inputs_);
   std::string result = op_ == Op::negation ? "!" : "";
   for (const Mask& operand : operands_) {
     if (&operand != &operands_.front()) result += op_ == Op::all_of ? " & " : " | ";
@@ -143,13 +168,13 @@ std::string Mask::text() const {
 Mask dense() { return Mask::atom("dense"); }
 Mask causal() { return Mask::atom("causal"); }
 Mask window(WindowBounds bounds) { return Mask::atom("window", {bounds.left, bounds.right}); }
-Mask sink(int n) { return Mask::atom("sink", {n}); }
-Mask last_keys(int n) { return Mask::atom("last_keys", {n}); }
-Mask first_queries(int n) { return Mask::atom("first_queries", {n}); }
-Mask last_queries(int n) { return Mask::atom("last_queries", {n}); }
+Mask sink(Number n) { return Mask::atom("sink", {std::move(n)}); }
+Mask last_keys(Number n) { return Mask::atom("last_keys", {std::move(n)}); }
+Mask first_queries(Number n) { return Mask::atom("first_queries", {std::move(n)}); }
+Mask last_queries(Number n) { return Mask::atom("last_queries", {std::move(n)}); }
 Mask queries(int begin, int end) { return Mask::atom("queries", {begin, end}); }
 Mask keys(int begin, int end) { return Mask::atom("keys", {begin, end}); }
-Mask chunk(int n) { return Mask::atom("chunk", {n}); }
+Mask chunk(Number n) { return Mask::atom("chunk", {std::move(n)}); }
 
 Mask block_window(BlockWindowBounds bounds) {
   return Mask::atom("block_window", {bounds.left, bounds.right, bounds.block});
@@ -163,7 +188,7 @@ Mask block_streaming(StreamingBlocks blocks) {
 Mask strided(const StridedBlocks& blocks) {
   constexpr int kAbsent = -1;
   const StridedBlocks::Local local = blocks.local.value_or(StridedBlocks::Local{kAbsent, kAbsent});
-  std::vector<int> numbers = {local.left,
+  std::vector<Number> numbers = {local.left,
                               local.right,
                               blocks.stride,
                               blocks.block,
@@ -182,8 +207,12 @@ Mask strided(const StridedBlocks& blocks) {
   for (const StridedBlocks::Range& range : blocks.ranges) {
     numbers.insert(numbers.end(), {range.end, range.stride});
   }
-  numbers.resize(count);
+  numbers.resize(count, 0);
   return Mask::atom("strided", std::move(numbers));
+}
+
+Mask blocks(std::string name, BlockSizes sizes) {
+  return Mask::atom("blocks", {input(std::move(name)), sizes.q, sizes.kv});
 }
 
 }  // namespace girih

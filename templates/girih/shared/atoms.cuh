@@ -8,7 +8,8 @@
 //   WholeRows     rows(geometry)               a row sees everything or nothing
 //   KeySearch     next_keys(geometry, rows, k) anything else
 // Numbers that cannot stand together are refused by conflict(numbers), which says why or is null.
-// kInfo is all that anything else knows of an atom's arguments.
+// kInfo is all that anything else knows of an atom's arguments. An integer may also be a run-time
+// input (`$name`) unless the atom has a conflict(): Leaf (shared/structure.cuh) reads it.
 // To add an atom: write the struct, add it to GIRIH_ATOMS, test it against a naive predicate.
 #pragma once
 
@@ -24,6 +25,7 @@ enum class ParamKind {
   range,    // 3..8: the first, and the end, which is not in it
   pair,     // (4, 2), or 4 for (4, 4)
   pieces,   // [(4, 1), (inf, 8)]: a step function's (end, value), ends ascending to inf
+  input,    // m: the slot of the run-time input that the pattern calls so
 };
 constexpr int kMaxPieces = 4;
 
@@ -428,10 +430,59 @@ struct Strided : KeySearch<Strided> {
   }
 };
 
+// --- Run-time data ------------------------------------------------------------------------------
+
+// The bit of a block mask that the row's and the key's block have. Blocks are those of the
+// sequence's own rows and keys, wherever a launch puts them.
+struct Blocks : KeySearch<Blocks> {
+  static constexpr AtomInfo kInfo{"blocks",
+                                  "Blocks",
+                                  {{.name = "input", .kind = ParamKind::input},
+                                   {.name = "q", .least = 16, .most = 128},
+                                   {.name = "kv", .least = 16, .most = 128}}};
+  int slot, q_block, kv_block;
+  GIRIH_HD explicit Blocks(const int* numbers)
+      : slot(numbers[0]), q_block(numbers[1]), kv_block(numbers[2]) {}
+
+  static constexpr const char* conflict(const int* numbers) {
+    const auto is_power_of_2 = [](int n) { return (n & (n - 1)) == 0; };
+    return is_power_of_2(numbers[1]) && is_power_of_2(numbers[2])
+               ? nullptr
+               : "q and kv must be 16, 32, 64 or 128";
+  }
+
+  GIRIH_HD BitRows bit_rows(const Geometry& g, QueryRows rows) const {
+    const InputView& view = g.inputs[slot];
+    const int first = rows.begin / q_block;
+    const int last = (rows.end - 1) / q_block;
+    return {view.plane(g.batch, g.local_head) + int64{first} * view.row_stride, view.row_stride,
+            last - first + 1, ceil_div(g.seqlen_k, kv_block)};
+  }
+
+  GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
+    const BitRows::Next next = bit_rows(g, rows).next(k / kv_block);
+    return {next.set == BitRows::kNone ? kNoUpperBound : max(k, next.set * kv_block),
+            next.clear == BitRows::kNone ? kNoUpperBound : max(k, next.clear * kv_block)};
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    if (q >= g.seqlen_q) return 0;  // there is no such row of bits
+    const BitRows row = bit_rows(g, {q, q + 1});
+    uint32 bits = 0;
+    for (int k = keys.first_key; k < min(keys.first_key + 32, g.seqlen_k);) {
+      const int column = k / kv_block;
+      const int end = (column + 1) * kv_block;
+      if (row.contains(column)) bits |= keys.below(end) & ~keys.below(k);
+      k = end;
+    }
+    return bits;
+  }
+};
+
 #define GIRIH_ATOMS(X)                                                                      \
   X(Dense)                                                                                  \
   X(Causal) X(Window) X(Sink) X(LastKeys) X(FirstQueries) X(LastQueries) X(Queries) X(Keys) \
-      X(Chunk) X(BlockWindow) X(BlockStreaming) X(Strided)
+      X(Chunk) X(BlockWindow) X(BlockStreaming) X(Strided) X(Blocks)
 
 // An atom from its numbers.
 template <class Atom>

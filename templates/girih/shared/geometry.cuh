@@ -2,7 +2,7 @@
 // of bits, and runs of key tiles.
 #pragma once
 
-#include "girih/shared/platform.cuh"
+#include "girih/shared/inputs.cuh"
 
 namespace girih {
 
@@ -33,6 +33,12 @@ struct Geometry {
   int head = 0;        // the query head, counted over the whole model
   int group_size = 1;  // query heads for each key/value head
   int num_heads = 1;   // query heads of the whole model
+
+  // Run-time inputs of the pattern, by slot, and whose data of them to read: the sequence's and
+  // that of a query head of this launch.
+  const InputView* inputs = nullptr;
+  int batch = 0;
+  int local_head = 0;
 
   // The key index at a row's own position; may be negative or beyond the last key.
   GIRIH_HD int diagonal(int q) const { return q + q_start - k_start; }
