@@ -16,6 +16,8 @@ constexpr int kMaxNesting = 64;
 /// Of one mask.
 constexpr int kMaxAtoms = 1024;
 constexpr std::size_t kMaxTextBytes = 64 * 1024;
+/// Of a model: keeps tables of them small.
+constexpr int kMaxHeads = 1 << 16;
 
 /// Every atom's name, type and numbers, in the order of GIRIH_ATOMS; Mask::atom_index() indexes it.
 std::span<const AtomInfo> atom_table();

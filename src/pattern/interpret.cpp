@@ -10,12 +10,23 @@
 namespace girih::pattern {
 namespace {
 
+// Whether two heads are alike to an atom: what does not say so does not ask which head it is.
+template <class Atom>
+bool same_atom_for_heads(const int* numbers, const Geometry& a, const Geometry& b) {
+  if constexpr (requires(const Atom& atom) { atom.same_for_heads(a, b); }) {
+    return make_atom<Atom>(numbers).same_for_heads(a, b);
+  }
+  return true;
+}
+
 struct AtomFunctions {
   Run (*seek)(const int* numbers, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
   uint32 (*row_bits)(const int* numbers, const Geometry& geometry, int q, KeyWord keys);
+  bool (*same_for_heads)(const int* numbers, const Geometry& a, const Geometry& b);
 };
 
-#define GIRIH_ATOM_FUNCTIONS(Atom) AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits},
+#define GIRIH_ATOM_FUNCTIONS(Atom) \
+  AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits, same_atom_for_heads<Atom>},
 constexpr AtomFunctions kAtomFunctions[] = {GIRIH_ATOMS(GIRIH_ATOM_FUNCTIONS)};
 #undef GIRIH_ATOM_FUNCTIONS
 
@@ -64,6 +75,14 @@ void for_each_tile(const Mask& mask, const Geometry& geometry, QueryRows rows, K
 }
 
 }  // namespace
+
+bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b) {
+  if (mask.op() == Mask::Op::atom) {
+    return kAtomFunctions[mask.atom_index()].same_for_heads(mask.numbers().data(), a, b);
+  }
+  return std::all_of(mask.operands().begin(), mask.operands().end(),
+                     [&](const Mask& operand) { return same_for_heads(operand, a, b); });
+}
 
 uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key) {
   if (q < 0 || q >= geometry.seqlen_q || first_key < 0 || first_key >= geometry.seqlen_k) return 0;

@@ -158,6 +158,9 @@ std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv, int hea
                     num_heads, num_heads_kv));
   }
   const int total = num_heads_total == 0 ? num_heads : num_heads_total;
+  if (total > pattern::kMaxHeads) {
+    refuse(fmt::format("{} heads are more than {}", total, pattern::kMaxHeads));
+  }
   const int group_size = num_heads / num_heads_kv;
   if (head_offset < 0 || total < num_heads || head_offset > total - num_heads) {
     refuse(

@@ -114,7 +114,7 @@ struct FwdSm80 {
 
     int index;          // of the query tile in launch order; from num_tiles on there is none
     int first_row;      // of the tile in its sequence
-    Geometry geometry;  // of the sequence
+    Geometry geometry;  // of the sequence and head
     const uint16* q;    // of the sequence and head, from row 0
     const uint16* k;
     const uint16* v;
@@ -138,7 +138,8 @@ struct FwdSm80 {
         if (first_row < sequence.geometry.seqlen_q) break;
       }
       geometry = sequence.geometry;
-      const int kv_head = at.head / params.group_size;
+      geometry.head += at.head;
+      const int kv_head = at.head / geometry.group_size;
       q = static_cast<const uint16*>(params.q) +
           offset(params.q_strides, sequence.q_batch, sequence.q_row, at.head);
       k = static_cast<const uint16*>(params.k) +
