@@ -440,12 +440,20 @@ struct Strided : KeySearch<Strided> {
   }
 };
 
-#define GIRIH_ATOMS(X)                                                                          \
-  X(Dense)                                                                                      \
-  X(Causal)                                                                                     \
-  X(Window)                                                                                     \
-  X(Sink) X(LastKeys) X(FirstQueries) X(LastQueries) X(Queries) X(Keys) X(Chunk) X(BlockWindow) \
-      X(BlockStreaming) X(Strided)
+#define GIRIH_ATOMS(X) \
+  X(Dense)             \
+  X(Causal)            \
+  X(Window)            \
+  X(Sink)              \
+  X(LastKeys)          \
+  X(FirstQueries)      \
+  X(LastQueries)       \
+  X(Queries)           \
+  X(Keys)              \
+  X(Chunk)             \
+  X(BlockWindow)       \
+  X(BlockStreaming)    \
+  X(Strided)
 
 // An atom from its numbers.
 template <class Atom>
