@@ -57,7 +57,8 @@ static void patterns_are_parsed(void) {
 static void nulls_are_refused(void) {
   girih_program* program = NULL;
   girih_kernel* kernel = NULL;
-  girih_problem problem = {sizeof(problem), GIRIH_BFLOAT16, 64, 0, 1, 0, GIRIH_BSHD};
+  girih_problem problem = {
+      .size = sizeof(problem), .dtype = GIRIH_BFLOAT16, .head_dim = 64, .num_heads = 1};
   girih_args args = {.size = sizeof(args)};
   girih_kernel_info info = {.size = sizeof(info)};
   size_t bytes = 0;

@@ -159,7 +159,7 @@ void check_widths(const std::string& arch) {
   const auto add = [&](int head_dim, int head_dim_v) {
     cases.push_back(
         {"heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
-         {.head_dim = head_dim, .head_dim_v = head_dim_v, .num_heads = 32, .num_heads_kv = 8}});
+         {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v}});
   };
   for (int head_dim = 16; head_dim <= 256; head_dim += 16) add(head_dim, 0);
   for (const auto& [head_dim, head_dim_v] :

@@ -111,7 +111,9 @@ TEST_CASE("random expressions print and parse back") {
 
 TEST_CASE("a refusal shows the line with a caret under the character") {
   CHECK(refusal("causal & widow(left=3)") ==
-        "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink\n"
+        "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink, "
+        "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
+        "block_streaming, strided\n"
         "  causal & widow(left=3)\n"
         "           ^");
   CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
@@ -157,7 +159,7 @@ TEST_CASE("every refusal names what is wrong and where") {
       {"window(width=3)", "window has no argument 'width': it takes left, right", 7},
       {"window(left=3, left=4)", "left is given twice", 15},
       {"window(3, left=4)", "left is given twice", 10},
-      {"window(left=3, 4)", "numbers without a name come first", 15},
+      {"window(left=3, 4)", "values without a name come first", 15},
       {"sink(1", "expected ',' or ')', found the end of the text", 6},
       {"sink(1 2)", "expected ',' or ')', found '2'", 7},
       {"sink(1,)", "this is one more", 7},
@@ -179,9 +181,26 @@ TEST_CASE("every refusal names what is wrong and where") {
       {"sink(536870913)", "sink: n = 536870913 is out of range", 5},
       {"sink(99999999999999999999999999)", "n = 999999999999999999999999... is out of range", 5},
       {"sink(-99999999999999999999)", "n = -99999999999999999999 is out of range", 5},
-      // what the grammar keeps for later
-      {"causal with softcap(30)", "modifiers ('with ...') are not supported", 7},
-      {"heads(0: causal with softcap(30))", "modifiers", 16},
+      // modifiers
+      {"causal with", "expected the modifier softcap, found the end of the text", 11},
+      {"causal with alibi(slopes)", "expected the modifier softcap, found 'alibi'", 12},
+      {"causal with softcap", "expected '(' after softcap, found the end of the text", 19},
+      {"causal with softcap()", "softcap takes a number, found ')'", 20},
+      {"causal with softcap(x)", "softcap takes a number, found 'x'", 20},
+      {"causal with softcap(4x4)", "softcap takes a number, found '4x4'", 20},
+      {"causal with softcap($c)", "softcap takes a number, found '$'", 20},
+      {"causal with softcap(0)", "softcap(0) is out of range: a finite number above 0 is needed",
+       20},
+      {"causal with softcap(-30)", "softcap(-30) is out of range", 20},
+      {"causal with softcap(1e99)", "softcap(1e99) is out of range", 20},
+      {"causal with softcap(30, 2)", "expected ')', found ','", 22},
+      {"causal with softcap(30), softcap(2)", "softcap is given twice", 25},
+      {"causal with softcap(30), causal", "expected the modifier softcap, found 'causal'", 25},
+      {"causal with softcap(30) & dense", "expected '&', '|' or the end, found '&'", 24},
+      {"(causal with softcap(30)) | dense", "stand behind the whole mask only", 8},
+      {"heads(0: dense with softcap(1)", "found the end of the text", 30},
+      {"heads(0: dense) with softcap(1)",
+       "heads(...) is the whole pattern: expected the end, found 'with'", 16},
       // heads
       {"heads", "expected '(' after heads, found the end of the text", 5},
       {"heads()", "expected a head number or 'else', found ')'", 6},

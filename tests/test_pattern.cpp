@@ -37,6 +37,20 @@ bool contains(const std::string& text, std::string_view part) {
   return text.find(part) != std::string::npos;
 }
 
+// 5 for each whole number, and what is left out where it may be anything else.
+std::vector<int> plain_numbers(const girih::AtomInfo& info) {
+  std::vector<int> numbers;
+  for (int i = 0; i < info.num_params(); ++i) {
+    const girih::AtomParam& param = info.params[i];
+    const bool words = param.kind == girih::ParamKind::boolean ||
+                       param.kind == girih::ParamKind::choice ||
+                       param.kind == girih::ParamKind::pieces;
+    const bool alone = std::string_view(param.name) == "step";  // not beside another's default
+    numbers.insert(numbers.end(), param.num_numbers(), words || alone ? param.fallback : 5);
+  }
+  return numbers;
+}
+
 }  // namespace
 
 TEST_CASE("operators flatten, keep the order and remove double negation") {
@@ -69,7 +83,7 @@ TEST_CASE("atoms by name agree with the functions and with the table") {
   CHECK(Mask::atom("window", {255, -1}) == window({.left = 255}));
   CHECK(Mask::atom("sink", {3}).numbers() == std::vector<int>{3});
   for (const girih::AtomInfo& info : girih::pattern::atom_table()) {
-    const Mask mask = Mask::atom(info.name, std::vector<int>(info.num_params, 5));
+    const Mask mask = Mask::atom(info.name, plain_numbers(info));
     CHECK(std::string(girih::pattern::atom_table()[mask.atom_index()].name) == info.name);
     CHECK(Mask::parse(mask.text()) == mask);
   }
@@ -77,7 +91,9 @@ TEST_CASE("atoms by name agree with the functions and with the table") {
 
 TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
-        "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink");
+        "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
+        "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
+        "block_streaming, strided");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));

@@ -104,7 +104,7 @@ TEST_CASE("a plan names the plain architecture") {
 
 TEST_CASE("structure and numbers follow the mask's text") {
   const auto structure = [](const char* text) { return plan::structure_of(Mask::parse(text)); };
-  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text)); };
+  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text), Pattern::parse(text).inputs()); };
 
   CHECK(structure("dense") == "Leaf<Dense>");
   CHECK(numbers("dense").empty());

@@ -486,7 +486,9 @@ TEST_CASE("arguments become parameters, with defaults") {
   CHECK(params.geometry.k_start == 100);
   CHECK(params.geometry.q_start == 102);  // the last query stands where the last key does
   CHECK(params.num_heads == 4);
-  CHECK(params.group_size == 2);
+  CHECK(params.geometry.head == 0);
+  CHECK(params.geometry.group_size == 2);
+  CHECK(params.geometry.num_heads == 4);
   CHECK(params.softmax_scale == 0.125f);  // 1 / sqrt(64)
   CHECK(params.softmax_scale_log2 == doctest::Approx(0.125 * std::log2(std::exp(1.0))));
 }

@@ -133,7 +133,7 @@ struct Reflect;
 template <class Atom>
 struct Reflect<girih::Leaf<Atom>> {
   static Mask mask(const int* numbers) {
-    return Mask::atom(Atom::kInfo.name, {numbers, numbers + Atom::kInfo.num_params});
+    return Mask::atom(Atom::kInfo.name, {numbers, numbers + Atom::kInfo.num_numbers()});
   }
 };
 template <class Operand>

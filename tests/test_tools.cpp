@@ -272,6 +272,8 @@ TEST_CASE("explain finds the kernel that compile made, in the folder where it is
 
 TEST_CASE("explain says why there is no kernel") {
   const Program program;
+  CHECK(program.json({"explain", "causal", "--head-dim", "192", "--head-dim-v", "128", "--arch",
+                      "sm_90"})["problem"]["head_dim_v"] == 128);
   const Json report = program.json({"explain", "causal", "--head-dim", "17", "--arch", "sm_80"}, 3);
   CHECK(report["supported"] == false);
   CHECK(contains(report["reason"], "head_dim 17"));

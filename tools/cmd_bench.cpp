@@ -334,7 +334,7 @@ void add_bench(CLI::App& app, Context& context) {
     check_range("--rows", parameters.max_rows, 1, std::int64_t{1} << 40);
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
-    heads_of_classes(pattern, parameters.problem);  // refuses uncovered heads
+    reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
     std::vector<Subject> subjects;

@@ -29,18 +29,17 @@ std::string tile_origin(const TileConfig& given) {
 
 Json classes_json(const Pattern& pattern, const Problem& problem, const TileConfig& tile,
                   const std::optional<Geometry>& geometry) {
-  const auto heads = heads_of_classes(pattern, problem);
   Json classes = Json::array();
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    const Mask& mask = pattern.classes()[i].mask;
-    Json json{{"heads", ranges_text(heads[i])},
-              {"num_heads", heads[i].size()},
+  for (const auto& [mask, heads, own] :
+       head_groups(pattern, problem, geometry.value_or(geometry_of(0, 0, problem)))) {
+    Json json{{"heads", ranges_text(heads)},
+              {"num_heads", heads.size()},
               {"mask", mask.text()},
               {"structure", plan::structure_of(mask)}};
     if (geometry) {
-      const auto tiles = pattern::count_tiles(mask, *geometry, tile.block_m, tile.block_n);
+      const auto tiles = pattern::count_tiles(mask, own, tile.block_m, tile.block_n);
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
-      json["visible"] = pattern::count_visible(mask, *geometry);
+      json["visible"] = pattern::count_visible(mask, own);
     }
     classes.push_back(std::move(json));
   }
@@ -103,7 +102,7 @@ std::string text_of(const Json& report, const Problem& problem) {
       fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),
                   report["structures"].size() == 1 ? "" : "s",
                   report["head_capacity"] == 1
-                      ? "one mask for every head"
+                      ? "one class of heads"
                       : fmt::format("a table of {} heads", report["head_capacity"].get<int>()));
   result += fmt::format("key         {}\n", text(report["key"]));
   result +=
@@ -152,7 +151,7 @@ void add_explain(CLI::App& app, Context& context) {
       const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
       check_range("--seqlen-q", seqlen_q, 0, kMaxNumber);
       check_range("--seqlen-k", seqlen_k, 0, kMaxNumber);
-      geometry = geometry_of(seqlen_q, seqlen_k);
+      geometry = geometry_of(seqlen_q, seqlen_k, problem);
     }
 
     Json report{{"pattern", pattern.text()},

@@ -77,7 +77,6 @@ void add_verify(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern;
     ProblemOptions problem;
-    int head_dim_v = 0;
     Layout layout = Layout::bshd;
     jit::Options jit;
     verify::Case parameters;
@@ -94,7 +93,6 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
   verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
   add_problem_options(*verb, options->problem);
-  verb->add_option("--head-dim-v", options->head_dim_v, "Of V and the output; default: the same");
   verb->add_option_function<std::string>(
           "--layout",
           [layout = &options->layout](const std::string& text) { *layout = parse_layout(text); },
@@ -123,7 +121,6 @@ void add_verify(CLI::App& app, Context& context) {
     check_range("--max-ctas", parameters.max_ctas, 0, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
-    parameters.problem.head_dim_v = options->head_dim_v;
     parameters.problem.layout = options->layout;
 
     const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads

@@ -101,11 +101,11 @@ void add_specs(const Group& group, std::vector<Spec>& specs) {
       for (const DType dtype : group.dtypes) {
         ProblemOptions options;
         options.head_dim = head_dim;
+        options.head_dim_v = group.head_dim_v;
         options.dtype = dtype;
         options.num_heads = group.num_heads;
         options.num_heads_kv = group.num_heads_kv;
-        Problem problem = options.resolve(pattern);
-        problem.head_dim_v = group.head_dim_v;
+        const Problem problem = options.resolve(pattern);
         for (const std::string& arch : group.archs) {
           specs.push_back({pattern, problem, arch, group.tile});
         }

@@ -102,8 +102,12 @@ Problem ProblemOptions::resolve(const Pattern& pattern) const {
   Problem problem;
   problem.dtype = dtype;
   problem.head_dim = head_dim;
+  problem.head_dim_v = head_dim_v;
   problem.num_heads = num_heads.value_or(num_heads_kv.value_or(1));
   problem.num_heads_kv = num_heads_kv.value_or(problem.num_heads);
+  problem.head_offset = head_offset;
+  problem.num_heads_total = num_heads_total;
+  pattern.class_of_head(problem.num_heads, problem.num_heads_kv, head_offset, num_heads_total);
   return problem;
 }
 
@@ -111,10 +115,15 @@ void add_head_options(CLI::App& verb, ProblemOptions& options) {
   verb.add_option("--heads", options.num_heads, "Query heads");
   verb.add_option("--kv-heads", options.num_heads_kv,
                   "Key/value heads, a divisor of --heads; default: as many");
+  verb.add_option("--head-offset", options.head_offset,
+                  "Where a tensor-parallel rank's query heads begin among the model's");
+  verb.add_option("--heads-total", options.num_heads_total,
+                  "Query heads of the whole model; default: --heads");
 }
 
 void add_problem_options(CLI::App& verb, ProblemOptions& options) {
   verb.add_option("--head-dim", options.head_dim, "Width of a head")->capture_default_str();
+  verb.add_option("--head-dim-v", options.head_dim_v, "Of V and the output; default: the same");
   verb.add_option_function<std::string>(
           "--dtype", [&options](const std::string& text) { options.dtype = parse_dtype(text); },
           "bf16 or fp16")
@@ -229,7 +238,8 @@ Json to_json(const TileConfig& tile) {
 Json to_json(const Problem& problem) {
   return {{"dtype", to_string(problem.dtype)},    {"head_dim", problem.head_dim},
           {"head_dim_v", problem.width_v()},      {"num_heads", problem.num_heads},
-          {"num_heads_kv", problem.num_heads_kv}, {"layout", to_string(problem.layout)}};
+          {"num_heads_kv", problem.num_heads_kv}, {"layout", to_string(problem.layout)},
+          {"head_offset", problem.head_offset},   {"num_heads_total", problem.heads_total()}};
 }
 
 Json to_json(const jit::KernelInfo& info) {
@@ -248,9 +258,13 @@ Json to_json(const jit::KernelInfo& info) {
 
 std::string to_text(const Problem& problem) {
   return fmt::format(
-      "{}, head_dim {}{}, heads {}, KV heads {}", to_string(problem.dtype), problem.head_dim,
+      "{}, head_dim {}{}, heads {}{}, KV heads {}", to_string(problem.dtype), problem.head_dim,
       problem.width_v() == problem.head_dim ? "" : fmt::format(" and {} of V", problem.width_v()),
-      problem.num_heads, problem.num_heads_kv);
+      problem.num_heads,
+      problem.heads_total() == problem.num_heads
+          ? ""
+          : fmt::format(" ({} and on of {})", problem.head_offset, problem.heads_total()),
+      problem.num_heads_kv);
 }
 
 std::string to_text(const TileConfig& tile) {

@@ -61,19 +61,23 @@ CLI::App* add_verb(CLI::App& app, Context& context, const std::string& name,
 /// PATTERN, the required first argument.
 CLI::Option* add_pattern_argument(CLI::App& verb, std::string& text);
 
-/// --head-dim --dtype --heads --kv-heads, as they were given.
+/// --head-dim --head-dim-v --dtype --heads --kv-heads --head-offset --heads-total, as they were
+/// given.
 struct ProblemOptions {
   int head_dim = 128;
+  int head_dim_v = 0;  ///< as head_dim
   DType dtype = DType::bfloat16;
   std::optional<int> num_heads;
   std::optional<int> num_heads_kv;
+  int head_offset = 0;
+  int num_heads_total = 0;
 
   /// Heads left out are one query head, or as many KV heads as query heads; a pattern that counts
-  /// heads needs them. @throws Error invalid_argument.
+  /// heads needs them. @throws Error invalid_argument, also where the heads do not fit the pattern.
   Problem resolve(const Pattern& pattern) const;
 };
 void add_problem_options(CLI::App& verb, ProblemOptions& options);
-/// Only --heads and --kv-heads.
+/// Only --heads --kv-heads --head-offset --heads-total.
 void add_head_options(CLI::App& verb, ProblemOptions& options);
 
 /// --block-m --block-n --stages --warps; left out, the plan chooses.

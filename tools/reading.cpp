@@ -1,33 +1,69 @@
 #include "reading.hpp"
 
+#include <algorithm>
+
 #include "pattern/interpret.hpp"
 
 namespace girih::tools {
+namespace {
 
-Geometry geometry_of(int seqlen_q, int seqlen_k) {
-  return {.seqlen_q = seqlen_q, .seqlen_k = seqlen_k, .q_start = seqlen_k - seqlen_q};
+std::vector<int> class_of_head(const Pattern& pattern, const Problem& problem) {
+  return pattern.class_of_head(problem.num_heads, problem.num_heads_kv, problem.head_offset,
+                               problem.num_heads_total);
+}
+
+}  // namespace
+
+Geometry geometry_of(int seqlen_q, int seqlen_k, const Problem& problem) {
+  return {.seqlen_q = seqlen_q,
+          .seqlen_k = seqlen_k,
+          .q_start = seqlen_k - seqlen_q,
+          .head = problem.head_offset,
+          .group_size = problem.group_size(),
+          .num_heads = problem.heads_total()};
 }
 
 Geometry geometry_of(const verify::Case& c) {
-  const int q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
-  return {c.seqlen_q, c.seqlen_k, q_start, c.k_start};
+  Geometry geometry = geometry_of(c.seqlen_q, c.seqlen_k, c.problem);
+  geometry.q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
+  geometry.k_start = c.k_start;
+  return geometry;
 }
 
-std::vector<std::vector<int>> heads_of_classes(const Pattern& pattern, const Problem& problem) {
-  std::vector<std::vector<int>> heads(pattern.classes().size());
-  int head = 0;
-  for (const int head_class : pattern.class_of_head(problem.num_heads, problem.num_heads_kv)) {
-    heads[static_cast<std::size_t>(head_class)].push_back(head++);
+std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
+                                   const Geometry& geometry) {
+  const std::vector<int> classes = class_of_head(pattern, problem);
+  std::vector<HeadGroup> groups;
+  for (std::size_t c = 0; c < pattern.classes().size(); ++c) {
+    const Mask& mask = pattern.classes()[c].mask;
+    const std::size_t first_group = groups.size();
+    for (int h = 0; h < problem.num_heads; ++h) {
+      if (classes[static_cast<std::size_t>(h)] != static_cast<int>(c)) continue;
+      Geometry own = geometry;
+      own.head += h;
+      const auto alike = [&](const HeadGroup& group) {
+        return pattern::same_for_heads(mask, group.geometry, own);
+      };
+      const auto group = std::find_if(groups.begin() + static_cast<std::ptrdiff_t>(first_group),
+                                      groups.end(), alike);
+      if (group != groups.end()) {
+        group->heads.push_back(own.head);
+      } else {
+        groups.push_back({mask, {own.head}, own});
+      }
+    }
+    if (groups.size() == first_group) groups.push_back({mask, {}, geometry});
   }
-  return heads;
+  return groups;
 }
 
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
-  return [classes = pattern.classes(),
-          class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
-          geometry = geometry_of(c)](verify::Row row, std::span<std::uint32_t> words) {
+  return [classes = pattern.classes(), classes_of_heads = class_of_head(pattern, c.problem),
+          first = geometry_of(c)](verify::Row row, std::span<std::uint32_t> words) {
     const auto head_class =
-        static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(row.h)]);
+        static_cast<std::size_t>(classes_of_heads[static_cast<std::size_t>(row.h)]);
+    Geometry geometry = first;
+    geometry.head += row.h;
     for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, row.q)) {
       for (int key = span.lo; key < span.hi; ++key) {
         words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
@@ -37,13 +73,11 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
 }
 
 double visible_flop(const Pattern& pattern, const verify::Case& c) {
-  const auto heads = heads_of_classes(pattern, c.problem);
   double elements = 0;
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    if (heads[i].empty()) continue;
-    elements +=
-        static_cast<double>(heads[i].size()) *
-        static_cast<double>(pattern::count_visible(pattern.classes()[i].mask, geometry_of(c)));
+  for (const HeadGroup& group : head_groups(pattern, c.problem, geometry_of(c))) {
+    if (group.heads.empty()) continue;
+    elements += static_cast<double>(group.heads.size()) *
+                static_cast<double>(pattern::count_visible(group.mask, group.geometry));
   }
   return 2.0 * c.batch * elements * (c.problem.head_dim + c.problem.width_v());
 }

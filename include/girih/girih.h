@@ -115,10 +115,14 @@ typedef struct girih_problem {
   size_t size;
   girih_dtype dtype;
   int32_t head_dim;      // width of a head of Q and K
-  int32_t head_dim_v;    // of V and out; 0: as head_dim
   int32_t num_heads;     // query heads
   int32_t num_heads_kv;  // key/value heads; 0: as num_heads
+  int32_t head_dim_v;    // of V and out; 0: as head_dim
   girih_layout layout;
+  // On a tensor-parallel rank, where patterns count the whole model's heads: the number of the
+  // first query head here, and how many the model has (0: num_heads).
+  int32_t head_offset;
+  int32_t num_heads_total;
 } girih_problem;
 
 // A compiled, loaded kernel, for the context that was current when it was bound.

@@ -61,6 +61,10 @@ class Mask {
   /// Canonical text; parse(text()) == *this.
   std::string text() const;
 
+  /// The same with value(name) for each number that comes from a run-time input. A block mask's
+  /// input keeps its name; its value is its place in Pattern::inputs().
+  Mask with_inputs(const std::function<int(const std::string& name)>& value) const;
+
   friend bool operator==(const Mask&, const Mask&) = default;
   friend Mask operator&(Mask a, Mask b);
   friend Mask operator|(Mask a, Mask b);

@@ -208,14 +208,13 @@ std::string conflict(int atom_index, const int* numbers) {
   return reason == nullptr ? "" : fmt::format("{}: {}", kAtomTable[atom_index].name, reason);
 }
 
-std::string input_problem(int atom_index, const AtomParam& param) {
-  const AtomInfo& atom = kAtomTable[atom_index];
+std::string input_problem(const AtomInfo& atom, const AtomParam& param) {
   if (param.kind != ParamKind::integer) {
     return fmt::format("{}: {} takes {}, and no run-time input", atom.name, param.name,
                        expected_form(param));
   }
   // The numbers' places are those of the parameters only where each is one number.
-  if (kHasConflict[atom_index] || atom.num_numbers() != atom.num_params()) {
+  if (kHasConflict[&atom - kAtomTable] || atom.num_numbers() != atom.num_params()) {
     return fmt::format("{}: {} cannot be a run-time input: its numbers must fit together", atom.name,
                        param.name);
   }

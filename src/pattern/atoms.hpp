@@ -19,6 +19,8 @@ constexpr std::size_t kMaxTextBytes = 64 * 1024;
 constexpr std::size_t kMaxInputName = 64;
 /// Of one pattern: the views of all are parameters of the kernel.
 constexpr int kMaxInputs = 16;
+/// Of a model: keeps tables of them small.
+constexpr int kMaxHeads = 1 << 16;
 
 /// Every atom's name, type and numbers, in the order of GIRIH_ATOMS; Mask::atom_index() indexes it.
 std::span<const AtomInfo> atom_table();
@@ -59,8 +61,8 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
 /// Why an atom's arguments cannot stand together, or "".
 std::string conflict(int atom_index, const int* numbers);
 
-/// Why a parameter's number cannot come from a run-time input (`$name`), or "".
-std::string input_problem(int atom_index, const AtomParam& param);
+/// Why the number of a parameter of an atom in the table cannot come from a run-time input (`$name`), or "".
+std::string input_problem(const AtomInfo& atom, const AtomParam& param);
 
 /// Why an input cannot be called so, or "".
 std::string input_name_problem(std::string_view name);

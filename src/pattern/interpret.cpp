@@ -5,24 +5,50 @@
 #include <bit>
 #include <cstddef>
 
+#include <fmt/format.h>
+
+#include "girih/error.hpp"
 #include "girih/shared/structure.cuh"
 
 namespace girih::pattern {
 namespace {
 
+// Whether two heads are alike to an atom: what does not say so does not ask which head it is.
+template <class Atom>
+bool same_atom_for_heads(const int* numbers, const Geometry& a, const Geometry& b) {
+  if constexpr (requires(const Atom& atom) { atom.same_for_heads(a, b); }) {
+    return make_atom<Atom>(numbers).same_for_heads(a, b);
+  }
+  return true;
+}
+
 struct AtomFunctions {
   Run (*seek)(const int* numbers, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
   uint32 (*row_bits)(const int* numbers, const Geometry& geometry, int q, KeyWord keys);
+  bool (*same_for_heads)(const int* numbers, const Geometry& a, const Geometry& b);
 };
 
-#define GIRIH_ATOM_FUNCTIONS(Atom) AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits},
+#define GIRIH_ATOM_FUNCTIONS(Atom) \
+  AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits, same_atom_for_heads<Atom>},
 constexpr AtomFunctions kAtomFunctions[] = {GIRIH_ATOMS(GIRIH_ATOM_FUNCTIONS)};
 #undef GIRIH_ATOM_FUNCTIONS
+
+// The functions of an atom whose numbers are all known.
+const AtomFunctions& functions_of(const Mask& atom, const Geometry& geometry) {
+  for (std::size_t i = 0; i < atom.inputs().size(); ++i) {
+    const bool number = atom_table()[atom.atom_index()].params[i].kind != ParamKind::input;
+    if (atom.inputs()[i].empty() || (!number && geometry.inputs != nullptr)) continue;
+    throw Error(Errc::invalid_argument,
+                fmt::format("what {} shows depends on the run-time input {}: give it",
+                            quote(atom.text()), quote(atom.inputs()[i])));
+  }
+  return kAtomFunctions[atom.atom_index()];
+}
 
 Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
                     int n) {
   if (mask.op() == Mask::Op::atom) {
-    return kAtomFunctions[mask.atom_index()].seek(mask.numbers().data(), geometry, rows, tiles, n);
+    return functions_of(mask, geometry).seek(mask.numbers().data(), geometry, rows, tiles, n);
   }
   const auto seek_operand = [&](const Mask& operand) {
     return seek_expression(operand, geometry, rows, tiles, n);
@@ -39,7 +65,7 @@ Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, 
 // Bits of keys that do not exist mean nothing.
 uint32 bits_of_expression(const Mask& mask, const Geometry& geometry, int q, KeyWord keys) {
   if (mask.op() == Mask::Op::atom) {
-    return kAtomFunctions[mask.atom_index()].row_bits(mask.numbers().data(), geometry, q, keys);
+    return functions_of(mask, geometry).row_bits(mask.numbers().data(), geometry, q, keys);
   }
   uint32 bits = bits_of_expression(mask.operands().front(), geometry, q, keys);
   if (mask.op() == Mask::Op::negation) return ~bits;
@@ -64,6 +90,14 @@ void for_each_tile(const Mask& mask, const Geometry& geometry, QueryRows rows, K
 }
 
 }  // namespace
+
+bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b) {
+  if (mask.op() == Mask::Op::atom) {
+    return functions_of(mask, a).same_for_heads(mask.numbers().data(), a, b);
+  }
+  return std::all_of(mask.operands().begin(), mask.operands().end(),
+                     [&](const Mask& operand) { return same_for_heads(operand, a, b); });
+}
 
 uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key) {
   if (q < 0 || q >= geometry.seqlen_q || first_key < 0 || first_key >= geometry.seqlen_k) return 0;

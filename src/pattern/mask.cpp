@@ -110,7 +110,7 @@ Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
     if (!input.empty()) {
       problem = pattern::input_name_problem(input);
       if (problem.empty() && param.kind != ParamKind::input) {
-        problem = pattern::input_problem(index, param);
+        problem = pattern::input_problem(info, param);
       }
     } else if (param.kind == ParamKind::input) {
       problem = pattern::missing(info, param);
@@ -149,6 +149,17 @@ Mask operator!(Mask a) {
   result.op_ = Mask::Op::negation;
   result.operands_.push_back(std::move(a));
   check_limits(result);
+  return result;
+}
+
+Mask Mask::with_inputs(const std::function<int(const std::string& name)>& value) const {
+  Mask result = *this;
+  for (Mask& operand : result.operands_) operand = operand.with_inputs(value);
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    if (inputs_[i].empty()) continue;
+    result.numbers_[i] = value(inputs_[i]);
+    if (atom_table()[atom_].params[i].kind != ParamKind::input) result.inputs_[i].clear();
+  }
   return result;
 }
 

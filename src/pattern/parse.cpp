@@ -6,7 +6,8 @@
 //   masked  = or [ "with" "softcap" "(" float ")" ]
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
-//   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh
+//   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
+//             "$" name is an integer that a run-time input holds
 //
 // Whitespace is free; "#" starts a comment that ends with the line.
 #include <fmt/format.h>
@@ -72,7 +73,7 @@ struct Token {
   bool is(std::string_view word) const { return kind == Kind::name && text == word; }
 };
 
-using Numbers = std::vector<int>;
+using Numbers = std::vector<Number>;  // of one argument
 
 class Parser {
  public:
@@ -306,7 +307,7 @@ class Parser {
       }
       numbers.insert(numbers.end(), given[i].begin(), given[i].end());
     }
-    const std::string conflict = pattern::conflict(index, numbers.data());
+    const std::string conflict = pattern::conflict(index, values(numbers).data());
     if (!conflict.empty()) fail(text_, name.at, conflict);
     return Mask::atom(info.name, std::move(numbers));
   }
@@ -336,9 +337,11 @@ class Parser {
       }
       const std::size_t at = token_.at;
       given[index] = argument(info, info.params[index]);
-      const std::string problem =
-          pattern::argument_problem(info, info.params[index], given[index].data());
-      if (!problem.empty()) fail(text_, at, problem);
+      if (given[index].front().input.empty()) {
+        const std::string problem =
+            pattern::argument_problem(info, info.params[index], values(given[index]).data());
+        if (!problem.empty()) fail(text_, at, problem);
+      }
       if (accept(')')) return;
       if (!accept(',')) fail_here(fmt::format("expected ',' or ')', found {}", found()));
     }
@@ -368,18 +371,39 @@ class Parser {
     return names;
   }
 
+  static std::vector<int> values(const Numbers& numbers) {
+    std::vector<int> result;
+    for (const Number& number : numbers) result.push_back(number.value);
+    return result;
+  }
+
   // What stands at the current token is none of a parameter's values.
   [[noreturn]] void fail_argument(const AtomInfo& info, const AtomParam& param) const {
-    const std::string form = pattern::expected_form(param);
-    if (token_.is('$')) {
-      fail_here(
-          fmt::format("run-time inputs ('$...') are not supported: {} takes {}", param.name, form));
-    }
-    fail_here(fmt::format("{}: {} takes {}, found {}", info.name, param.name, form, found()));
+    fail_here(fmt::format("{}: {} takes {}, found {}", info.name, param.name,
+                          pattern::expected_form(param), found()));
+  }
+
+  // The name of a run-time input.
+  Number input_name(const AtomInfo& info, const AtomParam& param) {
+    if (token_.kind != Token::Kind::name) fail_argument(info, param);
+    const std::string problem = pattern::input_name_problem(token_.text);
+    if (!problem.empty()) fail_here(problem);
+    Number result = input(std::string(token_.text));
+    advance();
+    return result;
   }
 
   // An argument's numbers, in bounds; argument_problem judges them together.
   Numbers argument(const AtomInfo& info, const AtomParam& param) {
+    if (token_.is('$')) {
+      const std::string problem = pattern::input_problem(info, param);
+      if (!problem.empty()) fail_here(problem);
+      advance();
+      if (token_.kind != Token::Kind::name) {
+        fail_here(fmt::format("expected the name of a run-time input after '$', found {}", found()));
+      }
+      return {input_name(info, param)};
+    }
     switch (param.kind) {
       case ParamKind::integer:
         return {integer(info, param, 0)};
@@ -397,6 +421,8 @@ class Parser {
         const int both = integer(info, param, 0);
         return {both, both};
       }
+      case ParamKind::input:
+        return {input_name(info, param)};
       case ParamKind::pieces:
         break;
     }
@@ -456,7 +482,7 @@ class Parser {
       numbers.insert(numbers.end(), next.begin(), next.end());
     } while (accept(','));
     if (!accept(']')) fail_argument(info, param);
-    numbers.resize(2 * kMaxPieces);
+    numbers.resize(2 * kMaxPieces, 0);
     return numbers;
   }
 

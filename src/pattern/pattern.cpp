@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -104,15 +105,59 @@ std::vector<int> classes_of_all(const Pattern& pattern, int count) {
   return class_of;
 }
 
+// Adds the inputs of a mask that are not there yet.
+void collect_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
+  for (const Mask& operand : mask.operands()) collect_inputs(operand, inputs);
+  for (std::size_t i = 0; i < mask.inputs().size(); ++i) {
+    if (mask.inputs()[i].empty()) continue;
+    InputInfo wanted{.name = mask.inputs()[i]};
+    if (pattern::atom_table()[mask.atom_index()].params[i].kind == ParamKind::input) {
+      wanted.kind = InputInfo::Kind::blocks;
+      wanted.q_block_size = mask.numbers()[1];
+      wanted.kv_block_size = mask.numbers()[2];
+    }
+    const auto same_name = [&](const InputInfo& input) { return input.name == wanted.name; };
+    const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
+    if (found == inputs.end()) {
+      inputs.push_back(std::move(wanted));
+    } else if (*found != wanted) {
+      throw Error(Errc::invalid_argument,
+                  fmt::format("the input {} is used as {} and as {}: give the two different names",
+                              pattern::quote(wanted.name), found->description(),
+                              wanted.description()));
+    }
+  }
+}
+
 }  // namespace
 
-Pattern::Pattern(Mask mask) { classes_.push_back({HeadSet(), std::move(mask), {}}); }
+std::string InputInfo::description() const {
+  if (kind == Kind::number) return "int32 [batch, heads]";
+  return fmt::format("blocks [batch, heads, ceil(seqlen_q / {}), ceil(seqlen_k / {})]",
+                     q_block_size, kv_block_size);
+}
+
+Pattern::Pattern(Mask mask) {
+  classes_.push_back({HeadSet(), std::move(mask), {}});
+  find_inputs();
+}
+
+void Pattern::find_inputs() {
+  inputs_.clear();
+  for (const HeadClass& head_class : classes_) collect_inputs(head_class.mask, inputs_);
+  if (inputs_.size() > pattern::kMaxInputs) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the pattern has {} run-time inputs: at most {} are allowed",
+                            inputs_.size(), pattern::kMaxInputs));
+  }
+}
 
 Pattern heads(std::vector<Pattern::HeadClass> classes) {
   check_classes(classes);
   Pattern pattern(classes.front().mask);
   pattern.classes_ = std::move(classes);
   pattern.per_head_ = true;
+  pattern.find_inputs();
   check_length(pattern);
   return pattern;
 }
@@ -158,6 +203,9 @@ std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv, int hea
                     num_heads, num_heads_kv));
   }
   const int total = num_heads_total == 0 ? num_heads : num_heads_total;
+  if (total > pattern::kMaxHeads) {
+    refuse(fmt::format("{} heads are more than {}", total, pattern::kMaxHeads));
+  }
   const int group_size = num_heads / num_heads_kv;
   if (head_offset < 0 || total < num_heads || head_offset > total - num_heads) {
     refuse(

@@ -9,13 +9,13 @@
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
 #include "girih/shared/smem_layout.cuh"
+#include "pattern/atoms.hpp"
 #include "pattern/interpret.hpp"
 
 namespace girih::plan {
 namespace {
 
 constexpr int kMaxFragmentRegisters = 192;  // of 255; the rest is for everything else
-constexpr int kMaxHeads = 1 << 16;          // so that tables of them are small
 constexpr int kMaxParamBytes = 32764;       // of a kernel, from CUDA 12.1 on
 
 int shared_bytes(const TileConfig& tile, const Problem& problem) {
@@ -78,8 +78,8 @@ void check_problem(const Problem& problem) {
     refuse(fmt::format("num_heads {} and num_heads_kv {} must be positive", problem.num_heads,
                        problem.num_heads_kv));
   }
-  if (problem.num_heads > kMaxHeads) {
-    refuse(fmt::format("num_heads {} is more than {}", problem.num_heads, kMaxHeads));
+  if (problem.num_heads > pattern::kMaxHeads) {
+    refuse(fmt::format("num_heads {} is more than {}", problem.num_heads, pattern::kMaxHeads));
   }
   if (problem.num_heads % problem.num_heads_kv != 0) {
     refuse(
@@ -146,10 +146,10 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::vector<int>> numbers;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     structures.push_back(structure_of(head_class.mask));
-    numbers.push_back(numbers_of(head_class.mask));
+    numbers.push_back(numbers_of(head_class.mask, pattern.inputs()));
   }
-  const std::vector<int> class_of_head =
-      pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
+  const std::vector<int> class_of_head = pattern.class_of_head(
+      problem.num_heads, problem.num_heads_kv, problem.head_offset, problem.num_heads_total);
 
   // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
@@ -157,6 +157,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   for (const int c : class_of_head) {
     distinct.push_back(structures[c]);
     most_numbers = std::max(most_numbers, numbers[c].size());
+    plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
   }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -164,7 +165,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   const auto row_of = [&](int pattern_class) {
     const auto found =
         std::lower_bound(distinct.begin(), distinct.end(), structures[pattern_class]);
-    std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(0.0f)};
+    const float softcap = pattern.classes()[pattern_class].modifiers.softcap;
+    std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(softcap)};
     row.insert(row.end(), numbers[pattern_class].begin(), numbers[pattern_class].end());
     row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
     return row;
@@ -203,13 +205,25 @@ std::string structure_of(const Mask& mask) {
     case Mask::Op::atom:
       break;
   }
-  return fmt::format("Leaf<{}>", pattern::atom_table()[mask.atom_index()].type);
+  const AtomInfo& atom = pattern::atom_table()[mask.atom_index()];
+  unsigned from_inputs = 0;
+  for (size_t i = 0; i < mask.inputs().size(); ++i) {
+    const bool number = atom.params[i].kind != ParamKind::input && !mask.inputs()[i].empty();
+    from_inputs |= number ? 1u << i : 0u;
+  }
+  return from_inputs == 0 ? fmt::format("Leaf<{}>", atom.type)
+                          : fmt::format("Leaf<{}, {:#x}>", atom.type, from_inputs);
 }
 
-std::vector<int> numbers_of(const Mask& mask) {
-  std::vector<int> numbers = mask.numbers();
-  for (const Mask& operand : mask.operands()) {
-    const std::vector<int> inner = numbers_of(operand);
+std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs) {
+  const Mask resolved = mask.with_inputs([&](const std::string& name) {
+    const auto same_name = [&](const InputInfo& input) { return input.name == name; };
+    return static_cast<int>(std::find_if(inputs.begin(), inputs.end(), same_name) -
+                            inputs.begin());
+  });
+  std::vector<int> numbers = resolved.numbers();
+  for (const Mask& operand : resolved.operands()) {
+    const std::vector<int> inner = numbers_of(operand, inputs);
     numbers.insert(numbers.end(), inner.begin(), inner.end());
   }
   return numbers;

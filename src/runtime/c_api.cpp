@@ -184,10 +184,12 @@ girih::Problem problem_of(const girih_problem* pointer) {
   const girih_problem c = known_part("girih_problem", "problem", pointer);
   return {.dtype = dtype_of("problem", c.dtype),
           .head_dim = c.head_dim,
-          .head_dim_v = c.head_dim_v == c.head_dim ? 0 : c.head_dim_v,
           .num_heads = c.num_heads,
           .num_heads_kv = c.num_heads_kv == 0 ? c.num_heads : c.num_heads_kv,
-          .layout = layout_of("problem", c.layout)};
+          .head_dim_v = c.head_dim_v == c.head_dim ? 0 : c.head_dim_v,
+          .layout = layout_of("problem", c.layout),
+          .head_offset = c.head_offset,
+          .num_heads_total = c.num_heads_total};
 }
 
 girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {

@@ -114,7 +114,7 @@ struct FwdSm80 {
 
     int index;          // of the query tile in launch order; from num_tiles on there is none
     int first_row;      // of the tile in its sequence
-    Geometry geometry;  // of the sequence
+    Geometry geometry;  // of the sequence and head
     const uint16* q;    // of the sequence and head, from row 0
     const uint16* k;
     const uint16* v;
@@ -126,7 +126,7 @@ struct FwdSm80 {
 
     // Takes up the first query tile from `candidate` on, in steps of the grid, that has rows.
     __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads,
-                                          int candidate) {
+                                          const InputView* inputs, int candidate) {
       Sequence sequence;
       QueryTile at;
       for (;; candidate += gridDim.x) {
@@ -138,7 +138,11 @@ struct FwdSm80 {
         if (first_row < sequence.geometry.seqlen_q) break;
       }
       geometry = sequence.geometry;
-      const int kv_head = at.head / params.group_size;
+      geometry.head += at.head;
+      geometry.local_head = at.head;
+      geometry.batch = at.batch;
+      geometry.inputs = inputs;
+      const int kv_head = at.head / geometry.group_size;
       q = static_cast<const uint16*>(params.q) +
           offset(params.q_strides, sequence.q_batch, sequence.q_row, at.head);
       k = static_cast<const uint16*>(params.k) +
@@ -295,15 +299,17 @@ struct FwdSm80 {
     store(params, producer, output, softmax, scale.natural, shared, warp, lane);
   }
 
-  static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
+  // `inputs`: the pattern's, by slot; null where it has none.
+  static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
+                                             const InputView* inputs) {
     extern __shared__ __align__(128) unsigned char shared[];
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
-    if (threadIdx.x == 0) producer.start(params, heads, blockIdx.x);
+    if (threadIdx.x == 0) producer.start(params, heads, inputs, blockIdx.x);
     __syncthreads();
     while (producer.index < params.num_tiles) {
       attend(params, producer, shared);
       __syncthreads();  // the next tile's Q goes where this one's output was staged
-      if (threadIdx.x == 0) producer.start(params, heads, producer.index + gridDim.x);
+      if (threadIdx.x == 0) producer.start(params, heads, inputs, producer.index + gridDim.x);
       __syncthreads();
     }
   }

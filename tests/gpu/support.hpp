@@ -122,9 +122,9 @@ inline girih::Problem make_problem(girih::DType dtype, int head_dim, int num_hea
                                    girih::Layout layout = girih::Layout::bshd) {
   return {.dtype = dtype,
           .head_dim = head_dim,
-          .head_dim_v = head_dim_v,
           .num_heads = num_heads,
           .num_heads_kv = num_heads_kv,
+          .head_dim_v = head_dim_v,
           .layout = layout};
 }
 

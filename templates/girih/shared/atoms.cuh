@@ -41,7 +41,7 @@ struct AtomParam {
   int fallback = kRequired;  // each of its numbers when it is left out; may be out of bounds
   const char* choices = "";  // "q|kv"
 
-  constexpr int num_numbers() const {
+  GIRIH_HD constexpr int num_numbers() const {
     return kind == ParamKind::pieces                             ? 2 * kMaxPieces
            : kind == ParamKind::range || kind == ParamKind::pair ? 2
                                                                  : 1;
@@ -53,12 +53,12 @@ struct AtomInfo {
   const char* type;  // the struct's name, for emitted source
   AtomParam params[10] = {};
 
-  constexpr int num_params() const {
+  GIRIH_HD constexpr int num_params() const {
     int count = 0;
     for (const AtomParam& param : params) count += param.name != nullptr ? 1 : 0;
     return count;
   }
-  constexpr int num_numbers() const {
+  GIRIH_HD constexpr int num_numbers() const {
     int count = 0;
     for (const AtomParam& param : params) count += param.name != nullptr ? param.num_numbers() : 0;
     return count;
@@ -333,7 +333,7 @@ struct Strided : KeySearch<Strided> {
   const int* numbers;
   GIRIH_HD explicit Strided(const int* list) : numbers(list) {}
 
-  static constexpr const char* conflict(const int* n) {
+  GIRIH_HD static constexpr const char* conflict(const int* n) {
     const bool ranges = n[kRanges + 1] > 0;
     if (ranges && (n[kLeft] >= 0 || n[kStride] > 0)) return "ranges replace local and stride";
     if (ranges && n[kRelative]) return "relative goes with local and stride, not with ranges";
@@ -369,6 +369,18 @@ struct Strided : KeySearch<Strided> {
     }
     return {max(k, block_begin(next.visible, block) - g.k_start),
             max(k, block_begin(next.hidden, block) - g.k_start)};
+  }
+
+  // Whether the heads of two geometries see the same.
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    for (int index = 0;; ++index) {
+      const Rule of_a = rule(a, index), of_b = rule(b, index);
+      if (of_a.end != of_b.end || of_a.stride != of_b.stride ||
+          floor_mod(of_a.shift - of_b.shift, of_a.stride) != 0) {
+        return false;
+      }
+      if (of_a.end == kNoUpperBound) return true;
+    }
   }
 
  private:
@@ -451,6 +463,11 @@ struct Blocks : KeySearch<Blocks> {
                : "q and kv must be 16, 32, 64 or 128";
   }
 
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    return a.inputs[slot].plane(a.batch, a.local_head) ==
+           b.inputs[slot].plane(b.batch, b.local_head);
+  }
+
   GIRIH_HD BitRows bit_rows(const Geometry& g, QueryRows rows) const {
     const InputView& view = g.inputs[slot];
     const int first = rows.begin / q_block;
@@ -479,10 +496,21 @@ struct Blocks : KeySearch<Blocks> {
   }
 };
 
-#define GIRIH_ATOMS(X)                                                                      \
-  X(Dense)                                                                                  \
-  X(Causal) X(Window) X(Sink) X(LastKeys) X(FirstQueries) X(LastQueries) X(Queries) X(Keys) \
-      X(Chunk) X(BlockWindow) X(BlockStreaming) X(Strided) X(Blocks)
+#define GIRIH_ATOMS(X) \
+  X(Dense)             \
+  X(Causal)            \
+  X(Window)            \
+  X(Sink)              \
+  X(LastKeys)          \
+  X(FirstQueries)      \
+  X(LastQueries)       \
+  X(Queries)           \
+  X(Keys)              \
+  X(Chunk)             \
+  X(BlockWindow)       \
+  X(BlockStreaming)    \
+  X(Strided)          \
+  X(Blocks)
 
 // An atom from its numbers.
 template <class Atom>
