@@ -67,8 +67,8 @@ static void nulls_are_refused(void) {
   CHECK(refused(girih_compile("causal", NULL, NULL), wrong, "program is null"));
   CHECK(refused(girih_bind(NULL, &problem, &kernel), wrong, "program is null"));
   CHECK(refused(girih_kernel_get_info(NULL, &info), wrong, "kernel is null"));
-  CHECK(refused(girih_workspace_bytes(NULL, 1, 1, 1, &bytes), wrong, "kernel is null"));
-  CHECK(refused(girih_workspace_bytes(NULL, 1, 1, 1, NULL), wrong, "is null"));
+  CHECK(refused(girih_workspace_bytes(NULL, NULL, &bytes), wrong, "kernel is null"));
+  CHECK(refused(girih_workspace_bytes(NULL, NULL, NULL), wrong, "is null"));
   CHECK(refused(girih_launch(NULL, &args, NULL, 0), wrong, "kernel is null"));
   CHECK(refused(girih_attention(NULL, &args), wrong, "program is null"));
   CHECK(girih_program_text(NULL) == NULL);

@@ -38,8 +38,9 @@ bool contains(const std::string& text, std::string_view part) {
 }
 
 // 5 for each whole number, and what is left out where it may be anything else.
-std::vector<int> plain_numbers(const girih::AtomInfo& info) {
-  std::vector<int> numbers;
+std::vector<girih::Number> plain_numbers(const girih::AtomInfo& info) {
+  if (std::string_view(info.name) == "blocks") return {girih::input("m"), 128, 64};
+  std::vector<girih::Number> numbers;
   for (int i = 0; i < info.num_params(); ++i) {
     const girih::AtomParam& param = info.params[i];
     const bool words = param.kind == girih::ParamKind::boolean ||

@@ -5,6 +5,7 @@
 
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
+#include "fill.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/plan.hpp"
 #include "reading.hpp"
@@ -30,12 +31,12 @@ std::string tile_origin(const TileConfig& given) {
 Json classes_json(const Pattern& pattern, const Problem& problem, const TileConfig& tile,
                   const std::optional<Geometry>& geometry) {
   Json classes = Json::array();
-  for (const auto& [mask, heads, own] :
+  for (const auto& [mask, heads, own, pattern_class] :
        head_groups(pattern, problem, geometry.value_or(geometry_of(0, 0, problem)))) {
     Json json{{"heads", ranges_text(heads)},
               {"num_heads", heads.size()},
               {"mask", mask.text()},
-              {"structure", plan::structure_of(mask)}};
+              {"structure", plan::structure_of(pattern.classes()[pattern_class].mask)}};
     if (geometry) {
       const auto tiles = pattern::count_tiles(mask, own, tile.block_m, tile.block_n);
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
@@ -124,6 +125,7 @@ void add_explain(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern, arch;
     ProblemOptions problem;
+    FillOptions fill;
     jit::Options jit;
     std::optional<int> seqlen_q, seqlen_k;
   };
@@ -138,6 +140,8 @@ void add_explain(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", options->seqlen_q,
                    "Query rows, to count tiles; default: the keys");
   verb->add_option("--seqlen-k", options->seqlen_k, "Keys, to count tiles; default: the rows");
+  add_fill_options(*verb, options->fill);
+  verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   add_tile_options(*verb, options->jit.tile);
   add_jit_options(*verb, options->jit);
 
@@ -146,12 +150,16 @@ void add_explain(CLI::App& app, Context& context) {
     const Problem problem = options->problem.resolve(pattern);
     const std::string arch = resolve_arch(options->arch);
     std::optional<Geometry> geometry;
+    std::optional<HostInputs> inputs;
     if (options->seqlen_q || options->seqlen_k) {
       const int seqlen_q = options->seqlen_q.value_or(options->seqlen_k.value_or(0));
       const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
       check_range("--seqlen-q", seqlen_q, 0, kMaxNumber);
       check_range("--seqlen-k", seqlen_k, 0, kMaxNumber);
       geometry = geometry_of(seqlen_q, seqlen_k, problem);
+      inputs.emplace(read_fills(options->fill, pattern, problem, 1, seqlen_q, seqlen_k),
+                     problem.num_heads);
+      geometry->inputs = inputs->views();
     }
 
     Json report{{"pattern", pattern.text()},

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "common.hpp"
+#include "fill.hpp"
 #include "pattern/interpret.hpp"
 #include "pattern/picture.hpp"
 #include "reading.hpp"
@@ -44,6 +45,7 @@ void add_show(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern, svg;
     ProblemOptions problem;
+    FillOptions fill;
     int seqlen_q = 1024, seqlen_k = 1024;
     int block_m = 128, block_n = 64;
   };
@@ -56,6 +58,8 @@ void add_show(CLI::App& app, Context& context) {
   verb->add_option("--block-m", options->block_m, "Query rows of a tile")->capture_default_str();
   verb->add_option("--block-n", options->block_n, "Keys of a tile")->capture_default_str();
   add_head_options(*verb, options->problem);
+  add_fill_options(*verb, options->fill);
+  verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   verb->add_option("--svg", options->svg, "File for a picture of the tiles, a panel a class");
 
   verb->callback([options, &context] {
@@ -65,7 +69,11 @@ void add_show(CLI::App& app, Context& context) {
     check_range("--block-n", options->block_n, 1, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     const Problem problem = options->problem.resolve(pattern);
-    const Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k, problem);
+    const HostInputs inputs(read_fills(options->fill, pattern, problem, 1, options->seqlen_q,
+                                       options->seqlen_k),
+                            problem.num_heads);
+    Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k, problem);
+    geometry.inputs = inputs.views();
     const std::vector<HeadGroup> groups = head_groups(pattern, problem, geometry);
     if (!options->svg.empty()) {
       write_output(options->svg,

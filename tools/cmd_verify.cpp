@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "common.hpp"
+#include "fill.hpp"
 #include "reading.hpp"
 #include "verify/device.hpp"
 #include "verify/verify.hpp"
@@ -77,6 +78,7 @@ void add_verify(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern;
     ProblemOptions problem;
+    FillOptions fill;
     Layout layout = Layout::bshd;
     jit::Options jit;
     verify::Case parameters;
@@ -102,6 +104,7 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--q-start", c.q_start,
                    "Position of the first query; default: k-start + seqlen-k - seqlen-q");
   verb->add_option("--k-start", c.k_start, "Position of the first key")->capture_default_str();
+  add_fill_options(*verb, options->fill);
   verb->add_option("--seed", c.seed, "Of the inputs and of the choice of rows")
       ->capture_default_str();
   verb->add_option("--rows", c.max_rows, "Rows to check; 0: all where that is cheap, else 4096")
@@ -123,6 +126,9 @@ void add_verify(CLI::App& app, Context& context) {
     parameters.problem = options->problem.resolve(pattern);
     parameters.problem.layout = options->layout;
 
+    options->fill.seed = parameters.seed;
+    parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,
+                                   parameters.seqlen_q, parameters.seqlen_k);
     const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;

@@ -14,16 +14,29 @@ Geometry geometry_of(const verify::Case& c);
 
 /// Heads that see the same: a class of the pattern, or a part of one whose mask tells heads apart.
 struct HeadGroup {
-  Mask mask;
+  Mask mask;               ///< with the numbers that run-time inputs give these heads
   std::vector<int> heads;  ///< query heads of the whole model, ascending
   Geometry geometry;       ///< of the first of them
+  std::size_t pattern_class;
 };
 
 /// Every class has a group, be it one without heads; classes in order, then groups by their first
-/// head. `geometry` is that of the problem's first head.
+/// head. `geometry` is that of the problem's first head, with the inputs of one sequence.
 /// @throws Error invalid_argument when a head is covered never or twice.
 std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
                                    const Geometry& geometry);
+
+/// Run-time inputs as the host's reading takes them: Geometry::inputs.
+class HostInputs {
+ public:
+  /// `data` in the order of Pattern::inputs().
+  HostInputs(const std::vector<verify::InputData>& data, int num_heads);
+  const InputView* views() const { return views_.data(); }
+
+ private:
+  std::vector<std::vector<std::uint32_t>> words_;
+  std::vector<InputView> views_;
+};
 
 /// The rows of a case as bits. @throws as head_groups.
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c);

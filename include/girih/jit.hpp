@@ -68,9 +68,15 @@ struct Args {
   int max_seqlen_q = 0;               ///< thd: no sequence has more queries
   int max_seqlen_k = 0;               ///< thd: nor more keys
 
+  /// What the pattern's run-time inputs hold, by name: all of Pattern::inputs().
+  std::vector<Input> inputs = {};
+
   int max_ctas = 0;  ///< caps the grid, for tests; 0 is no cap
   CUstream_st* stream = nullptr;
 };
+
+/// Whether run-time inputs are looked through for entries out of range, which waits for the GPU.
+enum class Check { no, yes };
 
 /// Device scratch memory; see Kernel::workspace_bytes.
 struct Workspace {
@@ -96,12 +102,21 @@ struct KernelInfo {
 /// A compiled, loaded kernel: a cheap handle, safe to copy and to launch from several threads.
 class Kernel {
  public:
-  /// Enqueues one attention forward on args.stream.
+  /// Enqueues one attention forward on args.stream. Block lists and byte masks must have been built
+  /// into the workspace, on this stream or before it.
   /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
   void launch(const Args& args, Workspace workspace = {}) const;
 
-  /// Scratch that launch needs for these lengths. Closed-form patterns need none.
-  std::size_t workspace_bytes(int batch, int seqlen_q, int seqlen_k) const;
+  /// Scratch that build_lists and launch need for these arguments. Patterns without block lists or
+  /// byte masks need none.
+  std::size_t workspace_bytes(const Args& args) const;
+
+  /// Enqueues on args.stream what prepares the block lists and byte masks among args.inputs: once
+  /// for any number of launches with the same lists and workspace. Does nothing where there are
+  /// none. With Check::yes it waits for the stream and refuses lists with entries out of range,
+  /// which are ignored otherwise.
+  /// @throws Error as launch.
+  void build_lists(const Args& args, Workspace workspace, Check check = Check::no) const;
 
   const Problem& problem() const;
   const KernelInfo& info() const;
@@ -124,8 +139,9 @@ class Program {
   /// @throws Error unsupported, compile_failed, jit_disabled, no_device, driver.
   Kernel bind(const Problem& problem) const;
 
-  /// Binds to the tensors' types and heads on first use, then launches. While args.stream is
-  /// being captured only an already bound problem is accepted.
+  /// Binds to the tensors' types and heads on first use, then launches. Lists are built into memory
+  /// that is taken from and given back to the driver's pool in the order of the stream. While
+  /// args.stream is being captured only an already bound problem is accepted.
   void operator()(const Args& args) const;
 
  private:

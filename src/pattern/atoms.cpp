@@ -16,14 +16,17 @@ constexpr AtomInfo kAtomTable[] = {GIRIH_ATOMS(GIRIH_ATOM_INFO)};
 #undef GIRIH_ATOM_INFO
 
 template <class Atom>
+constexpr bool has_conflict = requires(const int* numbers) { Atom::conflict(numbers); };
+
+template <class Atom>
 const char* conflict_of(const int* numbers) {
-  if constexpr (requires { Atom::conflict(numbers); }) return Atom::conflict(numbers);
+  if constexpr (has_conflict<Atom>) return Atom::conflict(numbers);
   return nullptr;
 }
 #define GIRIH_ATOM_CONFLICT(Atom) conflict_of<Atom>,
 constexpr const char* (*kConflicts[])(const int* numbers) = {GIRIH_ATOMS(GIRIH_ATOM_CONFLICT)};
 #undef GIRIH_ATOM_CONFLICT
-#define GIRIH_ATOM_HAS_CONFLICT(Atom) requires { Atom::conflict(nullptr); },
+#define GIRIH_ATOM_HAS_CONFLICT(Atom) has_conflict<Atom>,
 constexpr bool kHasConflict[] = {GIRIH_ATOMS(GIRIH_ATOM_HAS_CONFLICT)};
 #undef GIRIH_ATOM_HAS_CONFLICT
 

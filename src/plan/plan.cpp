@@ -45,13 +45,24 @@ bool rows_divide(const TileConfig& tile) {
 // two CTAs a multiprocessor where that is possible, for they hide each other's barriers and
 // softmax. A warp with 32 query rows reads each key fragment half as often as two with 16. The
 // order was measured on sm_90 (tools/bench/NOTES.md).
-TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested) {
+//
+// Tiles larger than the blocks of a run-time mask compute what is not visible, or must be masked:
+// they are not taken, down to 64 rows and 32 keys, below which tiles are slower than that.
+TileConfig choose_tile(const Arch& arch, const Pattern& pattern, const Problem& problem,
+                       const TileConfig& requested) {
+  int most_rows = 128, most_keys = 128;
+  for (const InputInfo& input : pattern.inputs()) {
+    if (input.kind != InputInfo::Kind::blocks) continue;
+    most_rows = std::min(most_rows, std::max(input.q_block_size, 64));
+    most_keys = std::min(most_keys, std::max(input.kv_block_size, 32));
+  }
   static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
                                                {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
                                                {64, 32, 2, 4},   {64, 16, 2, 4}};
   for (const TileConfig& candidate : kCandidates) {
     // 128 keys at once pay where the exponentials weigh most; only there were they measured.
     if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
+    if (candidate.block_m > most_rows || candidate.block_n > most_keys) continue;
     const TileConfig tile = complete(requested, candidate);
     if (!rows_divide(tile)) continue;
     const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
@@ -181,7 +192,13 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     plan.head_table.insert(plan.head_table.end(), row.begin(), row.end());
   }
 
-  const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams);
+  plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
+  for (const InputInfo& input : pattern.inputs()) {
+    plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
+  }
+
+  const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
+                       pattern.inputs().size() * sizeof(InputView);
   if (bytes > kMaxParamBytes) {
     throw Error(Errc::unsupported,
                 fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
@@ -232,7 +249,7 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
-  const TileConfig tile = choose_tile(arch, problem, requested);
+  const TileConfig tile = choose_tile(arch, pattern, problem, requested);
   const std::vector<std::string> reasons = reasons_against(problem, arch, tile);
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
 

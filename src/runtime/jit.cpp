@@ -20,6 +20,7 @@
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
 #include "runtime/arguments.hpp"
+#include "runtime/inputs.hpp"
 #include "runtime/settings.hpp"
 #include "support/fs.hpp"
 #include "support/log.hpp"
@@ -285,35 +286,135 @@ struct Kernel::Impl {
   Problem problem;
   KernelInfo info;
   std::vector<int> head_table;
+  std::vector<InputInfo> inputs;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
+  CUfunction build_lists = nullptr;  // null where the pattern has no lists
   CUdevice device = 0;
   int l2_bytes = 0;
+
+  runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
+                                 Workspace workspace) const {
+    return runtime::plan_inputs(inputs, args.inputs,
+                                {.num_heads = problem.num_heads,
+                                 .num_heads_kv = problem.num_heads_kv,
+                                 .batch = params.num_batch_heads / problem.num_heads,
+                                 .seqlen_q = params.geometry.seqlen_q,
+                                 .seqlen_k = params.geometry.seqlen_k},
+                                workspace.data);
+  }
+
+  void launch(CUfunction kernel, int num_ctas, int threads, int shared_bytes, CUstream stream,
+              void** parameters) const {
+    CUlaunchConfig config{};
+    config.gridDimX = num_ctas;
+    config.gridDimY = config.gridDimZ = 1;
+    config.blockDimX = threads;
+    config.blockDimY = config.blockDimZ = 1;
+    config.sharedMemBytes = shared_bytes;
+    config.hStream = stream;
+    const CUresult result =
+        cuda::driver().cuLaunchKernelEx(&config, kernel, parameters, nullptr);
+    if (result != CUDA_SUCCESS) refuse_launch(result, device);
+  }
 };
 
 Kernel::Kernel(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 const Problem& Kernel::problem() const { return impl_->problem; }
 const KernelInfo& Kernel::info() const { return impl_->info; }
-std::size_t Kernel::workspace_bytes(int, int, int) const { return 0; }
 
-void Kernel::launch(const Args& args, Workspace) const {
+std::size_t Kernel::workspace_bytes(const Args& args) const {
+  const FwdParams params = runtime::forward_params(args, impl_->problem);
+  return impl_->plan_inputs(args, params, {}).workspace_bytes;
+}
+
+static void check_workspace(const Workspace& workspace, std::size_t needed) {
+  if (needed == 0) return;
+  if (workspace.data == nullptr || workspace.bytes < needed) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("these arguments need {} bytes of workspace, and {} were given: see "
+                            "Kernel::workspace_bytes",
+                            needed, workspace.data == nullptr ? 0 : workspace.bytes));
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace.data) % 16 != 0) {
+    throw Error(Errc::invalid_argument, fmt::format("the workspace at {} is not aligned to 16 bytes",
+                                                    workspace.data));
+  }
+}
+
+void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {
+  const Impl& impl = *impl_;
+  const FwdParams params = runtime::forward_params(args, impl.problem);
+  runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
+  check_workspace(workspace, plan.workspace_bytes);
+  if (plan.num_builds == 0) return;
+
+  const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
+  if (check == Check::yes) {
+    cuda::check(cuda::driver().cuMemsetD8Async(counts, 0, runtime::kIgnoredCountsBytes, args.stream),
+                "clearing the workspace");
+  }
+  for (int i = 0; i < plan.num_builds; ++i) {
+    BuildListsParams& build = plan.builds[i];
+    if (check == Check::yes) build.num_ignored = static_cast<int*>(workspace.data) + i;
+    const std::int64_t num_rows = std::int64_t{build.num_planes} * build.num_rows;
+    constexpr int kRowsPerCta = kBuildListsThreads / 32;
+    constexpr std::int64_t kMostCtas = 1 << 16;
+    const std::int64_t num_ctas = std::min((num_rows + kRowsPerCta - 1) / kRowsPerCta, kMostCtas);
+    if (num_ctas == 0) continue;
+    void* parameters[] = {&build};
+    impl.launch(impl.build_lists, static_cast<int>(num_ctas), kBuildListsThreads, 0, args.stream,
+                parameters);
+  }
+  if (check == Check::no) return;
+
+  std::array<int, pattern::kMaxInputs> ignored{};
+  cuda::check(cuda::driver().cuStreamSynchronize(args.stream), "building block lists");
+  cuda::check(cuda::driver().cuMemcpyDtoH(ignored.data(), counts, runtime::kIgnoredCountsBytes),
+              "reading back the check of block lists");
+  for (int i = 0; i < plan.num_builds; ++i) {
+    if (ignored[i] == 0) continue;
+    throw Error(Errc::invalid_argument,
+                fmt::format("the input '{}' has {} entries out of range: key blocks must be from 0 "
+                            "to {}, and rows lie within the list",
+                            impl.inputs[plan.build_input[i]].name, ignored[i],
+                            plan.builds[i].num_columns - 1));
+  }
+}
+
+void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem);
   plan_order(params, impl.problem, impl.info.tile.block_m, impl.l2_bytes);
+  runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
+  check_workspace(workspace, inputs.workspace_bytes);
   if (params.num_tiles == 0) return;
 
-  CUlaunchConfig config{};
-  config.gridDimX =
+  const int num_ctas =
       args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
-  config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = impl.info.threads;
-  config.blockDimY = config.blockDimZ = 1;
-  config.sharedMemBytes = impl.info.shared_bytes;
-  config.hStream = args.stream;
-  void* parameters[] = {&params, const_cast<int*>(impl.head_table.data())};
-  const CUresult result =
-      cuda::driver().cuLaunchKernelEx(&config, impl.function, parameters, nullptr);
-  if (result != CUDA_SUCCESS) refuse_launch(result, impl.device);
+  void* parameters[] = {&params, const_cast<int*>(impl.head_table.data()), inputs.views.data()};
+  impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
+              parameters);
+}
+
+// Launches, with a workspace from the driver's pool where the pattern's inputs need one.
+static void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
+  const std::size_t bytes = pattern.inputs().empty() ? 0 : kernel.workspace_bytes(args);
+  if (bytes == 0) return kernel.launch(args);
+  const cuda::Api& api = cuda::driver();
+  CUdeviceptr memory = 0;
+  cuda::check(api.cuMemAllocAsync(&memory, bytes, args.stream),
+              fmt::format("taking {} bytes of workspace from the memory pool", bytes));
+  const auto give_back = [&] { return api.cuMemFreeAsync(memory, args.stream); };
+  try {
+    const Workspace workspace{reinterpret_cast<void*>(memory), bytes};
+    kernel.build_lists(args, workspace);
+    kernel.launch(args, workspace);
+  } catch (...) {
+    give_back();
+    throw;
+  }
+  cuda::check(give_back(), "giving the workspace back to the memory pool");
 }
 
 struct Program::State {
@@ -356,6 +457,7 @@ Kernel Program::bind(const Problem& problem) const {
   auto impl = std::make_shared<Kernel::Impl>();
   impl->problem = problem;
   impl->head_table = plan.head_table;
+  impl->inputs = state_->pattern.inputs();
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->loaded = loaded_slot(source.key);
@@ -368,6 +470,7 @@ Kernel Program::bind(const Problem& problem) const {
       loaded.prepared.insert(device.context_id);
     }
     impl->function = loaded.module->function();
+    if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
     impl->info = info_of(loaded.entry, plan, hit);
   }
 
@@ -384,7 +487,7 @@ void Program::operator()(const Args& args) const {
     if (const Kernel* found = state_->find(current_context_id(), problem)) {
       const Kernel kernel = *found;
       lock.unlock();
-      return kernel.launch(args);
+      return launch_with_pool(state_->pattern, kernel, args);
     }
   }
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -394,7 +497,7 @@ void Program::operator()(const Args& args) const {
                 "this problem is not bound yet, and binding cannot be captured into a graph: call "
                 "Program::bind before the capture begins");
   }
-  bind(problem).launch(args);
+  launch_with_pool(state_->pattern, bind(problem), args);
 }
 
 Program compile(Pattern pattern, Options options) {

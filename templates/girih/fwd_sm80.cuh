@@ -161,6 +161,7 @@ struct FwdSm80 {
               {kBlockN, geometry.seqlen_k},
               Classes::kCount == 1 ? 0 : head.head_class,
               head.numbers};
+      GIRIH_ROLLED
       for (int i = 0; i < kNumStages; ++i) ring[i] = walk.next(geometry);
     }
   };
@@ -253,7 +254,14 @@ struct FwdSm80 {
         producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(producer.geometry);
       }
 
-      // --- Consuming: scores, softcap, mask, softmax, output ---
+      // --- Consuming: mask, scores, softcap, softmax, output ---
+      const bool partial = tile.kind == static_cast<int>(TileKind::partial);
+      WarpMask<kRowsPerWarp, kBlockN> mask;  // evaluated while the scores take no registers yet
+      if (partial) {
+        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
+                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
+                                        tile.n_block * kBlockN);
+      }
       const uint32 stage = t % kNumStages;
       Scores scores;
       score(scores, q_tile, q_tile + kLayout.k_offset + stage * kLayout.k_stage_bytes, warp, lane);
@@ -267,11 +275,7 @@ struct FwdSm80 {
         }
       }
 
-      if (tile.kind == static_cast<int>(TileKind::partial)) {
-        WarpMask<kRowsPerWarp, kBlockN> mask;
-        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
-                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
-                                        tile.n_block * kBlockN);
+      if (partial) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -304,13 +308,12 @@ struct FwdSm80 {
                                              const InputView* inputs) {
     extern __shared__ __align__(128) unsigned char shared[];
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
-    if (threadIdx.x == 0) producer.start(params, heads, inputs, blockIdx.x);
-    __syncthreads();
-    while (producer.index < params.num_tiles) {
+    for (int candidate = blockIdx.x;; candidate = producer.index + gridDim.x) {
+      if (threadIdx.x == 0) producer.start(params, heads, inputs, candidate);
+      __syncthreads();
+      if (producer.index >= params.num_tiles) return;
       attend(params, producer, shared);
       __syncthreads();  // the next tile's Q goes where this one's output was staged
-      if (threadIdx.x == 0) producer.start(params, heads, inputs, producer.index + gridDim.x);
-      __syncthreads();
     }
   }
 };

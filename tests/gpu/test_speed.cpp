@@ -120,7 +120,10 @@ TEST_CASE("closed-form patterns take no memory for their mask") {
   const jit::Program program = jit::compile(
       Pattern::parse("heads(0-3: causal, else: causal & (sink(64) | window(left=9)))"));
   const jit::Kernel kernel = program.bind({.num_heads = 8, .num_heads_kv = 2});
-  CHECK(kernel.workspace_bytes(4, 131072, 131072) == 0);
+  Case c;
+  c.problem = kernel.problem();
+  c.seqlen_q = c.seqlen_k = 131072;
+  CHECK(kernel.workspace_bytes(Workload(c).args()) == 0);
 }
 
 TEST_CASE("the portable kernel is as fast as the best of its generation") {

@@ -298,10 +298,11 @@ Report verify_attention(const jit::Program& program, const Case& given, const Ma
   Workload workload(c);
   workload.fill_normal(c.seed);
   workload.poison_outputs();
-  const std::size_t workspace_bytes = kernel.workspace_bytes(c.batch, c.seqlen_q, c.seqlen_k);
+  const std::size_t workspace_bytes = kernel.workspace_bytes(workload.args());
   const Buffer workspace_memory(workspace_bytes);
   const jit::Workspace workspace{workspace_bytes == 0 ? nullptr : workspace_memory.data(),
                                  workspace_bytes};
+  kernel.build_lists(workload.args(), workspace);
   kernel.launch(workload.args(), workspace);
   synchronize();
   workload.download_outputs();

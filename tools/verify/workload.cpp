@@ -206,6 +206,7 @@ Workload::Workload(const Case& c)
     cu_seqlens_q_ = uploaded(starts_of(c, c.lengths.q, c.seqlen_q));
     cu_seqlens_k_ = uploaded(starts_of(c, c.lengths.k, c.seqlen_k));
   }
+  for (const InputData& data : c.inputs) pattern_inputs_.emplace_back(data);
   if (!c.lengths.used_k.empty()) seqused_k_ = uploaded(c.lengths.used_k);
   if (!c.lengths.leftpad_k.empty()) leftpad_k_ = uploaded(c.lengths.leftpad_k);
 }
@@ -319,6 +320,7 @@ jit::Args Workload::args() const {
     args.max_seqlen_q = parameters.seqlen_q;
     args.max_seqlen_k = parameters.seqlen_k;
   }
+  for (const DeviceInput& input : pattern_inputs_) args.inputs.push_back(input.input());
   args.max_ctas = parameters.max_ctas;
   return args;
 }

@@ -8,6 +8,7 @@
 
 #include "girih/jit.hpp"
 #include "verify/device.hpp"
+#include "verify/inputs.hpp"
 #include "verify/reference.hpp"
 
 namespace girih::verify {
@@ -26,6 +27,7 @@ struct Case {
   int seqlen_k = 0;
   SequenceLengths lengths;
   std::vector<float> softcaps;  ///< of query heads, 0 for none; empty: the program's, or none
+  std::vector<InputData> inputs;  ///< of the pattern
   std::optional<float> softmax_scale;
   std::optional<int> q_start;
   int k_start = 0;
@@ -130,6 +132,7 @@ struct Workload {
   AttentionInputs inputs(Tensor q_view, Tensor k_view, Tensor v_view) const;
 
   // What the launch needs beside tensors; without a value where it gets null.
+  std::vector<DeviceInput> pattern_inputs_;
   std::optional<Buffer> cu_seqlens_q_, cu_seqlens_k_, seqused_k_, leftpad_k_;
 };
 

@@ -456,11 +456,10 @@ struct Blocks : KeySearch<Blocks> {
   GIRIH_HD explicit Blocks(const int* numbers)
       : slot(numbers[0]), q_block(numbers[1]), kv_block(numbers[2]) {}
 
-  static constexpr const char* conflict(const int* numbers) {
-    const auto is_power_of_2 = [](int n) { return (n & (n - 1)) == 0; };
-    return is_power_of_2(numbers[1]) && is_power_of_2(numbers[2])
-               ? nullptr
-               : "q and kv must be 16, 32, 64 or 128";
+  GIRIH_HD static constexpr const char* conflict(const int* numbers) {
+    const int q = numbers[1], kv = numbers[2];
+    const bool powers_of_2 = (q & (q - 1)) == 0 && (kv & (kv - 1)) == 0;
+    return powers_of_2 ? nullptr : "q and kv must be 16, 32, 64 or 128";
   }
 
   GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
@@ -486,6 +485,7 @@ struct Blocks : KeySearch<Blocks> {
     if (q >= g.seqlen_q) return 0;  // there is no such row of bits
     const BitRows row = bit_rows(g, {q, q + 1});
     uint32 bits = 0;
+    GIRIH_ROLLED
     for (int k = keys.first_key; k < min(keys.first_key + 32, g.seqlen_k);) {
       const int column = k / kv_block;
       const int end = (column + 1) * kv_block;

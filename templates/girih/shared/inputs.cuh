@@ -58,8 +58,10 @@ struct BitRows {
   GIRIH_HD Next next(int column) const {
     Next next{kNone, kNone};
     uint32 ahead = ~0u << column % 32;
+    GIRIH_ROLLED
     for (int w = column / 32; 32 * w < num_columns; ++w) {
       uint32 any = 0, all = ~0u;
+      GIRIH_ROLLED
       for (int row = 0; row < num_rows; ++row) {
         const uint32 word = first_row[int64{row} * row_stride + w];
         any |= word;
