@@ -35,7 +35,9 @@ T one_of(std::mt19937_64& random, const T (&values)[kCount]) {
 
 Geometry geometry_of(const oracle::Sizes& sizes) {
   return {static_cast<int>(sizes.seqlen_q), static_cast<int>(sizes.seqlen_k),
-          static_cast<int>(sizes.q_start), static_cast<int>(sizes.k_start)};
+          static_cast<int>(sizes.q_start),  static_cast<int>(sizes.k_start),
+          static_cast<int>(sizes.head),     static_cast<int>(sizes.group_size),
+          static_cast<int>(sizes.num_heads)};
 }
 
 // A case to look at, in words.
@@ -48,12 +50,15 @@ struct Case {
   std::string words() const {
     return oracle::text(expr) + ", Sq " + std::to_string(sizes.seqlen_q) + ", Sk " +
            std::to_string(sizes.seqlen_k) + ", q_start " + std::to_string(sizes.q_start) +
-           ", k_start " + std::to_string(sizes.k_start) + ", tile " + std::to_string(block_m) +
+           ", k_start " + std::to_string(sizes.k_start) + ", head " + std::to_string(sizes.head) +
+           " of " + std::to_string(sizes.num_heads) + " in groups of " +
+           std::to_string(sizes.group_size) + ", tile " + std::to_string(block_m) +
            " x " + std::to_string(block_n);
   }
 };
 
-Case random_case(std::mt19937_64& random, int depth) {
+template <class MakeExpr>
+Case random_case(std::mt19937_64& random, MakeExpr&& make_expr) {
   const bool large = below(random, 40) == 0;
   const int longest = large ? 260 : 48;
   oracle::Sizes sizes =
@@ -63,10 +68,24 @@ Case random_case(std::mt19937_64& random, int depth) {
     sizes.k_start = below(random, 2) * below(random, longest);
     sizes.q_start = below(random, 3) == 0 ? 0 : below(random, 3 * longest) - longest;
   }
+  sizes.group_size = 1 << below(random, 3);
+  sizes.num_heads = sizes.group_size * (1 + below(random, 6));
+  sizes.head = below(random, static_cast<int>(sizes.num_heads));
   static constexpr int kSmall[] = {1, 2, 3, 4, 5, 8, 16}, kLarge[] = {16, 32, 64, 80, 128};
   const int block_m = large ? one_of(random, kLarge) : one_of(random, kSmall);
   const int block_n = large ? one_of(random, kLarge) : one_of(random, kSmall);
-  return {oracle::random_expr(random, depth, longest), sizes, block_m, block_n};
+  return {make_expr(longest), sizes, block_m, block_n};
+}
+
+Case random_case(std::mt19937_64& random, int depth) {
+  return random_case(random,
+                     [&](int longest) { return oracle::random_expr(random, depth, longest); });
+}
+
+Case random_atom_case(std::mt19937_64& random, int kind) {
+  return random_case(random, [&](int longest) {
+    return oracle::random_atom(random, static_cast<oracle::Expr::Kind>(kind), longest);
+  });
 }
 
 // The true kind of every key tile for the query rows [q0, q1).
@@ -266,8 +285,8 @@ TEST_CASE("nothing is visible outside the sequence, not even under a negation") 
 TEST_CASE("seeks of atoms alone are exact") {
   std::mt19937_64 random(2);
   Tightness tightness;
-  for (int i = 0; i < 8000; ++i) {
-    const Case c = random_case(random, 1);
+  for (int i = 0; i < 40000; ++i) {
+    const Case c = random_atom_case(random, i % oracle::kNumAtoms);
     const Mask mask = Mask::parse(oracle::text(c.expr));
     for (int q0 = 0; q0 < c.sizes.seqlen_q; q0 += c.block_m) {
       check_row_of_tiles(c, mask, q0, tightness);
