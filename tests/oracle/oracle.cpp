@@ -59,9 +59,8 @@ std::string strided_text(const Strided& s) {
   const auto number = [](long long value) { return std::to_string(value); };
   std::string result = "strided(block=" + number(s.block);
   if (s.ranges.empty()) {
-    result += s.left == s.right
-                  ? ", local=" + number(s.left)
-                  : ", local=(" + number(s.left) + ", " + number(s.right) + ")";
+    result += s.left == s.right ? ", local=" + number(s.left)
+                                : ", local=(" + number(s.left) + ", " + number(s.right) + ")";
     result += ", stride=" + number(s.stride);
   } else {
     result += ", ranges=[";
@@ -285,10 +284,9 @@ Expr random_expr(std::mt19937_64& random, int depth, long long largest) {
     constexpr Kind kFrequent[] = {Kind::causal, Kind::causal, Kind::causal, Kind::window,
                                   Kind::window, Kind::window, Kind::sink,   Kind::sink};
     const long long choice = below(random, kNumAtoms + std::size(kFrequent));
-    return random_atom(random,
-                       choice < kNumAtoms ? static_cast<Kind>(choice)
-                                          : kFrequent[choice - kNumAtoms],
-                       largest);
+    return random_atom(
+        random, choice < kNumAtoms ? static_cast<Kind>(choice) : kFrequent[choice - kNumAtoms],
+        largest);
   }
   if (below(random, 4) == 0) {
     return {Kind::negation, {}, {random_expr(random, depth - 1, largest)}};
