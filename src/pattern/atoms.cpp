@@ -141,11 +141,10 @@ Bounds bounds(const AtomParam& param, int i) {
 }
 
 std::string missing(const AtomInfo& atom, const AtomParam& param) {
-  const bool range = param.kind == ParamKind::range;
   if (atom.num_params() > 1) {
-    return fmt::format("{0} needs {1}: {0}({1}={2})", atom.name, param.name,
-                       range ? "0..128" : "128");
+    return fmt::format("{} needs {}: give {}=NUMBER", atom.name, param.name, param.name);
   }
+  const bool range = param.kind == ParamKind::range;
   return fmt::format("{0} needs its {1} {2}: {0}({3})", atom.name, range ? "range of" : "number",
                      param.name, range ? "0..128" : param.name);
 }
