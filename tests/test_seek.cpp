@@ -34,10 +34,10 @@ T one_of(std::mt19937_64& random, const T (&values)[kCount]) {
 }
 
 Geometry geometry_of(const oracle::Sizes& sizes) {
-  return {static_cast<int>(sizes.seqlen_q), static_cast<int>(sizes.seqlen_k),
-          static_cast<int>(sizes.q_start),  static_cast<int>(sizes.k_start),
-          static_cast<int>(sizes.head),     static_cast<int>(sizes.group_size),
-          static_cast<int>(sizes.num_heads)};
+  return {static_cast<int>(sizes.seqlen_q),   static_cast<int>(sizes.seqlen_k),
+          static_cast<int>(sizes.q_start),    static_cast<int>(sizes.k_start),
+          static_cast<int>(sizes.head),       static_cast<int>(sizes.head / sizes.group_size),
+          static_cast<int>(sizes.group_size), static_cast<int>(sizes.num_heads)};
 }
 
 // A case to look at, in words.
@@ -210,6 +210,7 @@ void compare_structure(std::mt19937_64& random, int head_class) {
     g.group_size = 1 << below(random, 2);
     g.num_heads = 12;
     g.head = below(random, g.num_heads);
+    g.head_kv = g.head / g.group_size;
     const int block_n = one_of(random, kBlockN);
     const int block_m = 16 << below(random, 4);
     const KeyTiles tiles{block_n, g.seqlen_k};
@@ -546,13 +547,13 @@ TEST_CASE("extreme numbers do not overflow") {
                                      {Kind::block_streaming, {most, 1, 1, 0}, {}}};
   for (const long long block : {1LL, most}) {
     for (const long long step : {-most, most}) {
-      oracle::Strided band{.left = most, .right = most, .stride = 65536, .block = block};
+      oracle::Strided band{.left = most, .right = most, .stride = 4096, .block = block};
       oracle::Strided relative = band;
       relative.relative = true;
-      band.offset = -step;
-      band.step = step;
+      band.offset = -step / 2;
+      band.step = step > 0 ? 4096 : -4096;
       oracle::Strided ranges = band;
-      ranges.ranges = {{-most, 1}, {most - 1, 65536}, {0, 65535}};
+      ranges.ranges = {{-most / 2, 1}, {most / 2, 4096}, {0, 4095}};
       for (const oracle::Strided& strided : {band, relative, ranges}) {
         exprs.push_back({Kind::strided, {}, {}, strided});
       }

@@ -12,6 +12,13 @@ std::vector<int> class_of_head(const Pattern& pattern, const Problem& problem) {
                                problem.num_heads_total);
 }
 
+// From the geometry of the problem's first head.
+Geometry in_head(Geometry geometry, int h) {
+  geometry.head += h;
+  geometry.head_kv += h / geometry.group_size;
+  return geometry;
+}
+
 }  // namespace
 
 Geometry geometry_of(int seqlen_q, int seqlen_k, const Problem& problem) {
@@ -19,6 +26,7 @@ Geometry geometry_of(int seqlen_q, int seqlen_k, const Problem& problem) {
           .seqlen_k = seqlen_k,
           .q_start = seqlen_k - seqlen_q,
           .head = problem.head_offset,
+          .head_kv = problem.head_offset / problem.group_size(),
           .group_size = problem.group_size(),
           .num_heads = problem.heads_total()};
 }
@@ -39,8 +47,7 @@ std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& proble
     const std::size_t first_group = groups.size();
     for (int h = 0; h < problem.num_heads; ++h) {
       if (classes[static_cast<std::size_t>(h)] != static_cast<int>(c)) continue;
-      Geometry own = geometry;
-      own.head += h;
+      const Geometry own = in_head(geometry, h);
       const auto alike = [&](const HeadGroup& group) {
         return pattern::same_for_heads(mask, group.geometry, own);
       };
@@ -62,8 +69,7 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
           first = geometry_of(c)](verify::Row row, std::span<std::uint32_t> words) {
     const auto head_class =
         static_cast<std::size_t>(classes_of_heads[static_cast<std::size_t>(row.h)]);
-    Geometry geometry = first;
-    geometry.head += row.h;
+    const Geometry geometry = in_head(first, row.h);
     for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, row.q)) {
       for (int key = span.lo; key < span.hi; ++key) {
         words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);

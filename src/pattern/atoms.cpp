@@ -132,7 +132,7 @@ Bounds bounds(const AtomParam& param, int i) {
     case ParamKind::choice:
       return {0, static_cast<int>(choices(param).size()) - 1};
     case ParamKind::pieces:
-      if (i % 2 == 0) return {-kMaxNumber, kMaxNumber};
+      if (i % 2 == 0) return {-kMaxNumber / 2, kMaxNumber / 2};  // an end, if not infinite
       break;
     default:
       break;
@@ -166,7 +166,7 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
     for (int i = 0; i < count; i += 2) {
       const int end = numbers[i];
       for (int j : {i, i + 1}) {
-        if (bounds(param, j).contains(numbers[j])) continue;
+        if (bounds(param, j).contains(numbers[j]) || (j == i && end == kMaxNumber)) continue;
         return out_of_range(atom, param, j, fmt::format("{}", numbers[j]));
       }
       if (i > 0 && end <= numbers[i - 2]) {

@@ -138,8 +138,9 @@ struct FwdSm80 {
         if (first_row < sequence.geometry.seqlen_q) break;
       }
       geometry = sequence.geometry;
-      geometry.head += at.head;
       const int kv_head = at.head / geometry.group_size;
+      geometry.head += at.head;
+      geometry.head_kv += kv_head;
       q = static_cast<const uint16*>(params.q) +
           offset(params.q_strides, sequence.q_batch, sequence.q_row, at.head);
       k = static_cast<const uint16*>(params.k) +
@@ -158,6 +159,7 @@ struct FwdSm80 {
               {kBlockN, geometry.seqlen_k},
               Classes::kCount == 1 ? 0 : head.head_class,
               head.numbers};
+#pragma unroll 1  // next() is much code
       for (int i = 0; i < kNumStages; ++i) ring[i] = walk.next(geometry);
     }
   };
@@ -251,6 +253,13 @@ struct FwdSm80 {
       }
 
       // --- Consuming: scores, softcap, mask, softmax, output ---
+      const bool partial = tile.kind == static_cast<int>(TileKind::partial);
+      WarpMask<kRowsPerWarp, kBlockN> mask;
+      if (partial) {
+        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
+                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
+                                        tile.n_block * kBlockN);
+      }
       const uint32 stage = t % kNumStages;
       Scores scores;
       score(scores, q_tile, q_tile + kLayout.k_offset + stage * kLayout.k_stage_bytes, warp, lane);
@@ -264,11 +273,7 @@ struct FwdSm80 {
         }
       }
 
-      if (tile.kind == static_cast<int>(TileKind::partial)) {
-        WarpMask<kRowsPerWarp, kBlockN> mask;
-        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
-                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
-                                        tile.n_block * kBlockN);
+      if (partial) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -299,13 +304,13 @@ struct FwdSm80 {
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
     extern __shared__ __align__(128) unsigned char shared[];
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
-    if (threadIdx.x == 0) producer.start(params, heads, blockIdx.x);
-    __syncthreads();
-    while (producer.index < params.num_tiles) {
-      attend(params, producer, shared);
-      __syncthreads();  // the next tile's Q goes where this one's output was staged
-      if (threadIdx.x == 0) producer.start(params, heads, producer.index + gridDim.x);
+    for (int candidate = blockIdx.x;;) {  // start() is called in one place: it is much code
+      if (threadIdx.x == 0) producer.start(params, heads, candidate);
       __syncthreads();
+      if (producer.index >= params.num_tiles) break;
+      attend(params, producer, shared);
+      candidate = producer.index + gridDim.x;
+      __syncthreads();  // the next tile's Q goes where this one's output was staged
     }
   }
 };
