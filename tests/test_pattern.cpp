@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <climits>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -90,6 +91,120 @@ TEST_CASE("atoms by name agree with the functions and with the table") {
   }
 }
 
+TEST_CASE("functions and text say the same") {
+  const std::vector<std::pair<Mask, const char*>> cases = {
+      {girih::last_keys(7), "last_keys(7)"},
+      {girih::first_queries(7), "first_queries(7)"},
+      {girih::last_queries(0), "last_queries(0)"},
+      {girih::queries(-3, 4), "queries(-3..4)"},
+      {girih::keys(3, 3), "keys(3..3)"},
+      {girih::chunk(8192), "chunk(8192)"},
+      {girih::block_window({.right = 0, .block = 64}), "block_window(right=0, block=64)"},
+      {girih::block_streaming({.sink = 1, .local = 2}), "block_streaming(sink=1, local=2)"},
+      {girih::block_streaming({.sink = 1, .local = 2, .block = 64, .causal = false}),
+       "block_streaming(sink=1, local=2, block=64, causal=false)"},
+      {girih::strided({.local = 16, .stride = 8, .block = 64}),
+       "strided(local=16, stride=8, block=64)"},
+      {girih::strided({.local = {{4, 0}}, .stride = 8, .block = 64, .relative = true}),
+       "strided(local=(4, 0), stride=8, block=64, relative=true)"},
+      {girih::strided({.local = 1,
+                       .stride = 8,
+                       .block = 64,
+                       .offset = 1,
+                       .kv_heads = true,
+                       .step = -1,
+                       .dense_heads = 2}),
+       "strided(local=1, stride=8, block=64, offset=1, heads=kv, step=-1, dense_heads=2)"},
+      {girih::strided(
+           {.block = 16, .homo = true, .ranges = {{-1, 2}, {girih::StridedBlocks::kNoEnd, 3}}}),
+       "strided(block=16, homo=true, ranges=[(-1, 2), (inf, 3)])"},
+  };
+  for (const auto& [mask, text] : cases) {
+    CHECK(mask.text() == text);
+    CHECK(mask == Mask::parse(text));
+  }
+}
+
+TEST_CASE("functions refuse what text refuses") {
+  CHECK(refusal([] { girih::keys(4, 3); }) ==
+        "keys: 4..3 is no range: write the lower number first");
+  CHECK(contains(refusal([] { girih::keys(-1, 3); }), "keys: positions = -1 is out of range"));
+  CHECK(contains(refusal([] { girih::chunk(0); }), "chunk: n = 0 is out of range"));
+  CHECK(contains(refusal([] { girih::block_window({.left = 1}); }), "block = 0 is out of range"));
+  CHECK(contains(refusal([] { girih::block_streaming({.sink = -1}); }), "sink = -1"));
+  const auto strided = [](girih::StridedBlocks blocks) {
+    return refusal([&] { girih::strided(blocks); });
+  };
+  CHECK(contains(strided({.local = 2, .stride = 3}), "block = 0 is out of range"));
+  CHECK(contains(strided({.stride = 3, .block = 2}), "local is missing"));
+  CHECK(contains(strided({.local = 2, .block = 2}), "stride is missing"));
+  CHECK(contains(strided({.local = {{-1, 2}}, .stride = 3, .block = 2}), "local = -1"));
+  CHECK(contains(strided({.local = -1, .stride = 3, .block = 2}), "local is missing"));
+  CHECK(contains(strided({.local = 1, .stride = 3, .block = 2, .ranges = {{1 << 29, 3}}}),
+                 "ranges replace local and stride"));
+  CHECK(contains(strided({.block = 2, .ranges = {{3, 3}}}), "must end with inf, not with 3"));
+  CHECK(contains(strided({.block = 2, .ranges = {{1 << 29, 3}, {1 << 29, 3}}}),
+                 "goes on behind inf"));
+  CHECK(strided({.block = 2, .ranges = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {1 << 29, 3}}}) ==
+        "strided: 5 ranges are too many: at most 4 are allowed");
+  CHECK(contains(refusal([] {
+                   Mask::atom("block_streaming", {1, 2, 3, 2});
+                 }),
+                 "causal = 2 is out of range: 0 to 1 are allowed"));
+}
+
+TEST_CASE("a soft cap belongs to a class of heads") {
+  const Pattern capped = Pattern(causal()).with_softcap(30);
+  CHECK(capped.text() == "causal with softcap(30)");
+  CHECK(capped == Pattern::parse("causal with softcap(30)"));
+  CHECK(capped != Pattern(causal()));
+  CHECK(capped != capped.with_softcap(31));
+  CHECK(capped.classes()[0].modifiers.softcap == 30);
+
+  const Pattern mixed = girih::heads({{"0", causal(), {.softcap = 2.5f}}, {"else", dense()}});
+  CHECK(mixed.text() == "heads(0: causal with softcap(2.5), else: dense)");
+  CHECK(mixed == Pattern::parse(mixed.text()));
+  CHECK(mixed.with_softcap(1).text() ==
+        "heads(0: causal with softcap(1), else: dense with softcap(1))");
+
+  for (const float bad : {0.0f, -1.0f, INFINITY, NAN}) {
+    CHECK(contains(refusal([&] { capped.with_softcap(bad); }),
+                   "is out of range: a finite number above 0 is needed"));
+  }
+  CHECK(contains(refusal([] {
+                   girih::heads({{"else", dense(), {.softcap = -1}}});
+                 }),
+                 "softcap(-1) is out of range"));
+}
+
+TEST_CASE("a tensor-parallel rank has a part of the model's heads") {
+  const Pattern mixed = Pattern::parse("heads(0-2: causal, 3+5: dense, else: sink(1))");
+  CHECK(mixed.class_of_head(8, 8) == std::vector<int>{0, 0, 0, 1, 2, 1, 2, 2});
+  CHECK(mixed.class_of_head(4, 4, 0, 8) == std::vector<int>{0, 0, 0, 1});
+  CHECK(mixed.class_of_head(4, 2, 4, 8) == std::vector<int>{2, 1, 2, 2});
+  const Pattern by_kv = Pattern::parse("kv_heads(0: causal, 1-2: dense, 3: sink(1))");
+  CHECK(by_kv.class_of_head(4, 2, 4, 8) == std::vector<int>{1, 1, 2, 2});
+  CHECK(Pattern(causal()).class_of_head(2, 1, 6, 8) == std::vector<int>{0, 0});
+
+  const auto refused = [&](int num_heads, int num_heads_kv, int offset, int total) {
+    return refusal([&] { mixed.class_of_head(num_heads, num_heads_kv, offset, total); });
+  };
+  // The whole model's heads are judged, on every rank alike.
+  CHECK(refused(2, 2, 0, 5) == "head 5 in set '3+5' does not exist: there are 5, numbered 0-4");
+  CHECK(refused(4, 4, 5, 8) ==
+        "head_offset 5 with num_heads 4 does not fit num_heads_total 8: heads head_offset to "
+        "head_offset + num_heads - 1 must be among them");
+  CHECK(contains(refused(4, 4, -1, 8), "head_offset -1 with num_heads 4 does not fit"));
+  CHECK(contains(refused(4, 4, 4, 0), "head_offset 4 with num_heads 4 does not fit"));
+  CHECK(contains(refused(4, 4, 0, 3), "does not fit num_heads_total 3"));
+  CHECK(contains(refused(4, 4, 0, -8), "does not fit num_heads_total -8"));
+  CHECK(contains(refused(4, 4, INT_MAX, INT_MAX), "2147483647 heads are more than 65536"));
+  CHECK(refused(4, 2, 3, 8) ==
+        "head_offset 3 and num_heads_total 8 must be multiples of the 2 query heads that share a "
+        "key/value head");
+  CHECK(contains(refused(4, 2, 2, 9), "num_heads_total 9 must be multiples of the 2"));
+}
+
 TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
@@ -131,6 +246,24 @@ TEST_CASE("the longest masks still parse back") {
                    girih::heads(classes);
                  }),
                  "the pattern's text is longer than 65536 bytes"));
+}
+
+TEST_CASE("a mask whose atoms are long is refused before its text is too long to parse") {
+  const Mask atom = girih::strided({.block = girih::kMaxNumber,
+                                    .offset = -girih::kMaxNumber / 2,
+                                    .kv_heads = true,
+                                    .step = -4096,
+                                    .dense_heads = girih::kMaxNumber,
+                                    .ranges = {{-girih::kMaxNumber / 2, 4096},
+                                               {1 - girih::kMaxNumber / 2, 4096},
+                                               {2 - girih::kMaxNumber / 2, 4096},
+                                               {girih::kMaxNumber, 4096}}});
+  Mask mask = atom;
+  CHECK(refusal([&] {
+          for (;;) mask = mask | atom;
+        }) == "the mask's text is longer than 65536 bytes: use fewer atoms");
+  CHECK(mask.operands().size() > 300);
+  CHECK(Mask::parse(mask.text()) == mask);
 }
 
 TEST_CASE("equal patterns hash alike") {

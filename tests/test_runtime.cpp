@@ -487,6 +487,7 @@ TEST_CASE("arguments become parameters, with defaults") {
   CHECK(params.geometry.q_start == 102);  // the last query stands where the last key does
   CHECK(params.num_heads == 4);
   CHECK(params.geometry.head == 0);
+  CHECK(params.geometry.head_kv == 0);
   CHECK(params.geometry.group_size == 2);
   CHECK(params.geometry.num_heads == 4);
   CHECK(params.softmax_scale == 0.125f);  // 1 / sqrt(64)

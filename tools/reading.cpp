@@ -27,11 +27,11 @@ Mask resolved(const Mask& mask, const Pattern& pattern, const Geometry& geometry
   });
 }
 
-Geometry at_head(const Geometry& first, int batch, int head) {
-  Geometry geometry = first;
-  geometry.head += head;
-  geometry.batch = batch;
-  geometry.local_head = head;
+// From the geometry of the problem's first head.
+Geometry in_head(Geometry geometry, int h) {
+  geometry.head += h;
+  geometry.head_kv += h / geometry.group_size;
+  geometry.local_head = h;
   return geometry;
 }
 
@@ -57,6 +57,7 @@ Geometry geometry_of(int seqlen_q, int seqlen_k, const Problem& problem) {
           .seqlen_k = seqlen_k,
           .q_start = seqlen_k - seqlen_q,
           .head = problem.head_offset,
+          .head_kv = problem.head_offset / problem.group_size(),
           .group_size = problem.group_size(),
           .num_heads = problem.heads_total()};
 }
@@ -77,7 +78,7 @@ std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& proble
     const std::size_t first_group = groups.size();
     for (int h = 0; h < problem.num_heads; ++h) {
       if (classes[static_cast<std::size_t>(h)] != static_cast<int>(c)) continue;
-      const Geometry own = at_head(geometry, geometry.batch, h);
+      const Geometry own = in_head(geometry, h);
       const Mask mask = resolved(class_mask, pattern, own);
       const auto alike = [&](const HeadGroup& group) {
         return group.mask == mask && pattern::same_for_heads(mask, group.geometry, own);
@@ -103,9 +104,10 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
              verify::Row row, std::span<std::uint32_t> words) {
     const auto head_class =
         static_cast<std::size_t>(classes_of_heads[static_cast<std::size_t>(row.h)]);
-    const Geometry geometry = at_head(first, row.b, row.h);
-    const Mask& class_mask = pattern.classes()[head_class].mask;
-    for (const Span span : pattern::row_spans(resolved(class_mask, pattern, geometry), geometry, row.q)) {
+    Geometry geometry = in_head(first, row.h);
+    geometry.batch = row.b;
+    const Mask mask = resolved(pattern.classes()[head_class].mask, pattern, geometry);
+    for (const Span span : pattern::row_spans(mask, geometry, row.q)) {
       for (int key = span.lo; key < span.hi; ++key) {
         words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
       }

@@ -132,16 +132,16 @@ struct StridedBlocks {
   };
   static constexpr int kNoEnd = 1 << 29;
 
-  std::optional<Local> local;
+  std::optional<Local> local = {};
   int stride = 0;
   int block = 0;  ///< tokens; must be given
   int offset = 0;
-  bool kv_heads = false;    ///< count key/value heads instead of query heads
-  std::optional<int> step;  ///< from head to head; by itself max(1, stride / query heads)
-  bool homo = false;        ///< all heads as head 0
-  int dense_heads = 0;      ///< the last ones see everything
-  bool relative = false;    ///< strides count from the band's edges instead of from block 0
-  std::vector<Range> ranges;
+  bool kv_heads = false;         ///< count key/value heads instead of query heads
+  std::optional<int> step = {};  ///< from head to head; by itself max(1, stride / query heads)
+  bool homo = false;             ///< all heads as head 0
+  int dense_heads = 0;           ///< the last ones see everything
+  bool relative = false;         ///< strides count from the band's edges instead of from block 0
+  std::vector<Range> ranges = {};
 };
 Mask strided(const StridedBlocks& blocks);
 

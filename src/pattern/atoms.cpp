@@ -141,7 +141,7 @@ Bounds bounds(const AtomParam& param, int i) {
     case ParamKind::choice:
       return {0, static_cast<int>(choices(param).size()) - 1};
     case ParamKind::pieces:
-      if (i % 2 == 0) return {-kMaxNumber, kMaxNumber};
+      if (i % 2 == 0) return {-kMaxNumber / 2, kMaxNumber / 2};  // an end, if not infinite
       break;
     default:
       break;
@@ -153,11 +153,10 @@ std::string missing(const AtomInfo& atom, const AtomParam& param) {
   if (param.kind == ParamKind::input) {
     return fmt::format("{0} needs the name of a run-time input: {0}(m, ...)", atom.name);
   }
-  const bool range = param.kind == ParamKind::range;
   if (atom.num_params() > 1) {
-    return fmt::format("{0} needs {1}: {0}({1}={2})", atom.name, param.name,
-                       range ? "0..128" : "128");
+    return fmt::format("{} needs {}: give {}=NUMBER", atom.name, param.name, param.name);
   }
+  const bool range = param.kind == ParamKind::range;
   return fmt::format("{0} needs its {1} {2}: {0}({3})", atom.name, range ? "range of" : "number",
                      param.name, range ? "0..128" : param.name);
 }
@@ -179,7 +178,7 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
     for (int i = 0; i < count; i += 2) {
       const int end = numbers[i];
       for (int j : {i, i + 1}) {
-        if (bounds(param, j).contains(numbers[j])) continue;
+        if (bounds(param, j).contains(numbers[j]) || (j == i && end == kMaxNumber)) continue;
         return out_of_range(atom, param, j, fmt::format("{}", numbers[j]));
       }
       if (i > 0 && end <= numbers[i - 2]) {

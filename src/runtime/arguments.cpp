@@ -220,6 +220,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   params.geometry.q_start = static_cast<int>(q_start);
   params.geometry.k_start = args.k_start;
   params.geometry.head = problem.head_offset;
+  params.geometry.head_kv = problem.head_offset / problem.group_size();
   params.geometry.group_size = problem.group_size();
   params.geometry.num_heads = problem.heads_total();
   params.bottom_right = !args.q_start;

@@ -138,11 +138,12 @@ struct FwdSm80 {
         if (first_row < sequence.geometry.seqlen_q) break;
       }
       geometry = sequence.geometry;
-      geometry.head += at.head;
-      geometry.local_head = at.head;
-      geometry.batch = at.batch;
-      geometry.inputs = inputs;
       const int kv_head = at.head / geometry.group_size;
+      geometry.head += at.head;
+      geometry.head_kv += kv_head;
+      geometry.inputs = inputs;
+      geometry.batch = at.batch;
+      geometry.local_head = at.head;
       q = static_cast<const uint16*>(params.q) +
           offset(params.q_strides, sequence.q_batch, sequence.q_row, at.head);
       k = static_cast<const uint16*>(params.k) +
@@ -161,7 +162,7 @@ struct FwdSm80 {
               {kBlockN, geometry.seqlen_k},
               Classes::kCount == 1 ? 0 : head.head_class,
               head.numbers};
-      GIRIH_ROLLED
+#pragma unroll 1  // next() is much code
       for (int i = 0; i < kNumStages; ++i) ring[i] = walk.next(geometry);
     }
   };
@@ -308,11 +309,12 @@ struct FwdSm80 {
                                              const InputView* inputs) {
     extern __shared__ __align__(128) unsigned char shared[];
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
-    for (int candidate = blockIdx.x;; candidate = producer.index + gridDim.x) {
+    for (int candidate = blockIdx.x;;) {  // start() is called in one place: it is much code
       if (threadIdx.x == 0) producer.start(params, heads, inputs, candidate);
       __syncthreads();
-      if (producer.index >= params.num_tiles) return;
+      if (producer.index >= params.num_tiles) break;
       attend(params, producer, shared);
+      candidate = producer.index + gridDim.x;
       __syncthreads();  // the next tile's Q goes where this one's output was staged
     }
   }

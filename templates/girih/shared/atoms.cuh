@@ -3,10 +3,10 @@
 // An atom is a struct made from its numbers, which lie in the order of kInfo.params, with
 //   Run seek(geometry, rows, tiles, n)         the run of key tiles that tile n starts; exact
 //   uint32 row_bits(geometry, q, key word)     which keys of the word row q sees
-// Both come from a base, by what the atom offers:
+// Bases give both, or the seek, from what the atom offers:
 //   MonotoneSpan  span(geometry, q)            a row sees one span of keys, which moves on with q
 //   WholeRows     rows(geometry)               a row sees everything or nothing
-//   KeySearch     next_keys(geometry, rows, k) anything else
+//   KeySearch     next_keys(geometry, rows, k) the seek of anything else
 // Numbers that cannot stand together are refused by conflict(numbers), which says why or is null.
 // kInfo is all that anything else knows of an atom's arguments. An integer may also be a run-time
 // input (`$name`) unless the atom has a conflict(): Leaf (shared/structure.cuh) reads it.
@@ -113,15 +113,6 @@ struct KeySearch {
     const int change = empty ? next.visible : next.hidden;
     return {change < tiles.seqlen_k ? change / tiles.block_n : tiles.count(),
             empty ? TileKind::empty : TileKind::full};
-  }
-  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
-    uint32 bits = 0;
-    for (int k = keys.first_key; k < keys.first_key + 32;) {
-      const NextKeys next = static_cast<const Atom&>(*this).next_keys(g, {q, q + 1}, k);
-      if (next.visible == k) bits |= keys.below(next.hidden) & ~keys.below(k);
-      k = max(next.visible, next.hidden);  // one of the two is k
-    }
-    return bits;
   }
 };
 
@@ -266,6 +257,11 @@ struct BlockStreaming : KeySearch<BlockStreaming> {
     return block_begin(end - local, block);
   }
 
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    const uint32 bits = keys.below(block_begin(sink, block)) | ~keys.below(local_begin(g, q));
+    return causal ? bits & keys.below(g.diagonal(q) + 1) : bits;
+  }
+
   GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
     const int sink_end = block_begin(sink, block);
     const int last_hole_end = local_begin(g, rows.end - 1);
@@ -298,16 +294,19 @@ struct BlockStreaming : KeySearch<BlockStreaming> {
 //   relative   outside the band, its edge's distance from j must be a multiple of stride
 //   ranges     instead of a band: pairs (end, stride); the first with i - j < end decides
 struct Strided : KeySearch<Strided> {
-  static constexpr int kMaxStride = 1 << 16;  // the product of two remainders fits 32 bits
+  // A block's number, below 2^30, a range's end, an offset and a head's shift, which is below 2^16
+  // times a step, fit an int together.
+  static constexpr int kMaxStride = 1 << 12;
+  static constexpr int kMaxBlocks = kMaxNumber / 2;
   static constexpr AtomInfo kInfo{
       "strided",
       "Strided",
       {{.name = "local", .kind = ParamKind::pair, .fallback = -1},
        {.name = "stride", .least = 1, .most = kMaxStride, .fallback = 0},
        {.name = "block", .least = 1},
-       {.name = "offset", .least = -kMaxNumber, .fallback = 0},
+       {.name = "offset", .least = -kMaxBlocks, .most = kMaxBlocks, .fallback = 0},
        {.name = "heads", .kind = ParamKind::choice, .fallback = 0, .choices = "q|kv"},
-       {.name = "step", .least = -kMaxNumber, .fallback = kAutomatic},
+       {.name = "step", .least = -kMaxStride, .most = kMaxStride, .fallback = kAutomatic},
        {.name = "homo", .kind = ParamKind::boolean, .fallback = 0},
        {.name = "dense_heads", .fallback = 0},
        {.name = "relative", .kind = ParamKind::boolean, .fallback = 0},
@@ -349,11 +348,27 @@ struct Strided : KeySearch<Strided> {
     return nullptr;
   }
 
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    const int block = numbers[kBlock];
+    const int i = floor_div(q + g.q_start, block);
+    int j = static_cast<uint32>(keys.first_key + g.k_start) / block;
+    int end = (j + 1) * block - g.k_start;  // of block j
+    uint32 bits = 0;
+    for (uint32 earlier = 0; earlier != ~0u; ++j, end += block) {
+      const uint32 up_to_end = keys.below(end);
+      const Rule rule = this->rule(g, rule_for(i - j));
+      const int number = numbers[kRelative] ? i - j : j;
+      if (floor_mod(number + rule.shift, rule.stride) == 0) bits |= up_to_end & ~earlier;
+      earlier = up_to_end;
+    }
+    return bits;
+  }
+
   GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
     const int block = numbers[kBlock];
     const int first_row = floor_div(rows.begin + g.q_start, block);
     const int last_row = floor_div(rows.end - 1 + g.q_start, block);
-    const int from = (k + g.k_start) / block;
+    const int from = static_cast<uint32>(k + g.k_start) / block;
     Next next{kNoUpperBound, kNoUpperBound};
     int begin = kNoLowerBound;
     for (int index = 0; begin != kNoUpperBound; ++index) {
@@ -401,7 +416,7 @@ struct Strided : KeySearch<Strided> {
       const int lowest = end == kNoUpperBound ? from : max(from, first_row - end + 1);
       const int highest = begin == kNoLowerBound ? kNoUpperBound - 1 : last_row - begin;
       if (lowest > highest) return;
-      const int beyond = static_cast<int>(static_cast<uint32>(lowest + shift) % stride);
+      const int beyond = floor_mod(lowest + shift, stride);
       const int visible = beyond == 0 ? lowest : lowest + stride - beyond;
       const int hidden = beyond == 0 ? lowest + 1 : lowest;
       if (visible <= highest) next.visible = min(next.visible, visible);
@@ -421,24 +436,37 @@ struct Strided : KeySearch<Strided> {
     }
   };
 
+  GIRIH_HD bool has_ranges() const { return numbers[kRanges + 1] > 0; }
+
+  // Where rules end: the ranges, or what lies ahead of the band, the band, and what lies behind.
+  GIRIH_HD int end_of_rule(int index) const {
+    if (!has_ranges()) {
+      return index == 0 ? 1 - numbers[kRight] : index == 1 ? numbers[kLeft] : kNoUpperBound;
+    }
+    const int end = numbers[kRanges + 2 * index];
+    return end == kMaxNumber ? kNoUpperBound : end;
+  }
+
+  GIRIH_HD int rule_for(int distance) const {
+    int index = 0;
+    while (distance >= end_of_rule(index)) ++index;
+    return index;
+  }
+
   GIRIH_HD Rule rule(const Geometry& g, int index) const {
     const bool kv = numbers[kHeads] != 0;
-    const int h = numbers[kHomo] ? 0 : kv ? g.head / g.group_size : g.head;
-    const int num_heads = kv ? g.num_heads / g.group_size : g.num_heads;
-    if (h >= num_heads - numbers[kDenseHeads]) return {kNoUpperBound, 1, 0};
+    const int h = numbers[kHomo] ? 0 : kv ? g.head_kv : g.head;
+    const int64 queries = kv ? g.group_size : 1;  // query heads to one that is counted
+    if ((h + int64{numbers[kDenseHeads]}) * queries >= g.num_heads) return {kNoUpperBound, 1, 0};
 
-    const int* range = numbers + kRanges + 2 * index;
-    const bool ranges = numbers[kRanges + 1] > 0;
-    const int stride = ranges ? range[1] : numbers[kStride];
-    if (!ranges && index == 1) return {numbers[kLeft], 1, 0};
-    const int end = ranges       ? (range[0] == kMaxNumber ? kNoUpperBound : range[0])
-                    : index == 0 ? 1 - numbers[kRight]
-                                 : kNoUpperBound;
-    if (numbers[kRelative])
+    const int end = end_of_rule(index);
+    if (!has_ranges() && index == 1) return {end, 1, 0};
+    const int stride = has_ranges() ? numbers[kRanges + 2 * index + 1] : numbers[kStride];
+    if (numbers[kRelative]) {
       return {end, stride, index == 0 ? numbers[kRight] - 1 : 1 - numbers[kLeft]};
+    }
     const int step = numbers[kStep] == kAutomatic ? max(1, stride / g.num_heads) : numbers[kStep];
-    const uint32 product = static_cast<uint32>(h % stride) * floor_mod(step, stride);
-    return {end, stride, static_cast<int>(product % stride) + floor_mod(numbers[kOffset], stride)};
+    return {end, stride, h * step + numbers[kOffset]};
   }
 };
 

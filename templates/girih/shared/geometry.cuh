@@ -31,6 +31,7 @@ struct Geometry {
   int k_start = 0;
 
   int head = 0;        // the query head, counted over the whole model
+  int head_kv = 0;     // its key/value head, likewise
   int group_size = 1;  // query heads for each key/value head
   int num_heads = 1;   // query heads of the whole model
 
