@@ -684,11 +684,11 @@ TEST_CASE("block masks of every size, form and sharing show exactly their blocks
   std::uint64_t turn = 0;
   for (const auto& [q_block, kv_block] : kSizes) {
     for (const Lengths lengths : kBlockLengths) {
-      for (int i = 0; i < 3; ++i) {  // every form and sharing with every size in some length
+      for (int i = 0; i < 3; ++i, ++turn) {
         const BlockForm form = kForms[turn % 5];
         const Sharing sharing = kSharings[i];
         const bool shared_by_batch = turn % 4 == 3;
-        const Case c = block_case(turn % 2 == 0 ? 64 : 128, 2, lengths, ++turn);
+        const Case c = block_case(turn % 2 == 0 ? 64 : 128, 2, lengths, turn + 1);
         const InputData data = blocks_for(c, "m", q_block, kv_block, sharing, shared_by_batch, 0.3,
                                           turn % 3 == 0 ? 2 : 0, form, static_cast<int>(turn % 3));
         check_blocks(c, data, q_block, kv_block,
