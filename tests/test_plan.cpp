@@ -4,11 +4,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <string>
 #include <vector>
 
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
+#include "girih/shared/atoms.cuh"
 #include "plan/plan.hpp"
 
 using namespace girih;
@@ -120,6 +122,68 @@ TEST_CASE("structure and numbers follow the mask's text") {
   CHECK(numbers("causal & sink(1) & sink(2)") == std::vector<int>{1, 2});
   // Order is meaning: numbers are handed over in it.
   CHECK(structure("sink(1) & causal") != structure("causal & sink(1)"));
+}
+
+TEST_CASE("every number of an atom is handed over in the order of its parameters") {
+  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text)); };
+  CHECK(numbers("queries(-3..4) & keys(5..6)") == std::vector<int>{-3, 4, 5, 6});
+  CHECK(numbers("block_streaming(1, 2, causal=false)") == std::vector<int>{1, 2, 128, 0});
+  const int automatic = kAutomatic;
+  CHECK(numbers("strided(local=(4, 3), stride=8, block=64, offset=1, heads=kv)") ==
+        std::vector<int>{4, 3, 8, 64, 1, 1, automatic, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  CHECK(numbers("strided(block=64, ranges=[(-2, 3), (inf, 9)], step=-1)") ==
+        std::vector<int>{-1, -1, 0, 64, 0, 0, -1, 0, 0, 0, -2, 3, kMaxNumber, 9, 0, 0, 0, 0});
+}
+
+TEST_CASE("a soft cap is a number of the head table, and compiled in only where a head has one") {
+  CHECK_FALSE(plan_for("causal", {}).spec.softcap);
+  const auto softcap_of = [](const Plan& plan, std::size_t head) {
+    return std::bit_cast<float>(
+        plan.head_table[head * plan.head_table.size() / plan.spec.head_capacity + 1]);
+  };
+  const Plan all = plan_for("causal with softcap(30)", heads_64(4, 4));
+  CHECK(all.spec.softcap);
+  CHECK(all.spec.head_capacity == 1);
+  CHECK(softcap_of(all, 0) == 30);
+
+  const std::string some =
+      "heads(0: causal with softcap(30), 1: causal, 2: dense with softcap(2.5)";
+  const Plan mixed = plan_for(some + ", else: dense)", heads_64(4, 4));
+  CHECK(mixed.spec.softcap);
+  CHECK(mixed.spec.structures.size() == 2);  // a cap is no structure
+  CHECK(softcap_of(mixed, 0) == 30);
+  CHECK(softcap_of(mixed, 1) == 0);
+  CHECK(softcap_of(mixed, 2) == 2.5f);
+  CHECK(softcap_of(mixed, 3) == 0);
+  // Other caps, the same kernel; a rank without capped heads, another one.
+  const Plan other = plan_for("heads(0-2: dense with softcap(1), else: causal)", heads_64(4, 4));
+  CHECK(codegen::emit(other.spec) == codegen::emit(mixed.spec));
+  Problem rank = heads_64(1, 1);
+  rank.num_heads_total = 4;
+  rank.head_offset = 1;
+  CHECK_FALSE(plan_for(some + ", else: dense)", rank).spec.softcap);
+}
+
+TEST_CASE("a rank's head table is the model's from its first head on") {
+  const std::string pattern = "heads(0-3: causal, 4-5: sink(7), else: sink(9))";
+  Problem rank = heads_64(4, 2);
+  rank.head_offset = 4;
+  rank.num_heads_total = 8;
+  const Plan plan = plan_for(pattern, rank);
+  CHECK(plan.spec.structures == std::vector<std::string>{"Leaf<Sink>"});
+  const auto rows = rows_of(plan);
+  for (const int head : {0, 1, 2, 3}) CHECK(rows[head][1] == (head < 2 ? 7 : 9));
+
+  for (const auto& [offset, total] : {std::pair(5, 8), {-2, 8}, {2, 4}, {0, 2}, {1, 8}, {0, 9}}) {
+    rank.head_offset = offset;
+    rank.num_heads_total = total;
+    const Error error = error_of([&] { plan_for("causal", rank); });
+    CHECK(error.code() == Errc::invalid_argument);
+    CHECK(std::string(error.what()).find(fmt::format("head_offset {}", offset)) == 0);
+  }
+  rank.num_heads_total = 1 << 20;
+  CHECK(std::string(error_of([&] { plan_for("causal", rank); }).what()) ==
+        "1048576 heads are more than 65536");
 }
 
 TEST_CASE("head maps with the same set of structures share one kernel") {

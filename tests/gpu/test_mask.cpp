@@ -22,6 +22,7 @@ using girih::Layout;
 using girih::Problem;
 using girih::TileConfig;
 using girih::verify::Case;
+using Kind = oracle::Expr::Kind;
 
 namespace {
 
@@ -49,6 +50,36 @@ std::vector<oracle::Expr> every_atom() {
     atoms.push_back(window(left, right));
   }
   for (const int n : {0, 1, 64, 200, 100000}) atoms.push_back(sink(n));
+  for (const int n : {0, 1, 100, 100000}) {
+    for (const Kind kind : {Kind::last_keys, Kind::first_queries, Kind::last_queries}) {
+      atoms.push_back(atom(kind, {n}));
+    }
+  }
+  for (const auto& [begin, end] :
+       std::vector<std::pair<int, int>>{{-20, 30}, {64, 65}, {7, 7}, {100, 100000}}) {
+    atoms.push_back(atom(Kind::queries, {begin, end}));
+    atoms.push_back(atom(Kind::keys, {std::max(begin, 0), end}));
+  }
+  for (const int n : {1, 50, 128, 1024}) atoms.push_back(atom(Kind::chunk, {n}));
+  for (const std::vector<long long>& bounds : std::vector<std::vector<long long>>{
+           {1, 0, 64}, {0, 1, 17}, {-1, 0, 32}, {2, -1, 50}, {3, 3, 128}, {0, 0, 1}}) {
+    atoms.push_back(atom(Kind::block_window, bounds));
+  }
+  for (const std::vector<long long>& blocks : std::vector<std::vector<long long>>{
+           {1, 2, 128, 1}, {0, 1, 64, 1}, {2, 1, 32, 0}, {1, 3, 50, 1}, {0, 0, 16, 1}}) {
+    atoms.push_back(atom(Kind::block_streaming, blocks));
+  }
+  const std::vector<oracle::Strided> s2 = {
+      {.left = 10, .right = 10, .stride = 3, .block = 16},
+      {.left = 1, .right = 1, .stride = 8, .block = 64, .offset = 1},
+      {.left = 8, .right = 8, .stride = 1, .block = 32},
+      {.left = 16, .right = 2, .stride = 8, .block = 128, .kv_heads = true},
+      {.left = 4, .right = 4, .stride = 5, .block = 20, .step = -3, .dense_heads = 2},
+      {.left = 2, .right = 2, .stride = 3, .block = 16, .homo = true},
+      {.left = 2, .right = 1, .stride = 3, .block = 64, .dense_heads = 1, .relative = true},
+      {.block = 32, .offset = -7, .ranges = {{-2, 4}, {3, 1}, {9, 2}, {0, 7}}},
+  };
+  for (const oracle::Strided& blocks : s2) atoms.push_back(strided(blocks));
   const std::size_t count = atoms.size();
   for (std::size_t i = 0; i < count; ++i) atoms.push_back(negation(atoms[i]));
   return atoms;
@@ -56,20 +87,46 @@ std::vector<oracle::Expr> every_atom() {
 
 // Kinds of heads that meet in one launch.
 std::vector<oracle::Expr> mixed_classes() {
-  return {dense(),   causal(),           window(255, -1),          window(63, 17),
-          sink(200), negation(causal()), negation(window(63, 17)), negation(sink(64))};
+  return {dense(),
+          causal(),
+          window(255, -1),
+          window(63, 17),
+          sink(200),
+          negation(causal()),
+          negation(window(63, 17)),
+          negation(sink(64)),
+          atom(Kind::last_keys, {70}),
+          negation(atom(Kind::last_queries, {100})),
+          atom(Kind::queries, {20, 150}),
+          negation(atom(Kind::keys, {30, 90})),
+          both(causal(), atom(Kind::chunk, {100})),
+          atom(Kind::block_window, {1, 0, 48}),
+          atom(Kind::block_streaming, {1, 2, 64, 1}),
+          both(causal(), strided({.left = 2, .right = 2, .stride = 5, .block = 24, .offset = 1}))};
 }
 
 // What heads should see in chosen rows of a sequence: classes[c] is for heads
-// [c * kHashes, (c + 1) * kHashes).
+// [c * kHashes, (c + 1) * kHashes), each or all of them. `sizes` are those of the first head.
 struct Expected {
   std::vector<int> rows;
-  std::vector<VisibleRows> classes;
+  std::vector<std::vector<VisibleRows>> classes;
 
   Expected(const std::vector<oracle::Expr>& exprs, const oracle::Sizes& sizes,
            std::vector<int> chosen)
       : rows(std::move(chosen)) {
-    for (const oracle::Expr& expr : exprs) classes.emplace_back(expr, sizes, rows);
+    for (const oracle::Expr& expr : exprs) {
+      const int first_head = kHashes * static_cast<int>(classes.size());
+      const int num_heads = oracle::depends_on_head(expr) ? kHashes : 1;
+      classes.emplace_back();
+      for (int i = 0; i < num_heads; ++i) {
+        classes.back().emplace_back(expr, in_head(sizes, first_head + i), rows);
+      }
+    }
+  }
+
+  const VisibleRows& of_head(int h) const {
+    const std::vector<VisibleRows>& heads = classes[static_cast<std::size_t>(h / kHashes)];
+    return heads[heads.size() == 1 ? 0 : static_cast<std::size_t>(h % kHashes)];
   }
   Expected(const std::vector<oracle::Expr>& exprs, const oracle::Sizes& sizes)
       : Expected(exprs, sizes, all_rows(sizes.seqlen_q)) {}
@@ -143,7 +200,7 @@ class HashedWorkload {
         [&](std::int64_t index) {
           const auto i = static_cast<std::size_t>(index);
           for (int h = 0; h < num_heads; ++h) {
-            const VisibleRows& visible = expected.classes[static_cast<std::size_t>(h / kHashes)];
+            const VisibleRows& visible = expected.of_head(h);
             std::string failure = check_row({b, h, expected.rows[i]}, visible[i]);
             if (failure.empty()) continue;
             ++wrong;
@@ -309,16 +366,22 @@ TEST_CASE("every atom and its negation shows exactly its keys at every length") 
     lengths.push_back({shorter(kLengths[i].q), shorter(kLengths[i].k)});
   }
   for (const Lengths& length : lengths) {
+    const auto expected_of_atom = [&](std::size_t a, std::size_t p) {
+      return Expected({atoms[a]},
+                      with_heads(oracle::bottom_right(length.q, length.k), kProblems[p]));
+    };
     std::vector<std::vector<Expected>> expected;
-    for (const oracle::Expr& atom : atoms) {
-      expected.push_back({Expected({atom}, oracle::bottom_right(length.q, length.k))});
-    }
+    for (std::size_t a = 0; a < atoms.size(); ++a) expected.push_back({expected_of_atom(a, 0)});
     for (std::size_t p = 0; p < kProblems.size(); ++p) {
       const int batch = length.q <= 1024 ? 2 : 1;
       HashedWorkload workload(mask_case(kProblems[p], batch, length), 100 + p);
       for (std::size_t a = 0; a < atoms.size(); ++a) {
         const std::size_t index = p * atoms.size() + a;
         if (!bound[index].kernel) continue;
+        if (p > 0 && oracle::depends_on_head(atoms[a])) {
+          if (length.q > 2048) continue;  // the oracle would take long
+          expected[a] = {expected_of_atom(a, p)};
+        }
         const auto outcome = workload.check(*bound[index].kernel, expected[a]);
         CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}", bindings[index].pattern,
                                            describe(kProblems[p]), length.q, length.k));
@@ -351,9 +414,9 @@ std::size_t check_tiles(const std::vector<Problem>& problems, const std::vector<
   }
 
   for (const Lengths length : lengths) {
-    const std::vector<Expected> expected = {
-        Expected(classes, oracle::bottom_right(length.q, length.k))};
     for (std::size_t begin = 0; begin < bindings.size(); begin += tiles.size()) {
+      const std::vector<Expected> expected = {Expected(
+          classes, with_heads(oracle::bottom_right(length.q, length.k), bindings[begin].problem))};
       HashedWorkload workload(mask_case(bindings[begin].problem, 1, length), 7);
       for (std::size_t i = begin; i < begin + tiles.size(); ++i) {
         if (!bound[i].kernel) continue;
@@ -517,10 +580,55 @@ TEST_CASE("200 random expressions show exactly their keys") {
   }
 }
 
+TEST_CASE("the heads of tensor-parallel ranks show exactly the model's") {
+  const std::vector<oracle::Expr> classes = {
+      causal(), both(causal(), strided({.left = 3, .right = 3, .stride = 7, .block = 20})),
+      strided({.left = 1,
+               .right = 1,
+               .stride = 9,
+               .block = 32,
+               .kv_heads = true,
+               .step = 2,
+               .dense_heads = 1})};
+  const int num_heads = kHashes * static_cast<int>(classes.size());
+  for (const int group_size : {1, 2}) {
+    for (int rank = 0; rank < static_cast<int>(classes.size()); ++rank) {
+      Problem problem = make_problem(DType::bfloat16, 64, kHashes, kHashes / group_size);
+      problem.head_offset = rank * kHashes;
+      problem.num_heads_total = num_heads;
+      const std::vector<Binding> bindings = {{pattern_text(classes, kHashes), problem, {}}};
+      const std::vector<Bound> bound = bind_all(bindings);
+      require_bound(bindings, bound);
+      if (!bound[0].kernel) continue;
+      for (const Lengths length : {Lengths{203, 113}, {700, 1000}}) {
+        const Case c = mask_case(problem, 2, length);
+        HashedWorkload workload(c, 5);
+        const auto outcome =
+            workload.check(*bound[0].kernel,
+                           {Expected({classes[static_cast<std::size_t>(rank)]}, sizes_of(c)[0])});
+        CHECK_OUTCOME(outcome, fmt::format("rank {}, {} at {} x {}", rank, describe(problem),
+                                           length.q, length.k));
+      }
+    }
+  }
+}
+
 TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072") {
   const int length = 1 << 17;
-  const std::vector<oracle::Expr> positive = {dense(), causal(), window(255, -1),
-                                              window(1000, 1000), sink(200)};
+  const std::vector<oracle::Expr> positive = {
+      dense(),
+      causal(),
+      window(255, -1),
+      window(1000, 1000),
+      sink(200),
+      atom(Kind::last_keys, {300}),
+      atom(Kind::last_queries, {100}),
+      atom(Kind::queries, {1000, 70000}),
+      atom(Kind::keys, {1000, 70000}),
+      atom(Kind::chunk, {8192}),
+      atom(Kind::block_window, {15, 0, 64}),
+      atom(Kind::block_streaming, {1, 8, 128, 1}),
+      strided({.left = 16, .right = 16, .stride = 8, .block = 64, .offset = 1})};
   std::vector<oracle::Expr> atoms = positive;
   for (const oracle::Expr& atom : positive) atoms.push_back(negation(atom));
 
@@ -544,14 +652,17 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
     for (std::size_t a = 0; a < atoms.size(); ++a) {
       if (!bound[a].kernel) continue;
       const auto outcome = workload.check(
-          *bound[a].kernel, {Expected({atoms[a]}, oracle::bottom_right(length, length), rows)});
+          *bound[a].kernel,
+          {Expected({atoms[a]}, with_heads(oracle::bottom_right(length, length), problem), rows)});
       CHECK_OUTCOME(outcome, bindings[a].pattern + " " + describe(problem));
     }
   }
 }
 
 TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
-  const std::vector<oracle::Expr> classes = {dense(), streaming(16, 32), negation(window(63, 17))};
+  const std::vector<oracle::Expr> classes = {
+      dense(), streaming(16, 32),
+      negation(strided({.left = 2, .right = 1, .stride = 3, .block = 10}))};
   std::vector<Case> cases;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {

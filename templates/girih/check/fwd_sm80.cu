@@ -13,7 +13,10 @@ struct Config {
   static constexpr int kNumWarps = 4;
   static constexpr bool kSoftcap = true;
   using Classes = HeadClasses<  //
-      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, Leaf<Dense>, Not<Leaf<Window>>>;
+      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,
+      Any<Leaf<FirstQueries>, Leaf<LastQueries>, Leaf<LastKeys>, Leaf<BlockWindow>>,
+      Any<All<Leaf<Queries>, Leaf<Keys>>, All<Leaf<Causal>, Leaf<Chunk>>>, Leaf<BlockStreaming>,
+      Leaf<Dense>, Not<Leaf<Window>>>;
   using Heads = HeadTable<32, Classes::kNumNumbers>;
 };
 }  // namespace girih
