@@ -61,7 +61,8 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
 /// Why an atom's arguments cannot stand together, or "".
 std::string conflict(int atom_index, const int* numbers);
 
-/// Why the number of a parameter of an atom in the table cannot come from a run-time input (`$name`), or "".
+/// Why the number of a parameter of an atom in the table cannot come from a run-time input
+/// (`$name`), or "".
 std::string input_problem(const AtomInfo& atom, const AtomParam& param);
 
 /// Why an input cannot be called so, or "".

@@ -91,8 +91,8 @@ Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
   if (index < 0) refuse(pattern::unknown_atom(name));
   const AtomInfo& info = atom_table()[index];
   if (static_cast<int>(numbers.size()) != info.num_numbers()) {
-    refuse(fmt::format("{} takes {} numbers, not {}", info.name, info.num_numbers(),
-                       numbers.size()));
+    refuse(
+        fmt::format("{} takes {} numbers, not {}", info.name, info.num_numbers(), numbers.size()));
   }
 
   Mask mask;
@@ -200,15 +200,15 @@ Mask strided(const StridedBlocks& blocks) {
   constexpr int kAbsent = -1;
   const StridedBlocks::Local local = blocks.local.value_or(StridedBlocks::Local{kAbsent, kAbsent});
   std::vector<Number> numbers = {local.left,
-                              local.right,
-                              blocks.stride,
-                              blocks.block,
-                              blocks.offset,
-                              blocks.kv_heads ? 1 : 0,
-                              blocks.step.value_or(kAutomatic),
-                              blocks.homo ? 1 : 0,
-                              blocks.dense_heads,
-                              blocks.relative ? 1 : 0};
+                                 local.right,
+                                 blocks.stride,
+                                 blocks.block,
+                                 blocks.offset,
+                                 blocks.kv_heads ? 1 : 0,
+                                 blocks.step.value_or(kAutomatic),
+                                 blocks.homo ? 1 : 0,
+                                 blocks.dense_heads,
+                                 blocks.relative ? 1 : 0};
   if (blocks.ranges.size() > kMaxPieces) {
     throw Error(Errc::invalid_argument,
                 fmt::format("strided: {} ranges are too many: at most {} are allowed",

@@ -400,7 +400,8 @@ class Parser {
       if (!problem.empty()) fail_here(problem);
       advance();
       if (token_.kind != Token::Kind::name) {
-        fail_here(fmt::format("expected the name of a run-time input after '$', found {}", found()));
+        fail_here(
+            fmt::format("expected the name of a run-time input after '$', found {}", found()));
       }
       return {input_name(info, param)};
     }

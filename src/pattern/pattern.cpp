@@ -121,10 +121,10 @@ void collect_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
     if (found == inputs.end()) {
       inputs.push_back(std::move(wanted));
     } else if (*found != wanted) {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("the input {} is used as {} and as {}: give the two different names",
-                              pattern::quote(wanted.name), found->description(),
-                              wanted.description()));
+      throw Error(
+          Errc::invalid_argument,
+          fmt::format("the input {} is used as {} and as {}: give the two different names",
+                      pattern::quote(wanted.name), found->description(), wanted.description()));
     }
   }
 }

@@ -235,8 +235,7 @@ std::string structure_of(const Mask& mask) {
 std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs) {
   const Mask resolved = mask.with_inputs([&](const std::string& name) {
     const auto same_name = [&](const InputInfo& input) { return input.name == name; };
-    return static_cast<int>(std::find_if(inputs.begin(), inputs.end(), same_name) -
-                            inputs.begin());
+    return static_cast<int>(std::find_if(inputs.begin(), inputs.end(), same_name) - inputs.begin());
   });
   std::vector<int> numbers = resolved.numbers();
   for (const Mask& operand : resolved.operands()) {

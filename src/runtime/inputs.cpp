@@ -73,7 +73,8 @@ class InputPlanner {
     check_blocks(bits);
     check_pointer("data", bits.data, 4);
     const Steps steps = steps_of(bits, ceil_div(bits.num_kv_blocks, 32));
-    if (steps.row > kMaxNumber) fail("row_stride", steps.row, fmt::format("at most {}", kMaxNumber));
+    if (steps.row > kMaxNumber)
+      fail("row_stride", steps.row, fmt::format("at most {}", kMaxNumber));
     InputView& view = plan_.views[index_];
     view.data = bits.data;
     view.batch_stride = bits.batch == 1 ? 0 : steps.batch;
@@ -219,9 +220,9 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
       refuse(fmt::format("the input '{}' is missing: the pattern wants {}", wanted[i].name,
                          wanted[i].description()));
     }
-    std::visit(InputPlanner(wanted[i], static_cast<int>(i), extents, static_cast<char*>(workspace),
-                            plan),
-               found->data);
+    std::visit(
+        InputPlanner(wanted[i], static_cast<int>(i), extents, static_cast<char*>(workspace), plan),
+        found->data);
   }
   return plan;
 }
