@@ -125,7 +125,7 @@ TEST_CASE("structure and numbers follow the mask's text") {
 }
 
 TEST_CASE("every number of an atom is handed over in the order of its parameters") {
-  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text)); };
+  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text), {}); };
   CHECK(numbers("queries(-3..4) & keys(5..6)") == std::vector<int>{-3, 4, 5, 6});
   CHECK(numbers("block_streaming(1, 2, causal=false)") == std::vector<int>{1, 2, 128, 0});
   const int automatic = kAutomatic;
