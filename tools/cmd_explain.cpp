@@ -160,6 +160,9 @@ void add_explain(CLI::App& app, Context& context) {
       inputs.emplace(read_fills(options->fill, pattern, problem, 1, seqlen_q, seqlen_k),
                      problem.num_heads);
       geometry->inputs = inputs->views();
+    } else if (!options->fill.fills.empty()) {
+      throw Error(Errc::invalid_argument,
+                  "--fill makes data to count tiles with: give --seqlen-q or --seqlen-k as well");
     }
 
     Json report{{"pattern", pattern.text()},

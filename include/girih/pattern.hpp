@@ -61,8 +61,9 @@ class Mask {
   /// Canonical text; parse(text()) == *this.
   std::string text() const;
 
-  /// The same with value(name) for each number that comes from a run-time input. A block mask's
-  /// input keeps its name; its value is its place in Pattern::inputs().
+  /// The same with value(name) for each number that comes from a run-time input, or the nearest
+  /// number that the atom can take. A block mask's input keeps its name; its value is its place in
+  /// Pattern::inputs().
   Mask with_inputs(const std::function<int(const std::string& name)>& value) const;
 
   friend bool operator==(const Mask&, const Mask&) = default;

@@ -33,14 +33,23 @@ struct AtomFunctions {
 constexpr AtomFunctions kAtomFunctions[] = {GIRIH_ATOMS(GIRIH_ATOM_FUNCTIONS)};
 #undef GIRIH_ATOM_FUNCTIONS
 
-// The functions of an atom whose numbers are all known.
-const AtomFunctions& functions_of(const Mask& atom, const Geometry& geometry) {
+// The first run-time input of an atom whose data is not known, or "".
+std::string unknown_input(const Mask& atom, const Geometry& geometry) {
   for (std::size_t i = 0; i < atom.inputs().size(); ++i) {
     const bool number = atom_table()[atom.atom_index()].params[i].kind != ParamKind::input;
-    if (atom.inputs()[i].empty() || (!number && geometry.inputs != nullptr)) continue;
+    const bool known = !number && geometry.inputs != nullptr;
+    if (!known && !atom.inputs()[i].empty()) return atom.inputs()[i];
+  }
+  return "";
+}
+
+// The functions of an atom whose numbers are all known.
+const AtomFunctions& functions_of(const Mask& atom, const Geometry& geometry) {
+  const std::string unknown = unknown_input(atom, geometry);
+  if (!unknown.empty()) {
     throw Error(Errc::invalid_argument,
                 fmt::format("what {} shows depends on the run-time input {}: give it",
-                            quote(atom.text()), quote(atom.inputs()[i])));
+                            quote(atom.text()), quote(unknown)));
   }
   return kAtomFunctions[atom.atom_index()];
 }
@@ -93,7 +102,8 @@ void for_each_tile(const Mask& mask, const Geometry& geometry, QueryRows rows, K
 
 bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b) {
   if (mask.op() == Mask::Op::atom) {
-    return functions_of(mask, a).same_for_heads(mask.numbers().data(), a, b);
+    return !unknown_input(mask, a).empty() ||
+           kAtomFunctions[mask.atom_index()].same_for_heads(mask.numbers().data(), a, b);
   }
   return std::all_of(mask.operands().begin(), mask.operands().end(),
                      [&](const Mask& operand) { return same_for_heads(operand, a, b); });

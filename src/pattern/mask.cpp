@@ -158,8 +158,14 @@ Mask Mask::with_inputs(const std::function<int(const std::string& name)>& value)
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
     if (inputs_[i].empty()) continue;
     result.numbers_[i] = value(inputs_[i]);
-    if (atom_table()[atom_].params[i].kind != ParamKind::input) result.inputs_[i].clear();
+    const AtomParam& param = atom_table()[atom_].params[i];
+    if (param.kind == ParamKind::input) continue;
+    result.numbers_[i] = std::clamp(result.numbers_[i], param.least, param.most);
+    result.inputs_[i].clear();
   }
+  const bool none_left = std::all_of(result.inputs_.begin(), result.inputs_.end(),
+                                     [](const std::string& name) { return name.empty(); });
+  if (none_left) result.inputs_.clear();
   return result;
 }
 

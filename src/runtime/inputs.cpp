@@ -13,6 +13,7 @@ namespace girih::runtime {
 namespace {
 
 constexpr std::size_t kAlignment = 256;  // of each input's part of the workspace
+constexpr std::int64_t kMaxWords = std::int64_t{1} << 40;  // of an input: sums cannot overflow
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(Errc::invalid_argument, message);
@@ -109,9 +110,13 @@ class InputPlanner {
                        wanted_.description()));
   }
 
-  // An empty launch reads nothing.
+  // A launch without elements reads nothing.
+  bool reads_nothing() const {
+    return extents_.batch == 0 || extents_.seqlen_q == 0 || extents_.seqlen_k == 0;
+  }
+
   void check_pointer(const char* what, const void* pointer, std::uintptr_t alignment) const {
-    if (extents_.batch == 0 || extents_.seqlen_q == 0 || extents_.seqlen_k == 0) return;
+    if (reads_nothing()) return;
     if (pointer == nullptr) refuse(fmt::format("the input '{}' has no {}", wanted_.name, what));
     if (reinterpret_cast<std::uintptr_t>(pointer) % alignment != 0) {
       refuse(fmt::format("the input '{}' has its {} at {}, which is not aligned to {} bytes",
@@ -166,6 +171,7 @@ class InputPlanner {
   // Gives the bits of a list or byte mask their place in the workspace.
   template <class BlockData>
   void build(const BlockData& blocks, BuildListsParams params) {
+    if (reads_nothing()) return;
     if (plan_.num_builds == 0) plan_.workspace_bytes = kAlignment;  // holds the ignored counts
     const std::size_t offset = plan_.workspace_bytes;
     params.planes_per_batch = blocks.heads;
@@ -175,6 +181,12 @@ class InputPlanner {
     params.words_per_row = ceil_div(blocks.num_kv_blocks, 32);
     params.bits = workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
     const std::int64_t plane = std::int64_t{params.num_rows} * params.words_per_row;
+    if (plane > kMaxWords / params.num_planes) {
+      refuse(fmt::format("the input '{}' has {} planes of {} x {} blocks: their bits would take more "
+                         "than {} bytes of workspace",
+                         wanted_.name, params.num_planes, params.num_rows, params.num_columns,
+                         kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+    }
     const std::size_t bytes = static_cast<std::size_t>(params.num_planes * plane) * sizeof(uint32);
     plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
 
