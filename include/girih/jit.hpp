@@ -125,7 +125,8 @@ class Program {
   Kernel bind(const Problem& problem) const;
 
   /// Binds to the tensors' types and heads on first use, then launches. While args.stream is
-  /// being captured only an already bound problem is accepted.
+  /// being captured only an already bound problem is accepted. The tensors' heads count as the
+  /// whole model's: on a tensor-parallel rank bind() and launch the kernel.
   void operator()(const Args& args) const;
 
  private:

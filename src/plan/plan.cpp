@@ -52,6 +52,8 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfi
   for (const TileConfig& candidate : kCandidates) {
     // 128 keys at once pay where the exponentials weigh most; only there were they measured.
     if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
+    // Rows of 14 chunks take many addresses: there this tile spills.
+    if (problem.head_dim == 112 && candidate == kCandidates[1]) continue;
     const TileConfig tile = complete(requested, candidate);
     if (!rows_divide(tile)) continue;
     const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers

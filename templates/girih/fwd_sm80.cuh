@@ -252,7 +252,8 @@ struct FwdSm80 {
         producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(producer.geometry);
       }
 
-      // --- Consuming: scores, softcap, mask, softmax, output ---
+      // --- Consuming: mask, scores, softcap, softmax, output. What a pattern computes with is gone
+      // before the scores take their registers. ---
       const bool partial = tile.kind == static_cast<int>(TileKind::partial);
       WarpMask<kRowsPerWarp, kBlockN> mask;
       if (partial) {
@@ -304,13 +305,13 @@ struct FwdSm80 {
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
     extern __shared__ __align__(128) unsigned char shared[];
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
-    for (int candidate = blockIdx.x;;) {  // start() is called in one place: it is much code
-      if (threadIdx.x == 0) producer.start(params, heads, candidate);
-      __syncthreads();
-      if (producer.index >= params.num_tiles) break;
+    if (threadIdx.x == 0) producer.start(params, heads, blockIdx.x);
+    __syncthreads();
+    while (producer.index < params.num_tiles) {
       attend(params, producer, shared);
-      candidate = producer.index + gridDim.x;
       __syncthreads();  // the next tile's Q goes where this one's output was staged
+      if (threadIdx.x == 0) producer.start(params, heads, producer.index + gridDim.x);
+      __syncthreads();
     }
   }
 };
