@@ -258,7 +258,8 @@ struct FwdSm80 {
         producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(producer.geometry);
       }
 
-      // --- Consuming: mask, scores, softcap, softmax, output ---
+      // --- Consuming: mask, scores, softcap, softmax, output. What a pattern computes with is gone
+      // before the scores take their registers. ---
       const bool partial = tile.kind == static_cast<int>(TileKind::partial);
       WarpMask<kRowsPerWarp, kBlockN> mask;  // evaluated while the scores take no registers yet
       if (partial) {
