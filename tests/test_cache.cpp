@@ -16,6 +16,8 @@
 #include "cache/disk_cache.hpp"
 #include "cache/entry.hpp"
 #include "cache/key.hpp"
+#include "cache/maintain.hpp"
+#include "girih/error.hpp"
 #include "sandbox.hpp"
 #include "support/fs.hpp"
 
@@ -673,4 +675,152 @@ TEST_CASE("a process forked by a lock's holder does not keep the lock") {
   CHECK(cache.lock(kKey, 1000).exclusive());
   ::kill(bystander, SIGKILL);
   wait_for(bystander);
+}
+
+namespace {
+
+/// Sets when a file was last used.
+void set_age(const fs::path& path, std::chrono::hours age) {
+  fs::last_write_time(path, fs::file_time_type::clock::now() - age);
+}
+
+/// Entries for `count` different keys in a folder, the first unused for longest.
+std::vector<Key> fill(const fs::path& folder, int count) {
+  std::vector<Key> keys;
+  for (int i = 0; i < count; ++i) {
+    KeyParts made_from = parts();
+    made_from.source += std::to_string(i);
+    Entry entry = entry_with(std::string(1000, 'x'));
+    entry.source = made_from.source;
+    keys.push_back(make_key(made_from));
+    entry.key = keys.back().hex;
+    REQUIRE(named(folder).put(keys.back(), entry));
+    set_age(named(folder).path_of(keys.back()), std::chrono::hours(10 * (count - i)));
+  }
+  return keys;
+}
+
+Folder own(const fs::path& folder) { return {.path = folder, .writable = true}; }
+
+}  // namespace
+
+TEST_CASE("a hit stamps its file as used, at most once an hour, and never in a layer") {
+  const TemporaryFolder folder, layer;
+  const auto age = [](const fs::path& path) {
+    return fs::file_time_type::clock::now() - fs::last_write_time(path);
+  };
+  REQUIRE(named(folder.path()).put(kKey, kEntry));
+  const fs::path path = named(folder.path()).path_of(kKey);
+  set_age(path, std::chrono::hours(5));
+  CHECK(named(folder.path()).find(kKey).has_value());
+  CHECK(age(path) > std::chrono::hours(4));  // find leaves no trace
+  CHECK(named(folder.path()).get(kKey).has_value());
+  CHECK(age(path) < std::chrono::hours(1));
+  fs::last_write_time(path, fs::file_time_type::clock::now() - std::chrono::minutes(30));
+  CHECK(named(folder.path()).get(kKey).has_value());
+  CHECK(age(path) > std::chrono::minutes(29));
+
+  REQUIRE(named(layer.path()).put(kKey, kEntry));
+  const fs::path in_layer = named(layer.path()).path_of(kKey);
+  set_age(in_layer, std::chrono::hours(5));
+  fs::remove(path);
+  CHECK(named(folder.path(), {layer.path()}).get(kKey).has_value());
+  CHECK(age(in_layer) > std::chrono::hours(4));
+}
+
+TEST_CASE("find says where an entry is and leaves a damaged one alone") {
+  const TemporaryFolder folder, layer;
+  REQUIRE(named(folder.path()).put(kKey, kEntry));
+  REQUIRE(named(layer.path()).put(kKey, kEntry));
+  const DiskCache cache = named(folder.path(), {layer.path()});
+  CHECK(cache.find(kKey)->path == named(folder.path()).path_of(kKey));
+  CHECK(cache.find(kKey)->entry == kEntry);
+  REQUIRE(support::write_file_atomically(named(folder.path()).path_of(kKey), "damaged") == "");
+  CHECK(cache.find(kKey)->path == named(layer.path()).path_of(kKey));
+  CHECK(files_below(folder.path()).size() == 1);
+  CHECK(!DiskCache({}).find(kKey).has_value());
+}
+
+TEST_CASE("a listing holds every entry, what is wrong with it, and what was put aside") {
+  const TemporaryFolder folder;
+  CHECK(list(own(folder / "none")).items.empty());
+
+  const std::vector<Key> keys = fill(folder.path(), 3);
+  const DiskCache cache = named(folder.path());
+  { const auto lock = cache.lock(keys[0]); }  // the folder of locks is none of an architecture
+  REQUIRE(support::write_file_atomically(cache.path_of(keys[1]), "damaged") == "");
+  Entry forged = entry_with("cubin");
+  forged.key = keys[2].hex;  // its checksum is right, its key is not made from its source
+  REQUIRE(cache.put(keys[2], forged));
+  fs::path aside = cache.path_of(keys[0]);
+  aside += ".bad";
+  REQUIRE(support::write_file_atomically(aside, "put aside") == "");
+
+  const Listing listing = list(own(folder.path()));
+  REQUIRE(listing.items.size() == 3);
+  std::map<std::string, Item> by_key;
+  for (const Item& item : listing.items) by_key.emplace(item.key.hex, item);
+  const Item& good = by_key.at(keys[0].hex);
+  CHECK(good.problem.empty());
+  CHECK(good.key == keys[0]);
+  CHECK(good.entry.pattern == kEntry.pattern);
+  CHECK(good.entry.cubin.empty());
+  CHECK(good.bytes == fs::file_size(cache.path_of(keys[0])));
+  const auto age = std::chrono::system_clock::now() - good.last_used;
+  CHECK(std::chrono::abs(age - std::chrono::hours(30)) < std::chrono::minutes(1));
+  CHECK(by_key.at(keys[1].hex).problem == "truncated");
+  CHECK(by_key.at(keys[2].hex).problem == "its key was not made from its contents");
+  CHECK(listing.rubbish == std::vector<fs::path>{aside});
+  CHECK(files_below(folder.path()).size() == 4);  // nothing was moved
+}
+
+TEST_CASE("a folder that is not to be trusted cannot be listed") {
+  const TemporaryFolder folder;
+  fill(folder.path(), 1);
+  fs::permissions(folder.path(), fs::perms::all);
+  CHECK_THROWS_WITH_AS(list(own(folder.path())), doctest::Contains("everyone can write to it"),
+                       girih::Error);
+}
+
+TEST_CASE("pruning removes what is unused for longest, down to the limit") {
+  const TemporaryFolder folder;
+  const std::vector<Key> keys = fill(folder.path(), 4);
+  const DiskCache cache = named(folder.path());
+  const auto size = fs::file_size(cache.path_of(keys[0]));
+
+  Pruned pruned = prune(own(folder.path()), {.max_bytes = 2 * size + 1}, true);
+  CHECK(pruned.removed == 2);
+  CHECK(pruned.kept_bytes == 2 * size);
+  CHECK(files_below(folder.path()).size() == 4);  // a dry run
+
+  pruned = prune(own(folder.path()), {.max_bytes = 2 * size + 1}, false);
+  CHECK(pruned.removed == 2);
+  CHECK(pruned.removed_bytes == 2 * size);
+  CHECK(pruned.kept == 2);
+  CHECK(pruned.failures.empty());
+  CHECK(!cache.find(keys[0]));
+  CHECK(!cache.find(keys[1]));
+  CHECK(cache.find(keys[2]).has_value());
+  CHECK(cache.find(keys[3]).has_value());
+
+  CHECK(prune(own(folder.path()), {.max_bytes = 2 * size}, false).removed == 0);
+  CHECK(prune(own(folder.path()), {.older_than = std::chrono::hours(15)}, false).removed == 1);
+  CHECK(cache.find(keys[3]).has_value());
+  CHECK(prune(own(folder.path()), {.all = true}, false).removed == 1);
+  CHECK(files_below(folder.path()).empty());
+}
+
+TEST_CASE("pruning takes damaged entries first and always, and what was put aside") {
+  const TemporaryFolder folder;
+  const std::vector<Key> keys = fill(folder.path(), 3);
+  const DiskCache cache = named(folder.path());
+  REQUIRE(support::write_file_atomically(cache.path_of(keys[2]), "damaged") == "");
+  fs::path aside = cache.path_of(keys[0]);
+  aside += ".bad";
+  REQUIRE(support::write_file_atomically(aside, "put aside") == "");
+  const Pruned pruned = prune(own(folder.path()), {.max_bytes = 1 << 30}, false);
+  CHECK(pruned.removed == 1);
+  CHECK(pruned.kept == 2);
+  CHECK(pruned.rubbish == 1);
+  CHECK(files_below(folder.path()).size() == 2);
 }

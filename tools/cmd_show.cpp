@@ -5,6 +5,8 @@
 #include "common.hpp"
 #include "pattern/interpret.hpp"
 #include "pattern/picture.hpp"
+#include "reading.hpp"
+#include "svg.hpp"
 
 namespace girih::tools {
 namespace {
@@ -17,29 +19,12 @@ struct ClassReport {
   std::string picture;
 };
 
-// "0-15+31"
-std::string ranges_text(const std::vector<int>& heads) {
-  std::string text;
-  for (std::size_t i = 0; i < heads.size();) {
-    std::size_t last = i;
-    while (last + 1 < heads.size() && heads[last + 1] == heads[last] + 1) ++last;
-    if (!text.empty()) text += '+';
-    text += i == last ? fmt::format("{}", heads[i]) : fmt::format("{}-{}", heads[i], heads[last]);
-    i = last + 1;
-  }
-  return text;
-}
-
 std::vector<ClassReport> classes_of(const Pattern& pattern, const Problem& problem,
                                     const Geometry& geometry, int block_m, int block_n) {
-  std::vector<ClassReport> reports(pattern.classes().size());
-  const std::vector<int> class_of_head =
-      pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
-  for (int head = 0; head < problem.num_heads; ++head) {
-    reports[static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(head)])]
-        .heads.push_back(head);
-  }
+  std::vector<std::vector<int>> heads = heads_of_classes(pattern, problem);
+  std::vector<ClassReport> reports(heads.size());
   for (std::size_t i = 0; i < reports.size(); ++i) {
+    reports[i].heads = std::move(heads[i]);
     const Mask& mask = pattern.classes()[i].mask;
     reports[i].mask = mask.text();
     reports[i].visible = pattern::count_visible(mask, geometry);
@@ -55,17 +40,11 @@ double density(double visible, double heads, const Geometry& geometry) {
   return elements > 0 ? visible / elements : 0;
 }
 
-void check_at_least(const char* option, int value, int least) {
-  if (value >= least && value <= kMaxNumber) return;
-  throw Error(Errc::invalid_argument, fmt::format("{} {} is out of range: give {} to {}", option,
-                                                  value, least, kMaxNumber));
-}
-
 }  // namespace
 
 void add_show(CLI::App& app, Context& context) {
   struct Options {
-    std::string pattern;
+    std::string pattern, svg;
     ProblemOptions problem;
     int seqlen_q = 1024, seqlen_k = 1024;
     int block_m = 128, block_n = 64;
@@ -79,17 +58,20 @@ void add_show(CLI::App& app, Context& context) {
   verb->add_option("--block-m", options->block_m, "Query rows of a tile")->capture_default_str();
   verb->add_option("--block-n", options->block_n, "Keys of a tile")->capture_default_str();
   add_head_options(*verb, options->problem);
+  verb->add_option("--svg", options->svg, "File for a picture of the tiles, a panel a class");
 
   verb->callback([options, &context] {
-    check_at_least("--seqlen-q", options->seqlen_q, 0);
-    check_at_least("--seqlen-k", options->seqlen_k, 0);
-    check_at_least("--block-m", options->block_m, 1);
-    check_at_least("--block-n", options->block_n, 1);
+    check_range("--seqlen-q", options->seqlen_q, 0, kMaxNumber);
+    check_range("--seqlen-k", options->seqlen_k, 0, kMaxNumber);
+    check_range("--block-m", options->block_m, 1, kMaxNumber);
+    check_range("--block-n", options->block_n, 1, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     const Problem problem = options->problem.resolve(pattern);
-    const Geometry geometry{.seqlen_q = options->seqlen_q,
-                            .seqlen_k = options->seqlen_k,
-                            .q_start = options->seqlen_k - options->seqlen_q};
+    const Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k);
+    if (!options->svg.empty()) {
+      write_output(options->svg,
+                   svg_picture(pattern, problem, geometry, options->block_m, options->block_n));
+    }
     const std::vector<ClassReport> classes =
         classes_of(pattern, problem, geometry, options->block_m, options->block_n);
     double visible = 0;

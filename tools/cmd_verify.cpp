@@ -3,49 +3,12 @@
 #include <fmt/format.h>
 
 #include "common.hpp"
-#include "pattern/interpret.hpp"
+#include "reading.hpp"
 #include "verify/device.hpp"
 #include "verify/verify.hpp"
 
 namespace girih::tools {
 namespace {
-
-void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most) {
-  if (least <= value && value <= most) return;
-  throw Error(Errc::invalid_argument,
-              fmt::format("{} {} is out of range: give {} to {}", option, value, least, most));
-}
-
-Geometry geometry_of(const verify::Case& c) {
-  return {c.seqlen_q, c.seqlen_k, verify::q_start_of(c), c.k_start};
-}
-
-// The host's reading of the pattern as the bits of a row.
-verify::MaskRow interpreter(const Pattern& pattern, const verify::Case& c) {
-  return [classes = pattern.classes(),
-          class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
-          geometry = geometry_of(c)](int h, int q, std::span<std::uint32_t> words) {
-    const auto head_class = static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(h)]);
-    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, q)) {
-      for (int key = span.lo; key < span.hi; ++key) {
-        words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
-      }
-    }
-  };
-}
-
-// Floating-point operations of the visible elements, all heads and sequences.
-double visible_flop(const Pattern& pattern, const verify::Case& c) {
-  std::vector<double> visible;
-  for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    visible.push_back(static_cast<double>(pattern::count_visible(head_class.mask, geometry_of(c))));
-  }
-  double elements = 0;
-  for (const int head_class : pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv)) {
-    elements += visible[static_cast<std::size_t>(head_class)];
-  }
-  return 4.0 * c.batch * elements * c.problem.head_dim;
-}
 
 Json report_json(const verify::Report& report, double milliseconds, double tflops) {
   Json failures = Json::array();
@@ -145,7 +108,7 @@ void add_verify(CLI::App& app, Context& context) {
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
 
-    const verify::MaskRow mask = interpreter(pattern, parameters);  // refuses uncovered heads
+    const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
     const jit::Program program = jit::compile(pattern, options->jit);

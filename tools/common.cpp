@@ -46,6 +46,15 @@ jit::Mode parse_mode(std::string_view text) {
               fmt::format("--jit '{}' is not known: auto and off are", text));
 }
 
+const char* const kJitGroup = "Compiling and caching (each overrides the variable beside it)";
+
+void add_path_option(CLI::App& verb, const char* name, std::optional<std::filesystem::path>& path,
+                     const char* description) {
+  verb.add_option_function<std::string>(
+          name, [&path](const std::string& text) { path = text; }, description)
+      ->group(kJitGroup);
+}
+
 }  // namespace
 
 ExitCode exit_code(Errc code) {
@@ -121,19 +130,8 @@ void add_tile_options(CLI::App& verb, TileConfig& tile) {
   verb.add_option("--warps", tile.num_warps, "Warps of a CTA")->group(group);
 }
 
-void add_jit_options(CLI::App& verb, jit::Options& options) {
-  const std::string group = "Compiling and caching (each overrides the variable beside it)";
-  const auto add_path = [&](const char* name, std::optional<std::filesystem::path>& path,
-                            const char* description) {
-    verb.add_option_function<std::string>(
-            name, [&path](const std::string& text) { path = text; }, description)
-        ->group(group);
-  };
-  verb.add_option_function<std::string>(
-          "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
-          "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
-      ->group(group);
-  add_path("--cache-dir", options.cache_dir, "Folder of the cache (GIRIH_CACHE_DIR)");
+void add_cache_options(CLI::App& verb, jit::Options& options) {
+  add_path_option(verb, "--cache-dir", options.cache_dir, "Folder of the cache (GIRIH_CACHE_DIR)");
   verb.add_option_function<std::vector<std::string>>(
           "--cache-layer",
           [&options](const std::vector<std::string>& folders) {
@@ -141,14 +139,34 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
           },
           "Read-only cache folder, may be repeated (GIRIH_CACHE_LAYERS)")
       ->allow_extra_args(false)
-      ->group(group);
-  add_path("--nvrtc", options.nvrtc, "NVRTC, the library or its folder (GIRIH_NVRTC)");
-  add_path("--template-dir", options.template_dir, "Templates to use first (GIRIH_TEMPLATE_DIR)");
-  add_path("--dump", options.dump_dir, "Folder for what is made on the way (GIRIH_DUMP)");
+      ->group(kJitGroup);
+}
+
+void add_jit_options(CLI::App& verb, jit::Options& options) {
+  verb.add_option_function<std::string>(
+          "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
+          "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
+      ->group(kJitGroup);
+  add_compile_options(verb, options);
+}
+
+void add_compile_options(CLI::App& verb, jit::Options& options) {
+  add_cache_options(verb, options);
+  add_path_option(verb, "--nvrtc", options.nvrtc, "NVRTC, the library or its folder (GIRIH_NVRTC)");
+  add_path_option(verb, "--template-dir", options.template_dir,
+                  "Templates to use first (GIRIH_TEMPLATE_DIR)");
+  add_path_option(verb, "--dump", options.dump_dir,
+                  "Folder for what is made on the way (GIRIH_DUMP)");
 }
 
 void add_arch_option(CLI::App& verb, std::string& arch) {
   verb.add_option("--arch", arch, "Such as sm_80 or sm_90a; default: the present device's");
+}
+
+void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most) {
+  if (least <= value && value <= most) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} {} is out of range: give {} to {}", option, value, least, most));
 }
 
 Pattern read_pattern(const std::string& argument) {
@@ -209,11 +227,9 @@ Json to_json(const TileConfig& tile) {
 }
 
 Json to_json(const Problem& problem) {
-  return {{"dtype", to_string(problem.dtype)},
-          {"head_dim", problem.head_dim},
-          {"num_heads", problem.num_heads},
-          {"num_heads_kv", problem.num_heads_kv},
-          {"layout", to_string(problem.layout)}};
+  return {{"dtype", to_string(problem.dtype)},    {"head_dim", problem.head_dim},
+          {"head_dim_v", problem.width_v()},      {"num_heads", problem.num_heads},
+          {"num_heads_kv", problem.num_heads_kv}, {"layout", to_string(problem.layout)}};
 }
 
 Json to_json(const jit::KernelInfo& info) {
@@ -228,6 +244,13 @@ Json to_json(const jit::KernelInfo& info) {
           {"compile_ms", info.compile_ms},
           {"cache_hit", info.cache_hit},
           {"compiler", info.compiler}};
+}
+
+std::string to_text(const Problem& problem) {
+  return fmt::format(
+      "{}, head_dim {}{}, heads {}, KV heads {}", to_string(problem.dtype), problem.head_dim,
+      problem.width_v() == problem.head_dim ? "" : fmt::format(" and {} of V", problem.width_v()),
+      problem.num_heads, problem.num_heads_kv);
 }
 
 std::string to_text(const TileConfig& tile) {
@@ -246,6 +269,31 @@ std::string to_text(const jit::KernelInfo& info) {
       info.arch, to_text(info.tile), info.registers, info.spill_bytes, info.stack_bytes,
       info.threads, info.shared_bytes, info.compile_ms, info.compiler,
       info.cache_hit ? ", found in the cache" : "", info.key);
+}
+
+std::string bytes_text(std::uintmax_t bytes) {
+  if (bytes < 1024) return fmt::format("{} bytes", bytes);
+  double value = static_cast<double>(bytes) / 1024;
+  const char* unit = "KiB";
+  for (const char* larger : {"MiB", "GiB"}) {
+    if (value < 1024) break;
+    value /= 1024;
+    unit = larger;
+  }
+  return fmt::format("{:.1f} {}", value, unit);
+}
+
+std::string ranges_text(const std::vector<int>& numbers) {
+  std::string text;
+  for (std::size_t i = 0; i < numbers.size();) {
+    std::size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
+    if (!text.empty()) text += '+';
+    text +=
+        i == last ? fmt::format("{}", numbers[i]) : fmt::format("{}-{}", numbers[i], numbers[last]);
+    i = last + 1;
+  }
+  return text;
 }
 
 }  // namespace girih::tools

@@ -7,11 +7,13 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "girih/girih.hpp"
 
@@ -19,7 +21,8 @@ namespace girih::tools {
 
 using Json = nlohmann::ordered_json;
 
-/// Exit codes of the program. An interrupt ends it by the signal, which a shell shows as 130.
+/// Exit codes of the program. An interrupt ends it by the signal, which a shell shows as 130;
+/// a verb that has something to finish first exits with that.
 enum ExitCode : int {
   kDone = 0,
   kFailure = 1,
@@ -28,6 +31,7 @@ enum ExitCode : int {
   kCompileFailed = 4,
   kNoDevice = 5,
   kJitDisabled = 6,
+  kInterrupted = 130,
 };
 ExitCode exit_code(Errc code);
 
@@ -36,11 +40,16 @@ struct Context {
   int exit_code = kDone;
 };
 
+void add_bench(CLI::App& app, Context& context);
+void add_cache(CLI::App& app, Context& context);
 void add_compile(CLI::App& app, Context& context);
+void add_env(CLI::App& app, Context& context);
+void add_explain(CLI::App& app, Context& context);
+void add_import(CLI::App& app, Context& context);
 void add_show(CLI::App& app, Context& context);
 void add_source(CLI::App& app, Context& context);
 void add_verify(CLI::App& app, Context& context);
-void add_env(CLI::App& app, Context& context);
+void add_warm(CLI::App& app, Context& context);
 
 /// A subcommand with --json. Give it a callback: verb->callback([...] { ... }).
 CLI::App* add_verb(CLI::App& app, Context& context, const std::string& name,
@@ -70,12 +79,20 @@ void add_head_options(CLI::App& verb, ProblemOptions& options);
 /// --block-m --block-n --stages --warps; left out, the plan chooses.
 void add_tile_options(CLI::App& verb, TileConfig& tile);
 
-/// --jit --cache-dir --cache-layer --nvrtc --template-dir --dump: twins of the environment
-/// variables.
+/// --cache-dir --cache-layer
+void add_cache_options(CLI::App& verb, jit::Options& options);
+
+/// These and --nvrtc --template-dir --dump.
+void add_compile_options(CLI::App& verb, jit::Options& options);
+
+/// These and --jit. All are twins of environment variables.
 void add_jit_options(CLI::App& verb, jit::Options& options);
 
 /// --arch; empty means the present device's.
 void add_arch_option(CLI::App& verb, std::string& arch);
+
+/// @throws Error invalid_argument unless least <= value <= most.
+void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most);
 
 // --- Input
 
@@ -106,9 +123,17 @@ Json to_json(const TileConfig& tile);
 Json to_json(const Problem& problem);
 Json to_json(const jit::KernelInfo& info);
 
+/// "bf16, head_dim 128, heads 32, KV heads 8"
+std::string to_text(const Problem& problem);
 /// "128 x 64, 2 stages, 4 warps"
 std::string to_text(const TileConfig& tile);
 /// Several lines: registers, spills, stack, shared memory, threads, compile time, cache.
 std::string to_text(const jit::KernelInfo& info);
+
+/// "612 bytes", "48.2 KiB", "1.5 GiB"
+std::string bytes_text(std::uintmax_t bytes);
+
+/// Ascending numbers as ranges: "0-15+31".
+std::string ranges_text(const std::vector<int>& numbers);
 
 }  // namespace girih::tools

@@ -55,9 +55,14 @@ int main(int argc, char** argv) {
       "6 cache miss while compiling is off, 130 interrupted.");
   Context context;
   add_compile(app, context);
+  add_warm(app, context);
   add_show(app, context);
   add_source(app, context);
+  add_explain(app, context);
   add_verify(app, context);
+  add_bench(app, context);
+  add_cache(app, context);
+  add_import(app, context);
   add_env(app, context);
 
   const int code = run(app, context, argc, argv);

@@ -24,8 +24,8 @@ namespace {
 namespace fs = std::filesystem;
 using support::LogLevel;
 
-constexpr const char* kVersionFolder = "v1";  // of the layout and of the entries' format
 constexpr const char* kLockFolder = "locks";
+constexpr auto kStampEvery = std::chrono::hours(1);      // so that most hits write nothing
 constexpr auto kStaleTemporary = std::chrono::hours(1);  // by then its writer is gone
 
 std::string error_text(int error) { return std::generic_category().message(error); }
@@ -71,25 +71,46 @@ int make_folders(const fs::path& folder) {
 /// Removes what killed writers left in a folder.
 void remove_stale_temporaries(const fs::path& folder) {
   std::error_code ignored;
-  for (fs::directory_iterator it(folder, ignored), end; it != end; it.increment(ignored)) {
-    if (!it->path().filename().string().starts_with(support::kTemporaryPrefix)) continue;
-    const auto written = it->last_write_time(ignored);
-    if (!ignored && fs::file_time_type::clock::now() - written > kStaleTemporary)
-      fs::remove(it->path(), ignored);
-  }
-}
-
-void put_aside(const fs::path& path, const std::string& why) {
-  fs::path aside = path;
-  aside += ".bad";
-  if (::rename(path.c_str(), aside.c_str()) == 0)
-    warn(fmt::format("cache entry {} is not used: {}; put aside as {}", path.string(), why,
-                     aside.filename().string()));
-  else
-    warn(fmt::format("cache entry {} is not used: {}", path.string(), why));
+  for (fs::directory_iterator it(folder, ignored), end; it != end; it.increment(ignored))
+    if (is_stale_temporary(it->path())) fs::remove(it->path(), ignored);
 }
 
 fs::path relative_to_root(const Key& key) { return kVersionFolder / key.relative_path(); }
+
+/// Sets the file's time to now. A cache that cannot be written to has no stamps, and works.
+void stamp(const fs::path& path) {
+  std::error_code ignored;
+  const auto last = fs::last_write_time(path, ignored);
+  if (!ignored && fs::file_time_type::clock::now() - last > kStampEvery)
+    ::utimensat(AT_FDCWD, path.c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
+}
+
+/// What a lookup finds in one folder, with the consequences.
+std::optional<Entry> use(const Folder& folder, const Key& key) {
+  Examined examined = examine(folder, key);
+  const fs::path path = folder.path / relative_to_root(key);
+  switch (examined.state) {
+    case Examined::State::absent:
+      break;
+    case Examined::State::usable:
+      if (folder.writable) stamp(path);
+      return std::move(examined.entry);
+    case Examined::State::folder_distrusted:
+      warn("cache " + examined.why);
+      break;
+    case Examined::State::unreadable:
+      warn(fmt::format("cache entry {} cannot be read: {}", path.string(), examined.why));
+      break;
+    case Examined::State::damaged:
+      warn(fmt::format(
+          "cache entry {} is not used: {}{}", path.string(), examined.why,
+          folder.writable && put_aside(path)
+              ? fmt::format("; put aside as {}{}", path.filename().string(), kAsideSuffix)
+              : ""));
+      break;
+  }
+  return std::nullopt;
+}
 
 }  // namespace
 
@@ -102,51 +123,29 @@ fs::path default_directory() {
   return {};
 }
 
-DiskCache::DiskCache(DiskCacheOptions options) : options_(std::move(options)) {}
-
-DiskCache::Folder DiskCache::own_folder() const {
-  return {options_.directory, options_.directory_is_default, true};
+std::vector<Folder> folders_of(const DiskCacheOptions& options) {
+  std::vector<Folder> folders;
+  if (!options.directory.empty())
+    folders.push_back({options.directory, options.directory_is_default, true});
+  for (const fs::path& layer : options.layers)
+    if (!layer.empty()) folders.push_back({.path = layer});
+  return folders;
 }
 
-fs::path DiskCache::path_of(const Key& key) const {
-  if (options_.directory.empty()) return {};
-  return options_.directory / relative_to_root(key);
-}
-
-std::optional<Entry> DiskCache::get(const Key& key) const {
-  if (auto entry = read(own_folder(), key)) return entry;
-  for (const fs::path& layer : options_.layers)
-    if (auto entry = read({layer}, key)) return entry;
-  return std::nullopt;
-}
-
-std::optional<Entry> DiskCache::read(const Folder& folder, const Key& key) {
-  if (folder.path.empty()) return std::nullopt;
+Examined examine(const Folder& folder, const Key& key) {
+  using State = Examined::State;
   const fs::path relative = relative_to_root(key);
-  if (const auto why = distrust_on_the_way(folder.path, relative, folder.strict); !why.empty()) {
-    warn("cache " + why);
-    return std::nullopt;
-  }
+  if (const auto why = distrust_on_the_way(folder.path, relative, folder.strict); !why.empty())
+    return {State::folder_distrusted, {}, why};
 
   const fs::path path = folder.path / relative;
-  const auto refuse = [&](const std::string& why) -> std::optional<Entry> {
-    if (folder.writable)
-      put_aside(path, why);
-    else
-      warn(fmt::format("cache entry {} is not used: {}", path.string(), why));
-    return std::nullopt;
-  };
-  const auto cannot_be_read = [&](int error) -> std::optional<Entry> {
-    warn(fmt::format("cache entry {} cannot be read: {}", path.string(), error_text(error)));
-    return std::nullopt;
-  };
-
   // O_NONBLOCK: opening a pipe must not wait for its other end.
   const int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | (folder.strict ? O_NOFOLLOW : 0);
   const int fd = ::open(path.c_str(), flags);
   if (fd < 0) {
-    if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
-    return errno == ELOOP ? refuse("it is a symbolic link") : cannot_be_read(errno);
+    if (errno == ENOENT || errno == ENOTDIR) return {};
+    if (errno == ELOOP) return {State::damaged, {}, "it is a symbolic link"};
+    return {State::unreadable, {}, error_text(errno)};
   }
   struct stat info {};
   std::optional<std::string> bytes;
@@ -154,15 +153,53 @@ std::optional<Entry> DiskCache::read(const Folder& folder, const Key& key) {
   const int read_error = errno;
   ::close(fd);
 
-  if (!S_ISREG(info.st_mode)) return refuse("it is not a file");
-  if (const auto why = distrust(info, folder.strict); !why.empty()) return refuse(why);
-  if (!bytes) return cannot_be_read(read_error);
-  Entry entry;
-  std::string problem;
-  if (!deserialize(*bytes, entry, problem)) return refuse(problem);
-  if (entry.arch != key.arch) return refuse("it is for " + entry.arch);
-  if (entry.key != key.hex) return refuse("it is the entry of key " + entry.key);
-  return entry;
+  if (!S_ISREG(info.st_mode)) return {State::damaged, {}, "it is not a file"};
+  if (auto why = distrust(info, folder.strict); !why.empty())
+    return {State::damaged, {}, std::move(why)};
+  if (!bytes) return {State::unreadable, {}, error_text(read_error)};
+  Examined examined{State::damaged, {}, {}};
+  if (!deserialize(*bytes, examined.entry, examined.why)) return examined;
+  if (examined.entry.arch != key.arch)
+    return {State::damaged, {}, "it is for " + examined.entry.arch};
+  if (examined.entry.key != key.hex)
+    return {State::damaged, {}, "it is the entry of key " + examined.entry.key};
+  examined.state = State::usable;
+  return examined;
+}
+
+bool is_stale_temporary(const fs::path& path) {
+  if (!path.filename().string().starts_with(support::kTemporaryPrefix)) return false;
+  std::error_code error;
+  const auto written = fs::last_write_time(path, error);
+  return !error && fs::file_time_type::clock::now() - written > kStaleTemporary;
+}
+
+bool put_aside(const fs::path& path) {
+  fs::path aside = path;
+  aside += kAsideSuffix;
+  return ::rename(path.c_str(), aside.c_str()) == 0;
+}
+
+DiskCache::DiskCache(DiskCacheOptions options) : options_(std::move(options)) {}
+
+fs::path DiskCache::path_of(const Key& key) const {
+  if (options_.directory.empty()) return {};
+  return options_.directory / relative_to_root(key);
+}
+
+std::optional<Entry> DiskCache::get(const Key& key) const {
+  for (const Folder& folder : folders_of(options_))
+    if (auto entry = use(folder, key)) return entry;
+  return std::nullopt;
+}
+
+std::optional<DiskCache::Found> DiskCache::find(const Key& key) const {
+  for (const Folder& folder : folders_of(options_)) {
+    Examined examined = examine(folder, key);
+    if (examined.state == Examined::State::usable)
+      return Found{std::move(examined.entry), folder.path / relative_to_root(key)};
+  }
+  return std::nullopt;
 }
 
 bool DiskCache::put(const Key& key, const Entry& entry) const {

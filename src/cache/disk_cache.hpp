@@ -24,13 +24,49 @@ struct DiskCacheOptions {
   std::vector<std::filesystem::path> layers;  ///< read-only, looked up after `directory`
 };
 
+/// One of the folders that a cache looks in.
+struct Folder {
+  std::filesystem::path path;
+  bool strict = false;    ///< the rules of the per-user folder
+  bool writable = false;  ///< the folder, not a layer
+};
+/// Those that are named, in the order of lookup.
+std::vector<Folder> folders_of(const DiskCacheOptions& options);
+
+/// What is in an entry's place.
+struct Examined {
+  enum class State { absent, usable, folder_distrusted, unreadable, damaged };
+  State state = State::absent;
+  Entry entry;      ///< when usable
+  std::string why;  ///< when it is not: "empty", "it is for sm_80"
+};
+/// Reads and checks one file, and changes nothing.
+Examined examine(const Folder& folder, const Key& key);
+
+inline constexpr const char* kVersionFolder = "v1";  ///< of the layout and of the entries' format
+inline constexpr const char* kAsideSuffix = ".bad";  ///< of damaged files that were put aside
+
+/// @return whether it could be renamed.
+bool put_aside(const std::filesystem::path& path);
+
+/// Whether the file is what a killed writer left, an hour ago or longer.
+bool is_stale_temporary(const std::filesystem::path& path);
+
 class DiskCache {
  public:
   explicit DiskCache(DiskCacheOptions options);
 
   /// Looks through the folder and its layers. A damaged, foreign or wrong-arch file is a miss; in
-  /// the writable folder it is put aside as <name>.bad.
+  /// the writable folder it is put aside as <name>.bad. A hit there is stamped: the file's time is
+  /// when it was last used, to within an hour.
   std::optional<Entry> get(const Key& key) const;
+
+  struct Found {
+    Entry entry;
+    std::filesystem::path path;
+  };
+  /// The same without a trace: no stamp, no warning, nothing put aside.
+  std::optional<Found> find(const Key& key) const;
 
   /// Publishes by temporary file, fsync and rename; creates folders 0700 on first use.
   /// @return false when it could not be written (already logged).
@@ -57,14 +93,6 @@ class DiskCache {
   std::filesystem::path path_of(const Key& key) const;  ///< in the writable folder
 
  private:
-  struct Folder {
-    std::filesystem::path path;
-    bool strict = false;
-    bool writable = false;
-  };
-  Folder own_folder() const;
-  static std::optional<Entry> read(const Folder& folder, const Key& key);
-
   DiskCacheOptions options_;
 };
 

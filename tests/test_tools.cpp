@@ -1,0 +1,540 @@
+// Verbs that work on many kernels, on the cache, or on files of others: warm, explain, cache,
+// import, show --svg and bench.
+#include <signal.h>
+
+#include <chrono>
+#include <map>
+#include <regex>
+#include <set>
+#include <thread>
+
+#include "program.hpp"
+
+using namespace girih::tests;
+
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+std::string data_file(const std::string& name) {
+  const fs::path compiled = fs::path(GIRIH_SOURCE_DIR) / "tests" / "data" / name;
+  // Built on another machine, the tests run in the repository root.
+  return fs::exists(compiled) ? compiled.string() : "tests/data/" + name;
+}
+
+std::size_t count_of(const std::string& text, const std::string& part) {
+  std::size_t count = 0;
+  for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+// Names of the entries below a folder, and their contents but for how long they took to compile.
+std::map<std::string, std::string> entries_below(const fs::path& folder) {
+  std::map<std::string, std::string> entries;
+  for (const auto& file : fs::recursive_directory_iterator(folder)) {
+    if (file.path().extension() != ".girih") continue;
+    const std::string bytes = read(file.path());
+    entries[fs::relative(file.path(), folder).string()] = bytes.substr(bytes.find("\177ELF"));
+  }
+  return entries;
+}
+
+Json cache_entries(const Program& program) {
+  return program.json({"cache", "ls"})["folders"][0]["entries"];
+}
+
+const Arguments kTwoKernels{"warm",       "--pattern", "causal", "--pattern", "causal & sink(4)",
+                            "--head-dim", "64",        "--arch", "sm_80"};
+
+}  // namespace
+
+TEST_CASE("warm compiles a cross product once, and then finds all of it") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const Arguments warm{"warm",
+                       "--pattern",
+                       "causal & sink(4)",
+                       "--pattern",
+                       "heads(0-1: causal, else: dense)",
+                       "--heads",
+                       "4",
+                       "--head-dim",
+                       "64,128",
+                       "--dtype",
+                       "bf16,fp16",
+                       "--arch",
+                       "sm_80,sm_90a,sm_90",
+                       "--jobs",
+                       "2"};
+  const Json planned = program.json(warm + Arguments{"--dry-run"});
+  CHECK(planned["specs"] == 24);
+  CHECK(planned["miss"] == 16);  // kernels for sm_90a and sm_90 are the same
+  CHECK(cache_entries(program).empty());
+
+  const Result first = program.run(warm);
+  CHECK(first.exit_code == 0);
+  CHECK(contains(first.out, "24 specs: 16 kernels compiled, 0 were cached, 0 failed"));
+  CHECK(count_of(first.err, "girih: warm: ") == 16);
+  CHECK(contains(first.err, " 16/16 compiled "));
+  CHECK(contains(first.err, "left"));
+  CHECK(cache_entries(program).size() == 16);
+
+  const Json again = program.json(warm);
+  CHECK(again["compiled"] == 0);
+  CHECK(again["hit"] == 16);
+  CHECK(again["kernels"].size() == 16);
+  CHECK(again["kernels"][0]["status"] == "hit");
+  CHECK(again["kernels"][0]["compile_ms"] > 0);
+}
+
+TEST_CASE("two jobs warm the same cache as one, and one that is not needed is compiled once") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  std::vector<std::map<std::string, std::string>> caches;
+  for (const char* jobs : {"1", "2"}) {
+    const fs::path folder = program.folder() / jobs;
+    // Other numbers in the same structure make no other kernel.
+    const Json report =
+        program.json(kTwoKernels + Arguments{"--pattern", "causal & sink(64)", "--jobs", jobs,
+                                             "--cache-dir", folder.string()});
+    CHECK(report["specs"] == 3);
+    CHECK(report["compiled"] == 2);
+    caches.push_back(entries_below(folder));
+  }
+  CHECK(caches[0].size() == 2);
+  CHECK(caches[0] == caches[1]);
+}
+
+TEST_CASE("what warm made serves a process that may not compile") {
+  if (!nvrtc_found()) return;
+  Program program;
+  CHECK(program.run(kTwoKernels).exit_code == 0);
+  program.set("GIRIH_JIT", "off");
+  program.set("GIRIH_NVRTC", "/nonexistent");
+  CHECK(program.json({"compile", "causal", "--head-dim", "64", "--arch", "sm_80"})["cache_hit"] ==
+        true);
+  CHECK(program.json(kTwoKernels)["hit"] == 2);
+}
+
+TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
+  const Program program;
+  const fs::path file = program.folder() / "specs.jsonl";
+  write(file,
+        "# kernels of a model\n\n"
+        "{\"pattern\": \"causal\"}\n"
+        "{\"pattern\": [\"dense\", \"sink(2)\"], \"head_dim\": [64, 128], \"dtype\": \"fp16\", "
+        "\"arch\": \"sm_90\"}\n"
+        "  {\"pattern\": \"kv_heads(0: causal, else: dense)\", \"heads\": 8, \"kv_heads\": 2, "
+        "\"block_n\": 32}\n");
+  const Arguments warm{"warm", file.string(), "--arch", "sm_80", "--head-dim", "64", "--dry-run"};
+  const Json report = program.json(warm);
+  CHECK(report["specs"] == 6);
+  CHECK(report["miss"] == 6);
+  const Json& kernels = report["kernels"];
+  CHECK(kernels[0]["pattern"] == "causal");
+  CHECK(kernels[0]["arch"] == "sm_80");
+  CHECK(kernels[0]["problem"]["head_dim"] == 64);
+  CHECK(kernels[4]["pattern"] == "sink(2)");
+  CHECK(kernels[4]["problem"]["head_dim"] == 128);
+  CHECK(kernels[4]["problem"]["dtype"] == "fp16");
+  CHECK(kernels[4]["arch"] == "sm_90");
+  CHECK(kernels[5]["problem"]["num_heads_kv"] == 2);
+
+  const Result piped =
+      program.run({"warm", "-", "--arch", "sm_80", "--dry-run", "--json"}, read(file));
+  CHECK(Json::parse(piped.out)["specs"] == 6);
+}
+
+TEST_CASE("warm does what it can and lists what it cannot") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const Arguments warm{"warm",  "--pattern", "causal",     "--head-dim",
+                       "64,17", "--arch",    "sm_80,sm_70"};
+  const Result result = program.run(warm);
+  CHECK(result.exit_code == 3);  // all failures are of this kind
+  CHECK(contains(result.out, "head_dim 17"));
+  CHECK(contains(result.out, "sm_70 is not supported"));
+  CHECK(contains(result.out, "4 specs: 1 kernels compiled, 0 were cached, 3 failed"));
+  const Json report = program.json(warm, 3);
+  CHECK(report["failed"] == 3);
+  CHECK(report["hit"] == 1);
+  CHECK(report["kernels"][3]["error"]["code"] == "unsupported");
+
+  Program without;
+  without.set("GIRIH_NVRTC", "/nonexistent");
+  CHECK(without.json(warm, 1)["failed"] == 4);  // of two kinds
+}
+
+TEST_CASE("a kernel that cannot be written to the cache is not warmed") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  write(program.folder() / "file", "");
+  const fs::path folder = program.folder() / "file" / "cache";
+  const Json report = program.json(
+      {"warm", "--pattern", "causal", "--arch", "sm_80", "--cache-dir", folder.string()}, 1);
+  CHECK(report["failed"] == 1);
+  CHECK(report["kernels"][0]["error"]["code"] == "cache_io");
+}
+
+TEST_CASE("an interrupted warm publishes what it began and goes on where it ended") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  Arguments warm{"warm",   "--head-dim",  "64,96,128", "--dtype", "bf16,fp16",
+                 "--arch", "sm_80,sm_90", "--jobs",    "1"};
+  const pid_t child = program.start(warm + Arguments{"--pattern", "causal"});
+  for (int i = 0; i < 3000 && !contains(program.errors_so_far(), " 1/12 "); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  ::kill(child, SIGINT);
+  const Result result = program.end(child);
+  CHECK(result.exit_code == 130);
+  CHECK(contains(result.err, "the same command goes on from here"));
+  const Json left = program.json(warm + Arguments{"--pattern", "causal", "--dry-run"});
+  CHECK(left["hit"] >= 1);
+  CHECK(left["miss"] >= 1);
+  CHECK(program.json({"cache", "verify"})["checked"] == left["hit"]);
+  const Json rest = program.json(warm + Arguments{"--pattern", "causal"});
+  CHECK(rest["hit"] == left["hit"]);
+  CHECK(rest["compiled"] == left["miss"]);
+}
+
+TEST_CASE("warm refuses what it does not understand, with the line") {
+  const Program program;
+  const fs::path file = program.folder() / "specs.jsonl";
+  const auto refused = [&](const std::string& text, const std::vector<std::string>& parts) {
+    write(file, text);
+    check_refused({"warm", file.string(), "--arch", "sm_80"}, 2, "invalid_argument", parts,
+                  program);
+  };
+  refused("{\"pattern\": \"causal\"}\n{\"patern\": \"causal\"}\n",
+          {"line 2", "'patern' is not known", "head_dim"});
+  refused("{}", {"line 1", "no \"pattern\""});
+  refused("[1]", {"line 1", "no JSON object"});
+  refused("{\"pattern\": \"causal\"", {"line 1"});
+  refused("{\"pattern\": \"sunk(1)\"}", {"line 1", "sunk"});
+  refused("{\"pattern\": \"-\"}", {"line 1", "not stdin"});
+  refused("{\"pattern\": \"causal\", \"head_dim\": \"wide\"}", {"line 1"});
+  refused("{\"pattern\": \"causal\", \"dtype\": \"fp8\"}", {"line 1", "fp8"});
+  refused("{\"pattern\": \"heads(0: causal, else: dense)\"}", {"line 1", "--heads"});
+  check_refused({"warm", "--arch", "sm_80"}, 2, "invalid_argument", {"FILE", "--pattern"});
+  check_refused({"warm", "/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+  check_refused(kTwoKernels + Arguments{"--jobs", "0"}, 2, "invalid_argument", {"--jobs 0"});
+}
+
+TEST_CASE("explain says what kernel there would be, and where its numbers come from") {
+  const Program program;
+  const Arguments explain{"explain",    "kv_heads(0: causal, else: causal & sink(64))",
+                          "--heads",    "8",
+                          "--kv-heads", "2",
+                          "--arch",     "sm_90a"};
+  const Json report = program.json(explain + Arguments{"--seqlen-k", "1024"});
+  CHECK(report["supported"] == true);
+  CHECK(report["arch"] == "sm_90");
+  CHECK(report["tile_origin"] == "heuristic");
+  CHECK(report["threads"] > 0);
+  CHECK(report["shared_bytes"] > 0);
+  CHECK(report["structures"].size() == 2);
+  CHECK(report["classes"][0]["heads"] == "0-3");
+  CHECK(report["classes"][1]["structure"] == "All<Leaf<Causal>, Leaf<Sink>>");
+  CHECK(report["cache"]["hit"] == false);
+  CHECK(report["cache"]["folders"][0] == (program.folder() / "cache").string());
+  CHECK(report["key"].get<std::string>().size() == 32);
+  CHECK(report["seqlen_q"] == 1024);
+
+  const Json of_dense =
+      program.json({"explain", "dense", "--heads", "3", "--arch", "sm_80", "--seqlen-q", "1024",
+                    "--block-m", "64", "--block-n", "32", "--stages", "2", "--warps", "4"});
+  CHECK(of_dense["tile_origin"] == "given");
+  CHECK(of_dense["tile"]["block_n"] == 32);
+  CHECK(of_dense["tiles"]["full"] == 3 * 16 * 32);
+  CHECK(of_dense["tiles"]["visible_of_computed"] == 1);
+
+  const Result text = program.run(explain + Arguments{"--block-n", "32"});
+  CHECK(text.exit_code == 0);
+  CHECK(contains(text.out, "(block_n given, the rest heuristic)"));
+  CHECK(contains(text.out, "cache       miss in " + (program.folder() / "cache").string()));
+  CHECK(!contains(text.out, "tiles"));
+}
+
+TEST_CASE("explain finds the kernel that compile made, in the folder where it is") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const std::string layer = (program.folder() / "layer").string();
+  const Json made = program.json({"compile", "causal", "--arch", "sm_80", "--cache-dir", layer});
+  const Json report =
+      program.json({"explain", "causal", "--arch", "sm_80", "--cache-layer", layer});
+  CHECK(report["key"] == made["key"]);
+  CHECK(report["cache"]["hit"] == true);
+  CHECK(report["cache"]["path"].get<std::string>().starts_with(layer));
+  CHECK(report["registers"] == made["registers"]);
+  CHECK(report["cache"]["compiler"] == made["compiler"]);
+}
+
+TEST_CASE("explain says why there is no kernel") {
+  const Program program;
+  const Json report = program.json({"explain", "causal", "--head-dim", "17", "--arch", "sm_80"}, 3);
+  CHECK(report["supported"] == false);
+  CHECK(contains(report["reason"], "head_dim 17"));
+  const Result result = program.run({"explain", "causal", "--arch", "sm_70"});
+  CHECK(result.exit_code == 3);
+  CHECK(contains(result.out, "supported   no"));
+  CHECK(contains(result.out, "sm_80"));
+  check_refused({"explain", "causal", "--arch", "sm_80", "--seqlen-q", "-1"}, 2, "invalid_argument",
+                {"--seqlen-q -1"});
+  check_refused({"explain", "heads(0: causal, 2: dense)", "--heads", "3", "--arch", "sm_80"}, 2,
+                "invalid_argument", {"head 1"});
+}
+
+TEST_CASE("cache lists, checks, repairs and prunes") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const std::string folder = (program.folder() / "cache").string();
+  CHECK(program.run({"cache", "path"}).out == folder + "\n");
+  CHECK(contains(program.run({"cache", "ls"}).out, folder + ": 0 kernels"));
+  CHECK(program.run({"cache", "verify"}).exit_code == 0);
+
+  CHECK(program.run(kTwoKernels).exit_code == 0);
+  const Json entries = cache_entries(program);
+  REQUIRE(entries.size() == 2);
+  std::set<std::string> patterns;
+  for (const Json& entry : entries) {
+    patterns.insert(entry["pattern"]);
+    CHECK(entry["arch"] == "sm_80");
+    CHECK(entry["compile_ms"] > 0);
+    CHECK(entry["bytes"] == fs::file_size(entry["path"].get<std::string>()));
+    CHECK(entry["seconds_since_use"] < 600);
+  }
+  CHECK(patterns == std::set<std::string>{"causal", "causal & sink(4)"});
+  const std::string table = program.run({"cache", "ls"}).out;
+  CHECK(contains(table, entries[0]["key"]));
+  CHECK(contains(table, ": 2 kernels"));
+
+  const std::string victim = entries[0]["path"];
+  std::string bytes = read(victim);
+  bytes[bytes.size() / 2] ^= 1;
+  write(victim, bytes);
+  const Json report = program.json({"cache", "verify"}, 1);
+  CHECK(report["checked"] == 2);
+  CHECK(report["damaged"].size() == 1);
+  CHECK(report["damaged"][0]["path"] == victim);
+  CHECK(contains(report["damaged"][0]["problem"], "checksum"));
+  CHECK(report["damaged"][0]["put_aside"] == false);
+  CHECK(contains(program.run({"cache", "ls"}).out, "DAMAGED"));
+  CHECK(program.json({"cache", "verify", "--repair"}, 1)["damaged"][0]["put_aside"] == true);
+  CHECK(program.json({"cache", "verify"})["checked"] == 1);
+  CHECK(fs::exists(victim + ".bad"));
+
+  const Json planned = program.json({"cache", "prune", "--all", "--dry-run"});
+  CHECK(planned["removed"] == 1);
+  CHECK(cache_entries(program).size() == 1);
+  const Json kept = program.json({"cache", "prune", "--max-bytes", "1GB"});
+  CHECK(kept["removed"] == 0);
+  CHECK(kept["put_aside_removed"] == 1);
+  CHECK(program.json({"cache", "prune", "--older-than", "1"})["kept"] == 1);
+  CHECK(program.json({"cache", "prune", "--max-bytes", "100"})["removed"] == 1);
+  CHECK(cache_entries(program).empty());
+}
+
+TEST_CASE("cache refuses to guess") {
+  check_refused({"cache", "prune"}, 2, "invalid_argument",
+                {"--max-bytes", "--older-than", "--all"});
+  check_refused({"cache", "prune", "--older-than", "-1"}, 2, "invalid_argument",
+                {"--older-than -1"});
+  check_refused({"cache"}, 2, "invalid_argument", {});
+  const Program program;
+  fs::create_directory(program.folder() / "cache");
+  fs::create_directory(program.folder() / "cache" / "v1");
+  fs::permissions(program.folder() / "cache", fs::perms::all);
+  fs::create_directories(program.folder() / "cache" / "v1" / "sm_80" / "00");
+  write(program.folder() / "cache" / "v1" / "sm_80" / "00" / (std::string(30, '0') + ".girih"), "");
+  check_refused({"cache", "ls"}, 1, "cache_io", {"everyone can write to it"}, program);
+}
+
+TEST_CASE("import duo makes the heads of the highest gates full") {
+  const Program program;
+  const std::string file = data_file("gates.tsv");
+  // Eight gates 0.1 ... 0.9 without 0.5: half of them are 0.6 and more.
+  const Json half = program.json({"import", "duo", file, "--layer", "0", "--sparsity", "0.5"});
+  CHECK(half["threshold"] == 0.6);
+  CHECK(half["full_heads_of_all_layers"] == 4);
+  CHECK(half["heads_of_all_layers"] == 8);
+  CHECK(half["full_heads"] == 2);
+  CHECK(half["pattern"] == "kv_heads(0+3: causal, else: causal & (sink(128) | window(left=255)))");
+  const Json by_threshold = program.json({"import", "duo", file, "--layer", "1", "--threshold",
+                                          "0.65", "--sink", "4", "--recent", "1"});
+  CHECK(by_threshold["pattern"] ==
+        "kv_heads(0-1+3: causal & (sink(4) | window(left=0)), else: causal)");
+  const auto pattern_at = [&](const std::string& sparsity, const Arguments& more = {}) {
+    return program.json(Arguments{"import", "duo", file, "--layer", "0", "--sparsity", sparsity} +
+                        more)["pattern"];
+  };
+  CHECK(pattern_at("0") == "causal");
+  CHECK(pattern_at("1") == "causal & (sink(128) | window(left=255))");
+  CHECK(pattern_at("1", {"--recent", "0"}) == "causal & sink(128)");
+  CHECK(pattern_at("1", {"--sink", "0"}) == "causal & window(left=255)");
+}
+
+TEST_CASE("the text that import duo prints is a pattern file") {
+  const Program program;
+  const Result imported =
+      program.run({"import", "duo", data_file("gates.tsv"), "--layer", "0", "--sparsity", "0.5"});
+  CHECK(contains(imported.out, "# DuoAttention, layer 0 of 2, 4 KV heads"));
+  CHECK(contains(imported.out, "4 of 8 heads of all layers"));
+  const Result shown =
+      program.run({"show", "-", "--heads", "8", "--kv-heads", "4", "--json"}, imported.out);
+  CHECK(shown.exit_code == 0);
+  CHECK(Json::parse(shown.out)["classes"][0]["heads"] == "0-1+6-7");
+}
+
+TEST_CASE("import duo refuses what are not gates") {
+  const Program program;
+  const std::string file = data_file("gates.tsv");
+  const auto refused = [&](const Arguments& arguments, const std::vector<std::string>& parts) {
+    check_refused(Arguments{"import", "duo"} + arguments, 2, "invalid_argument", parts, program);
+  };
+  refused({file, "--layer", "2", "--sparsity", "0.5"}, {"--layer 2", "0 to 1"});
+  refused({file, "--layer", "-1", "--sparsity", "0.5"}, {"--layer -1"});
+  refused({file, "--layer", "0"}, {"--sparsity", "--threshold"});
+  refused({file, "--layer", "0", "--sparsity", "0.5", "--threshold", "1"}, {"either"});
+  refused({file, "--layer", "0", "--sparsity", "1.5"}, {"--sparsity 1.5", "0 to 1"});
+  refused({file, "--layer", "0", "--sparsity", "1", "--sink", "0", "--recent", "0"}, {"nothing"});
+  refused({"/nonexistent", "--layer", "0", "--sparsity", "1"}, {"/nonexistent"});
+  const fs::path bad = program.folder() / "bad.tsv";
+  const auto refused_text = [&](const std::string& text, const std::vector<std::string>& parts) {
+    write(bad, text);
+    refused({bad.string(), "--layer", "0", "--sparsity", "1"}, parts);
+  };
+  refused_text("1\t2\n3\n", {"line 2", "1 columns", "2"});
+  refused_text("1\tx\n", {"line 1", "column 2"});
+  refused_text("1\tnan\n", {"line 1", "column 2"});
+  refused_text("\n", {"no gates"});
+}
+
+TEST_CASE("import minference names each head's kind and sizes") {
+  const Program program;
+  const std::string file = data_file("patterns.json");
+  const Json report = program.json({"import", "minference", file, "--layer", "0"});
+  CHECK(report["num_heads"] == 11);
+  CHECK(report["num_layers"] == 2);
+  CHECK(report["pattern"] ==
+        "heads(0-1+7-8: causal & vertical_slash(vs), "
+        "2-4: causal & (sink(128) | window(left=1023)), 5: causal & sink(64), "
+        "6: causal & window(left=255), else: causal & blocks(top, q=64, kv=64))");
+  CHECK(report["heads"][1]["vertical_size"] == 30);
+  CHECK(report["heads"][1]["slash_size"] == 800);
+  CHECK(report["heads"][10]["kind"] == "block_sparse");
+  const Result text = program.run({"import", "minference", file, "--layer", "0"});
+  CHECK(contains(text.out, "#   vertical_and_slash 100 800: heads 0+7-8\n"));
+  CHECK(contains(text.out, "#   vertical_and_slash 30 800: heads 1\n"));
+  // What this version cannot parse is said beside it, and only then.
+  const bool parses = program.run({"show", report["pattern"], "--heads", "11"}).exit_code == 0;
+  CHECK(report["parses"] == parses);
+  CHECK(contains(text.out, "no kernel for it yet") == !parses);
+  const Json streaming = program.json({"import", "minference", file, "--layer", "1"});
+  CHECK(streaming["pattern"] == "causal & (sink(128) | window(left=1023))");
+  CHECK(streaming["parses"] == true);
+}
+
+TEST_CASE("import minference refuses other files") {
+  const Program program;
+  const fs::path bad = program.folder() / "bad.json";
+  const auto refused = [&](const std::string& text, const std::vector<std::string>& parts) {
+    write(bad, text);
+    check_refused({"import", "minference", bad.string(), "--layer", "0"}, 2, "invalid_argument",
+                  parts, program);
+  };
+  refused("{", {bad.string(), "MInference's format"});
+  refused("{}", {bad.string(), "no list of layers"});
+  refused("[]", {"no list of layers"});
+  refused("[{}]", {"no heads"});
+  refused("[{\"0\": [\"stream_llm\", 1]}]", {"MInference's format"});
+  refused("[{\"0\": [\"other\", 1, 2, 0.5]}]", {"'other' is not known", "vertical_and_slash"});
+  refused("[{\"zero\": [\"stream_llm\", 1, 2, 0.5]}]", {"'zero' is no head number"});
+  refused("[{\"1\": [\"stream_llm\", 1, 2, 0.5]}]", {"head 0 is missing"});
+  refused("[{\"0\": [\"stream_llm\", -1, 2, 0.5]}]", {"-1"});
+  refused("[{\"0\": [\"stream_llm\", 0, 0, 0.5]}]", {"sees nothing"});
+  check_refused({"import", "minference", data_file("patterns.json"), "--layer", "2"}, 2,
+                "invalid_argument", {"--layer 2", "0 to 1"});
+  check_refused({"import"}, 2, "invalid_argument", {});
+}
+
+TEST_CASE("show --svg draws a panel a class, the same bytes every time") {
+  const Program program;
+  const fs::path first = program.folder() / "first.svg", second = program.folder() / "second.svg";
+  for (const fs::path& file : {first, second}) {
+    CHECK(program
+              .run({"show", "heads(0-2: causal, else: causal & sink(64))", "--heads", "4",
+                    "--seqlen-q", "256", "--seqlen-k", "256", "--block-m", "64", "--block-n", "64",
+                    "--svg", file.string()})
+              .exit_code == 0);
+  }
+  const std::string svg = read(first);
+  CHECK(svg == read(second));
+  CHECK(svg.starts_with("<svg xmlns"));
+  CHECK(svg.ends_with("</svg>\n"));
+  CHECK(count_of(svg, "<g class=\"panel\"") == 2);
+  CHECK(contains(svg, ">heads 0-2</text>"));
+  CHECK(contains(svg, ">head 3</text>"));
+  CHECK(contains(svg, ">causal &amp; sink(64)</text>"));
+  CHECK(contains(svg, "6 full, 4 partial, 6 empty tiles; density 0.5020"));
+  CHECK(contains(svg, "3 full, 1 partial, 12 empty tiles"));
+  for (const char* label : {"full tile", "partial tile", "visible in a partial tile",
+                            "empty, never visited", "keys", "queries", "256"}) {
+    INFO(label);
+    CHECK(contains(svg, ">" + std::string(label) + "</text>"));
+  }
+  // Every element that is opened is closed, and no & or < stands for itself.
+  CHECK(count_of(svg, "<g ") == count_of(svg, "</g>"));
+  CHECK(count_of(svg, "<text") == count_of(svg, "</text>"));
+  CHECK(!std::regex_search(svg, std::regex("&(?!amp;|lt;|gt;)")));
+}
+
+TEST_CASE("the areas of a picture's tiles are those of its counts") {
+  const Program program;
+  const fs::path file = program.folder() / "picture.svg";
+  // 380 pixels a side, 95 a tile of 512: too many rows to draw elements.
+  CHECK(program
+            .run({"show", "causal", "--seqlen-q", "2048", "--seqlen-k", "2048", "--block-m", "512",
+                  "--block-n", "512", "--svg", file.string()})
+            .exit_code == 0);
+  const std::string svg = read(file);
+  const auto area = [&](const std::string& name) {
+    const std::regex path("<path class=\"" + name + "\" d=\"([^\"]*)\"");
+    const std::regex rectangle("M([0-9.]+) ([0-9.]+)H([0-9.]+)V([0-9.]+)H[0-9.]+Z");
+    std::smatch found;
+    double sum = 0;
+    if (!std::regex_search(svg, found, path)) return sum;
+    const std::string data = found[1];
+    for (std::sregex_iterator it(data.begin(), data.end(), rectangle), end; it != end; ++it) {
+      const std::smatch& r = *it;
+      sum += (std::stod(r[3]) - std::stod(r[1])) * (std::stod(r[4]) - std::stod(r[2]));
+    }
+    return sum / (95 * 95);
+  };
+  CHECK(area("full") == doctest::Approx(6));
+  CHECK(area("partial") == doctest::Approx(4));
+  CHECK(area("visible") == 0);
+}
+
+TEST_CASE("a picture that cannot be drawn says so") {
+  const Program program;
+  const std::string file = (program.folder() / "picture.svg").string();
+  check_refused({"show", "causal", "--seqlen-q", "0", "--svg", file}, 2, "invalid_argument",
+                {"nothing to draw"}, program);
+  check_refused({"show", "causal", "--seqlen-q", "100000", "--seqlen-k", "100000", "--block-m",
+                 "16", "--block-n", "16", "--svg", file},
+                2, "invalid_argument", {"39062500 tiles", "--block-m"}, program);
+  check_refused({"show", "causal", "--svg", "/nonexistent/picture.svg"}, 2, "invalid_argument",
+                {"/nonexistent/picture.svg"}, program);
+}
+
+TEST_CASE("bench refuses bad input before it looks for a GPU") {
+  check_refused({"bench", "causal", "--batch", "0"}, 2, "invalid_argument", {"--batch 0"});
+  check_refused({"bench", "causal", "--seqlen-q", "0"}, 2, "invalid_argument", {"--seqlen-q 0"});
+  check_refused({"bench", "causal", "--repeats", "0"}, 2, "invalid_argument", {"--repeats 0"});
+  check_refused({"bench", "heads(0: causal)", "--heads", "2"}, 2, "invalid_argument", {"head 1"});
+  if (!Program().json({"env"})["driver"]["devices"].empty()) return;
+  check_refused({"bench", "causal"}, 5, "no_device", {});
+  check_refused({"warm", "--pattern", "causal"}, 5, "no_device", {"--arch"});
+  check_refused({"explain", "causal"}, 5, "no_device", {"--arch"});
+}

@@ -1,0 +1,207 @@
+// girih explain PATTERN: whether there is a kernel and why not, what it would be, whether it is
+// cached, and which tiles it visits. Compiles nothing; needs no GPU when --arch is given.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "cache/disk_cache.hpp"
+#include "common.hpp"
+#include "pattern/interpret.hpp"
+#include "plan/plan.hpp"
+#include "reading.hpp"
+#include "runtime/settings.hpp"
+
+namespace girih::tools {
+namespace {
+
+// Which of the tile's numbers were given.
+std::string tile_origin(const TileConfig& given) {
+  std::vector<const char*> names;
+  for (const auto& [name, value] : {std::pair{"block_m", given.block_m},
+                                    {"block_n", given.block_n},
+                                    {"stages", given.num_stages},
+                                    {"warps", given.num_warps}}) {
+    if (value != 0) names.push_back(name);
+  }
+  if (names.empty()) return "heuristic";
+  if (names.size() == 4) return "given";
+  return fmt::format("{} given, the rest heuristic", fmt::join(names, ", "));
+}
+
+Json classes_json(const Pattern& pattern, const Problem& problem, const TileConfig& tile,
+                  const std::optional<Geometry>& geometry) {
+  const auto heads = heads_of_classes(pattern, problem);
+  Json classes = Json::array();
+  for (std::size_t i = 0; i < heads.size(); ++i) {
+    const Mask& mask = pattern.classes()[i].mask;
+    Json json{{"heads", ranges_text(heads[i])},
+              {"num_heads", heads[i].size()},
+              {"mask", mask.text()},
+              {"structure", plan::structure_of(mask)}};
+    if (geometry) {
+      const auto tiles = pattern::count_tiles(mask, *geometry, tile.block_m, tile.block_n);
+      json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
+      json["visible"] = pattern::count_visible(mask, *geometry);
+    }
+    classes.push_back(std::move(json));
+  }
+  return classes;
+}
+
+// Tiles of all heads, and what share of the computed elements is visible.
+Json total_tiles(const Json& classes, const TileConfig& tile) {
+  std::int64_t full = 0, partial = 0, empty = 0;
+  double visible = 0;
+  for (const Json& entry : classes) {
+    const std::int64_t heads = entry["num_heads"];
+    full += heads * entry["tiles"]["full"].get<std::int64_t>();
+    partial += heads * entry["tiles"]["partial"].get<std::int64_t>();
+    empty += heads * entry["tiles"]["empty"].get<std::int64_t>();
+    visible += static_cast<double>(heads) * entry["visible"].get<double>();
+  }
+  const double computed = static_cast<double>(full + partial) * tile.block_m * tile.block_n;
+  return {{"full", full},
+          {"partial", partial},
+          {"empty", empty},
+          {"visible_of_computed", computed > 0 ? visible / computed : 0}};
+}
+
+std::string text_of(const Json& report, const Problem& problem) {
+  const auto text = [](const Json& json) { return json.get<std::string>(); };
+  std::string result =
+      fmt::format("pattern     {}\nproblem     {}\n", text(report["pattern"]), to_text(problem));
+  if (!report["supported"]) {
+    return result + fmt::format("supported   no, on {}: {}\n", text(report["asked_arch"]),
+                                text(report["reason"]));
+  }
+  const Json &tile = report["tile"], &cache = report["cache"];
+  result += fmt::format(
+      "supported   yes, by a kernel for {}\n"
+      "tile        {} x {}, {} stages, {} warps ({})\n"
+      "CTA         {} threads, {} bytes of shared memory{}\n",
+      text(report["arch"]), tile["block_m"].get<int>(), tile["block_n"].get<int>(),
+      tile["num_stages"].get<int>(), tile["num_warps"].get<int>(), text(report["tile_origin"]),
+      report["threads"].get<int>(), report["shared_bytes"].get<int>(),
+      cache["hit"] ? fmt::format(", {} registers a thread", report["registers"].get<int>()) : "");
+  for (const Json& entry : report["classes"]) {
+    result += fmt::format("heads       {}: {}\n            {}\n", text(entry["heads"]),
+                          text(entry["mask"]), text(entry["structure"]));
+    if (!entry.contains("tiles")) continue;
+    const Json& tiles = entry["tiles"];
+    result += fmt::format("            tiles: {} full, {} partial, {} empty\n",
+                          tiles["full"].get<std::int64_t>(), tiles["partial"].get<std::int64_t>(),
+                          tiles["empty"].get<std::int64_t>());
+  }
+  if (report.contains("tiles")) {
+    const Json& tiles = report["tiles"];
+    result += fmt::format(
+        "tiles       {} full, {} partial, {} empty over all heads; of the elements computed, "
+        "{:.1f} % are visible\n",
+        tiles["full"].get<std::int64_t>(), tiles["partial"].get<std::int64_t>(),
+        tiles["empty"].get<std::int64_t>(), 100 * tiles["visible_of_computed"].get<double>());
+  }
+  result +=
+      fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),
+                  report["structures"].size() == 1 ? "" : "s",
+                  report["head_capacity"] == 1
+                      ? "one mask for every head"
+                      : fmt::format("a table of {} heads", report["head_capacity"].get<int>()));
+  result += fmt::format("key         {}\n", text(report["key"]));
+  result +=
+      cache["hit"]
+          ? fmt::format("cache       hit: {} (compiled in {:.0f} ms by {})\n", text(cache["path"]),
+                        cache["compile_ms"].get<double>(), text(cache["compiler"]))
+          : fmt::format(
+                "cache       miss in {}\n",
+                cache["folders"].empty()
+                    ? "no folder: there is no cache"
+                    : fmt::format(
+                          "{}", fmt::join(cache["folders"].get<std::vector<std::string>>(), ", ")));
+  return result;
+}
+
+}  // namespace
+
+void add_explain(CLI::App& app, Context& context) {
+  struct Options {
+    std::string pattern, arch;
+    ProblemOptions problem;
+    jit::Options jit;
+    std::optional<int> seqlen_q, seqlen_k;
+  };
+  const auto options = std::make_shared<Options>();
+
+  CLI::App* verb =
+      add_verb(app, context, "explain",
+               "Say what kernel a problem gets, or why none, and whether it is cached");
+  add_pattern_argument(*verb, options->pattern);
+  add_problem_options(*verb, options->problem);
+  add_arch_option(*verb, options->arch);
+  verb->add_option("--seqlen-q", options->seqlen_q,
+                   "Query rows, to count tiles; default: the keys");
+  verb->add_option("--seqlen-k", options->seqlen_k, "Keys, to count tiles; default: the rows");
+  add_tile_options(*verb, options->jit.tile);
+  add_jit_options(*verb, options->jit);
+
+  verb->callback([options, &context] {
+    const Pattern pattern = read_pattern(options->pattern);
+    const Problem problem = options->problem.resolve(pattern);
+    const std::string arch = resolve_arch(options->arch);
+    std::optional<Geometry> geometry;
+    if (options->seqlen_q || options->seqlen_k) {
+      const int seqlen_q = options->seqlen_q.value_or(options->seqlen_k.value_or(0));
+      const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
+      check_range("--seqlen-q", seqlen_q, 0, kMaxNumber);
+      check_range("--seqlen-k", seqlen_k, 0, kMaxNumber);
+      geometry = geometry_of(seqlen_q, seqlen_k);
+    }
+
+    Json report{{"pattern", pattern.text()},
+                {"problem", to_json(problem)},
+                {"asked_arch", arch},
+                {"supported", true}};
+    try {
+      const jit::Artifact artifact =
+          jit::build(pattern, problem, arch, options->jit, jit::Emit::source);
+      const plan::Plan plan =
+          plan::make_plan(pattern, problem, plan::Arch::parse(arch), options->jit.tile);
+      const jit::KernelInfo& info = artifact.info;
+      report["arch"] = info.arch;
+      report["tile"] = to_json(info.tile);
+      report["tile_origin"] = tile_origin(options->jit.tile);
+      report["threads"] = info.threads;
+      report["shared_bytes"] = info.shared_bytes;
+      report["classes"] = classes_json(pattern, problem, info.tile, geometry);
+      if (geometry) {
+        report["seqlen_q"] = geometry->seqlen_q;
+        report["seqlen_k"] = geometry->seqlen_k;
+        report["tiles"] = total_tiles(report["classes"], info.tile);
+      }
+      report["structures"] = plan.spec.structures;
+      report["head_capacity"] = plan.spec.head_capacity;
+      report["key"] = info.key;
+
+      const cache::DiskCacheOptions disk = runtime::resolve(options->jit).cache;
+      const auto found = cache::DiskCache(disk).find({info.arch, info.key});
+      Json folders = Json::array();
+      for (const cache::Folder& folder : cache::folders_of(disk)) {
+        folders.push_back(folder.path.string());
+      }
+      report["cache"] = {{"hit", found.has_value()}, {"folders", folders}};
+      if (found) {
+        report["registers"] = found->entry.registers;
+        report["cache"]["path"] = found->path.string();
+        report["cache"]["compile_ms"] = found->entry.compile_ms;
+        report["cache"]["compiler"] = found->entry.compiler;
+      }
+    } catch (const Error& error) {
+      if (error.code() != Errc::unsupported) throw;
+      report["supported"] = false;
+      report["reason"] = error.what();
+      context.exit_code = kUnsupported;
+    }
+    if (context.json) return print_json(report);
+    print(text_of(report, problem));
+  });
+}
+
+}  // namespace girih::tools

@@ -1,0 +1,18 @@
+// A pattern's tiles as an SVG picture.
+#pragma once
+
+#include <string>
+
+#include "common.hpp"
+#include "girih/shared/geometry.cuh"
+
+namespace girih::tools {
+
+/// A panel for each class of heads: tiles of block_m x block_n coloured as a kernel visits them
+/// (empty, partial, full) and, where the matrix is small, the visible elements inside the partial
+/// ones. The same arguments give the same bytes.
+/// @throws Error invalid_argument when there are too many tiles to draw, or none.
+std::string svg_picture(const Pattern& pattern, const Problem& problem, const Geometry& geometry,
+                        int block_m, int block_n);
+
+}  // namespace girih::tools
