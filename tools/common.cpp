@@ -46,6 +46,13 @@ jit::Mode parse_mode(std::string_view text) {
               fmt::format("--jit '{}' is not known: auto and off are", text));
 }
 
+jit::Tune parse_tune(std::string_view text) {
+  if (text == "db") return jit::Tune::db;
+  if (text == "off") return jit::Tune::off;
+  throw Error(Errc::invalid_argument,
+              fmt::format("--tune '{}' is not known: db and off are", text));
+}
+
 const char* const kJitGroup = "Compiling and caching (each overrides the variable beside it)";
 
 void add_path_option(CLI::App& verb, const char* name, std::optional<std::filesystem::path>& path,
@@ -147,6 +154,10 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
           "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
           "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
       ->group(kJitGroup);
+  verb.add_option_function<std::string>(
+          "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
+          "Whether tiles are looked up among measured ones, db or off (GIRIH_TUNE)")
+      ->group(kJitGroup);
   add_compile_options(verb, options);
 }
 
@@ -236,6 +247,7 @@ Json to_json(const jit::KernelInfo& info) {
   return {{"arch", info.arch},
           {"key", info.key},
           {"tile", to_json(info.tile)},
+          {"tile_source", info.tile_source},
           {"registers", info.registers},
           {"spill_bytes", info.spill_bytes},
           {"stack_bytes", info.stack_bytes},
@@ -261,13 +273,13 @@ std::string to_text(const TileConfig& tile) {
 std::string to_text(const jit::KernelInfo& info) {
   return fmt::format(
       "arch        {}\n"
-      "tile        {}\n"
+      "tile        {} ({})\n"
       "registers   {} a thread, {} bytes spilled, {} bytes of stack\n"
       "CTA         {} threads, {} bytes of shared memory\n"
       "compiled    in {:.0f} ms by {}{}\n"
       "key         {}\n",
-      info.arch, to_text(info.tile), info.registers, info.spill_bytes, info.stack_bytes,
-      info.threads, info.shared_bytes, info.compile_ms, info.compiler,
+      info.arch, to_text(info.tile), info.tile_source, info.registers, info.spill_bytes,
+      info.stack_bytes, info.threads, info.shared_bytes, info.compile_ms, info.compiler,
       info.cache_hit ? ", found in the cache" : "", info.key);
 }
 

@@ -48,6 +48,7 @@ void add_explain(CLI::App& app, Context& context);
 void add_import(CLI::App& app, Context& context);
 void add_show(CLI::App& app, Context& context);
 void add_source(CLI::App& app, Context& context);
+void add_tune(CLI::App& app, Context& context);
 void add_verify(CLI::App& app, Context& context);
 void add_warm(CLI::App& app, Context& context);
 
@@ -85,7 +86,7 @@ void add_cache_options(CLI::App& verb, jit::Options& options);
 /// These and --nvrtc --template-dir --dump.
 void add_compile_options(CLI::App& verb, jit::Options& options);
 
-/// These and --jit. All are twins of environment variables.
+/// These, --jit and --tune. All are twins of environment variables.
 void add_jit_options(CLI::App& verb, jit::Options& options);
 
 /// --arch; empty means the present device's.

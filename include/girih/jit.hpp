@@ -26,10 +26,14 @@ namespace girih::jit {
 /// Whether a cache miss may compile.
 enum class Mode { automatic, off };
 
+/// Whether a tile that nobody asked for is looked up among those that `girih tune` measured.
+enum class Tune { db, off };
+
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
-  TileConfig tile = {};                                 ///< zeros: chosen by plan
+  TileConfig tile = {};                                 ///< zeros: chosen from records or by plan
   std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
+  std::optional<Tune> tune = {};                        ///< GIRIH_TUNE=db|off
   std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
   std::optional<std::vector<std::filesystem::path>> cache_layers =
       {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
@@ -83,6 +87,8 @@ struct KernelInfo {
   std::string arch;  ///< of the cubin, e.g. "sm_90"
   std::string key;   ///< in the cache
   TileConfig tile;
+  /// "given", "tuned", "tuned on another GPU" (of the same architecture; a hint) or "heuristic"
+  std::string tile_source;
   int registers = 0;  ///< per thread
   int spill_bytes = 0;
   int stack_bytes = 0;

@@ -21,6 +21,7 @@
 #include "plan/plan.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/tile_choice.hpp"
 #include "support/fs.hpp"
 #include "support/log.hpp"
 
@@ -150,10 +151,16 @@ Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Sour
   return {std::move(*entry), true, ""};
 }
 
-KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, bool hit) {
+const char* source_of(const TileConfig& requested) {
+  return requested == TileConfig{} ? "heuristic" : "given";
+}
+
+KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::string tile_source,
+                   bool hit) {
   return {.arch = entry.arch,
           .key = entry.key,
           .tile = plan.spec.tile,
+          .tile_source = std::move(tile_source),
           .registers = entry.registers,
           .spill_bytes = entry.spill_bytes,
           .stack_bytes = entry.stack_bytes,
@@ -221,6 +228,7 @@ struct Device {
   CUdevice handle = 0;
   unsigned long long context_id = 0;
   plan::Arch arch;
+  tune::DeviceId id;
   int l2_bytes = 0;
 };
 
@@ -243,6 +251,9 @@ Device current_device() {
   const int minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
   device.arch = plan::Arch::parse(fmt::format("sm_{}{}", major, minor));
   device.l2_bytes = attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+  char name[256] = {};
+  cuda::check(api.cuDeviceGetName(name, sizeof(name), device.handle), "asking for a device's name");
+  device.id = {name, device.arch.name(), attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)};
   return device;
 }
 
@@ -326,6 +337,10 @@ struct Program::State {
   };
   std::vector<Bound> bound;
 
+  std::shared_ptr<const Kernel::Impl> make_kernel(const Problem& problem, const Device& device,
+                                                  const runtime::TileChoice& choice,
+                                                  const Settings& settings) const;
+
   const Kernel* find(unsigned long long context_id, const Problem& problem) const {
     for (const Bound& candidate : bound) {
       if (candidate.context_id == context_id && candidate.kernel.problem() == problem) {
@@ -341,16 +356,12 @@ Program::Program(Pattern pattern, Options options)
 
 const Pattern& Program::pattern() const { return state_->pattern; }
 
-Kernel Program::bind(const Problem& problem) const {
-  {
-    const std::shared_lock lock(state_->mutex);
-    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
-  }
-
-  const Device device = current_device();
-  const Settings settings = runtime::resolve(state_->options);
-  const plan::Plan plan =
-      plan::make_plan(state_->pattern, problem, device.arch, state_->options.tile);
+// Plans, obtains and loads one kernel.
+std::shared_ptr<const Kernel::Impl> Program::State::make_kernel(const Problem& problem,
+                                                                const Device& device,
+                                                                const runtime::TileChoice& choice,
+                                                                const Settings& settings) const {
+  const plan::Plan plan = plan::make_plan(pattern, problem, device.arch, choice.tile);
   const Source source = make_source(plan, settings);
 
   auto impl = std::make_shared<Kernel::Impl>();
@@ -359,16 +370,40 @@ Kernel Program::bind(const Problem& problem) const {
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->loaded = loaded_slot(source.key);
+  Loaded& loaded = *impl->loaded;
+  const std::lock_guard lock(loaded.mutex);
+  const bool hit = load(loaded, pattern, plan, source, settings);
+  if (!loaded.prepared.contains(device.context_id)) {
+    loaded.module->prepare(device.handle, plan.shared_bytes);
+    loaded.prepared.insert(device.context_id);
+  }
+  impl->function = loaded.module->function();
+  impl->info = info_of(loaded.entry, plan, choice.source, hit);
+  return impl;
+}
+
+Kernel Program::bind(const Problem& problem) const {
   {
-    Loaded& loaded = *impl->loaded;
-    const std::lock_guard lock(loaded.mutex);
-    const bool hit = load(loaded, state_->pattern, plan, source, settings);
-    if (!loaded.prepared.contains(device.context_id)) {
-      loaded.module->prepare(device.handle, plan.shared_bytes);
-      loaded.prepared.insert(device.context_id);
+    const std::shared_lock lock(state_->mutex);
+    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
+  }
+
+  const Device device = current_device();
+  const Settings settings = runtime::resolve(state_->options);
+  const std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      state_->pattern, problem, device.arch, device.id, state_->options.tile, settings);
+  std::shared_ptr<const Kernel::Impl> impl;
+  for (std::size_t i = 0; !impl; ++i) {
+    try {
+      impl = state_->make_kernel(problem, device, choices[i], settings);
+    } catch (const Error& error) {
+      const bool unavailable =
+          error.code() == Errc::jit_disabled || error.code() == Errc::compile_failed;
+      if (!unavailable || i + 1 == choices.size()) throw;
+      support::log(support::LogLevel::info,
+                   fmt::format("the {} tile's kernel cannot be had, trying the {} one: {}",
+                               choices[i].source, choices[i + 1].source, error.what()));
     }
-    impl->function = loaded.module->function();
-    impl->info = info_of(loaded.entry, plan, hit);
   }
 
   const std::unique_lock lock(state_->mutex);
@@ -415,19 +450,21 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
   artifact.info = {.arch = source.key.arch,
                    .key = source.key.hex,
                    .tile = plan.spec.tile,
+                   .tile_source = source_of(options.tile),
                    .shared_bytes = plan.shared_bytes,
                    .threads = plan.threads,
                    .compiler = ""};
   if (emit == Emit::source) return artifact;
   if (emit == Emit::ptx) {
     compiler::Output output = compile_source(source, settings);
-    artifact.info = info_of(make_entry(pattern, plan, source, output), plan, false);
+    artifact.info =
+        info_of(make_entry(pattern, plan, source, output), plan, source_of(options.tile), false);
     artifact.ptx = std::move(output.ptx);
     artifact.log = std::move(output.log);
     return artifact;
   }
   Obtained obtained = obtain_cubin(pattern, plan, source, settings);
-  artifact.info = info_of(obtained.entry, plan, obtained.hit);
+  artifact.info = info_of(obtained.entry, plan, source_of(options.tile), obtained.hit);
   artifact.cubin = std::move(obtained.entry.cubin);
   artifact.log = std::move(obtained.log);
   return artifact;

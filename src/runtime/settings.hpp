@@ -11,13 +11,15 @@ namespace girih::runtime {
 
 struct Settings {
   jit::Mode mode = jit::Mode::automatic;
+  jit::Tune tune = jit::Tune::db;
   cache::DiskCacheOptions cache;
   std::optional<std::filesystem::path> nvrtc;
   std::optional<std::filesystem::path> template_dir;
   std::optional<std::filesystem::path> dump_dir;
 };
 
-/// @throws Error invalid_argument when GIRIH_JIT is neither auto nor off.
+/// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has no value that is
+/// known.
 Settings resolve(const jit::Options& options);
 
 }  // namespace girih::runtime

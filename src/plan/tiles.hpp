@@ -1,0 +1,27 @@
+// Tiles of the portable kernel: what they cost, which fit, the one that is used unless somebody
+// asks for another, and those worth measuring.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "girih/problem.hpp"
+#include "plan/arch.hpp"
+
+namespace girih::plan {
+
+/// Dynamic shared memory of a CTA.
+int shared_bytes(const TileConfig& tile, const Problem& problem);
+
+/// The tile that is used: what was requested, its zeros filled in by measured experience.
+TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested = {});
+
+/// Why no kernel has this tile; empty when one has.
+std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
+                                         const Arch& arch);
+
+/// Tiles for a tuner to measure. Each fits; the first is choose_tile's, the others follow in
+/// ascending order.
+std::vector<TileConfig> candidate_tiles(const Problem& problem, const Arch& arch);
+
+}  // namespace girih::plan
