@@ -39,6 +39,8 @@ jit::Tune tune_setting(const std::optional<jit::Tune>& option) {
   throw Error(Errc::invalid_argument, fmt::format("GIRIH_TUNE={} is neither db nor off", value));
 }
 
+}  // namespace
+
 std::vector<std::filesystem::path> split_paths(std::string_view text) {
   std::vector<std::filesystem::path> paths;
   while (!text.empty()) {
@@ -48,8 +50,6 @@ std::vector<std::filesystem::path> split_paths(std::string_view text) {
   }
   return paths;
 }
-
-}  // namespace
 
 Settings resolve(const jit::Options& options) {
   support::warn_about_unknown_variables();

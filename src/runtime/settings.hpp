@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <optional>
+#include <string_view>
+#include <vector>
 
 #include "cache/disk_cache.hpp"
 #include "girih/jit.hpp"
@@ -18,8 +20,11 @@ struct Settings {
   std::optional<std::filesystem::path> dump_dir;
 };
 
-/// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has no value that is
-/// known.
+/// "a:b" -> a, b, without empty ones.
+std::vector<std::filesystem::path> split_paths(std::string_view text);
+
+/// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has a value that is not known,
+/// unsupported for GIRIH_TUNE=auto.
 Settings resolve(const jit::Options& options);
 
 }  // namespace girih::runtime

@@ -42,6 +42,7 @@ const std::vector<Variable>& known_variables() {
       {"GIRIH_NVRTC", "the NVRTC library to use, or its folder"},
       {"GIRIH_TEMPLATE_DIR", "folder whose kernel templates replace the built-in ones"},
       {"GIRIH_DUMP", "folder to which the source and cubin of each kernel are written"},
+      {"GIRIH_LIBRARY", "the libgirih.so that girih.py loads"},
   };
   return kVariables;
 }

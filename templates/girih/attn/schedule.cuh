@@ -13,7 +13,8 @@ struct QueryTile {
 
 // Heads go in sections whose K and V fit the L2 cache together. Within a section the last rows,
 // which see most keys under causal masks, come first (longest processing time first), so that the
-// short tiles fill the gaps at the end.
+// short tiles fill the gaps at the end. Heads of different kinds are not ranked: at one m_block the
+// tiles of a streaming head start beside those of a dense one and end sooner.
 __device__ __forceinline__ QueryTile query_tile(const FwdParams& params, int tile) {
   const int tiles_per_section = params.num_m_blocks * params.heads_per_section;
   const int section = tile / tiles_per_section;

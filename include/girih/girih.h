@@ -1,0 +1,218 @@
+// The C interface (C99), in libgirih.so: a pattern's text becomes a program, a program is bound to
+// a problem, and the kernel that this gives is launched. Unstable until version 1.0: compile
+// against the header that came with the library.
+//
+//   girih_program* program = NULL;
+//   if (girih_compile("causal & window(left=4095)", NULL, &program) != GIRIH_OK)
+//     puts(girih_last_error());
+//   girih_args args = {.size = sizeof(args), .q = &q, .k = &k, .v = &v, .out = &out};
+//   girih_attention(program, &args);
+//
+// Structs: `size` is sizeof the struct, as the caller's compiler sees it; later versions add
+// members at the end. Every other member may be left zero: that is "not given", unless said
+// otherwise.
+//
+// Functions may be called from any thread. Handles may be shared by threads; freeing one while
+// another thread uses it is the caller's mistake. Strings are UTF-8 and end with a zero.
+#ifndef GIRIH_GIRIH_H
+#define GIRIH_GIRIH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define GIRIH_C_API __attribute__((visibility("default")))
+#else
+#define GIRIH_C_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st;  // CUstream and cudaStream_t point to it
+
+// --- Results
+// --------------------------------------------------------------------------------------
+
+typedef int32_t girih_status;
+enum {
+  GIRIH_OK = 0,
+  GIRIH_INVALID_ARGUMENT = 1,  // the caller's input is wrong
+  GIRIH_UNSUPPORTED = 2,       // well formed, but no kernel does it; the message lists the reasons
+  GIRIH_COMPILE_FAILED = 3,    // NVRTC is missing or refused the source
+  GIRIH_CACHE_IO = 4,          // a cache operation that was asked for explicitly failed
+  GIRIH_DRIVER = 5,            // a CUDA driver call failed
+  GIRIH_NO_DEVICE = 6,         // no driver, no device or no current context
+  GIRIH_JIT_DISABLED = 7,      // a cache miss while compilation is switched off
+  GIRIH_INTERNAL = 8           // a defect in Girih, or no memory left
+};
+
+// "ok", "invalid_argument", ...; "unknown" for other numbers.
+GIRIH_C_API const char* girih_status_name(girih_status status);
+
+// What this thread's last failed call has to say: the value, the limit and the remedy. Valid until
+// this thread's next failed call; "" before the first one.
+GIRIH_C_API const char* girih_last_error(void);
+
+// The library's version, such as "0.1.0".
+GIRIH_C_API const char* girih_version(void);
+
+// --- Programs
+// -------------------------------------------------------------------------------------
+
+// A pattern ready to be bound to problems; remembers the kernels that it has bound.
+typedef struct girih_program girih_program;
+
+typedef int32_t girih_jit;
+enum {
+  GIRIH_JIT_DEFAULT = 0,  // as the environment variable GIRIH_JIT says
+  GIRIH_JIT_AUTO = 1,     // what is not cached is compiled
+  GIRIH_JIT_OFF = 2       // what is not cached is GIRIH_JIT_DISABLED
+};
+
+// What is not given (NULL, "" or 0) comes from the variable named beside it, or is chosen by Girih.
+typedef struct girih_options {
+  size_t size;
+  const char* cache_dir;     // GIRIH_CACHE_DIR
+  const char* cache_layers;  // GIRIH_CACHE_LAYERS: folders, separated by ':'
+  const char* nvrtc;         // GIRIH_NVRTC: the library, or its folder
+  const char* template_dir;  // GIRIH_TEMPLATE_DIR
+  const char* dump_dir;      // GIRIH_DUMP
+  girih_jit jit;             // GIRIH_JIT
+  int32_t block_m;           // the tile: query rows,
+  int32_t block_n;           // keys,
+  int32_t num_stages;        // K/V tiles in flight
+  int32_t num_warps;
+  int32_t reserved;  // 0
+} girih_options;
+
+// Parses a pattern. `options` may be NULL. The text is not kept. On failure *program is NULL.
+GIRIH_C_API girih_status girih_compile(const char* pattern, const girih_options* options,
+                                       girih_program** program);
+
+// The pattern's canonical text, valid as long as the program. NULL for a NULL program.
+GIRIH_C_API const char* girih_program_text(const girih_program* program);
+
+// NULL is fine. Kernels that the program has bound stay valid.
+GIRIH_C_API void girih_program_free(girih_program* program);
+
+// --- Kernels
+// --------------------------------------------------------------------------------------
+
+typedef int32_t girih_dtype;
+enum { GIRIH_FLOAT16 = 1, GIRIH_BFLOAT16 = 2 };  // 0 is refused: a type must be given
+
+typedef int32_t girih_layout;
+enum {
+  GIRIH_BSHD = 0,  // [batch, seqlen, heads, head_dim]
+  GIRIH_BHSD = 1,  // [batch, heads, seqlen, head_dim]
+  GIRIH_THD = 2    // packed sequences, [1, total, heads, head_dim], with cu_seqlens
+};
+
+// The part of a problem that a kernel is compiled for. Lengths are arguments of the launch.
+typedef struct girih_problem {
+  size_t size;
+  girih_dtype dtype;
+  int32_t head_dim;      // width of a head of Q and K
+  int32_t head_dim_v;    // of V and out; 0: as head_dim
+  int32_t num_heads;     // query heads
+  int32_t num_heads_kv;  // key/value heads; 0: as num_heads
+  girih_layout layout;
+} girih_problem;
+
+// A compiled, loaded kernel, for the context that was current when it was bound.
+typedef struct girih_kernel girih_kernel;
+
+// Plans, compiles or fetches, and loads for the current context. On failure *kernel is NULL.
+GIRIH_C_API girih_status girih_bind(const girih_program* program, const girih_problem* problem,
+                                    girih_kernel** kernel);
+
+// NULL is fine. What was launched runs to its end.
+GIRIH_C_API void girih_kernel_free(girih_kernel* kernel);
+
+// How a kernel came about and what it uses. Strings are valid as long as the kernel.
+typedef struct girih_kernel_info {
+  size_t size;
+  const char* arch;      // of the cubin, such as "sm_90"
+  const char* key;       // in the cache
+  const char* compiler;  // such as "NVRTC 13.0"
+  double compile_ms;     // of the NVRTC call that made the cubin, whenever that was
+  int32_t cache_hit;     // 1: nothing was compiled for this bind
+  int32_t block_m, block_n, num_stages, num_warps;
+  int32_t threads;    // per CTA
+  int32_t registers;  // per thread
+  int32_t spill_bytes, stack_bytes;
+  int32_t shared_bytes;  // dynamic, per CTA
+} girih_kernel_info;
+
+// Fills in the first info->size bytes of *info; the caller sets info->size.
+GIRIH_C_API girih_status girih_kernel_get_info(const girih_kernel* kernel, girih_kernel_info* info);
+
+// Device scratch memory that girih_launch needs for these lengths; often 0.
+GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, int32_t batch,
+                                               int32_t seqlen_q, int32_t seqlen_k, size_t* bytes);
+
+// --- Launches
+// -------------------------------------------------------------------------------------
+
+// A view of device memory: aligned to 16 bytes, the last dimension contiguous, the other strides
+// multiples of 8 elements.
+typedef struct girih_tensor {
+  size_t size;
+  void* data;
+  int64_t shape[4];   // in the order of the layout
+  int64_t stride[4];  // in elements
+  girih_dtype dtype;
+  int32_t reserved;  // 0
+} girih_tensor;
+
+// Bits of girih_args.given, for members that have no value to spare for "not given".
+enum { GIRIH_GIVEN_SOFTMAX_SCALE = 1, GIRIH_GIVEN_Q_START = 2 };
+
+// Arguments of one launch. Shapes, in layout bshd:
+//   q    [batch, seqlen_q, num_heads, head_dim]
+//   k    [batch, seqlen_k, num_heads_kv, head_dim]
+//   v    [batch, seqlen_k, num_heads_kv, head_dim_v]
+//   out  [batch, seqlen_q, num_heads, head_dim_v]
+// A row that sees no key gives out = 0 and lse = empty_lse. The tensors' structs are read during
+// the call only.
+typedef struct girih_args {
+  size_t size;
+  const girih_tensor *q, *k, *v, *out;
+  // Device memory or NULL: natural log, contiguous [batch, num_heads, seqlen_q]; thd: [num_heads,
+  // total_q].
+  float* lse;
+  // Device arrays of int32 or NULL. Values are trusted to lie within the tensors; where one exceeds
+  // the maximum length, the maximum holds.
+  const int32_t* seqused_k;     // [batch]: a sequence's keys from this one on do not exist
+  const int32_t* leftpad_k;     // [batch]: nor do the first so many; key 0 comes after them
+  const int32_t* cu_seqlens_q;  // thd: [num_sequences + 1], starts of the packed sequences
+  const int32_t* cu_seqlens_k;  // thd: [num_sequences + 1]
+  struct CUstream_st* stream;   // NULL: the default stream
+  girih_layout layout;
+  uint32_t given;         // GIRIH_GIVEN_...; a member set without its bit is refused
+  float softmax_scale;    // finite and >= 0; not given: 1 / sqrt(head_dim)
+  float empty_lse;        // -infinity or +infinity; 0: -infinity
+  int32_t q_start;        // position of the first query; not given: k_start + seqlen_k - seqlen_q
+  int32_t k_start;        // position of the first key
+  int32_t num_sequences;  // thd
+  int32_t max_seqlen_q;   // thd: no sequence has more queries
+  int32_t max_seqlen_k;   // thd: nor more keys
+  int32_t max_ctas;       // caps the grid, for tests; 0: no cap
+} girih_args;
+
+// Enqueues one attention forward on args->stream; does not wait for it. Never compiles or
+// allocates. `workspace`: at least girih_workspace_bytes of device memory, NULL where that is 0.
+GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_args* args,
+                                      void* workspace, size_t workspace_bytes);
+
+// Binds to the tensors' types and heads on first use, then launches. While the stream is being
+// captured only an already bound problem is accepted.
+GIRIH_C_API girih_status girih_attention(const girih_program* program, const girih_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,329 @@
+// The C interface over the run-time API. No exception leaves it: each becomes a status and a
+// message that the thread keeps.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <new>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "girih/girih.h"
+#include "girih/girih.hpp"
+#include "runtime/settings.hpp"
+
+using girih::Errc;
+using girih::Error;
+
+struct girih_program {
+  girih::jit::Program program;
+  std::string text;
+};
+
+struct girih_kernel {
+  girih::jit::Kernel kernel;
+};
+
+namespace {
+
+// --- Errors
+// ---------------------------------------------------------------------------------------
+
+thread_local std::string last_error;
+
+girih_status fail(girih_status status, const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {  // not even memory for the message
+    last_error.clear();
+  }
+  return status;
+}
+
+girih_status status_of(Errc code) noexcept {
+  switch (code) {
+    case Errc::invalid_argument:
+      return GIRIH_INVALID_ARGUMENT;
+    case Errc::unsupported:
+      return GIRIH_UNSUPPORTED;
+    case Errc::compile_failed:
+      return GIRIH_COMPILE_FAILED;
+    case Errc::cache_io:
+      return GIRIH_CACHE_IO;
+    case Errc::driver:
+      return GIRIH_DRIVER;
+    case Errc::no_device:
+      return GIRIH_NO_DEVICE;
+    case Errc::jit_disabled:
+      return GIRIH_JIT_DISABLED;
+    case Errc::internal:
+      break;
+  }
+  return GIRIH_INTERNAL;
+}
+
+template <class Body>
+girih_status guarded(Body&& body) noexcept {
+  try {
+    body();
+    return GIRIH_OK;
+  } catch (const Error& error) {
+    return fail(status_of(error.code()), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(GIRIH_INTERNAL, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(GIRIH_INTERNAL, error.what());
+  } catch (...) {
+    return fail(GIRIH_INTERNAL, "an exception that is no std::exception");
+  }
+}
+
+// --- Arguments
+// ------------------------------------------------------------------------------------
+
+[[noreturn]] void refuse(const std::string& message) {
+  throw Error(Errc::invalid_argument, message);
+}
+
+template <class T>
+T& required(const char* name, T* pointer) {
+  if (pointer == nullptr) refuse(fmt::format("{} is null", name));
+  return *pointer;
+}
+
+// A caller's struct as this version knows it: members that the caller's header did not have are
+// zero, and members that this version does not have must be.
+template <class Struct>
+Struct known_part(const char* type, const char* name, const Struct* given) {
+  const std::size_t size = required(name, given).size;
+  if (size < sizeof(size)) {
+    refuse(fmt::format("{}.size is {}: set it to sizeof({})", name, size, type));
+  }
+  Struct known{};
+  std::memcpy(&known, given, std::min(size, sizeof(Struct)));
+  const char* const bytes = reinterpret_cast<const char*>(given);
+  if (size > sizeof(Struct) &&
+      std::any_of(bytes + sizeof(Struct), bytes + size, [](char byte) { return byte != 0; })) {
+    refuse(
+        fmt::format("{}.size is {}, but {} has {} bytes in version {} of the library, and the "
+                    "others are not zero: use the header that came with the library",
+                    name, size, type, sizeof(Struct), GIRIH_VERSION));
+  }
+  return known;
+}
+
+void check_reserved(const char* name, std::int32_t value) {
+  if (value != 0) refuse(fmt::format("{}.reserved is {}: it must be 0", name, value));
+}
+
+girih::DType dtype_of(const char* name, girih_dtype dtype) {
+  switch (dtype) {
+    case GIRIH_FLOAT16:
+      return girih::DType::float16;
+    case GIRIH_BFLOAT16:
+      return girih::DType::bfloat16;
+    default:
+      refuse(fmt::format("{}.dtype is {}: it must be GIRIH_FLOAT16 ({}) or GIRIH_BFLOAT16 ({})",
+                         name, dtype, +GIRIH_FLOAT16, +GIRIH_BFLOAT16));
+  }
+}
+
+girih::Layout layout_of(const char* name, girih_layout layout) {
+  switch (layout) {
+    case GIRIH_BSHD:
+      return girih::Layout::bshd;
+    case GIRIH_BHSD:
+      return girih::Layout::bhsd;
+    case GIRIH_THD:
+      return girih::Layout::thd;
+    default:
+      refuse(fmt::format(
+          "{}.layout is {}: it must be GIRIH_BSHD ({}), GIRIH_BHSD ({}) or GIRIH_THD ({})", name,
+          layout, +GIRIH_BSHD, +GIRIH_BHSD, +GIRIH_THD));
+  }
+}
+
+bool is_given(const char* text) { return text != nullptr && *text != '\0'; }
+
+girih::jit::Options options_of(const girih_options* pointer) {
+  girih::jit::Options options;
+  if (pointer == nullptr) return options;
+  const girih_options c = known_part("girih_options", "options", pointer);
+  check_reserved("options", c.reserved);
+  if (is_given(c.cache_dir)) options.cache_dir = c.cache_dir;
+  if (is_given(c.cache_layers)) options.cache_layers = girih::runtime::split_paths(c.cache_layers);
+  if (is_given(c.nvrtc)) options.nvrtc = c.nvrtc;
+  if (is_given(c.template_dir)) options.template_dir = c.template_dir;
+  if (is_given(c.dump_dir)) options.dump_dir = c.dump_dir;
+  switch (c.jit) {
+    case GIRIH_JIT_DEFAULT:
+      break;
+    case GIRIH_JIT_AUTO:
+      options.mode = girih::jit::Mode::automatic;
+      break;
+    case GIRIH_JIT_OFF:
+      options.mode = girih::jit::Mode::off;
+      break;
+    default:
+      refuse(
+          fmt::format("options.jit is {}: it must be GIRIH_JIT_DEFAULT ({}), GIRIH_JIT_AUTO "
+                      "({}) or GIRIH_JIT_OFF ({})",
+                      c.jit, +GIRIH_JIT_DEFAULT, +GIRIH_JIT_AUTO, +GIRIH_JIT_OFF));
+  }
+  options.tile = {.block_m = c.block_m,
+                  .block_n = c.block_n,
+                  .num_stages = c.num_stages,
+                  .num_warps = c.num_warps};
+  return options;
+}
+
+girih::Problem problem_of(const girih_problem* pointer) {
+  const girih_problem c = known_part("girih_problem", "problem", pointer);
+  return {.dtype = dtype_of("problem", c.dtype),
+          .head_dim = c.head_dim,
+          .head_dim_v = c.head_dim_v == c.head_dim ? 0 : c.head_dim_v,
+          .num_heads = c.num_heads,
+          .num_heads_kv = c.num_heads_kv == 0 ? c.num_heads : c.num_heads_kv,
+          .layout = layout_of("problem", c.layout)};
+}
+
+girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {
+  const girih_tensor c = known_part("girih_tensor", name, pointer);
+  check_reserved(name, c.reserved);
+  girih::Tensor tensor{.data = c.data, .dtype = dtype_of(name, c.dtype)};
+  std::copy(std::begin(c.shape), std::end(c.shape), tensor.shape.begin());
+  std::copy(std::begin(c.stride), std::end(c.stride), tensor.stride.begin());
+  return tensor;
+}
+
+girih::jit::Args args_of(const girih_args* pointer) {
+  const girih_args c = known_part("girih_args", "args", pointer);
+  constexpr std::uint32_t kKnownBits = GIRIH_GIVEN_SOFTMAX_SCALE | GIRIH_GIVEN_Q_START;
+  if ((c.given & ~kKnownBits) != 0) {
+    refuse(fmt::format("args.given is {:#x}: the known bits are {:#x}", c.given, kKnownBits));
+  }
+  const bool scale_given = (c.given & GIRIH_GIVEN_SOFTMAX_SCALE) != 0;
+  const bool q_start_given = (c.given & GIRIH_GIVEN_Q_START) != 0;
+  if (!scale_given && c.softmax_scale != 0) {
+    refuse(fmt::format("args.softmax_scale is {}, but args.given lacks GIRIH_GIVEN_SOFTMAX_SCALE",
+                       c.softmax_scale));
+  }
+  if (!q_start_given && c.q_start != 0) {
+    refuse(fmt::format("args.q_start is {}, but args.given lacks GIRIH_GIVEN_Q_START", c.q_start));
+  }
+  girih::jit::Args args{.q = tensor_of("q", c.q),
+                        .k = tensor_of("k", c.k),
+                        .v = tensor_of("v", c.v),
+                        .out = tensor_of("out", c.out)};
+  args.layout = layout_of("args", c.layout);
+  args.lse = c.lse;
+  if (scale_given) args.softmax_scale = c.softmax_scale;
+  if (c.empty_lse != 0) args.empty_lse = c.empty_lse;
+  if (q_start_given) args.q_start = c.q_start;
+  args.k_start = c.k_start;
+  args.seqused_k = c.seqused_k;
+  args.leftpad_k = c.leftpad_k;
+  args.cu_seqlens_q = c.cu_seqlens_q;
+  args.cu_seqlens_k = c.cu_seqlens_k;
+  args.num_sequences = c.num_sequences;
+  args.max_seqlen_q = c.max_seqlen_q;
+  args.max_seqlen_k = c.max_seqlen_k;
+  args.max_ctas = c.max_ctas;
+  args.stream = c.stream;
+  return args;
+}
+
+}  // namespace
+
+// --- The interface
+// --------------------------------------------------------------------------------
+
+const char* girih_status_name(girih_status status) {
+  if (status == GIRIH_OK) return "ok";
+  for (int code = 0; code <= static_cast<int>(Errc::internal); ++code) {
+    if (status_of(static_cast<Errc>(code)) == status) return to_string(static_cast<Errc>(code));
+  }
+  return "unknown";
+}
+
+const char* girih_last_error(void) { return last_error.c_str(); }
+
+const char* girih_version(void) { return GIRIH_VERSION; }
+
+girih_status girih_compile(const char* pattern, const girih_options* options,
+                           girih_program** program) {
+  return guarded([&] {
+    required("program", program) = nullptr;
+    girih::Pattern parsed = girih::Pattern::parse(&required("pattern", pattern));
+    std::string text = parsed.text();
+    *program = new girih_program{girih::jit::compile(std::move(parsed), options_of(options)), text};
+  });
+}
+
+const char* girih_program_text(const girih_program* program) {
+  const char* text = nullptr;
+  guarded([&] { text = required("program", program).text.c_str(); });
+  return text;
+}
+
+void girih_program_free(girih_program* program) { delete program; }
+
+girih_status girih_bind(const girih_program* program, const girih_problem* problem,
+                        girih_kernel** kernel) {
+  return guarded([&] {
+    required("kernel", kernel) = nullptr;
+    const girih::jit::Program& handle = required("program", program).program;
+    *kernel = new girih_kernel{handle.bind(problem_of(problem))};
+  });
+}
+
+void girih_kernel_free(girih_kernel* kernel) { delete kernel; }
+
+girih_status girih_kernel_get_info(const girih_kernel* kernel, girih_kernel_info* info) {
+  return guarded([&] {
+    const girih::jit::KernelInfo& from = required("kernel", kernel).kernel.info();
+    const std::size_t size = required("info", info).size;
+    if (size < sizeof(size)) {
+      refuse(fmt::format("info.size is {}: set it to sizeof(girih_kernel_info)", size));
+    }
+    const girih_kernel_info known{.size = size,
+                                  .arch = from.arch.c_str(),
+                                  .key = from.key.c_str(),
+                                  .compiler = from.compiler.c_str(),
+                                  .compile_ms = from.compile_ms,
+                                  .cache_hit = from.cache_hit ? 1 : 0,
+                                  .block_m = from.tile.block_m,
+                                  .block_n = from.tile.block_n,
+                                  .num_stages = from.tile.num_stages,
+                                  .num_warps = from.tile.num_warps,
+                                  .threads = from.threads,
+                                  .registers = from.registers,
+                                  .spill_bytes = from.spill_bytes,
+                                  .stack_bytes = from.stack_bytes,
+                                  .shared_bytes = from.shared_bytes};
+    std::memset(static_cast<void*>(info), 0, size);
+    std::memcpy(static_cast<void*>(info), &known, std::min(size, sizeof(known)));
+  });
+}
+
+girih_status girih_workspace_bytes(const girih_kernel* kernel, int32_t batch, int32_t seqlen_q,
+                                   int32_t seqlen_k, size_t* bytes) {
+  return guarded([&] {
+    required("bytes", bytes) =
+        required("kernel", kernel).kernel.workspace_bytes(batch, seqlen_q, seqlen_k);
+  });
+}
+
+girih_status girih_launch(const girih_kernel* kernel, const girih_args* args, void* workspace,
+                          size_t workspace_bytes) {
+  return guarded([&] {
+    required("kernel", kernel).kernel.launch(args_of(args), {workspace, workspace_bytes});
+  });
+}
+
+girih_status girih_attention(const girih_program* program, const girih_args* args) {
+  return guarded([&] { required("program", program).program(args_of(args)); });
+}

@@ -1,0 +1,200 @@
+// The C interface as a C99 program sees it; needs no GPU and no driver. Prints how many checks
+// passed, and fails when one did not.
+#include <girih/girih.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+static int passed = 0, failed = 0;
+
+#define CHECK(condition) check((condition) != 0, #condition, __LINE__)
+
+static void check(int right, const char* what, int line) {
+  if (right) {
+    ++passed;
+  } else {
+    ++failed;
+    printf("line %d: %s\n  last error: %s\n", line, what, girih_last_error());
+  }
+}
+
+static int says(const char* part) { return strstr(girih_last_error(), part) != NULL; }
+
+// Whether a call failed with this status, and its message holds `part`.
+static int refused(girih_status status, girih_status expected, const char* part) {
+  if (status != expected) printf("status: %s\n", girih_status_name(status));
+  return status == expected && says(part);
+}
+
+static void names_and_version(void) {
+  CHECK(strcmp(girih_last_error(), "") == 0);
+  CHECK(strncmp(girih_version(), "0.", 2) == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_OK), "ok") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_INVALID_ARGUMENT), "invalid_argument") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_UNSUPPORTED), "unsupported") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_COMPILE_FAILED), "compile_failed") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_CACHE_IO), "cache_io") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_DRIVER), "driver") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_NO_DEVICE), "no_device") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_JIT_DISABLED), "jit_disabled") == 0);
+  CHECK(strcmp(girih_status_name(GIRIH_INTERNAL), "internal") == 0);
+  CHECK(strcmp(girih_status_name(9), "unknown") == 0);
+}
+
+static void patterns_are_parsed(void) {
+  girih_program* program = NULL;
+  CHECK(girih_compile(" causal&(sink( 4 )|window(left=8))", NULL, &program) == GIRIH_OK);
+  CHECK(strcmp(girih_program_text(program), "causal & (sink(4) | window(left=8))") == 0);
+  girih_program_free(program);
+
+  program = (girih_program*)&passed;  // must not survive a failure
+  CHECK(refused(girih_compile("causal & windw(3)", NULL, &program), GIRIH_INVALID_ARGUMENT,
+                "causal & windw(3)\n"));
+  CHECK(says("^"));
+  CHECK(program == NULL);
+}
+
+static void nulls_are_refused(void) {
+  girih_program* program = NULL;
+  girih_kernel* kernel = NULL;
+  girih_problem problem = {sizeof(problem), GIRIH_BFLOAT16, 64, 0, 1, 0, GIRIH_BSHD};
+  girih_args args = {.size = sizeof(args)};
+  girih_kernel_info info = {.size = sizeof(info)};
+  size_t bytes = 0;
+  const girih_status wrong = GIRIH_INVALID_ARGUMENT;
+  CHECK(refused(girih_compile(NULL, NULL, &program), wrong, "pattern is null"));
+  CHECK(refused(girih_compile("causal", NULL, NULL), wrong, "program is null"));
+  CHECK(refused(girih_bind(NULL, &problem, &kernel), wrong, "program is null"));
+  CHECK(refused(girih_kernel_get_info(NULL, &info), wrong, "kernel is null"));
+  CHECK(refused(girih_workspace_bytes(NULL, 1, 1, 1, &bytes), wrong, "kernel is null"));
+  CHECK(refused(girih_workspace_bytes(NULL, 1, 1, 1, NULL), wrong, "is null"));
+  CHECK(refused(girih_launch(NULL, &args, NULL, 0), wrong, "kernel is null"));
+  CHECK(refused(girih_attention(NULL, &args), wrong, "program is null"));
+  CHECK(girih_program_text(NULL) == NULL);
+  CHECK(says("program is null"));
+  girih_program_free(NULL);
+  girih_kernel_free(NULL);
+
+  CHECK(girih_compile("causal", NULL, &program) == GIRIH_OK);
+  CHECK(refused(girih_bind(program, NULL, &kernel), wrong, "problem is null"));
+  CHECK(refused(girih_bind(program, &problem, NULL), wrong, "kernel is null"));
+  CHECK(refused(girih_attention(program, NULL), wrong, "args is null"));
+  CHECK(refused(girih_attention(program, &args), wrong, "q is null"));
+  girih_program_free(program);
+}
+
+static void structs_may_grow(void) {
+  struct {
+    girih_options known;
+    int64_t later;
+  } newer = {.known.size = sizeof(newer)};
+  girih_program* program = NULL;
+  CHECK(girih_compile("causal", &newer.known, &program) == GIRIH_OK);
+  girih_program_free(program);
+  newer.later = 1;
+  CHECK(refused(girih_compile("causal", &newer.known, &program), GIRIH_INVALID_ARGUMENT,
+                "use the header that came with the library"));
+
+  // An older caller's struct ends early: what follows is not read.
+  girih_options options = {.size = offsetof(girih_options, jit), .jit = 77};
+  CHECK(girih_compile("causal", &options, &program) == GIRIH_OK);
+  girih_program_free(program);
+  options.size = sizeof(options);
+  CHECK(refused(girih_compile("causal", &options, &program), GIRIH_INVALID_ARGUMENT,
+                "options.jit is 77"));
+  options.size = 0;
+  CHECK(refused(girih_compile("causal", &options, &program), GIRIH_INVALID_ARGUMENT,
+                "set it to sizeof(girih_options)"));
+}
+
+static void bad_values_are_refused(void) {
+  const girih_status wrong = GIRIH_INVALID_ARGUMENT;
+  girih_program* program = NULL;
+  girih_kernel* kernel = NULL;
+  const girih_options options = {.size = sizeof(options), .reserved = 1};
+  CHECK(refused(girih_compile("causal", &options, &program), wrong, "options.reserved is 1"));
+  CHECK(girih_compile("causal", NULL, &program) == GIRIH_OK);
+
+  girih_problem problem = {.size = sizeof(problem), .head_dim = 64, .num_heads = 1};
+  CHECK(refused(girih_bind(program, &problem, &kernel), wrong, "problem.dtype is 0"));
+  problem.dtype = GIRIH_BFLOAT16;
+  problem.layout = 3;
+  CHECK(refused(girih_bind(program, &problem, &kernel), wrong, "problem.layout is 3"));
+
+  const girih_tensor tensor = {.size = sizeof(tensor),
+                               .shape = {1, 2, 1, 64},
+                               .stride = {128, 64, 64, 1},
+                               .dtype = GIRIH_FLOAT16};
+  girih_tensor odd = tensor;
+  odd.dtype = 3;
+  girih_args args = {
+      .size = sizeof(args), .q = &tensor, .k = &tensor, .v = &tensor, .out = &tensor};
+  args.v = &odd;
+  CHECK(refused(girih_attention(program, &args), wrong, "v.dtype is 3"));
+  args.v = &tensor;
+  args.layout = -1;
+  CHECK(refused(girih_attention(program, &args), wrong, "args.layout is -1"));
+  args.layout = GIRIH_BSHD;
+  args.given = 4;
+  CHECK(refused(girih_attention(program, &args), wrong, "args.given is 0x4"));
+  args.given = 0;
+  args.softmax_scale = 0.5f;
+  CHECK(refused(girih_attention(program, &args), wrong, "lacks GIRIH_GIVEN_SOFTMAX_SCALE"));
+  args.given = GIRIH_GIVEN_SOFTMAX_SCALE;
+  args.q_start = 1;
+  CHECK(refused(girih_attention(program, &args), wrong, "lacks GIRIH_GIVEN_Q_START"));
+  girih_program_free(program);
+}
+
+// This thread has made no context current, so neither machine can bind.
+static void binding_needs_a_context(void) {
+  girih_program* program = NULL;
+  CHECK(girih_compile("causal", NULL, &program) == GIRIH_OK);
+  const girih_problem problem = {
+      .size = sizeof(problem), .dtype = GIRIH_BFLOAT16, .head_dim = 64, .num_heads = 1};
+  girih_kernel* kernel = (girih_kernel*)&passed;
+  CHECK(refused(girih_bind(program, &problem, &kernel), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(kernel == NULL);
+
+  const girih_tensor tensor = {.size = sizeof(tensor),
+                               .shape = {1, 2, 1, 64},
+                               .stride = {128, 64, 64, 1},
+                               .dtype = GIRIH_FLOAT16};
+  const girih_args args = {.size = sizeof(args),
+                           .q = &tensor,
+                           .k = &tensor,
+                           .v = &tensor,
+                           .out = &tensor,
+                           .given = GIRIH_GIVEN_SOFTMAX_SCALE | GIRIH_GIVEN_Q_START};
+  CHECK(refused(girih_attention(program, &args), GIRIH_NO_DEVICE, "CUDA"));
+  girih_program_free(program);
+}
+
+static void* fails_on_its_own(void* unused) {
+  (void)unused;
+  CHECK(strcmp(girih_last_error(), "") == 0);
+  CHECK(girih_compile(NULL, NULL, NULL) == GIRIH_INVALID_ARGUMENT);
+  CHECK(says("program is null"));
+  return NULL;
+}
+
+static void each_thread_has_its_last_error(void) {
+  girih_program* program = NULL;
+  CHECK(girih_compile("nothing", NULL, &program) == GIRIH_INVALID_ARGUMENT);
+  pthread_t thread;
+  CHECK(pthread_create(&thread, NULL, fails_on_its_own, NULL) == 0);
+  CHECK(pthread_join(thread, NULL) == 0);
+  CHECK(says("nothing"));
+}
+
+int main(void) {
+  names_and_version();
+  patterns_are_parsed();
+  nulls_are_refused();
+  structs_may_grow();
+  bad_values_are_refused();
+  binding_needs_a_context();
+  each_thread_has_its_last_error();
+  printf("c_api: %d checks passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}

@@ -1,0 +1,26 @@
+# Fails unless LIBRARY exports exactly the functions that HEADER declares.
+file(READ ${HEADER} header)
+string(REGEX MATCHALL "GIRIH_C_API [a-z_ ]+[*]? ?girih_[a-z_]+\\(" declarations "${header}")
+set(declared "")
+foreach(declaration IN LISTS declarations)
+  string(REGEX MATCH "girih_[a-z_]+\\($" name "${declaration}")
+  string(REPLACE "(" "" name "${name}")
+  list(APPEND declared ${name})
+endforeach()
+
+execute_process(COMMAND ${NM} --dynamic --defined-only --format=posix ${LIBRARY}
+                OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[^\n]+" lines "${symbols}")
+set(exported "")
+foreach(line IN LISTS lines)
+  string(REGEX REPLACE " .*" "" name "${line}")
+  list(APPEND exported ${name})
+endforeach()
+
+list(SORT declared)
+list(SORT exported)
+list(LENGTH declared count)
+if(NOT exported STREQUAL declared OR count EQUAL 0)
+  message(FATAL_ERROR "declared: ${declared}\nexported: ${exported}")
+endif()
+message(STATUS "${count} functions")

@@ -1,0 +1,225 @@
+"""girih.py without a GPU: its structs and functions against girih.h, how it finds the library, and
+what it says about bad input. CTest sets GIRIH_LIBRARY and CC; where they are unset, the library
+beside the source tree and `cc` are used."""
+
+import ctypes
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools" / "python"))
+import girih  # noqa: E402
+
+HEADER = ROOT / "include" / "girih" / "girih.h"
+CC = shutil.which(os.environ.get("CC", "cc"))
+LIBRARY = os.environ.get("GIRIH_LIBRARY", str(ROOT / "build" / "bin" / "libgirih.so"))
+STRUCTS = {"girih_options": girih._Options, "girih_problem": girih._Problem,
+           "girih_kernel_info": girih._KernelInfo, "girih_tensor": girih._Tensor,
+           "girih_args": girih._Args}
+CONSTANTS = {
+    "GIRIH_OK": 0, "GIRIH_NO_DEVICE": girih._NO_DEVICE,
+    "GIRIH_FLOAT16": girih._DTYPES["float16"], "GIRIH_BFLOAT16": girih._DTYPES["bfloat16"],
+    "GIRIH_BSHD": girih._LAYOUTS["bshd"], "GIRIH_BHSD": girih._LAYOUTS["bhsd"],
+    "GIRIH_THD": girih._LAYOUTS["thd"], "GIRIH_JIT_DEFAULT": girih._JIT[None],
+    "GIRIH_JIT_AUTO": girih._JIT["auto"], "GIRIH_JIT_OFF": girih._JIT["off"],
+    "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
+    "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
+
+
+class Fake:
+    """Looks like a tensor on a GPU; its memory is never touched."""
+
+    def __init__(self, *shape, dtype="bfloat16", stride=None, address=4096):
+        self.shape, self.dtype, self._address = shape, dtype, address
+        strides = [1]
+        for size in reversed(shape[1:]):
+            strides.insert(0, strides[0] * size)
+        self._stride = stride or tuple(strides)
+
+    def data_ptr(self):
+        return self._address
+
+    def stride(self):
+        return self._stride
+
+
+def run_python(code, folder=None, **variables):
+    """Runs `code` with girih.py of `folder` (tools/python otherwise) and these variables alone."""
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith("GIRIH_")}
+    environment.update(variables, PYTHONPATH=str(folder or ROOT / "tools" / "python"),
+                       PYTHONDONTWRITEBYTECODE="1")
+    return subprocess.run([sys.executable, "-c", code], env=environment, text=True,
+                          capture_output=True, check=False)
+
+
+class HeaderTest(unittest.TestCase):
+    @unittest.skipIf(CC is None, "there is no C compiler")
+    def test_structs_and_constants_are_those_of_the_header(self):
+        lines = []
+        for name, struct in STRUCTS.items():
+            lines.append('printf("%s %%zu\\n", sizeof(%s));' % (name, name))
+            for member, _ in struct._fields_:
+                lines.append('printf("%s.%s %%zu %%zu\\n", offsetof(%s, %s), sizeof(((%s*)0)->%s));'
+                             % (name, member, name, member, name, member))
+        for name in CONSTANTS:
+            lines.append('printf("%s %%d\\n", (int)%s);' % (name, name))
+        program = '#include <girih/girih.h>\n#include <stdio.h>\nint main(void) {\n%s\n}\n'
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder, "layout.c")
+            source.write_text(program % "\n".join(lines))
+            subprocess.run([CC, "-std=c99", "-I", str(ROOT / "include"), str(source), "-o",
+                            folder + "/layout"], check=True)
+            printed = subprocess.run([folder + "/layout"], text=True, capture_output=True,
+                                     check=True).stdout.splitlines()
+        expected = []
+        for name, struct in STRUCTS.items():
+            expected.append("%s %d" % (name, ctypes.sizeof(struct)))
+            for member, _ in struct._fields_:
+                place = getattr(struct, member)
+                expected.append("%s.%s %d %d" % (name, member, place.offset, place.size))
+        expected += ["%s %d" % constant for constant in CONSTANTS.items()]
+        self.assertEqual(printed, expected)
+
+    def test_no_member_and_no_function_is_left_out(self):
+        text = re.sub(r"//.*", "", HEADER.read_text())
+        declared = re.findall(r"GIRIH_C_API [\w ]+\*?\s?(girih_\w+)\(", text)
+        self.assertEqual(sorted(declared), sorted(girih._FUNCTIONS))
+        bodies = re.findall(r"typedef struct (girih_\w+) \{(.*?)\}", text, re.DOTALL)
+        self.assertEqual(sorted(name for name, _ in bodies), sorted(STRUCTS))
+        for name, body in bodies:
+            members = re.findall(r"(\w+)(?:\[\d+\])?\s*[,;]", body)
+            self.assertEqual(members, [member for member, _ in STRUCTS[name]._fields_], name)
+
+
+class LibraryTest(unittest.TestCase):
+    def test_a_variable_names_the_library(self):
+        result = run_python("import girih; print(girih.version())", GIRIH_LIBRARY=LIBRARY)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertEqual(result.stdout.strip(), girih.version())
+
+    def test_a_library_beside_the_file_is_found(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(ROOT / "tools" / "python" / "girih.py", folder)
+            os.symlink(LIBRARY, folder + "/libgirih.so")
+            result = run_python("import girih; print(girih.compile('dense').text)", folder)
+        self.assertEqual((result.stdout, result.stderr), ("dense\n", ""))
+
+    def test_a_library_that_cannot_be_loaded_is_an_error_that_names_it(self):
+        code = ("import girih\ntry: girih.version()\n"
+                "except girih.Error as error: print(error.code, error)")
+        result = run_python(code, GIRIH_LIBRARY="/nonexistent/libgirih.so")
+        self.assertIn("no_library libgirih.so could not be loaded", result.stdout)
+        self.assertIn("/nonexistent/libgirih.so", result.stdout)
+        result = run_python(code, GIRIH_LIBRARY="libm.so.6")
+        self.assertIn("girih_version", result.stdout)
+
+    @unittest.skipIf(CC is None, "there is no C compiler")
+    def test_a_library_of_another_version_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder, "other.c")
+            source.write_text('const char* girih_version(void) { return "9.8.7"; }\n')
+            library = folder + "/libother.so"
+            subprocess.run([CC, "-shared", "-fPIC", str(source), "-o", library], check=True)
+            result = run_python("import girih\ntry: girih.version()\n"
+                                "except girih.Error as error: print(error)", GIRIH_LIBRARY=library)
+        self.assertIn("is version 9.8.7, this file is for 0.1", result.stdout)
+
+
+class PatternTest(unittest.TestCase):
+    def test_a_program_has_the_canonical_text(self):
+        program = girih.compile("causal&(sink(4)|window( left=8 ))")
+        self.assertEqual(program.text, "causal & (sink(4) | window(left=8))")
+        self.assertEqual(repr(program), "girih.compile('causal & (sink(4) | window(left=8))')")
+
+    def test_the_same_text_and_options_give_the_same_program(self):
+        self.assertIs(girih.compile("sink(1)"), girih.compile("sink(1)"))
+        self.assertIs(girih.compile("sink(1)", jit="off", block_m=64),
+                      girih.compile("sink(1)", block_m=64, jit="off"))
+        self.assertIsNot(girih.compile("sink(1)"), girih.compile("sink(1)", jit="off"))
+
+    def test_a_mistake_in_a_pattern_is_shown_with_a_caret(self):
+        with self.assertRaises(girih.Error) as caught:
+            girih.attention(None, None, None, "causal & windw(3)")
+        self.assertEqual(caught.exception.code, "invalid_argument")
+        self.assertRegex(str(caught.exception), r"causal & windw\(3\)\n +\^")
+
+    def test_unknown_options_are_refused(self):
+        with self.assertRaisesRegex(TypeError, "cachedir.*cache_dir"):
+            girih.compile("causal", cachedir="/tmp")
+        with self.assertRaisesRegex(girih.Error, "jit 'on' is not"):
+            girih.compile("causal", jit="on")
+
+
+class ArgumentTest(unittest.TestCase):
+    q = Fake(2, 16, 4, 64)
+    kv = Fake(2, 32, 2, 64)
+
+    def refused(self, message, *tensors, code="invalid_argument", **arguments):
+        q, k, v = tensors or (self.q, self.kv, self.kv)
+        arguments.setdefault("out", q)
+        with self.assertRaisesRegex(girih.Error, message) as caught:
+            girih.attention(q, k, v, "causal", **arguments)
+        self.assertEqual(caught.exception.code, code)
+
+    def test_good_arguments_fail_for_want_of_a_context_alone(self):
+        for layout, q, kv in (("bshd", self.q, self.kv),
+                              ("bhsd", Fake(2, 4, 16, 64), Fake(2, 2, 32, 64))):
+            lse = Fake(2, 4, 16, dtype="float32")
+            lengths = Fake(2, dtype="int32")
+            self.refused("CUDA", q, kv, kv, code="no_device", layout=layout, lse=lse,
+                         seqused_k=lengths, leftpad_k=lengths, softmax_scale=0.0, q_start=0)
+        self.refused("CUDA", Fake(7, 4, 64), Fake(9, 2, 64), Fake(9, 2, 64), code="no_device",
+                     layout="thd", lse=Fake(4, 7, dtype="float32"),
+                     cu_seqlens_q=Fake(4, dtype="int32"), cu_seqlens_k=Fake(4, dtype="int32"),
+                     max_seqlen_q=3, max_seqlen_k=4)
+        with self.assertRaisesRegex(girih.Error, "CUDA") as caught:
+            girih.compile("causal").bind(dtype="bf16", head_dim=64, num_heads=4)
+        self.assertEqual(caught.exception.code, "no_device")
+
+    def test_bad_tensors_are_refused(self):
+        kv = self.kv
+        self.refused("layout 'bsdh' is not", layout="bsdh")
+        self.refused("q is float32: it must be float16 or", Fake(2, 16, 4, 64, dtype="float32"), kv,
+                     kv)
+        self.refused("k has 3 dimensions: layout bshd has 4", self.q, Fake(2, 32, 64), kv)
+        self.refused("give out=", out=None)
+        self.refused("give lse=", return_lse=True)
+        cpu = Fake(2, 32, 2, 64)
+        cpu.is_cuda = False
+        self.refused("k is on the CPU", self.q, cpu, kv)
+
+    def test_bad_arrays_are_refused(self):
+        self.refused("seqused_k is int64: it must be int32", seqused_k=Fake(2, dtype="int64"))
+        self.refused(r"leftpad_k has shape \[3\]: it must be \[2\]",
+                     leftpad_k=Fake(3, dtype="int32"))
+        self.refused("seqused_k is not contiguous",
+                     seqused_k=Fake(2, dtype="int32", stride=(2,)))
+        self.refused(r"lse has shape \[2, 16, 4\]: it must be \[2, 4, 16\]",
+                     lse=Fake(2, 16, 4, dtype="float32"))
+        self.refused("layout thd needs cu_seqlens_q", Fake(7, 4, 64), Fake(9, 2, 64),
+                     Fake(9, 2, 64), layout="thd")
+
+    def test_every_argument_of_a_launch_can_be_given(self):
+        call = girih._Call(self.q, self.kv, self.kv, out=self.q, softmax_scale=0.5, q_start=-3,
+                           k_start=5, empty_lse=float("inf"), max_ctas=2, stream=77,
+                           lse=Fake(2, 4, 16, dtype="float32", address=512),
+                           seqused_k=Fake(2, dtype="int32", address=1024),
+                           leftpad_k=Fake(2, dtype="int32", address=2048))
+        args = call.args
+        self.assertEqual((args.softmax_scale, args.q_start, args.given), (0.5, -3, 3))
+        self.assertEqual((args.k_start, args.empty_lse, args.max_ctas), (5, float("inf"), 2))
+        self.assertEqual((args.lse, args.seqused_k, args.leftpad_k, args.stream),
+                         (512, 1024, 2048, 77))
+        self.assertEqual(list(args.q.contents.stride), [16 * 4 * 64, 4 * 64, 64, 1])
+        self.assertEqual(list(args.k.contents.shape), [2, 32, 2, 64])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,431 @@
+"""Sparse attention on CUDA tensors: Girih's C interface through ctypes, in one file.
+
+    import girih
+    out = girih.attention(q, k, v, "causal & window(left=4095)")
+
+Takes PyTorch tensors, or anything else with data_ptr(), shape, stride() in elements and dtype
+(fp16 or bf16; the last dimension contiguous). Nothing is copied. Work goes to PyTorch's current
+stream of the tensors' device; without PyTorch to the default stream of the current context.
+
+libgirih.so is looked for, in this order: the environment variable GIRIH_LIBRARY, the folder of this
+file, build/bin of the source tree, the loader's own paths. There is no backward pass.
+"""
+
+import ctypes
+import functools
+import math
+import os
+import sys
+import threading
+
+__all__ = ["Error", "Kernel", "Program", "attention", "compile", "version"]
+
+_VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
+
+
+class Error(RuntimeError):
+    """What Girih refused or could not do; str() says the value, the limit and the remedy.
+
+    code: invalid_argument, unsupported, compile_failed, cache_io, driver, no_device, jit_disabled,
+    internal, or no_library.
+    """
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+def _refuse(message):
+    raise Error("invalid_argument", message)
+
+
+# --- girih.h --------------------------------------------------------------------------------------
+
+_DTYPES = {"float16": 1, "half": 1, "fp16": 1, "bfloat16": 2, "bf16": 2}
+_LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
+_JIT = {None: 0, "auto": 1, "off": 2}
+_NO_DEVICE = 6
+_GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
+
+_char_p, _void_p, _size_t = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
+_int32, _int64 = ctypes.c_int32, ctypes.c_int64
+
+
+class _Struct(ctypes.Structure):
+    """A struct of girih.h: knows its size, and everything else starts as zero."""
+
+    def __init__(self, **members):
+        super().__init__(size=ctypes.sizeof(self), **members)
+
+
+class _Options(_Struct):
+    _fields_ = [("size", _size_t), ("cache_dir", _char_p), ("cache_layers", _char_p),
+                ("nvrtc", _char_p), ("template_dir", _char_p), ("dump_dir", _char_p),
+                ("jit", _int32), ("block_m", _int32), ("block_n", _int32), ("num_stages", _int32),
+                ("num_warps", _int32), ("reserved", _int32)]
+
+
+class _Problem(_Struct):
+    _fields_ = [("size", _size_t), ("dtype", _int32), ("head_dim", _int32),
+                ("head_dim_v", _int32), ("num_heads", _int32), ("num_heads_kv", _int32),
+                ("layout", _int32)]
+
+
+class _KernelInfo(_Struct):
+    _fields_ = [("size", _size_t), ("arch", _char_p), ("key", _char_p), ("compiler", _char_p),
+                ("compile_ms", ctypes.c_double), ("cache_hit", _int32), ("block_m", _int32),
+                ("block_n", _int32), ("num_stages", _int32), ("num_warps", _int32),
+                ("threads", _int32), ("registers", _int32), ("spill_bytes", _int32),
+                ("stack_bytes", _int32), ("shared_bytes", _int32)]
+
+
+class _Tensor(_Struct):
+    _fields_ = [("size", _size_t), ("data", _void_p), ("shape", _int64 * 4),
+                ("stride", _int64 * 4), ("dtype", _int32), ("reserved", _int32)]
+
+
+class _Args(_Struct):
+    _fields_ = [("size", _size_t), ("q", ctypes.POINTER(_Tensor)), ("k", ctypes.POINTER(_Tensor)),
+                ("v", ctypes.POINTER(_Tensor)), ("out", ctypes.POINTER(_Tensor)),
+                ("lse", _void_p), ("seqused_k", _void_p), ("leftpad_k", _void_p),
+                ("cu_seqlens_q", _void_p), ("cu_seqlens_k", _void_p), ("stream", _void_p),
+                ("layout", _int32), ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
+                ("empty_lse", ctypes.c_float), ("q_start", _int32), ("k_start", _int32),
+                ("num_sequences", _int32), ("max_seqlen_q", _int32), ("max_seqlen_k", _int32),
+                ("max_ctas", _int32)]
+
+
+_P = ctypes.POINTER
+_FUNCTIONS = {  # name: result, arguments
+    "girih_version": (_char_p, []),
+    "girih_last_error": (_char_p, []),
+    "girih_status_name": (_char_p, [_int32]),
+    "girih_compile": (_int32, [_char_p, _P(_Options), _P(_void_p)]),
+    "girih_program_text": (_char_p, [_void_p]),
+    "girih_program_free": (None, [_void_p]),
+    "girih_bind": (_int32, [_void_p, _P(_Problem), _P(_void_p)]),
+    "girih_kernel_free": (None, [_void_p]),
+    "girih_kernel_get_info": (_int32, [_void_p, _P(_KernelInfo)]),
+    "girih_workspace_bytes": (_int32, [_void_p, _int32, _int32, _int32, _P(_size_t)]),
+    "girih_launch": (_int32, [_void_p, _P(_Args), _void_p, _size_t]),
+    "girih_attention": (_int32, [_void_p, _P(_Args)]),
+}
+
+
+# --- The library ----------------------------------------------------------------------------------
+
+
+def _candidates():
+    if os.environ.get("GIRIH_LIBRARY"):
+        return [os.environ["GIRIH_LIBRARY"]]  # asked for: nothing else will do
+    here = os.path.dirname(os.path.abspath(__file__))
+    files = [os.path.join(here, "libgirih.so"),
+             os.path.join(here, "..", "..", "build", "bin", "libgirih.so")]
+    return [file for file in files if os.path.exists(file)] + ["libgirih.so." + _VERSION]
+
+
+@functools.lru_cache(maxsize=None)
+def _library():
+    reasons = []
+    for name in _candidates():
+        try:
+            library = ctypes.CDLL(name)
+            library.girih_version.restype = _char_p
+            found = library.girih_version().decode()
+        except (OSError, AttributeError) as error:
+            reasons.append("%s: %s" % (name, error))
+            continue
+        if found.split(".")[:2] != _VERSION.split("."):
+            reasons.append("%s: is version %s, this file is for %s" % (name, found, _VERSION))
+            continue
+        for function, (result, arguments) in _FUNCTIONS.items():
+            getattr(library, function).restype = result
+            getattr(library, function).argtypes = arguments
+        return library
+    raise Error("no_library", "libgirih.so could not be loaded (%s); build Girih, or set "
+                "GIRIH_LIBRARY to the file" % "; ".join(reasons))
+
+
+def version():
+    """The library's version, such as "0.1.0"."""
+    return _library().girih_version().decode()
+
+
+def _check(status):
+    if status != 0:
+        library = _library()
+        raise Error(library.girih_status_name(status).decode(),
+                    library.girih_last_error().decode(errors="replace"))
+
+
+# --- Tensors --------------------------------------------------------------------------------------
+
+
+def _dtype_name(dtype):
+    return str(dtype).rsplit(".", 1)[-1]  # "torch.bfloat16" -> "bfloat16"
+
+
+def _dtype(name, dtype):
+    found = _DTYPES.get(_dtype_name(dtype))
+    if found is None:
+        _refuse("%s is %s: it must be float16 or bfloat16" % (name, _dtype_name(dtype)))
+    return found
+
+
+def _layout(layout):
+    if layout not in _LAYOUTS:
+        _refuse("layout %r is not bshd, bhsd or thd" % (layout,))
+    return _LAYOUTS[layout]
+
+
+def _check_device(name, tensor, device):
+    if not getattr(tensor, "is_cuda", True):
+        _refuse("%s is on the CPU: move it to the GPU" % name)
+    if device is not None and getattr(tensor, "device", device) != device:
+        _refuse("%s is on %s, but q is on %s" % (name, tensor.device, device))
+
+
+def _tensor(name, tensor, layout, device):
+    _check_device(name, tensor, device)
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if layout == "thd" and len(shape) == 3:
+        shape, stride = (1,) + shape, (0,) + stride
+    if len(shape) != 4:
+        _refuse("%s has %d dimensions: layout %s has %s"
+                % (name, len(shape), layout, "3" if layout == "thd" else "4"))
+    return _Tensor(data=tensor.data_ptr(), shape=shape, stride=stride,
+                   dtype=_dtype(name, tensor.dtype))
+
+
+def _array(name, tensor, dtype, shape, device):
+    """The address of a contiguous tensor of this type and shape; None gives None."""
+    if tensor is None:
+        return None
+    _check_device(name, tensor, device)
+    if _dtype_name(tensor.dtype) != dtype:
+        _refuse("%s is %s: it must be %s" % (name, _dtype_name(tensor.dtype), dtype))
+    if tuple(tensor.shape) != shape:
+        _refuse("%s has shape %s: it must be %s" % (name, list(tensor.shape), list(shape)))
+    contiguous = 1
+    for size, stride in zip(reversed(shape), reversed(tuple(tensor.stride()))):
+        if size > 1 and stride != contiguous:
+            _refuse("%s is not contiguous" % name)
+        contiguous *= max(size, 1)
+    return tensor.data_ptr()
+
+
+def _torch_of(tensor):
+    """The torch module, when this is one of its tensors."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and isinstance(tensor, torch.Tensor) else None
+
+
+def _in_context(torch, device, call):
+    """Checks call() with `device` current. A thread that has not used CUDA yet has no context."""
+    if torch is None:
+        return _check(call())
+    with torch.cuda.device(device):
+        status = call()
+        if status == _NO_DEVICE:
+            torch.cuda.mem_get_info(device)  # makes the device's context current
+            status = call()
+        _check(status)
+
+
+class _Call:
+    """The arguments of one launch, and the tensors that they point into."""
+
+    def __init__(self, q, k, v, *, softmax_scale=None, return_lse=False, layout="bshd", out=None,
+                 lse=None, empty_lse=-math.inf, q_start=None, k_start=0, seqused_k=None,
+                 leftpad_k=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
+                 max_seqlen_k=None, max_ctas=0, stream=None):
+        self.args = args = _Args(layout=_layout(layout), k_start=k_start, empty_lse=empty_lse,
+                                 max_ctas=max_ctas)
+        self.torch = torch = _torch_of(q)
+        self.device = device = q.device if torch else None
+        if torch and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+            _refuse("q, k or v requires a gradient, and there is no backward pass: use "
+                    "torch.no_grad() or detach()")
+        q_view = _tensor("q", q, layout, device)
+        v_view = _tensor("v", v, layout, device)
+        heads_at, rows_at = (1, 2) if layout == "bhsd" else (2, 1)
+        heads, rows, batch = q_view.shape[heads_at], q_view.shape[rows_at], q_view.shape[0]
+
+        if layout == "thd":
+            if None in (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+                _refuse("layout thd needs cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k")
+            batch = args.num_sequences = cu_seqlens_q.shape[0] - 1
+        args.max_seqlen_q, args.max_seqlen_k = max_seqlen_q or 0, max_seqlen_k or 0
+        for name, array, size in (("cu_seqlens_q", cu_seqlens_q, batch + 1),
+                                  ("cu_seqlens_k", cu_seqlens_k, batch + 1),
+                                  ("seqused_k", seqused_k, batch),
+                                  ("leftpad_k", leftpad_k, batch)):
+            setattr(args, name, _array(name, array, "int32", (size,), device))
+
+        if out is None:
+            if torch is None:
+                _refuse("q is no PyTorch tensor: give out= to be written to")
+            out = q.new_empty(tuple(q.shape[:-1]) + (v_view.shape[3],))
+        lse_shape = (heads, rows) if layout == "thd" else (batch, heads, rows)
+        if lse is None and return_lse:
+            if torch is None:
+                _refuse("q is no PyTorch tensor: give lse= instead of return_lse=True")
+            lse = q.new_empty(lse_shape, dtype=torch.float32)
+        args.lse = _array("lse", lse, "float32", lse_shape, device)
+        self.result = out if lse is None else (out, lse)
+
+        args.q, args.v = ctypes.pointer(q_view), ctypes.pointer(v_view)
+        args.k = ctypes.pointer(_tensor("k", k, layout, device))
+        args.out = ctypes.pointer(_tensor("out", out, layout, device))
+        if softmax_scale is not None:
+            args.softmax_scale, args.given = softmax_scale, args.given | _GIVEN_SOFTMAX_SCALE
+        if q_start is not None:
+            args.q_start, args.given = q_start, args.given | _GIVEN_Q_START
+        if stream is None and torch:
+            stream = torch.cuda.current_stream(device)
+        args.stream = getattr(stream, "cuda_stream", stream)
+
+    def run(self, call):
+        _in_context(self.torch, self.device, call)
+        return self.result
+
+
+# --- Programs and kernels -------------------------------------------------------------------------
+
+
+class Kernel:
+    """A compiled kernel for one problem, from Program.bind. Calling it launches it."""
+
+    def __init__(self, handle):
+        self._handle = handle
+        self._free = _library().girih_kernel_free
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            self._free(self._handle)
+
+    @property
+    def info(self):
+        """A dict: arch, key, compiler, compile_ms, cache_hit, the tile, registers, bytes."""
+        info = _KernelInfo()
+        _check(_library().girih_kernel_get_info(self._handle, info))
+        values = {name: getattr(info, name) for name, _ in info._fields_[1:]}
+        values = {name: value.decode() if isinstance(value, bytes) else value
+                  for name, value in values.items()}
+        return dict(values, cache_hit=bool(info.cache_hit))
+
+    def workspace_bytes(self, batch, seqlen_q, seqlen_k):
+        """Device scratch memory that a launch with these lengths needs; often 0."""
+        size = _size_t()
+        _check(_library().girih_workspace_bytes(self._handle, batch, seqlen_q, seqlen_k, size))
+        return size.value
+
+    def __call__(self, q, k, v, *, workspace=None, **arguments):
+        """As attention(), without a pattern; never compiles. workspace: a contiguous tensor."""
+        call = _Call(q, k, v, **arguments)
+        pointer, size = None, 0
+        if workspace is not None:
+            _check_device("workspace", workspace, call.device)
+            pointer, size = workspace.data_ptr(), workspace.numel() * workspace.element_size()
+        return call.run(lambda: _library().girih_launch(self._handle, call.args, pointer, size))
+
+
+class Program:
+    """A parsed pattern. Calling it is attention(); compile() makes one."""
+
+    def __init__(self, pattern, *, jit=None, **options):
+        if jit not in _JIT:
+            _refuse("jit %r is not 'auto' or 'off'" % (jit,))
+        for name, value in options.items():
+            if name not in _OPTION_NAMES:
+                raise TypeError("unknown option %r: there are %s"
+                                % (name, ", ".join(sorted(_OPTION_NAMES))))
+            if isinstance(value, (str, os.PathLike)):
+                options[name] = os.fsencode(value)
+        self._handle = _void_p()
+        self._free = _library().girih_program_free
+        _check(_library().girih_compile(pattern.encode(), _Options(jit=_JIT[jit], **options),
+                                        self._handle))
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            self._free(self._handle)
+
+    @property
+    def text(self):
+        """The pattern's canonical text."""
+        return _library().girih_program_text(self._handle).decode()
+
+    def __repr__(self):
+        return "girih.compile(%r)" % self.text
+
+    def bind(self, *, dtype, head_dim, num_heads, num_heads_kv=0, head_dim_v=0, layout="bshd",
+             device=None):
+        """Compiles, or finds in the cache, and loads ahead of time; gives a Kernel.
+
+        dtype: a torch dtype, "bf16" or "fp16". num_heads_kv: as num_heads where not given.
+        device: PyTorch's current one where not given. Calls of the program for the same problem use
+        the same kernel from then on, also while a CUDA graph is captured.
+        """
+        problem = _Problem(dtype=_dtype("dtype", dtype), head_dim=head_dim, head_dim_v=head_dim_v,
+                           num_heads=num_heads, num_heads_kv=num_heads_kv, layout=_layout(layout))
+        torch, handle = sys.modules.get("torch"), _void_p()
+        if torch is not None and not torch.cuda.is_available():
+            torch = None  # the library says what is missing
+        if torch is not None and device is None:
+            device = torch.cuda.current_device()
+        _in_context(torch, device, lambda: _library().girih_bind(self._handle, problem, handle))
+        return Kernel(handle)
+
+    def __call__(self, q, k, v, **arguments):
+        """As attention(), without the pattern."""
+        call = _Call(q, k, v, **arguments)
+        return call.run(lambda: _library().girih_attention(self._handle, call.args))
+
+
+_OPTION_NAMES = {name for name, _ in _Options._fields_} - {"size", "jit", "reserved"}
+_programs = {}
+_programs_lock = threading.Lock()
+
+
+def compile(pattern, **options):
+    """The Program of a pattern's text; the same one when asked again with the same options.
+
+    Options, each with an environment variable for its default: cache_dir, cache_layers ("a:b"),
+    jit ("auto" or "off"), nvrtc, template_dir, dump_dir. The tile, chosen by Girih where not given:
+    block_m, block_n, num_stages, num_warps. A kernel is compiled at the first call for a problem,
+    or by Program.bind.
+    """
+    key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
+    with _programs_lock:
+        program = _programs.get(key)
+        if program is None:
+            program = _programs[key] = Program(pattern, **options)
+        return program
+
+
+def attention(q, k, v, pattern="dense", **arguments):
+    """softmax(q k^T * softmax_scale) v, over the keys that the pattern lets each query see.
+
+    Shapes, in the default layout="bshd":
+      q    [batch, seqlen_q, num_heads, head_dim]
+      k    [batch, seqlen_k, num_heads_kv, head_dim]     num_heads_kv divides num_heads
+      v    [batch, seqlen_k, num_heads_kv, head_dim_v]
+      out  [batch, seqlen_q, num_heads, head_dim_v]      made where not given
+      lse  [batch, num_heads, seqlen_q] float32          natural log; given, or made by return_lse
+    layout="bhsd": [batch, heads, seqlen, dim], as scaled_dot_product_attention has it.
+    layout="thd": packed sequences, [total, heads, dim], and lse [num_heads, total_q]; with
+      cu_seqlens_q, cu_seqlens_k  [num_sequences + 1] int32, on the GPU: where sequences start
+      max_seqlen_q, max_seqlen_k  integers: no sequence is longer
+
+    softmax_scale: 1 / sqrt(head_dim) where not given.
+    seqused_k, leftpad_k: [batch] int32, on the GPU: keys from this one on, or before it, do not
+      exist in a sequence.
+    q_start, k_start: positions of the first query and key. Where q_start is not given, the last
+      query stands at the last key.
+    empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.
+    stream: a torch.cuda.Stream or an address; PyTorch's current stream where not given.
+
+    Returns out, or (out, lse) where lse was given or asked for. Raises girih.Error.
+    """
+    return compile(pattern)(q, k, v, **arguments)
