@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../sandbox.hpp"
+#include "girih/version.hpp"
 #include "plan/plan.hpp"
 #include "support.hpp"
 #include "tune/tune_on_gpu.hpp"
