@@ -16,6 +16,7 @@
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
+#include "program.hpp"
 #include "runtime/settings.hpp"
 #include "runtime/tile_choice.hpp"
 #include "sandbox.hpp"
@@ -542,4 +543,26 @@ TEST_CASE("GIRIH_TUNE is db or off, and an option wins") {
   options.tune = jit::Tune::off;
   CHECK(runtime::resolve(options).tune == jit::Tune::off);
   ::unsetenv("GIRIH_TUNE");
+}
+
+// --- The program
+// -----------------------------------------------------------------------------------
+
+TEST_CASE("program: tune refuses what is no shape or no time, and needs a GPU") {
+  using namespace girih::tests;
+  for (const char* shape :
+       {"16384", "1x2", "1x2x3x4", "0x1x1", "1x1x", "1xax1", "1x1x99999999999"}) {
+    check_refused({"tune", "causal", "--shapes", shape}, 2, "invalid_argument",
+                  {shape, "1x16384x16384"});
+  }
+  for (const char* budget : {"soon", "0", "-3s", "5h", "nan"}) {
+    check_refused({"tune", "causal", "--budget=" + std::string(budget)}, 2, "invalid_argument",
+                  {budget, "60s"});
+  }
+  check_refused({"verify", "causal", "--tune", "on"}, 2, "invalid_argument", {"on", "db and off"});
+  if (!Program().json({"env"})["driver"]["devices"].empty()) {
+    MESSAGE("skipped: there is a GPU");
+    return;
+  }
+  check_refused({"tune", "causal", "--shapes", "1x64x64,2x32x64"}, 5, "no_device", {});
 }
