@@ -16,6 +16,7 @@
 #include "verify/verify.hpp"
 
 using girih::DType;
+using girih::Layout;
 using girih::Tensor;
 using namespace girih::verify;
 
@@ -79,13 +80,14 @@ struct Attention {
     }
     return sum;
   }
+  AttentionInputs inputs() {
+    return {Tensor::contiguous(q.data(), dtype, {batch, seqlen_q, num_heads, head_dim}),
+            Tensor::contiguous(k.data(), dtype, {batch, seqlen_k, num_heads_kv, head_dim}),
+            Tensor::contiguous(v.data(), dtype, {batch, seqlen_k, num_heads_kv, head_dim}),
+            softmax_scale};
+  }
   ReferenceRows reference(const std::vector<Row>& rows, const std::vector<std::uint32_t>& masks) {
-    return reference_on_cpu(
-        {Tensor::contiguous(q.data(), dtype, {batch, seqlen_q, num_heads, head_dim}),
-         Tensor::contiguous(k.data(), dtype, {batch, seqlen_k, num_heads_kv, head_dim}),
-         Tensor::contiguous(v.data(), dtype, {batch, seqlen_k, num_heads_kv, head_dim}),
-         softmax_scale},
-        rows, masks);
+    return reference_on_cpu(inputs(), rows, masks);
   }
 };
 
@@ -168,6 +170,49 @@ TEST_CASE("two keys are weighted by the logistic function of their scores' diffe
   CHECK(result.lse[0] == doctest::Approx(a + std::log1p(std::exp(b - a))).epsilon(1e-12));
 }
 
+TEST_CASE("a softcap bends the scores of its heads and leaves the others") {
+  Attention attention(DType::bfloat16, 1, 2, 33, 3, 1, 128);
+  AttentionInputs inputs = attention.inputs();
+  inputs.softcaps = {0.5f, 0.0f, 1e6f};
+  const auto result =
+      reference_on_cpu(inputs, std::vector<Row>{{0, 0, 1}, {0, 1, 1}, {0, 2, 1}},
+                       std::vector<std::uint32_t>{1u << 3, 1, 1u << 3, 1, 1u << 3, 1});
+  for (int h = 0; h < 3; ++h) {
+    const double cap = h == 0 ? 0.5 : 1e6;  // so large that it is as good as none
+    const double a = cap * std::tanh(0.5 * attention.score({0, h, 1}, 3) / cap);
+    const double b = cap * std::tanh(0.5 * attention.score({0, h, 1}, 32) / cap);
+    const double weight = 1 / (1 + std::exp(b - a));
+    const double expected =
+        weight * attention.value(0, 3, 0, 7) + (1 - weight) * attention.value(0, 32, 0, 7);
+    const auto row = static_cast<std::size_t>(h);
+    const double got = result.out[row * 128 + 7];
+    const double exact = h == 0 ? 1e-12 : 1e-7;
+    CHECK(got == doctest::Approx(expected).epsilon(exact));
+    CHECK(result.lse[row] == doctest::Approx(a + std::log1p(std::exp(b - a))).epsilon(exact));
+    CHECK(std::fabs(static_cast<double>(result.naive_lowp[row * 128 + 7]) - got) < 0.05);
+  }
+}
+
+TEST_CASE("sequences may start anywhere, and V may be narrower than K") {
+  Attention attention(DType::float16, 1, 5, 40, 2, 1, 64);
+  AttentionInputs inputs = attention.inputs();
+  inputs.q.shape[0] = 2;  // sequence 0 has query 0, sequence 1 the others; keys likewise from 10 on
+  inputs.starts = {{0, 0, 0},
+                   {inputs.q.stride[1], 10 * inputs.k.stride[1], 10 * inputs.v.stride[1]}};
+  inputs.v.shape[3] = 48;
+  const auto result = reference_on_cpu(inputs, std::vector<Row>{{1, 1, 2}, {0, 1, 0}},
+                                       std::vector<std::uint32_t>{1u << 7, 0, 1u << 7, 0});
+  REQUIRE(result.out.size() == 2 * 48);
+  int wrong = 0;
+  for (int j = 0; j < 48; ++j) {
+    wrong += result.out[static_cast<std::size_t>(j)] != attention.value(0, 17, 0, j);
+    wrong += result.out[static_cast<std::size_t>(48 + j)] != attention.value(0, 7, 0, j);
+  }
+  CHECK(wrong == 0);
+  CHECK(result.lse[0] == doctest::Approx(0.5 * attention.score({0, 1, 3}, 17)).epsilon(1e-12));
+  CHECK(result.lse[1] == doctest::Approx(0.5 * attention.score({0, 1, 0}, 7)).epsilon(1e-12));
+}
+
 TEST_CASE("equal scores average the visible values and count the keys in lse") {
   Attention attention(DType::float16, 1, 1, 70, 1, 1, 64);
   std::fill(attention.q.begin(), attention.q.end(), std::uint16_t{0});
@@ -214,18 +259,19 @@ TEST_CASE("the naive computation errs by units of the type, on values of the typ
 
 TEST_CASE("all rows are chosen when they fit, each once") {
   const std::vector<int> class_of_head = {0, 1, 1};
-  const auto rows = select_rows(2, 5, class_of_head, 30, 1);
+  const auto rows = select_rows(std::vector<int>{5, 5}, class_of_head, 30, 1);
   std::set<std::tuple<int, int, int>> distinct;
   for (const Row row : rows) distinct.insert({row.b, row.h, row.q});
   CHECK(rows.size() == 30);
   CHECK(distinct.size() == 30);
-  CHECK(select_rows(2, 0, class_of_head, 30, 1).empty());
+  CHECK(select_rows(std::vector<int>{0, 0}, class_of_head, 30, 1).empty());
 }
 
 TEST_CASE("a choice of rows holds ends and tile edges of every class of heads") {
   const std::vector<int> class_of_head = {0, 0, 1, 2, 2, 2, 0, 1};
   const int seqlen_q = 1000;
-  const auto rows = select_rows(3, seqlen_q, class_of_head, 600, 7);
+  const std::vector<int> seqlens_q(3, seqlen_q);
+  const auto rows = select_rows(seqlens_q, class_of_head, 600, 7);
   CHECK(rows.size() == 600);
   std::set<std::tuple<int, int, int>> distinct;
   std::set<std::pair<int, int>> seen;  // class, q
@@ -240,9 +286,67 @@ TEST_CASE("a choice of rows holds ends and tile edges of every class of heads") 
       CHECK(seen.count({head_class, q}) == 1);
     }
   }
-  const auto again = select_rows(3, seqlen_q, class_of_head, 600, 7);
+  const auto again = select_rows(seqlens_q, class_of_head, 600, 7);
   CHECK(std::equal(rows.begin(), rows.end(), again.begin(),
                    [](Row a, Row b) { return a.b == b.b && a.h == b.h && a.q == b.q; }));
+}
+
+TEST_CASE("a choice of rows stays within sequences of different lengths") {
+  const std::vector<int> seqlens_q = {0, 700, 1, 0, 1000, 64};
+  const std::vector<int> class_of_head = {0, 1, 0, 1};
+  for (const std::int64_t max_rows : {500, 100000}) {
+    const auto rows = select_rows(seqlens_q, class_of_head, max_rows, 3);
+    std::set<std::tuple<int, int, int>> distinct;
+    std::set<int> sequences;
+    int outside = 0, last = 0;
+    for (const Row row : rows) {
+      outside += row.q < 0 || row.q >= seqlens_q[static_cast<std::size_t>(row.b)];
+      last += row.b == 4 && row.q == 999;
+      distinct.insert({row.b, row.h, row.q});
+      sequences.insert(row.b);
+    }
+    CHECK(rows.size() == static_cast<std::size_t>(std::min<std::int64_t>(max_rows, 1765 * 4)));
+    CHECK(distinct.size() == rows.size());
+    CHECK(outside == 0);
+    CHECK(last >= 2);  // in a head of each class
+    CHECK(sequences.count(1) + sequences.count(4) + sequences.count(5) == 3);
+  }
+}
+
+TEST_CASE("lengths of sequences follow from maxima, packing, used keys and padding") {
+  Case c;
+  c.batch = 4;
+  c.seqlen_q = 10;
+  c.seqlen_k = 20;
+  c.k_start = 3;
+  const auto expect = [&](int b, Sequence expected) {
+    const Sequence got = sequences_of(c)[static_cast<std::size_t>(b)];
+    CAPTURE(b);
+    CHECK(got.seqlen_q == expected.seqlen_q);
+    CHECK(got.seqlen_k == expected.seqlen_k);
+    CHECK(got.q_start == expected.q_start);
+    CHECK(got.k_start == expected.k_start);
+    CHECK(got.batch == expected.batch);
+    CHECK(got.q_row == expected.q_row);
+    CHECK(got.k_row == expected.k_row);
+  };
+  expect(2, {10, 20, 13, 3, 2, 0, 0});
+  c.lengths.used_k = {0, 20, 15, 99};
+  c.lengths.leftpad_k = {0, 20, 4, 19};
+  expect(0, {10, 0, -7, 3, 0, 0, 0});
+  expect(1, {10, 0, -7, 3, 1, 0, 20});
+  expect(2, {10, 11, 4, 3, 2, 0, 4});
+  expect(3, {10, 1, -6, 3, 3, 0, 19});
+
+  c.problem.layout = Layout::thd;
+  c.lengths.q = {10, 0, 12, 1};
+  c.lengths.k = {7, 20, 30, 2};
+  c.lengths.leftpad_k.clear();
+  expect(1, {0, 20, 23, 3, 0, 10, 7});
+  expect(2, {10, 15, 8, 3, 0, 10, 27});  // 12 queries, of which the maximum admits 10
+  expect(3, {1, 2, 4, 3, 0, 22, 57});
+  c.q_start = 5;
+  expect(3, {1, 2, 5, 3, 0, 22, 57});
 }
 
 namespace {

@@ -10,6 +10,14 @@
 namespace girih::tools {
 namespace {
 
+Layout parse_layout(const std::string& text) {
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    if (text == to_string(layout)) return layout;
+  }
+  throw Error(Errc::invalid_argument,
+              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
+}
+
 Json report_json(const verify::Report& report, double milliseconds, double tflops) {
   Json failures = Json::array();
   for (const verify::Failure& failure : report.failures) {
@@ -69,6 +77,8 @@ void add_verify(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern;
     ProblemOptions problem;
+    int head_dim_v = 0;
+    Layout layout = Layout::bshd;
     jit::Options jit;
     verify::Case parameters;
   };
@@ -84,6 +94,12 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
   verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
   add_problem_options(*verb, options->problem);
+  verb->add_option("--head-dim-v", options->head_dim_v, "Of V and the output; default: the same");
+  verb->add_option_function<std::string>(
+          "--layout",
+          [layout = &options->layout](const std::string& text) { *layout = parse_layout(text); },
+          "bshd, bhsd or thd: sequences packed one after another")
+      ->default_str("bshd");
   verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--q-start", c.q_start,
                    "Position of the first query; default: k-start + seqlen-k - seqlen-q");
@@ -107,6 +123,8 @@ void add_verify(CLI::App& app, Context& context) {
     check_range("--max-ctas", parameters.max_ctas, 0, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
+    parameters.problem.head_dim_v = options->head_dim_v;
+    parameters.problem.layout = options->layout;
 
     const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
 

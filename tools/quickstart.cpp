@@ -70,8 +70,8 @@ verify::Report check(const jit::Program& program, const verify::Case& parameters
   const std::vector<Mask> masks = masks_of_heads(program.pattern(), parameters.problem);
   const verify::Report report = verify::verify_attention(
       program, parameters,
-      [&](int head, int q, std::span<std::uint32_t> words) {
-        set_visible(masks[static_cast<std::size_t>(head)], geometry, q, words);
+      [&](verify::Row row, std::span<std::uint32_t> words) {
+        set_visible(masks[static_cast<std::size_t>(row.h)], geometry, row.q, words);
       },
       reference);
   print(fmt::format("{:>6} x {:<6} {} of {} rows compared with float64 on the {}: {}\n",

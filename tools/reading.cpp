@@ -9,7 +9,8 @@ Geometry geometry_of(int seqlen_q, int seqlen_k) {
 }
 
 Geometry geometry_of(const verify::Case& c) {
-  return {c.seqlen_q, c.seqlen_k, verify::q_start_of(c), c.k_start};
+  const int q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
+  return {c.seqlen_q, c.seqlen_k, q_start, c.k_start};
 }
 
 std::vector<std::vector<int>> heads_of_classes(const Pattern& pattern, const Problem& problem) {
@@ -24,9 +25,10 @@ std::vector<std::vector<int>> heads_of_classes(const Pattern& pattern, const Pro
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
   return [classes = pattern.classes(),
           class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
-          geometry = geometry_of(c)](int h, int q, std::span<std::uint32_t> words) {
-    const auto head_class = static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(h)]);
-    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, q)) {
+          geometry = geometry_of(c)](verify::Row row, std::span<std::uint32_t> words) {
+    const auto head_class =
+        static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(row.h)]);
+    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, row.q)) {
       for (int key = span.lo; key < span.hi; ++key) {
         words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
       }

@@ -10,6 +10,7 @@ namespace girih::tools {
 
 /// Of one sequence, aligned bottom-right.
 Geometry geometry_of(int seqlen_q, int seqlen_k);
+/// Of every sequence of a case, which are equally long.
 Geometry geometry_of(const verify::Case& c);
 
 /// The query heads of each of the pattern's classes, ascending.

@@ -20,28 +20,37 @@ struct ReferenceRow {
 };
 
 struct ReferenceStrides {  // in elements; multiples of 8
-  int64 batch;
   int64 row;
   int64 head;
 };
 
+// Where the first row of a sequence lies in each tensor, in elements; multiples of 8.
+struct ReferenceStart {
+  int64 q;
+  int64 k;
+  int64 v;
+};
+
 struct ReferenceParams {
-  const uint16* q;  // [batch, seqlen_q, num_heads, head_dim], by its strides
-  const uint16* k;  // [batch, seqlen_k, num_heads_kv, head_dim]
-  const uint16* v;
+  const uint16* q;  // of a sequence [seqlen_q, num_heads, head_dim], by its start and strides
+  const uint16* k;  // [seqlen_k, num_heads_kv, head_dim]
+  const uint16* v;  // [seqlen_k, num_heads_kv, head_dim_v]
   ReferenceStrides q_strides, k_strides, v_strides;
-  const ReferenceRow* rows;   // [num_rows]
+  const ReferenceStart* starts;  // [batch]
+  const float* softcaps;         // [num_heads], 0 for none; or null
+  const ReferenceRow* rows;      // [num_rows]
   const uint32* masks;        // [num_rows, mask_words]: bit k % 32 of word k / 32; zeros after the
                               // last key
   double* probabilities;      // [gridDim.x, seqlen_k], scratch
   float* probabilities_lowp;  // [gridDim.x, seqlen_k], scratch
-  double* out;                // [num_rows, head_dim]
+  double* out;                // [num_rows, head_dim_v]
   double* lse;                // [num_rows]
-  float* naive_lowp;          // [num_rows, head_dim]
+  float* naive_lowp;          // [num_rows, head_dim_v]
   int num_rows;
-  int seqlen_k;
+  int seqlen_k;  // of the longest sequence
   int mask_words;
-  int head_dim;  // a multiple of 8, at most kReferenceMaxHeadDim
+  int head_dim;    // a multiple of 8, at most kReferenceMaxHeadDim
+  int head_dim_v;  // likewise
   int group_size;
   int is_bfloat16;  // else float16
   float softmax_scale;
@@ -99,14 +108,15 @@ __device__ inline void reference_attend(const ReferenceParams& p, int item) {
   const ReferenceRow row = p.rows[item];
   const int head_kv = row.h / p.group_size;
   const uint32* mask = p.masks + static_cast<int64>(item) * p.mask_words;
-  const uint16* q =
-      p.q + row.b * p.q_strides.batch + row.q * p.q_strides.row + row.h * p.q_strides.head;
-  const uint16* k = p.k + row.b * p.k_strides.batch + head_kv * p.k_strides.head;
-  const uint16* v = p.v + row.b * p.v_strides.batch + head_kv * p.v_strides.head;
+  const ReferenceStart start = p.starts[row.b];
+  const uint16* q = p.q + start.q + row.q * p.q_strides.row + row.h * p.q_strides.head;
+  const uint16* k = p.k + start.k + head_kv * p.k_strides.head;
+  const uint16* v = p.v + start.v + head_kv * p.v_strides.head;
+  const float softcap = p.softcaps == nullptr ? 0.0f : p.softcaps[row.h];
   double* probabilities = p.probabilities + static_cast<int64>(blockIdx.x) * p.seqlen_k;
   float* probabilities_lowp = p.probabilities_lowp + static_cast<int64>(blockIdx.x) * p.seqlen_k;
-  double* out = p.out + static_cast<int64>(item) * p.head_dim;
-  float* naive_lowp = p.naive_lowp + static_cast<int64>(item) * p.head_dim;
+  double* out = p.out + static_cast<int64>(item) * p.head_dim_v;
+  float* naive_lowp = p.naive_lowp + static_cast<int64>(item) * p.head_dim_v;
 
   for (int column = thread; column < p.head_dim; column += kReferenceThreads) {
     q_row[column] = reference_widen(q[column], is_bfloat16);
@@ -132,7 +142,7 @@ __device__ inline void reference_attend(const ReferenceParams& p, int item) {
   }
   largest = block_reduce(largest, [](double a, double b) { return a > b ? a : b; });
   if (largest == minus_infinity) {  // the row sees nothing
-    for (int column = thread; column < p.head_dim; column += kReferenceThreads) {
+    for (int column = thread; column < p.head_dim_v; column += kReferenceThreads) {
       out[column] = 0;
       naive_lowp[column] = 0;
     }
@@ -140,18 +150,24 @@ __device__ inline void reference_attend(const ReferenceParams& p, int item) {
     return;
   }
 
-  // Softmax, and the same from rounded scores.
-  const double scale = p.softmax_scale;
-  const float largest_lowp =
-      reference_round(static_cast<float>(largest), is_bfloat16) * p.softmax_scale;
+  // Softmax, and the same from rounded scores. Scaling and capping keep the scores' order.
+  const auto scaled = [&](double score) {
+    const double s = p.softmax_scale * score;
+    return softcap > 0 ? softcap * tanh(s / softcap) : s;
+  };
+  const auto scaled_lowp = [&](double score) {
+    const float s = reference_round(static_cast<float>(score), is_bfloat16) * p.softmax_scale;
+    return softcap > 0 ? softcap * tanhf(s / softcap) : s;
+  };
+  const double origin = scaled(largest);
+  const float origin_lowp = scaled_lowp(largest);
   double sum = 0;
   float sum_lowp = 0;
   for (int key = thread; key < p.seqlen_k; key += kReferenceThreads) {
     if (!(mask[key / 32] >> (key % 32) & 1)) continue;
     const double score = probabilities[key];
-    const float score_lowp = reference_round(static_cast<float>(score), is_bfloat16);
-    probabilities[key] = exp(scale * (score - largest));
-    probabilities_lowp[key] = expf(score_lowp * p.softmax_scale - largest_lowp);
+    probabilities[key] = exp(scaled(score) - origin);
+    probabilities_lowp[key] = expf(scaled_lowp(score) - origin_lowp);
     sum += probabilities[key];
     sum_lowp += probabilities_lowp[key];
   }
@@ -162,13 +178,13 @@ __device__ inline void reference_attend(const ReferenceParams& p, int item) {
     probabilities[key] /= sum;
     probabilities_lowp[key] = reference_round(probabilities_lowp[key] / sum_lowp, is_bfloat16);
   }
-  if (thread == 0) p.lse[item] = scale * largest + log(sum);
+  if (thread == 0) p.lse[item] = origin + log(sum);
   __syncthreads();
 
   // Values: a thread has one column, and groups of threads share the keys.
-  const int num_groups = kReferenceThreads / p.head_dim;
-  const int group = thread / p.head_dim;
-  const int column = thread % p.head_dim;
+  const int num_groups = kReferenceThreads / p.head_dim_v;
+  const int group = thread / p.head_dim_v;
+  const int column = thread % p.head_dim_v;
   double sum_of_values = 0;
   float sum_of_values_lowp = 0;
   const auto add = [&](int key) {
@@ -192,8 +208,8 @@ __device__ inline void reference_attend(const ReferenceParams& p, int item) {
   __syncthreads();
   if (group == 0) {
     for (int other = 1; other < num_groups; ++other) {
-      sum_of_values += columns[other * p.head_dim + column];
-      sum_of_values_lowp += columns_lowp[other * p.head_dim + column];
+      sum_of_values += columns[other * p.head_dim_v + column];
+      sum_of_values_lowp += columns_lowp[other * p.head_dim_v + column];
     }
     out[column] = sum_of_values;
     naive_lowp[column] = reference_round(sum_of_values_lowp, is_bfloat16);

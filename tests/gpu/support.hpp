@@ -2,9 +2,16 @@
 // threads, and a count of what was checked.
 #pragma once
 
+#include <dlfcn.h>
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -54,9 +61,13 @@ inline std::string pattern_text(const std::vector<oracle::Expr>& classes, int he
   return text + ")";
 }
 
-/// The positions that a launch has unless it says otherwise.
-inline oracle::Sizes sizes_of(const girih::verify::Case& c) {
-  return {c.seqlen_q, c.seqlen_k, girih::verify::q_start_of(c), c.k_start};
+/// Of each sequence of a case.
+inline std::vector<oracle::Sizes> sizes_of(const girih::verify::Case& c) {
+  std::vector<oracle::Sizes> sizes;
+  for (const girih::verify::Sequence& s : girih::verify::sequences_of(c)) {
+    sizes.push_back({s.seqlen_q, s.seqlen_k, s.q_start, s.k_start});
+  }
+  return sizes;
 }
 
 inline void set_visible_bits(const oracle::Expr& expr, const oracle::Sizes& sizes, long long q,
@@ -70,15 +81,16 @@ inline void set_visible_bits(const oracle::Expr& expr, const oracle::Sizes& size
 
 /// The oracle's reading of classes of consecutive heads.
 inline girih::verify::MaskRow oracle_mask(std::vector<oracle::Expr> classes, int heads_per_class,
-                                          oracle::Sizes sizes) {
-  return [=](int h, int q, std::span<std::uint32_t> words) {
+                                          const girih::verify::Case& c) {
+  return [classes = std::move(classes), heads_per_class, sizes = sizes_of(c)](
+             girih::verify::Row row, std::span<std::uint32_t> words) {
     const std::size_t index =
-        classes.size() == 1 ? 0 : static_cast<std::size_t>(h / heads_per_class);
-    set_visible_bits(classes[index], sizes, q, words);
+        classes.size() == 1 ? 0 : static_cast<std::size_t>(row.h / heads_per_class);
+    set_visible_bits(classes[index], sizes[static_cast<std::size_t>(row.b)], row.q, words);
   };
 }
 
-/// Chosen rows of the oracle's mask, as bits.
+/// Chosen rows of the oracle's mask of one sequence, as bits.
 class VisibleRows {
  public:
   VisibleRows(const oracle::Expr& expr, const oracle::Sizes& sizes, const std::vector<int>& rows)
@@ -102,6 +114,74 @@ class VisibleRows {
   std::size_t words_;
   std::vector<std::uint32_t> bits_;
 };
+
+// --- Problems, lengths and results
+
+inline girih::Problem make_problem(girih::DType dtype, int head_dim, int num_heads,
+                                   int num_heads_kv, int head_dim_v = 0,
+                                   girih::Layout layout = girih::Layout::bshd) {
+  return {.dtype = dtype,
+          .head_dim = head_dim,
+          .head_dim_v = head_dim_v,
+          .num_heads = num_heads,
+          .num_heads_kv = num_heads_kv,
+          .layout = layout};
+}
+
+/// `count` lengths up to 20 short of `longest`, among them 0 and 1.
+inline std::vector<int> ragged_lengths(std::mt19937_64& random, int count, int longest) {
+  std::vector<int> lengths;
+  for (int i = 0; i < count; ++i) {
+    const int length = std::max(0, longest - static_cast<int>(random() % 21));
+    lengths.push_back(i % 6 == 2 ? 0 : i % 6 == 4 ? 1 : length);
+  }
+  std::shuffle(lengths.begin(), lengths.end(), random);
+  return lengths;
+}
+
+/// A number from 0 to `bounds[b]`, ends included and frequent, for every sequence.
+inline std::vector<int> random_parts(std::mt19937_64& random, const std::vector<int>& bounds) {
+  std::vector<int> parts;
+  for (const int bound : bounds) {
+    const int part = static_cast<int>(random() % (static_cast<std::uint64_t>(bound) + 1));
+    const auto kind = random() % 6;
+    parts.push_back(kind == 0 ? 0 : kind == 1 ? bound : part);
+  }
+  return parts;
+}
+
+/// The rows of out and lse of all sequences and heads, as they were downloaded.
+inline std::vector<std::uint16_t> result_bits(const girih::verify::Workload& workload) {
+  const girih::verify::Case& c = workload.parameters;
+  std::vector<std::uint16_t> bits;
+  for (int b = 0; b < c.batch; ++b) {
+    for (int q = 0; q < workload.sequences[static_cast<std::size_t>(b)].seqlen_q; ++q) {
+      for (int h = 0; h < c.problem.num_heads; ++h) {
+        const std::uint16_t* row = workload.out_row({b, h, q});
+        bits.insert(bits.end(), row, row + c.problem.width_v());
+        const auto lse = std::bit_cast<std::uint32_t>(workload.lse_at({b, h, q}));
+        bits.push_back(static_cast<std::uint16_t>(lse >> 16));
+        bits.push_back(static_cast<std::uint16_t>(lse));
+      }
+    }
+  }
+  return bits;
+}
+
+// --- Driver functions that Girih itself has no use for
+
+template <class Function>
+Function driver_symbol(const char* name) {
+  static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+  REQUIRE(library != nullptr);
+  void* const symbol = dlsym(library, name);
+  REQUIRE_MESSAGE(symbol != nullptr, name);
+  return reinterpret_cast<Function>(symbol);
+}
+#define GIRIH_TEST_STRING_OF(name) #name
+#define GIRIH_TEST_STRING(name) GIRIH_TEST_STRING_OF(name)  // cuda.h renames some functions
+#define DRIVER(function) \
+  gpu_tests::driver_symbol<decltype(&::function)>(GIRIH_TEST_STRING(function))
 
 // --- Kernels
 
@@ -139,8 +219,9 @@ inline std::vector<Bound> bind_all(const std::vector<Binding>& bindings) {
 }
 
 inline std::string describe(const girih::Problem& problem) {
-  return std::string(girih::to_string(problem.dtype)) + " d" + std::to_string(problem.head_dim) +
-         " heads " + std::to_string(problem.num_heads) + ":" + std::to_string(problem.num_heads_kv);
+  return fmt::format("{} {} d{}:{} heads {}:{}", girih::to_string(problem.layout),
+                     girih::to_string(problem.dtype), problem.head_dim, problem.width_v(),
+                     problem.num_heads, problem.num_heads_kv);
 }
 
 inline std::string describe(const girih::TileConfig& tile) {

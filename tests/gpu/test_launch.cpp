@@ -1,5 +1,4 @@
 // Launching: arguments that are refused, streams, threads, captures, and handles' lives.
-#include <dlfcn.h>
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
@@ -17,6 +16,7 @@ using namespace gpu_tests;
 using girih::DType;
 using girih::Errc;
 using girih::Error;
+using girih::Layout;
 using girih::Pattern;
 using girih::Problem;
 using girih::jit::Args;
@@ -24,19 +24,6 @@ using girih::verify::Case;
 using girih::verify::Workload;
 
 namespace {
-
-// Driver functions that Girih itself has no use for.
-template <class Function>
-Function driver_symbol(const char* name) {
-  static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
-  REQUIRE(library != nullptr);
-  void* const symbol = dlsym(library, name);
-  REQUIRE_MESSAGE(symbol != nullptr, name);
-  return reinterpret_cast<Function>(symbol);
-}
-#define GIRIH_TEST_STRING_OF(name) #name
-#define GIRIH_TEST_STRING(name) GIRIH_TEST_STRING_OF(name)  // cuda.h renames some functions
-#define DRIVER(function) driver_symbol<decltype(&::function)>(GIRIH_TEST_STRING(function))
 
 class Stream {
  public:
@@ -53,7 +40,7 @@ class Stream {
 };
 
 const char* const kPattern = "causal & (sink(16) | window(left=63))";
-const Problem kProblem{DType::bfloat16, 128, 4, 2};
+const Problem kProblem = make_problem(DType::bfloat16, 128, 4, 2);
 
 Case small_case() {
   Case c;
@@ -64,23 +51,10 @@ Case small_case() {
   return c;
 }
 
-// The rows of out and lse as they are on the device now.
+// As they are on the device now.
 std::vector<std::uint16_t> results(Workload& workload) {
   workload.download_outputs();
-  const Case& c = workload.parameters;
-  std::vector<std::uint16_t> bits;
-  for (int b = 0; b < c.batch; ++b) {
-    const std::uint16_t* rows = workload.out.row(b, 0, 0);
-    bits.insert(bits.end(), rows, rows + c.seqlen_q * c.problem.num_heads * c.problem.head_dim);
-    for (int h = 0; h < c.problem.num_heads; ++h) {
-      for (int q = 0; q < c.seqlen_q; ++q) {
-        const float lse = workload.lse_at({b, h, q});
-        bits.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(lse) >> 16));
-        bits.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(lse)));
-      }
-    }
-  }
-  return bits;
+  return result_bits(workload);
 }
 
 std::vector<std::uint16_t> results_of_launch(const girih::jit::Kernel& kernel, Workload& workload) {
@@ -90,31 +64,70 @@ std::vector<std::uint16_t> results_of_launch(const girih::jit::Kernel& kernel, W
   return results(workload);
 }
 
+struct Fault {
+  const char* name;
+  std::function<void(Args&)> spoil;
+  const char* mentions;  // in the message
+};
+
+// Launches with each fault in turn: all are refused, and nothing is written.
+void check_refused(const girih::jit::Kernel& kernel, const Case& c, const std::vector<Fault>& bad) {
+  Workload workload(c);
+  workload.fill_normal(1);
+  workload.poison_outputs();
+  for (const Fault& entry : bad) {
+    CAPTURE(entry.name);
+    Args args = workload.args();
+    entry.spoil(args);
+    try {
+      kernel.launch(args);
+      FAIL_CHECK("accepted");
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      CAPTURE(message);
+      CHECK(error.code() == Errc::invalid_argument);
+      CHECK(message.find(entry.mentions) != std::string::npos);
+    }
+  }
+  girih::verify::synchronize();
+  workload.download_outputs();
+  CHECK(workload.out.count_written() == 0);
+}
+
+void shift(girih::Tensor& tensor, int bytes) {
+  tensor.data = static_cast<char*>(tensor.data) + bytes;
+}
+
+template <class Value>
+void shift(Value*& pointer, int bytes) {
+  pointer = reinterpret_cast<Value*>(reinterpret_cast<std::uintptr_t>(pointer) +
+                                     static_cast<std::uintptr_t>(bytes));
+}
+
+Case packed_case() {
+  Case c;
+  c.problem = make_problem(DType::bfloat16, 64, 4, 2, 48, Layout::thd);
+  c.batch = 3;
+  c.seqlen_q = 60;
+  c.seqlen_k = 90;
+  c.lengths = {{60, 1, 33}, {0, 90, 40}, {0, 77, 40}, {0, 3, 0}};
+  return c;
+}
+
 }  // namespace
 
 TEST_CASE("arguments that cannot be right are refused before anything is launched") {
-  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
-  Workload workload(small_case());
-  workload.fill_normal(1);
-  workload.poison_outputs();
-
-  const auto shift = [](girih::Tensor& tensor, int bytes) {
-    tensor.data = static_cast<char*>(tensor.data) + bytes;
-  };
-  struct Bad {
-    const char* name;
-    std::function<void(Args&)> spoil;
-    const char* mentions;  // in the message
-  };
-  const std::vector<Bad> bad = {
+  const girih::verify::Buffer memory(64);
+  const int* const numbers = static_cast<const int*>(memory.data());
+  const std::vector<Fault> bad = {
       {"q is null", [](Args& a) { a.q.data = nullptr; }, "null"},
       {"k is null", [](Args& a) { a.k.data = nullptr; }, "null"},
       {"v is null", [](Args& a) { a.v.data = nullptr; }, "null"},
       {"out is null", [](Args& a) { a.out.data = nullptr; }, "null"},
-      {"q is misaligned", [&](Args& a) { shift(a.q, 2); }, "16"},
-      {"k is misaligned", [&](Args& a) { shift(a.k, 8); }, "16"},
-      {"v is misaligned", [&](Args& a) { shift(a.v, 4); }, "16"},
-      {"out is misaligned", [&](Args& a) { shift(a.out, 2); }, "16"},
+      {"q is misaligned", [](Args& a) { shift(a.q, 2); }, "16"},
+      {"k is misaligned", [](Args& a) { shift(a.k, 8); }, "16"},
+      {"v is misaligned", [](Args& a) { shift(a.v, 4); }, "16"},
+      {"out is misaligned", [](Args& a) { shift(a.out, 2); }, "16"},
       {"q's row stride", [](Args& a) { a.q.stride[1] += 4; }, "8"},
       {"k's head stride", [](Args& a) { a.k.stride[2] += 1; }, "8"},
       {"v's batch stride", [](Args& a) { a.v.stride[0] += 2; }, "8"},
@@ -146,25 +159,62 @@ TEST_CASE("arguments that cannot be right are refused before anything is launche
       {"softmax_scale is negative", [](Args& a) { a.softmax_scale = -1.0f; }, "softmax_scale"},
       {"q_start too large", [](Args& a) { a.q_start = 1 << 30; }, "q_start"},
       {"k_start too large", [](Args& a) { a.k_start = 1 << 30; }, "k_start"},
+      {"out's row stride is 0", [](Args& a) { a.out.stride[1] = 0; }, "overlap"},
+      {"lse is misaligned", [](Args& a) { shift(a.lse, 2); }, "aligned to 4"},
+      {"empty_lse is 0", [](Args& a) { a.empty_lse = 0; }, "empty_lse"},
+      {"empty_lse is NaN", [](Args& a) { a.empty_lse = std::nanf(""); }, "empty_lse"},
+      {"another layout", [](Args& a) { a.layout = Layout::bhsd; }, "bhsd"},
+      {"packed", [](Args& a) { a.layout = Layout::thd; }, "thd"},
+      {"cu_seqlens_q", [&](Args& a) { a.cu_seqlens_q = numbers; }, "thd"},
+      {"cu_seqlens_k", [&](Args& a) { a.cu_seqlens_k = numbers; }, "thd"},
+      {"num_sequences", [](Args& a) { a.num_sequences = 2; }, "thd"},
+      {"max_seqlen_q", [](Args& a) { a.max_seqlen_q = 130; }, "thd"},
+      {"max_seqlen_k", [](Args& a) { a.max_seqlen_k = 200; }, "thd"},
+      {"seqused_k is misaligned", [&](Args& a) { shift(a.seqused_k = numbers, 2); }, "seqused_k"},
+      {"leftpad_k is misaligned", [&](Args& a) { shift(a.leftpad_k = numbers, 1); }, "leftpad_k"},
   };
-  for (const Bad& entry : bad) {
-    CAPTURE(entry.name);
-    Args args = workload.args();
-    entry.spoil(args);
-    try {
-      kernel.launch(args);
-      FAIL_CHECK("accepted");
-    } catch (const Error& error) {
-      const std::string message = error.what();
-      CAPTURE(message);
-      CHECK(error.code() == Errc::invalid_argument);
-      CHECK(message.find(entry.mentions) != std::string::npos);
-    }
-  }
+  check_refused(girih::jit::compile(Pattern::parse(kPattern), kProblem), small_case(), bad);
+}
+
+TEST_CASE("arguments of packed sequences that cannot be right are refused") {
+  const std::vector<Fault> bad = {
+      {"no cu_seqlens_q", [](Args& a) { a.cu_seqlens_q = nullptr; }, "cu_seqlens"},
+      {"no cu_seqlens_k", [](Args& a) { a.cu_seqlens_k = nullptr; }, "cu_seqlens"},
+      {"cu_seqlens_q is misaligned", [](Args& a) { shift(a.cu_seqlens_q, 2); }, "cu_seqlens_q"},
+      {"cu_seqlens_k is misaligned", [](Args& a) { shift(a.cu_seqlens_k, 1); }, "cu_seqlens_k"},
+      {"seqused_k is misaligned", [](Args& a) { shift(a.seqused_k, 2); }, "seqused_k"},
+      {"leftpad_k is misaligned", [](Args& a) { shift(a.leftpad_k, 3); }, "leftpad_k"},
+      {"negative num_sequences", [](Args& a) { a.num_sequences = -1; }, "num_sequences is -1"},
+      {"negative max_seqlen_q", [](Args& a) { a.max_seqlen_q = -2; }, "max_seqlen_q is -2"},
+      {"max_seqlen_k too large", [](Args& a) { a.max_seqlen_k = (1 << 29) + 1; }, "536870913"},
+      {"two batch elements", [](Args& a) { a.q.shape[0] = 2; }, "[1, total"},
+      {"out is shorter than q", [](Args& a) { a.out.shape[1] -= 1; }, "93"},
+      {"v is shorter than k", [](Args& a) { a.v.shape[1] -= 1; }, "129"},
+      {"another layout", [](Args& a) { a.layout = Layout::bshd; }, "bshd"},
+      {"v as wide as k", [](Args& a) { a.v.shape[3] = 64; }, "64"},
+      {"out as wide as q", [](Args& a) { a.out.shape[3] = 64; }, "64"},
+      {"k as wide as v", [](Args& a) { a.k.shape[3] = 48; }, "48"},
+      {"empty_lse is 1", [](Args& a) { a.empty_lse = 1; }, "empty_lse"},
+  };
+  const Case c = packed_case();
+  check_refused(girih::jit::compile(Pattern::parse(kPattern), c.problem), c, bad);
+}
+
+TEST_CASE("no sequences are nothing to do") {
+  const Case c = packed_case();
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), c.problem);
+  Workload workload(c);
+  workload.poison_outputs();
+  Args args = workload.args();
+  args.num_sequences = 0;
+  args.cu_seqlens_q = args.cu_seqlens_k = nullptr;
+  CHECK_NOTHROW(kernel.launch(args));
+  args = workload.args();
+  args.max_seqlen_q = 0;
+  CHECK_NOTHROW(kernel.launch(args));
   girih::verify::synchronize();
-  const std::vector<std::uint16_t> untouched = results(workload);
-  CHECK(std::all_of(untouched.begin(), untouched.end(),
-                    [](std::uint16_t bits) { return bits == 0xffff; }));
+  workload.download_outputs();
+  CHECK(workload.out.count_written() == 0);
 }
 
 TEST_CASE("problems that no kernel does are refused when they are bound") {
@@ -173,11 +223,16 @@ TEST_CASE("problems that no kernel does are refused when they are bound") {
     Problem problem;
     const char* mentions;
   };
-  for (const Bad& entry : std::vector<Bad>{{{DType::bfloat16, 0, 4, 2}, "0"},
-                                           {{DType::bfloat16, 17, 4, 2}, "17"},
-                                           {{DType::bfloat16, 512, 4, 2}, "512"},
-                                           {{DType::bfloat16, 128, 4, 3}, "3"},
-                                           {{DType::bfloat16, 128, 0, 1}, "0"}}) {
+  for (const Bad& entry :
+       std::vector<Bad>{{make_problem(DType::bfloat16, 0, 4, 2), "0"},
+                        {make_problem(DType::bfloat16, 17, 4, 2), "17"},
+                        {make_problem(DType::bfloat16, 512, 4, 2), "512"},
+                        {make_problem(DType::bfloat16, 128, 4, 3), "3"},
+                        {make_problem(DType::bfloat16, 128, 0, 1), "0"},
+                        {make_problem(DType::bfloat16, 64, 4, 2, 20), "head_dim_v 20"},
+                        {make_problem(DType::bfloat16, 64, 4, 2, 272), "head_dim_v 272"},
+                        {make_problem(DType::bfloat16, 64, 4, 2, -16), "head_dim_v -16"},
+                        {make_problem(DType::bfloat16, 8, 4, 2, 64), "head_dim 8"}}) {
     CAPTURE(describe(entry.problem));
     try {
       program.bind(entry.problem);
@@ -205,20 +260,27 @@ TEST_CASE("a closed-form pattern needs no workspace, and its kernel says what it
 }
 
 TEST_CASE("a program binds by itself and a kernel outlives its program") {
-  Workload workload(small_case());
-  workload.fill_normal(1);
-  const auto kernel = [] {
-    const auto program = girih::jit::compile(Pattern::parse(kPattern));
-    return program.bind(kProblem);
-  }();
-  const auto expected = results_of_launch(kernel, workload);
+  Case strided = small_case();
+  strided.problem.head_dim_v = 96;
+  strided.problem.layout = Layout::bhsd;
+  for (const Case& c : {small_case(), strided, packed_case()}) {
+    CAPTURE(describe(c.problem));
+    Workload workload(c);
+    workload.fill_normal(1);
+    const auto kernel = [&] {
+      const auto program = girih::jit::compile(Pattern::parse(kPattern));
+      return program.bind(c.problem);
+    }();
+    const auto expected = results_of_launch(kernel, workload);
+    CHECK(!expected.empty());
 
-  const auto attention = girih::jit::compile(Pattern::parse(kPattern));
-  for (int call = 0; call < 2; ++call) {
-    workload.poison_outputs();
-    attention(workload.args());
-    girih::verify::synchronize();
-    CHECK(results(workload) == expected);
+    const auto attention = girih::jit::compile(Pattern::parse(kPattern));
+    for (int call = 0; call < 2; ++call) {
+      workload.poison_outputs();
+      attention(workload.args());
+      girih::verify::synchronize();
+      CHECK(results(workload) == expected);
+    }
   }
 }
 

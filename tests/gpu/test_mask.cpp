@@ -18,10 +18,10 @@
 
 using namespace gpu_tests;
 using girih::DType;
+using girih::Layout;
 using girih::Problem;
 using girih::TileConfig;
 using girih::verify::Case;
-using girih::verify::PaddedTensor;
 
 namespace {
 
@@ -36,7 +36,7 @@ const std::vector<Lengths> kLengths = {
     {1023, 1024}, {1024, 1023}, {2048, 2048}, {15, 15},   {1, 1},     {5175, 5175}, {8192, 8192},
 };
 
-std::vector<int> all_rows(int seqlen_q) {
+std::vector<int> all_rows(long long seqlen_q) {
   std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
   for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
   return rows;
@@ -54,21 +54,49 @@ std::vector<oracle::Expr> every_atom() {
   return atoms;
 }
 
+// Kinds of heads that meet in one launch.
+std::vector<oracle::Expr> mixed_classes() {
+  return {dense(),   causal(),           window(255, -1),          window(63, 17),
+          sink(200), negation(causal()), negation(window(63, 17)), negation(sink(64))};
+}
+
+// What heads should see in chosen rows of a sequence: classes[c] is for heads
+// [c * kHashes, (c + 1) * kHashes).
+struct Expected {
+  std::vector<int> rows;
+  std::vector<VisibleRows> classes;
+
+  Expected(const std::vector<oracle::Expr>& exprs, const oracle::Sizes& sizes,
+           std::vector<int> chosen)
+      : rows(std::move(chosen)) {
+    for (const oracle::Expr& expr : exprs) classes.emplace_back(expr, sizes, rows);
+  }
+  Expected(const std::vector<oracle::Expr>& exprs, const oracle::Sizes& sizes)
+      : Expected(exprs, sizes, all_rows(sizes.seqlen_q)) {}
+};
+
+// All rows of every sequence of a case.
+std::vector<Expected> expected_of(const std::vector<oracle::Expr>& exprs, const Case& c) {
+  std::vector<Expected> expected;
+  for (const oracle::Sizes& sizes : sizes_of(c)) expected.emplace_back(exprs, sizes);
+  return expected;
+}
+
 // Inputs whose result counts keys, on the device, and the bits they were made of.
 class HashedWorkload {
  public:
   HashedWorkload(const Case& c, std::uint64_t seed)
       : workload_(c),
-        words_(girih::verify::mask_words(c.seqlen_k)),
+        words_(girih::verify::mask_words(workload_.longest_k())),
         bits_(static_cast<std::size_t>(c.batch * c.problem.num_heads_kv * c.problem.head_dim) *
               static_cast<std::size_t>(words_)),
         seed_(seed) {
     REQUIRE(static_cast<float>(kLn2 * 1.44269504088896341f) == 1.0f);
     workload_.parameters.softmax_scale = kLn2;
+    workload_.fill_normal(seed);  // v; keys outside the sequences stay NaN
     fill_q();
     fill_k();
-    workload_.v.fill_normal(seed);
-    workload_.v.upload();
+    workload_.upload_inputs();
   }
 
   struct Outcome {
@@ -77,50 +105,55 @@ class HashedWorkload {
     std::string first;
   };
 
-  // Launches with poisoned outputs and compares `rows` of every head; classes[c] is what heads
-  // [c * kHashes, (c + 1) * kHashes) see in them.
-  Outcome check(const girih::jit::Kernel& kernel, const std::vector<const VisibleRows*>& classes,
-                const std::vector<int>& rows) {
-    const Case& c = workload_.parameters;
+  // Launches with poisoned outputs and compares what is expected of each sequence, or of all
+  // alike where it is given once.
+  Outcome check(const girih::jit::Kernel& kernel, const std::vector<Expected>& expected) {
     workload_.poison_outputs();
     kernel.launch(workload_.args());
     girih::verify::synchronize();
     workload_.download_outputs();
 
-    const std::int64_t count =
-        static_cast<std::int64_t>(rows.size()) * c.problem.num_heads * c.batch;
-    std::vector<std::string> failures(rows.size());
-    std::atomic<std::int64_t> wrong = 0;
-    girih::verify::parallel_for(
-        static_cast<std::int64_t>(rows.size()),
-        [&](std::int64_t index) {
-          const auto i = static_cast<std::size_t>(index);
-          for (int h = 0; h < c.problem.num_heads; ++h) {
-            const auto visible = (*classes[static_cast<std::size_t>(h / kHashes)])[i];
-            for (int b = 0; b < c.batch; ++b) {
-              std::string failure = check_row({b, h, rows[i]}, visible);
-              if (failure.empty()) continue;
-              ++wrong;
-              if (failures[i].empty()) failures[i] = std::move(failure);
-            }
-          }
-        },
-        kRowsPerThread);
-    Outcome outcome{count, wrong, {}};
-    for (const std::string& failure : failures) {
-      if (outcome.first.empty()) outcome.first = failure;
+    Outcome outcome;
+    const auto batch = static_cast<std::size_t>(workload_.parameters.batch);
+    REQUIRE((expected.size() == 1 || expected.size() == batch));
+    for (std::size_t b = 0; b < batch; ++b) {
+      check_sequence(static_cast<int>(b), expected[expected.size() == 1 ? 0 : b], outcome);
     }
     if (const std::int64_t touched = workload_.touched_padding(); touched > 0) {
       outcome.first += fmt::format(" {} elements outside the outputs were written", touched);
       outcome.wrong += 1;
     }
-    rows_checked += count;
+    rows_checked += outcome.rows;
     return outcome;
   }
 
   Case& parameters() { return workload_.parameters; }
 
  private:
+  void check_sequence(int b, const Expected& expected, Outcome& outcome) {
+    const int num_heads = workload_.parameters.problem.num_heads;
+    std::vector<std::string> failures(expected.rows.size());
+    std::atomic<std::int64_t> wrong = 0;
+    girih::verify::parallel_for(
+        static_cast<std::int64_t>(failures.size()),
+        [&](std::int64_t index) {
+          const auto i = static_cast<std::size_t>(index);
+          for (int h = 0; h < num_heads; ++h) {
+            const VisibleRows& visible = expected.classes[static_cast<std::size_t>(h / kHashes)];
+            std::string failure = check_row({b, h, expected.rows[i]}, visible[i]);
+            if (failure.empty()) continue;
+            ++wrong;
+            if (failures[i].empty()) failures[i] = std::move(failure);
+          }
+        },
+        kRowsPerThread);
+    outcome.rows += static_cast<std::int64_t>(failures.size()) * num_heads;
+    outcome.wrong += wrong;
+    for (const std::string& failure : failures) {
+      if (outcome.first.empty()) outcome.first = failure;
+    }
+  }
+
   // Which column of K a row looks at: different ones for the heads of a class, which may share
   // their KV head.
   int column(int b, int h, int q) const {
@@ -140,19 +173,19 @@ class HashedWorkload {
   void fill_q() {
     const Case& c = workload_.parameters;
     const std::uint16_t one = girih::verify::narrow(c.problem.dtype, 1.0f);
-    girih::verify::parallel_for(
-        c.seqlen_q,
-        [&](std::int64_t q) {
-          for (int b = 0; b < c.batch; ++b) {
+    for (int b = 0; b < c.batch; ++b) {
+      girih::verify::parallel_for(
+          workload_.sequences[static_cast<std::size_t>(b)].seqlen_q,
+          [&](std::int64_t index) {
+            const int q = static_cast<int>(index);
             for (int h = 0; h < c.problem.num_heads; ++h) {
-              std::uint16_t* row = workload_.q.row(b, q, h);
+              std::uint16_t* row = workload_.q_row({b, h, q});
               std::fill_n(row, c.problem.head_dim, std::uint16_t{0});
-              row[column(b, h, static_cast<int>(q))] = one;
+              row[column(b, h, q)] = one;
             }
-          }
-        },
-        kRowsPerThread);
-    workload_.q.upload();
+          },
+          kRowsPerThread);
+    }
   }
 
   void fill_k() {
@@ -161,18 +194,19 @@ class HashedWorkload {
     girih::verify::parallel_for(words_, [&](std::int64_t word) {
       std::mt19937 random(static_cast<unsigned>(seed_ * 31 + static_cast<std::uint64_t>(word)));
       for (int b = 0; b < c.batch; ++b) {
+        const int seqlen_k = workload_.sequences[static_cast<std::size_t>(b)].seqlen_k;
+        const int first = static_cast<int>(word) * 32;
         for (int g = 0; g < c.problem.num_heads_kv; ++g) {
           for (int j = 0; j < c.problem.head_dim; ++j) {
             const auto bits = static_cast<std::uint32_t>(random());
             plane(b, g, j)[word] = bits;
-            for (std::int64_t i = 0; i < 32 && word * 32 + i < c.seqlen_k; ++i) {
-              workload_.k.row(b, word * 32 + i, g)[j] = bits >> i & 1 ? one : std::uint16_t{0};
+            for (int i = 0; i < 32 && first + i < seqlen_k; ++i) {
+              workload_.k_row(b, first + i, g)[j] = bits >> i & 1 ? one : std::uint16_t{0};
             }
           }
         }
       }
     });
-    workload_.k.upload();
   }
 
   // Empty when the row is right.
@@ -193,16 +227,16 @@ class HashedWorkload {
                          num_visible);
     };
 
-    const std::uint16_t* out = workload_.out.row(row.b, row.q, row.h);
-    for (int j = 0; j < problem.head_dim; ++j) {
+    const std::uint16_t* out = workload_.out_row(row);
+    for (int j = 0; j < problem.width_v(); ++j) {
       const float value = girih::verify::widen(problem.dtype, out[j]);
       if (!std::isfinite(value) || (num_visible == 0 && value != 0)) {
         return failure(fmt::format("out[{}] is {}", j, value));
       }
     }
     if (num_visible == 0) {
-      const bool right = lse == -std::numeric_limits<float>::infinity();
-      return right ? "" : failure(fmt::format("lse is {}, not -inf", lse));
+      const float empty_lse = workload_.parameters.empty_lse;
+      return lse == empty_lse ? "" : failure(fmt::format("lse is {}, not {}", lse, empty_lse));
     }
 
     // One key changes lse by at least 1 / total; half of that must be well above the spacing of
@@ -238,10 +272,10 @@ void require_bound(const std::vector<Binding>& bindings, const std::vector<Bound
 
 // All types and widths, with 4, 2 and 1 KV heads for a class' four heads.
 const std::vector<Problem> kProblems = {
-    {DType::bfloat16, 128, kHashes, 2},
-    {DType::bfloat16, 64, kHashes, 4},
-    {DType::float16, 128, kHashes, 1},
-    {DType::float16, 64, kHashes, 2},
+    make_problem(DType::bfloat16, 128, kHashes, 2),
+    make_problem(DType::bfloat16, 64, kHashes, 4),
+    make_problem(DType::float16, 128, kHashes, 1),
+    make_problem(DType::float16, 64, kHashes, 2),
 };
 
 #define CHECK_OUTCOME(outcome, description)                                                      \
@@ -271,10 +305,9 @@ TEST_CASE("every atom and its negation shows exactly its keys at every length") 
     lengths.push_back({shorter(kLengths[i].q), shorter(kLengths[i].k)});
   }
   for (const Lengths& length : lengths) {
-    const std::vector<int> rows = all_rows(length.q);
-    std::vector<VisibleRows> visible;
+    std::vector<std::vector<Expected>> expected;
     for (const oracle::Expr& atom : atoms) {
-      visible.emplace_back(atom, oracle::bottom_right(length.q, length.k), rows);
+      expected.push_back({Expected({atom}, oracle::bottom_right(length.q, length.k))});
     }
     for (std::size_t p = 0; p < kProblems.size(); ++p) {
       const int batch = length.q <= 1024 ? 2 : 1;
@@ -282,7 +315,7 @@ TEST_CASE("every atom and its negation shows exactly its keys at every length") 
       for (std::size_t a = 0; a < atoms.size(); ++a) {
         const std::size_t index = p * atoms.size() + a;
         if (!bound[index].kernel) continue;
-        const auto outcome = workload.check(*bound[index].kernel, {&visible[a]}, rows);
+        const auto outcome = workload.check(*bound[index].kernel, expected[a]);
         CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}", bindings[index].pattern,
                                            describe(kProblems[p]), length.q, length.k));
       }
@@ -290,22 +323,17 @@ TEST_CASE("every atom and its negation shows exactly its keys at every length") 
   }
 }
 
-TEST_CASE("every tile configuration shows exactly the keys of all atoms in one launch") {
-  const std::vector<oracle::Expr> classes = {
-      dense(),   causal(),           window(255, -1),          window(63, 17),
-      sink(200), negation(causal()), negation(window(63, 17)), negation(sink(64))};
-  // All that the plan accepts are tried; block_n beyond 128 takes 64-bit words for a row's mask.
-  const std::vector<TileConfig> tiles = {
-      {64, 16, 2, 4},  {64, 32, 3, 4},   {64, 48, 2, 4},   {64, 64, 4, 4},  {64, 128, 2, 4},
-      {64, 144, 2, 4}, {64, 256, 2, 4},  {128, 32, 4, 4},  {128, 64, 2, 4}, {128, 64, 2, 8},
-      {128, 64, 3, 8}, {128, 128, 2, 4}, {128, 128, 2, 8}, {256, 64, 2, 8}};
-  const int num_heads = kHashes * static_cast<int>(classes.size());
+namespace {
+
+// Binds every tile that the plan accepts for every problem, and launches each with and without a
+// cap on the grid. Returns how many there were.
+std::size_t check_tiles(const std::vector<Problem>& problems, const std::vector<TileConfig>& tiles,
+                        const std::vector<Lengths>& lengths) {
+  const std::vector<oracle::Expr> classes = mixed_classes();
   std::vector<Binding> bindings;
-  for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    for (const int head_dim : {64, 128}) {
-      for (const TileConfig& tile : tiles) {
-        bindings.push_back({pattern_text(classes, kHashes), {dtype, head_dim, num_heads, 8}, tile});
-      }
+  for (const Problem& problem : problems) {
+    for (const TileConfig& tile : tiles) {
+      bindings.push_back({pattern_text(classes, kHashes), problem, tile});
     }
   }
   const std::vector<Bound> bound = bind_all(bindings);
@@ -317,30 +345,116 @@ TEST_CASE("every tile configuration shows exactly the keys of all atoms in one l
         bound[i].code == girih::Errc::unsupported || bound[i].code == girih::Errc::invalid_argument;
     CHECK_MESSAGE(refused, describe(bindings[i].tile) << ": " << bound[i].message);
   }
-  CHECK(num_bound >= bound.size() / 2);
 
-  for (const Lengths length :
-       {Lengths{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}}) {
-    const std::vector<int> rows = all_rows(length.q);
-    std::vector<VisibleRows> visible;
-    std::vector<const VisibleRows*> pointers;
-    for (const oracle::Expr& expr : classes) {
-      visible.emplace_back(expr, oracle::bottom_right(length.q, length.k), rows);
-    }
-    for (const VisibleRows& entry : visible) pointers.push_back(&entry);
+  for (const Lengths length : lengths) {
+    const std::vector<Expected> expected = {
+        Expected(classes, oracle::bottom_right(length.q, length.k))};
     for (std::size_t begin = 0; begin < bindings.size(); begin += tiles.size()) {
       HashedWorkload workload(mask_case(bindings[begin].problem, 1, length), 7);
       for (std::size_t i = begin; i < begin + tiles.size(); ++i) {
         if (!bound[i].kernel) continue;
         for (const int max_ctas : {0, 2}) {
           workload.parameters().max_ctas = max_ctas;
-          const auto outcome = workload.check(*bound[i].kernel, pointers, rows);
+          const auto outcome = workload.check(*bound[i].kernel, expected);
           CHECK_OUTCOME(
               outcome,
               fmt::format("tile {}, {} at {} x {}, max_ctas {}", describe(bindings[i].tile),
                           describe(bindings[i].problem), length.q, length.k, max_ctas));
         }
       }
+    }
+  }
+  return num_bound;
+}
+
+const int kMixedHeads = kHashes * static_cast<int>(mixed_classes().size());
+
+}  // namespace
+
+TEST_CASE("every tile configuration shows exactly the keys of all atoms in one launch") {
+  // All that the plan accepts are tried; block_n beyond 128 takes more words for a row's mask.
+  const std::vector<TileConfig> tiles = {
+      {64, 16, 2, 4},  {64, 32, 3, 4},   {64, 48, 2, 4},   {64, 64, 4, 4},  {64, 128, 2, 4},
+      {64, 144, 2, 4}, {64, 256, 2, 4},  {128, 32, 4, 4},  {128, 64, 2, 4}, {128, 64, 2, 8},
+      {128, 64, 3, 8}, {128, 128, 2, 4}, {128, 128, 2, 8}, {256, 64, 2, 8}};
+  std::vector<Problem> problems;
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    for (const int head_dim : {64, 128})
+      problems.push_back(make_problem(dtype, head_dim, kMixedHeads, 8));
+  }
+  const std::size_t num_bound =
+      check_tiles(problems, tiles, {{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}});
+  CHECK(num_bound >= problems.size() * tiles.size() / 2);
+}
+
+TEST_CASE("every width of heads shows exactly the keys of all atoms in one launch") {
+  const std::vector<TileConfig> tiles = {{}, {64, 16, 3, 4}, {64, 64, 2, 4}, {128, 48, 2, 8}};
+  std::vector<Problem> problems;
+  for (const int head_dim : {16, 48, 80, 96, 160, 192, 256}) {
+    const bool even = problems.size() % 2 == 0;
+    problems.push_back(
+        make_problem(even ? DType::bfloat16 : DType::float16, head_dim, kMixedHeads, 4));
+  }
+  problems.push_back(make_problem(DType::bfloat16, 192, kMixedHeads, 8, 128));
+  problems.push_back(make_problem(DType::float16, 32, kMixedHeads, 8, 240));
+  problems.push_back(make_problem(DType::bfloat16, 256, kMixedHeads, 8, 16));
+  const std::size_t num_bound =
+      check_tiles(problems, tiles, {{113, 203}, {512, 256}, {1023, 1024}});
+  CHECK(num_bound >= problems.size() * 2);
+}
+
+TEST_CASE("sequences of many lengths show exactly their keys in every layout") {
+  struct Shape {
+    Layout layout;
+    int count;
+    Lengths longest;
+    bool used, padded;
+  };
+  const std::vector<Shape> shapes = {
+      {Layout::thd, 12, {203, 203}, false, false}, {Layout::thd, 12, {130, 300}, false, false},
+      {Layout::thd, 9, {300, 130}, true, false},   {Layout::thd, 9, {160, 257}, false, true},
+      {Layout::thd, 13, {128, 256}, true, true},   {Layout::bshd, 9, {113, 260}, true, true},
+      {Layout::bhsd, 9, {130, 203}, true, true},   {Layout::bhsd, 5, {130, 203}, true, false},
+      {Layout::bshd, 5, {64, 128}, false, true}};
+  const std::vector<oracle::Expr> classes = mixed_classes();
+  const std::vector<Problem> problems = {make_problem(DType::bfloat16, 128, kMixedHeads, 4),
+                                         make_problem(DType::float16, 64, kMixedHeads, 32),
+                                         make_problem(DType::bfloat16, 80, kMixedHeads, 1, 48)};
+  std::vector<Binding> bindings;
+  for (const Shape& shape : shapes) {
+    for (Problem problem : problems) {
+      problem.layout = shape.layout;
+      bindings.push_back({pattern_text(classes, kHashes), problem, {}});
+    }
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+
+  std::mt19937_64 random(31);
+  for (std::size_t i = 0; i < bindings.size(); ++i) {
+    if (!bound[i].kernel) continue;
+    const Shape& shape = shapes[i / problems.size()];
+    Case c = mask_case(bindings[i].problem, shape.count, shape.longest);
+    std::vector<int> keys(static_cast<std::size_t>(shape.count), shape.longest.k);
+    if (shape.layout == Layout::thd) {
+      c.lengths.q = ragged_lengths(random, shape.count, shape.longest.q);
+      c.lengths.k = keys = ragged_lengths(random, shape.count, shape.longest.k);
+    }
+    if (shape.used) c.lengths.used_k = random_parts(random, keys);
+    if (shape.padded) c.lengths.leftpad_k = random_parts(random, keys);
+    if (i % 2 == 1) c.empty_lse = std::numeric_limits<float>::infinity();
+    if (i % 4 == 2) {  // nothing tells the launch how short the sequences are
+      c.seqlen_q += shape.layout == Layout::thd ? 1000 : 0;
+      c.seqlen_k += shape.layout == Layout::thd ? 5000 : 0;
+    }
+    const std::vector<Expected> expected = expected_of(classes, c);
+    HashedWorkload workload(c, i);
+    for (const int max_ctas : {0, 2}) {
+      workload.parameters().max_ctas = max_ctas;
+      const auto outcome = workload.check(*bound[i].kernel, expected);
+      CHECK_OUTCOME(outcome,
+                    fmt::format("{}, {} sequences up to {} x {}, max_ctas {}", describe(c.problem),
+                                c.batch, c.seqlen_q, c.seqlen_k, max_ctas));
     }
   }
 }
@@ -369,8 +483,10 @@ TEST_CASE("200 random expressions show exactly their keys") {
     }
     const int num_heads = kHashes * num_classes;
     const int group_sizes[] = {1, 2, 4, num_heads};
-    const Problem problem{below(2) == 0 ? DType::bfloat16 : DType::float16,
-                          below(2) == 0 ? 64 : 128, num_heads, num_heads / group_sizes[below(4)]};
+    const DType dtype = below(2) == 0 ? DType::bfloat16 : DType::float16;
+    const int head_dim = below(2) == 0 ? 64 : 128;
+    const Problem problem =
+        make_problem(dtype, head_dim, num_heads, num_heads / group_sizes[below(4)]);
     entry.parameters = mask_case(problem, 1 + below(2), length);
     if (below(3) == 0) {  // a chunk of a longer sequence
       entry.parameters.k_start = below(500);
@@ -388,19 +504,12 @@ TEST_CASE("200 random expressions show exactly their keys") {
   for (std::size_t i = 0; i < cases.size(); ++i) {
     if (!bound[i].kernel) continue;
     const Case& c = cases[i].parameters;
-    const std::vector<int> rows = all_rows(c.seqlen_q);
-    std::vector<VisibleRows> visible;
-    std::vector<const VisibleRows*> pointers;
-    for (const oracle::Expr& expr : cases[i].classes) {
-      visible.emplace_back(expr, sizes_of(c), rows);
-    }
-    for (const VisibleRows& entry : visible) pointers.push_back(&entry);
+    const oracle::Sizes sizes = sizes_of(c)[0];  // every sequence's
     HashedWorkload workload(c, i);
-    const auto outcome = workload.check(*bound[i].kernel, pointers, rows);
-    CHECK_OUTCOME(outcome,
-                  fmt::format("{} {} at {} x {}, q_start {}, k_start {}, max_ctas {}",
-                              bindings[i].pattern, describe(c.problem), c.seqlen_q, c.seqlen_k,
-                              girih::verify::q_start_of(c), c.k_start, c.max_ctas));
+    const auto outcome = workload.check(*bound[i].kernel, {Expected(cases[i].classes, sizes)});
+    CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}, q_start {}, k_start {}, max_ctas {}",
+                                       bindings[i].pattern, describe(c.problem), c.seqlen_q,
+                                       c.seqlen_k, sizes.q_start, c.k_start, c.max_ctas));
   }
 }
 
@@ -419,8 +528,8 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
   }
   for (int i = 0; i < 128; ++i) rows.push_back(static_cast<int>(random() % length));
 
-  for (const Problem& problem :
-       {Problem{DType::bfloat16, 128, kHashes, 1}, Problem{DType::float16, 64, kHashes, 2}}) {
+  for (const Problem& problem : {make_problem(DType::bfloat16, 128, kHashes, 1),
+                                 make_problem(DType::float16, 64, kHashes, 2)}) {
     std::vector<Binding> bindings;
     for (const oracle::Expr& atom : atoms) {
       bindings.push_back({pattern_text({atom}, kHashes), problem, {}});
@@ -430,8 +539,8 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
     HashedWorkload workload(mask_case(problem, 1, {length, length}), 3);
     for (std::size_t a = 0; a < atoms.size(); ++a) {
       if (!bound[a].kernel) continue;
-      const VisibleRows visible(atoms[a], oracle::bottom_right(length, length), rows);
-      const auto outcome = workload.check(*bound[a].kernel, {&visible}, rows);
+      const auto outcome = workload.check(
+          *bound[a].kernel, {Expected({atoms[a]}, oracle::bottom_right(length, length), rows)});
       CHECK_OUTCOME(outcome, bindings[a].pattern + " " + describe(problem));
     }
   }
@@ -439,28 +548,30 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
 
 TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
   const std::vector<oracle::Expr> classes = {dense(), streaming(16, 32), negation(window(63, 17))};
-  std::vector<Binding> bindings;
+  std::vector<Case> cases;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
-      bindings.push_back({pattern_text(classes, kHashes), {dtype, head_dim, 12, 6}, {}});
+      for (const Lengths length : {Lengths{113, 203}, {203, 113}, {15, 15}}) {
+        cases.push_back(mask_case(make_problem(dtype, head_dim, 12, 6), 2, length));
+      }
     }
   }
+  cases.push_back(mask_case(make_problem(DType::bfloat16, 80, 12, 6, 48), 2, {130, 70}));
+  Case packed = mask_case(make_problem(DType::float16, 80, 12, 6, 48, Layout::thd), 5, {90, 110});
+  packed.lengths = {
+      {90, 0, 1, 33, 70}, {110, 64, 0, 17, 100}, {100, 64, 0, 20, 0}, {3, 0, 0, 17, 0}};
+  cases.push_back(packed);
+  std::vector<Binding> bindings;
+  for (const Case& c : cases) bindings.push_back({pattern_text(classes, kHashes), c.problem, {}});
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
   for (std::size_t i = 0; i < bindings.size(); ++i) {
     if (!bound[i].kernel) continue;
-    for (const Lengths length : {Lengths{113, 203}, {203, 113}, {15, 15}}) {
-      Case c = mask_case(bindings[i].problem, 2, length);
-      c.max_ctas = 2;
-      const std::vector<int> rows = all_rows(length.q);
-      std::vector<VisibleRows> visible;
-      std::vector<const VisibleRows*> pointers;
-      for (const oracle::Expr& expr : classes) visible.emplace_back(expr, sizes_of(c), rows);
-      for (const VisibleRows& entry : visible) pointers.push_back(&entry);
-      HashedWorkload workload(c, i);
-      const auto outcome = workload.check(*bound[i].kernel, pointers, rows);
-      CHECK_OUTCOME(
-          outcome, fmt::format("{} at {} x {}", describe(bindings[i].problem), length.q, length.k));
-    }
+    Case& c = cases[i];
+    c.max_ctas = 2;
+    HashedWorkload workload(c, i);
+    const auto outcome = workload.check(*bound[i].kernel, expected_of(classes, c));
+    CHECK_OUTCOME(outcome,
+                  fmt::format("{} at {} x {}", describe(c.problem), c.seqlen_q, c.seqlen_k));
   }
 }

@@ -28,7 +28,7 @@ TEST_CASE("two shapes are tuned in five seconds, and the next program takes the 
     verify::Case& c = request.parameters;
     c.problem = request.problem;
     c.seqlen_q = c.seqlen_k = seqlen;
-    request.mask_row = gpu_tests::oracle_mask({expr}, 0, gpu_tests::sizes_of(c));
+    request.mask_row = gpu_tests::oracle_mask({expr}, 0, c);
     const tools::TuneResult result = tools::tune_on_gpu(request);
     std::size_t wrong = 0;
     for (const tune::Timing& timing : result.outcome.timings) {

@@ -2,31 +2,49 @@
 // reference against the CPU's.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <set>
 
 #include "support.hpp"
 
 using namespace gpu_tests;
 using girih::DType;
+using girih::Layout;
 using girih::Pattern;
 using girih::Problem;
+using girih::Tensor;
+using girih::jit::Args;
+using girih::verify::Buffer;
 using girih::verify::Case;
 using girih::verify::GpuReference;
 using girih::verify::Report;
+using girih::verify::Row;
 
 namespace {
 
+std::string describe_lengths(const Case& c) {
+  std::string text;
+  for (const auto& [name, numbers] : {std::pair{"q", &c.lengths.q},
+                                      {"k", &c.lengths.k},
+                                      {"used_k", &c.lengths.used_k},
+                                      {"leftpad_k", &c.lengths.leftpad_k}}) {
+    if (!numbers->empty()) text += fmt::format(", {} {}", name, fmt::join(*numbers, " "));
+  }
+  return text;
+}
+
 std::string describe_case(const Case& c, const Report& report) {
   std::string text = fmt::format(
-      "{} batch {}, {} x {}, seed {}, max_ctas {}: {} of {} rows wrong against the {}, error "
-      "{:.3g} "
-      "of {:.3g} allowed, lse {:.3g}, {} not finite, {} written outside",
-      describe(c.problem), c.batch, c.seqlen_q, c.seqlen_k, c.seed, c.max_ctas, report.rows_wrong,
-      report.rows_checked, report.reference, report.error, report.allowed_error, report.lse_error,
-      report.not_finite, report.touched_padding);
+      "{} batch {}, {} x {}{}, seed {}, max_ctas {}, gaps {} {}: {} of {} rows wrong against the "
+      "{}, error {:.3g} of {:.3g} allowed, lse {:.3g}, {} not finite, {} written outside",
+      describe(c.problem), c.batch, c.seqlen_q, c.seqlen_k, describe_lengths(c), c.seed, c.max_ctas,
+      c.row_gap, c.head_gap, report.rows_wrong, report.rows_checked, report.reference, report.error,
+      report.allowed_error, report.lse_error, report.not_finite, report.touched_padding);
   for (const girih::verify::Failure& failure : report.failures) {
     text +=
         fmt::format("\n  batch {} head {} query {}: {}: got {:.9g}, expected {:.9g}", failure.row.b,
@@ -35,20 +53,49 @@ std::string describe_case(const Case& c, const Report& report) {
   return text;
 }
 
-// Classes of consecutive heads; the last class takes what is left over.
+// Classes of consecutive heads, as many heads each.
+std::string text_of(const std::vector<oracle::Expr>& classes, const Case& c) {
+  const int heads_per_class = c.problem.num_heads / static_cast<int>(classes.size());
+  REQUIRE(heads_per_class * static_cast<int>(classes.size()) == c.problem.num_heads);
+  return pattern_text(classes, heads_per_class);
+}
+
 void check_values(const std::vector<oracle::Expr>& classes, const Case& c,
                   GpuReference& gpu_reference) {
   const int heads_per_class = c.problem.num_heads / static_cast<int>(classes.size());
-  REQUIRE(heads_per_class * static_cast<int>(classes.size()) == c.problem.num_heads);
-  const std::string text = pattern_text(classes, heads_per_class);
+  const std::string text = text_of(classes, c);
   CAPTURE(text);
   const girih::jit::Program program = girih::jit::compile(Pattern::parse(text));
   const Report report = girih::verify::verify_attention(
-      program, c, oracle_mask(classes, heads_per_class, sizes_of(c)), gpu_reference);
+      program, c, oracle_mask(classes, heads_per_class, c), gpu_reference);
   ++kernels_bound;
   rows_checked += report.rows_checked;
   CHECK_MESSAGE(report.ok(), describe_case(c, report));
-  if (c.num_rows() > 0) CHECK(report.rows_checked > 0);
+  if (report.rows_total > 0) CHECK(report.rows_checked > 0);
+}
+
+// Many cases: what they compile, they compile on all processors before the first is checked.
+void check_all(const std::vector<oracle::Expr>& classes, const std::vector<Case>& cases) {
+  std::vector<Binding> bindings;
+  std::set<std::string> distinct;
+  for (const Case& c : cases) {
+    Binding binding{text_of(classes, c), c.problem, {}};
+    binding.problem.layout = Layout::bshd;  // a kernel is the same for every layout
+    const std::string name = binding.pattern + " " + describe(binding.problem);
+    if (distinct.insert(name).second) bindings.push_back(std::move(binding));
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  for (std::size_t i = 0; i < bound.size(); ++i) {
+    CHECK_MESSAGE(bound[i].kernel, describe(bindings[i].problem) << ": " << bound[i].message);
+  }
+  GpuReference gpu_reference;
+  for (const Case& c : cases) {
+    try {
+      check_values(classes, c, gpu_reference);
+    } catch (const girih::Error& error) {  // the other cases have something to say
+      FAIL_CHECK(describe(c.problem) << ": " << error.what());
+    }
+  }
 }
 
 // Equal infinities do not differ; NaN differs from everything.
@@ -67,33 +114,57 @@ Case make_case(const Problem& problem, int batch, int seqlen_q, int seqlen_k) {
   return c;
 }
 
+// Sequences of these lengths, packed.
+Case make_packed_case(Problem problem, std::vector<int> q, std::vector<int> k) {
+  problem.layout = Layout::thd;
+  const auto longest = [](const std::vector<int>& lengths) {
+    return *std::max_element(lengths.begin(), lengths.end());
+  };
+  Case c = make_case(problem, static_cast<int>(q.size()), longest(q), longest(k));
+  c.lengths.q = std::move(q);
+  c.lengths.k = std::move(k);
+  return c;
+}
+
+std::vector<oracle::Expr> thirds() { return {dense(), causal(), streaming(16, 64)}; }
+
 }  // namespace
 
 TEST_CASE("the float64 kernel agrees with the float64 reference on the CPU") {
   GpuReference gpu_reference;
   std::mt19937_64 random(3);
+  const std::pair<int, int> widths[] = {{64, 64}, {96, 48}, {128, 128}, {256, 16}, {16, 256}};
+  const Layout layouts[] = {Layout::bshd, Layout::bhsd, Layout::thd};
+  unsigned turn = 0;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    for (const int head_dim : {64, 96, 128, 256}) {
+    for (const auto& [head_dim, head_dim_v] : widths) {
       for (const int seqlen_k : {1, 31, 1000, 0}) {
-        Case c = make_case({dtype, head_dim, 6, 2}, 2, 40, seqlen_k);
+        Case c = make_case(make_problem(dtype, head_dim, 6, 2, head_dim_v, layouts[++turn % 3]), 2,
+                           40, seqlen_k);
         c.row_gap = 8;
+        c.head_gap = turn % 2 == 0 ? 16 : 0;
+        if (c.problem.layout == Layout::thd) c.lengths.k = {seqlen_k, seqlen_k / 2};
+        if (turn % 4 == 3) c.lengths.leftpad_k = {seqlen_k / 3, 0};
+        if (turn % 5 == 3) c.softcaps = {0.0f, 1.0f, 30.0f, 0.25f, 5.0f, 0.0f};
         girih::verify::Workload workload(c);
         workload.fill_normal(random());
         std::vector<girih::verify::Row> rows;
-        const auto words = static_cast<std::size_t>(girih::verify::mask_words(seqlen_k));
+        const auto words =
+            static_cast<std::size_t>(girih::verify::mask_words(workload.longest_k()));
         std::vector<std::uint32_t> masks;
         for (int i = 0; i < 200; ++i) {
           rows.push_back({static_cast<int>(random() % 2), static_cast<int>(random() % 6),
                           static_cast<int>(random() % 40)});
+          const auto sequence = static_cast<std::size_t>(rows.back().b);
+          const int last = workload.sequences[sequence].seqlen_k;
           const int kind = i % 4;  // nothing, everything, half of the keys, few keys
           for (std::size_t word = 0; word < words; ++word) {
             const auto bits = static_cast<std::uint32_t>(random());
-            masks.push_back(kind == 0   ? 0u
-                            : kind == 1 ? ~0u
-                            : kind == 2 ? bits
-                                        : bits & static_cast<std::uint32_t>(random() & random()));
+            const auto few = bits & static_cast<std::uint32_t>(random() & random());
+            const int keys = std::clamp(last - static_cast<int>(word) * 32, 0, 32);
+            const std::uint32_t existing = keys == 32 ? ~0u : (1u << keys) - 1;
+            masks.push_back(existing & (kind == 0 ? 0u : kind == 1 ? ~0u : kind == 2 ? bits : few));
           }
-          if (seqlen_k % 32 != 0) masks.back() &= (1u << (seqlen_k % 32)) - 1;
         }
         const auto cpu = girih::verify::reference_on_cpu(workload.host_inputs(), rows, masks);
         const auto gpu = gpu_reference(workload.device_inputs(), rows, masks);
@@ -106,7 +177,7 @@ TEST_CASE("the float64 kernel agrees with the float64 reference on the CPU") {
         for (std::size_t i = 0; i < cpu.lse.size(); ++i) {
           lse_error = std::max(lse_error, difference(cpu.lse[i], gpu.lse[i]));
         }
-        CAPTURE(head_dim);
+        CAPTURE(describe(c.problem));
         CAPTURE(seqlen_k);
         CHECK(out_error < 1e-12);
         CHECK(lse_error < 1e-12);
@@ -136,8 +207,8 @@ TEST_CASE("values are right for every shape, type, width and number of KV heads"
       for (int repeat = 0; repeat < 3; ++repeat, ++turn) {
         if (seqlen_q > 5000 && repeat > 0) continue;
         Case c =
-            make_case({turn % 2 == 0 ? DType::bfloat16 : DType::float16,
-                       turn / 2 % 2 == 0 ? 128 : 64, 16, heads_kv[turn % 3]},
+            make_case(make_problem(turn % 2 == 0 ? DType::bfloat16 : DType::float16,
+                                   turn / 2 % 2 == 0 ? 128 : 64, 16, heads_kv[turn % 3]),
                       seqlen_q > 5000 ? 1 : 1 + static_cast<int>(turn % 3), seqlen_q, seqlen_k);
         c.seed = turn + 1;
         if (turn % 4 == 1) c.softmax_scale = 0.25f;
@@ -152,23 +223,201 @@ TEST_CASE("values are right for every shape, type, width and number of KV heads"
 
 TEST_CASE("heads of three kinds share a launch") {
   GpuReference gpu_reference;
-  const std::vector<oracle::Expr> thirds = {dense(), causal(), streaming(64, 256)};
+  const std::vector<oracle::Expr> kinds = {dense(), causal(), streaming(64, 256)};
   for (const int heads_kv : {15, 5, 1}) {
     for (const int head_dim : {64, 128}) {
       const DType dtype = heads_kv == 5 ? DType::float16 : DType::bfloat16;
       for (const int seqlen_q : {203, 1023}) {
-        check_values(thirds, make_case({dtype, head_dim, 15, heads_kv}, 2, seqlen_q, 1024),
+        check_values(kinds,
+                     make_case(make_problem(dtype, head_dim, 15, heads_kv), 2, seqlen_q, 1024),
                      gpu_reference);
       }
     }
   }
 }
 
+TEST_CASE("values are right at every head_dim") {
+  std::vector<Case> cases;
+  for (int head_dim = 16; head_dim <= 256; head_dim += 16) {
+    const int turn = head_dim / 16;
+    for (const DType dtype : {DType::bfloat16, DType::float16}) {
+      if (dtype == DType::float16 && turn % 4 == 2) continue;
+      Case c = make_case(make_problem(dtype, head_dim, 6, 2), 2, 113, 203);
+      c.seed = static_cast<std::uint64_t>(head_dim);
+      c.row_gap = turn % 2 == 0 ? 8 : 0;
+      cases.push_back(c);
+      c.seqlen_q = 300;
+      c.seqlen_k = 260;
+      c.max_ctas = 2;
+      cases.push_back(c);
+    }
+  }
+  check_all(thirds(), cases);
+}
+
+TEST_CASE("V may be wider or narrower than Q and K") {
+  const std::pair<int, int> widths[] = {{64, 128}, {128, 64}, {192, 128}, {96, 256}, {16, 256},
+                                        {256, 16}, {80, 48},  {48, 80},   {32, 16},  {240, 256}};
+  std::vector<Case> cases;
+  for (const auto& [head_dim, head_dim_v] : widths) {
+    const bool even = cases.size() % 4 == 0;
+    for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
+      const DType dtype = even ? DType::bfloat16 : DType::float16;
+      Case c = make_case(make_problem(dtype, head_dim, 6, 2, head_dim_v, layout), 2, 113, 203);
+      c.seed = cases.size() + 1;
+      c.max_ctas = layout == Layout::bhsd ? 2 : 0;
+      cases.push_back(c);
+    }
+  }
+  check_all(thirds(), cases);
+}
+
+TEST_CASE("tensors may be slices of larger ones in every layout") {
+  std::vector<Case> cases;
+  for (const auto& [dtype, head_dim, head_dim_v] : std::vector<std::tuple<DType, int, int>>{
+           {DType::bfloat16, 128, 128}, {DType::float16, 80, 48}}) {
+    for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+      for (const auto& [row_gap, head_gap] : std::vector<std::pair<int, int>>{
+               {0, 0},
+               {2 * 6 * 128, 0},  // q, k and v in one [batch, seqlen, 3, heads, head_dim]
+               {0, 2 * 128},      // in one [batch, seqlen, heads, 3, head_dim]
+               {8, 24}}) {
+        Case c = make_case(make_problem(dtype, head_dim, 6, 6, head_dim_v, layout), 2, 130, 203);
+        c.row_gap = row_gap;
+        c.head_gap = head_gap;
+        cases.push_back(c);
+      }
+    }
+  }
+  check_all(thirds(), cases);
+}
+
+TEST_CASE("layouts and strides change no bit of the result") {
+  const Problem problem = make_problem(DType::bfloat16, 96, 6, 2, 64);
+  const auto program = girih::jit::compile(Pattern::parse(pattern_text(thirds(), 2)));
+  std::vector<std::uint16_t> first;
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    for (const int gap : {0, 40}) {
+      Case c = make_case(problem, 3, 130, 203);
+      c.problem.layout = layout;
+      c.row_gap = c.head_gap = gap;
+      girih::verify::Workload workload(c);
+      workload.fill_normal(1);
+      workload.poison_outputs();
+      program.bind(c.problem).launch(workload.args());
+      girih::verify::synchronize();
+      workload.download_outputs();
+      const std::vector<std::uint16_t> bits = result_bits(workload);
+      if (first.empty()) first = bits;
+      CAPTURE(describe(c.problem));
+      CHECK(bits == first);
+      CHECK(workload.touched_padding() == 0);
+    }
+  }
+}
+
+TEST_CASE("packed sequences of three kinds of heads are right at random lengths") {
+  const std::vector<Problem> problems = {
+      make_problem(DType::bfloat16, 128, 24, 3),  // groups of 8
+      make_problem(DType::float16, 64, 24, 1),
+      make_problem(DType::bfloat16, 80, 6, 6, 48),
+      make_problem(DType::float16, 192, 6, 3, 128),
+  };
+  std::mt19937_64 random(41);
+  std::vector<Case> cases;
+  for (const Problem& problem : problems) {
+    const std::vector<int> lengths = ragged_lengths(random, 9, 256);
+    cases.push_back(make_packed_case(problem, lengths, lengths));
+    for (const auto& [longest_q, longest_k] :
+         std::vector<std::pair<int, int>>{{113, 203}, {203, 113}, {129, 300}, {20, 64}}) {
+      cases.push_back(make_packed_case(problem, ragged_lengths(random, 8, longest_q),
+                                       ragged_lengths(random, 8, longest_k)));
+    }
+    Case roomy = cases.back();  // maxima far larger than the lengths
+    roomy.seqlen_q = 5000;
+    roomy.seqlen_k = 9000;
+    cases.push_back(roomy);
+    Case one = make_packed_case(problem, {257}, {384});
+    one.q_start = 20;
+    one.k_start = 100;
+    cases.push_back(one);
+    cases.push_back(make_packed_case(problem, std::vector<int>(150, 1), std::vector<int>(150, 77)));
+  }
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    cases[i].seed = i + 1;
+    if (i % 3 == 1) cases[i].max_ctas = 2;
+    if (i % 4 == 1) cases[i].row_gap = 64;
+    if (i % 5 == 1) cases[i].empty_lse = HUGE_VALF;
+    if (i % 7 == 1) cases[i].with_lse = false;
+  }
+  check_all(thirds(), cases);
+}
+
+TEST_CASE("seqused_k and leftpad_k hide keys in every layout") {
+  std::mt19937_64 random(43);
+  std::vector<Case> cases;
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    for (const Problem& problem :
+         {make_problem(DType::bfloat16, 128, 24, 3), make_problem(DType::float16, 80, 6, 6, 48)}) {
+      for (const auto& [used, padded] :
+           std::vector<std::pair<bool, bool>>{{true, false}, {false, true}, {true, true}}) {
+        constexpr int kBatch = 7;
+        std::vector<int> keys(kBatch, 260);
+        Case c = make_case(problem, kBatch, 113, 260);
+        if (layout == Layout::thd) {
+          keys = ragged_lengths(random, kBatch, 260);
+          c = make_packed_case(problem, ragged_lengths(random, kBatch, 113), keys);
+        }
+        c.problem.layout = layout;
+        if (used) c.lengths.used_k = random_parts(random, keys);
+        if (padded) c.lengths.leftpad_k = random_parts(random, keys);
+        c.seed = cases.size() + 1;
+        c.max_ctas = cases.size() % 2 == 0 ? 0 : 2;
+        c.empty_lse = cases.size() % 3 == 0 ? HUGE_VALF : -HUGE_VALF;
+        cases.push_back(c);
+      }
+      Case extreme = make_case(problem, 6, 113, 200);
+      extreme.problem.layout = layout;
+      extreme.lengths.used_k = {0, 200, 1, 500, -3, 64};  // 500: all of them; -3: none
+      extreme.lengths.leftpad_k = {0, 200, 0, 199, 0, 64};
+      cases.push_back(extreme);
+    }
+  }
+  check_all(thirds(), cases);
+}
+
+TEST_CASE("packed sequences longer than the maximum end there, and nothing is written beyond") {
+  const std::vector<Problem> problems = {make_problem(DType::bfloat16, 128, 6, 2),
+                                         make_problem(DType::float16, 80, 6, 6, 48)};
+  std::vector<Case> cases;
+  for (const Problem& problem : problems) {
+    Case c = make_packed_case(problem, {150, 20, 101, 99}, {200, 120, 10, 121});
+    c.seqlen_q = 100;
+    c.seqlen_k = 120;
+    cases.push_back(c);
+  }
+  check_all(thirds(), cases);
+}
+
+TEST_CASE("rows that see nothing have the lse that was asked for") {
+  std::vector<Case> cases;
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    for (const float empty_lse : {HUGE_VALF, -HUGE_VALF}) {
+      Case c = make_case(make_problem(DType::bfloat16, 128, 6, 2, 0, layout), 2, 300, 200);
+      c.empty_lse = empty_lse;
+      cases.push_back(c);
+      c.seqlen_k = 0;
+      cases.push_back(c);
+    }
+  }
+  check_all({causal(), negation(dense()), negation(window(40, -1))}, cases);
+}
+
 TEST_CASE("empty lengths give zeros, minus infinity, or nothing") {
   GpuReference gpu_reference;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
-      const Problem problem{dtype, head_dim, 4, 2};
+      const Problem problem = make_problem(dtype, head_dim, 4, 2);
       for (const oracle::Expr& expr : {dense(), causal(), negation(sink(3))}) {
         check_values({expr}, make_case(problem, 2, 100, 0), gpu_reference);
         check_values({expr}, make_case(problem, 2, 0, 100), gpu_reference);
@@ -182,24 +431,26 @@ TEST_CASE("rows that see nothing are zero in the middle of others") {
   GpuReference gpu_reference;
   for (const oracle::Expr& expr :
        {negation(window(40, -1)), negation(dense()), window(0, 0), sink(0), negation(causal())}) {
-    check_values({expr}, make_case({DType::bfloat16, 128, 4, 2}, 2, 300, 200), gpu_reference);
-    check_values({expr}, make_case({DType::float16, 64, 4, 2}, 2, 200, 300), gpu_reference);
+    check_values({expr}, make_case(make_problem(DType::bfloat16, 128, 4, 2), 2, 300, 200),
+                 gpu_reference);
+    check_values({expr}, make_case(make_problem(DType::float16, 64, 4, 2), 2, 200, 300),
+                 gpu_reference);
   }
 }
 
 TEST_CASE("positions given by the launch move causal, window and sink") {
   GpuReference gpu_reference;
   for (const oracle::Expr& expr : {causal(), window(50, 20), streaming(120, 64), sink(130)}) {
-    Case top_left = make_case({DType::bfloat16, 128, 4, 2}, 1, 256, 512);
+    Case top_left = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 256, 512);
     top_left.q_start = 0;
     check_values({expr}, top_left, gpu_reference);
 
-    Case chunk = make_case({DType::float16, 64, 4, 2}, 2, 256, 512);
+    Case chunk = make_case(make_problem(DType::float16, 64, 4, 2), 2, 256, 512);
     chunk.k_start = 100;
     chunk.q_start = 300;
     check_values({expr}, chunk, gpu_reference);
 
-    Case only_keys = make_case({DType::bfloat16, 64, 4, 4}, 1, 130, 256);
+    Case only_keys = make_case(make_problem(DType::bfloat16, 64, 4, 4), 1, 130, 256);
     only_keys.k_start = 64;
     check_values({expr}, only_keys, gpu_reference);
   }
@@ -209,7 +460,7 @@ TEST_CASE("the scale of the scores may be zero, small or large") {
   GpuReference gpu_reference;
   for (const float scale : {0.0f, 1e-3f, 1.0f, 4.0f}) {
     for (const oracle::Expr& expr : {causal(), streaming(16, 32)}) {
-      Case c = make_case({DType::bfloat16, 128, 4, 2}, 1, 300, 300);
+      Case c = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 300, 300);
       c.softmax_scale = scale;
       CAPTURE(scale);
       check_values({expr}, c, gpu_reference);
@@ -219,13 +470,177 @@ TEST_CASE("the scale of the scores may be zero, small or large") {
 
 TEST_CASE("half of Llama's KV heads streaming is right at 32768") {
   GpuReference gpu_reference;
-  Case c = make_case({DType::bfloat16, 128, 32, 8}, 1, 32768, 32768);
+  Case c = make_case(make_problem(DType::bfloat16, 128, 32, 8), 1, 32768, 32768);
   check_values({causal(), streaming(128, 256)}, c, gpu_reference);
+}
+
+namespace {
+
+// Where a launch's tensors are so large that the host has no copies. q, k, v and out hold as many
+// elements each; values repeat at a prime distance, so that no wrong row looks like the right one.
+class HugeTensors {
+ public:
+  static constexpr std::size_t kPeriod = 1000003;  // elements
+
+  explicit HugeTensors(std::size_t elements)
+      : q_(2 * elements), k_(2 * elements), v_(2 * elements), out_(2 * elements) {
+    fill(q_, 1);
+    fill(k_, 2);
+    fill(v_, 3);
+  }
+
+  // Launches `c` on the memory as contiguous tensors of its layout, and compares `rows`.
+  Report check(const girih::jit::Kernel& kernel, const Case& c, std::span<const Row> rows,
+               const girih::verify::MaskRow& mask_row) {
+    const auto sequences = girih::verify::sequences_of(c);
+    const bool packed = c.problem.layout == Layout::thd;
+    std::vector<int> starts = {0};
+    for (const int length : c.lengths.q) starts.push_back(starts.back() + length);
+    const std::int64_t batch = packed ? 1 : c.batch;
+    const std::int64_t num_rows = packed ? starts.back() : c.seqlen_q;
+    const std::int64_t heads = c.problem.num_heads, width = c.problem.head_dim;
+    const bool heads_first = c.problem.layout == Layout::bhsd;
+    const auto view = [&](const Buffer& buffer) {
+      return heads_first ? Tensor::contiguous(buffer.data(), c.problem.dtype,
+                                              {batch, heads, num_rows, width})
+                         : Tensor::contiguous(buffer.data(), c.problem.dtype,
+                                              {batch, num_rows, heads, width});
+    };
+    Buffer cu_seqlens(starts.size() * sizeof(int));
+    cu_seqlens.upload(starts.data(), cu_seqlens.size());
+    const Buffer lse(static_cast<std::size_t>(batch * heads * num_rows) * sizeof(float));
+    out_.fill(0xff);
+
+    Args args;
+    args.q = view(q_);
+    args.k = view(k_);
+    args.v = view(v_);
+    args.out = view(out_);
+    args.layout = c.problem.layout;
+    args.lse = static_cast<float*>(lse.data());
+    if (packed) {
+      args.cu_seqlens_q = args.cu_seqlens_k = static_cast<const int*>(cu_seqlens.data());
+      args.num_sequences = c.batch;
+      args.max_seqlen_q = c.seqlen_q;
+      args.max_seqlen_k = c.seqlen_k;
+    }
+    kernel.launch(args);
+    girih::verify::synchronize();
+
+    Tensor by_row = args.out;  // [batch, row, head, width]
+    if (heads_first) std::swap(by_row.shape[1], by_row.shape[2]);
+    if (heads_first) std::swap(by_row.stride[1], by_row.stride[2]);
+    girih::verify::AttentionInputs inputs{by_row, by_row, by_row,
+                                          girih::verify::softmax_scale_of(c)};
+    inputs.q.data = q_.data();
+    inputs.k.data = k_.data();
+    inputs.v.data = v_.data();
+    for (Tensor* tensor : {&inputs.q, &inputs.k, &inputs.v}) {
+      tensor->shape[0] = c.batch;
+      tensor->shape[1] = c.seqlen_k;
+    }
+    for (const girih::verify::Sequence& s : sequences) {
+      const std::int64_t start = s.batch * by_row.stride[0] + s.q_row * by_row.stride[1];
+      inputs.starts.push_back({start, start, start});
+    }
+    const auto words = static_cast<std::size_t>(girih::verify::mask_words(c.seqlen_k));
+    std::vector<std::uint32_t> masks(rows.size() * words, 0);
+    girih::verify::parallel_for(static_cast<std::int64_t>(rows.size()), [&](std::int64_t i) {
+      const auto index = static_cast<std::size_t>(i);
+      mask_row(rows[index], std::span(masks).subspan(index * words, words));
+    });
+    const auto reference = gpu_reference_(inputs, rows, masks);
+
+    std::vector<girih::verify::RowCheck> checks;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const Row row = rows[i];
+      const girih::verify::Sequence& s = sequences[static_cast<std::size_t>(row.b)];
+      const std::int64_t element = inputs.starts[static_cast<std::size_t>(row.b)].q +
+                                   row.q * by_row.stride[1] + row.h * by_row.stride[2];
+      std::vector<std::uint16_t> out(static_cast<std::size_t>(width));
+      out_.download(out.data(), 2 * out.size(), 2 * static_cast<std::size_t>(element));
+      const std::int64_t lse_index = (s.batch * heads + row.h) * num_rows + s.q_row + row.q;
+      float got_lse = 0;
+      lse.download(&got_lse, sizeof(float), sizeof(float) * static_cast<std::size_t>(lse_index));
+      std::int64_t num_visible = 0;
+      for (std::size_t word = 0; word < words; ++word) {
+        num_visible += std::popcount(masks[i * words + word]);
+      }
+      checks.push_back(
+          girih::verify::check_row(c.problem.dtype, row, num_visible, reference, i, out, &got_lse));
+    }
+    Report report;
+    girih::verify::judge(checks, report);
+    return report;
+  }
+
+ private:
+  // One period of normal values from the host, then doubled on the device.
+  static void fill(Buffer& buffer, unsigned seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<std::uint16_t> values(kPeriod);
+    for (std::uint16_t& value : values) {
+      value = girih::verify::narrow(DType::bfloat16, normal(random));
+    }
+    buffer.upload(values.data(), 2 * kPeriod);
+    const auto begin = reinterpret_cast<CUdeviceptr>(buffer.data());
+    for (std::size_t done = 2 * kPeriod; done < buffer.size(); done *= 2) {
+      girih::cuda::check(
+          DRIVER(cuMemcpyDtoD)(begin + done, begin, std::min(done, buffer.size() - done)),
+          "cuMemcpyDtoD");
+    }
+  }
+
+  Buffer q_, k_, v_, out_;
+  GpuReference gpu_reference_;
+};
+
+}  // namespace
+
+TEST_CASE("tensors of more than 2^31 elements are right, 131072 rows of 136 heads") {
+  constexpr int kHeads = 136, kWidth = 128, kRows = 131072;
+  std::size_t free_bytes = 0, total_bytes = 0;
+  girih::cuda::check(DRIVER(cuMemGetInfo)(&free_bytes, &total_bytes), "cuMemGetInfo");
+  constexpr std::size_t kElements = std::size_t{kHeads} * kWidth * kRows;
+  if (free_bytes < 9 * kElements) {  // 2 bytes, four tensors, and some
+    MESSAGE("left out: needs " << 9 * kElements << " bytes of device memory, free are "
+                               << free_bytes);
+    return;
+  }
+  const oracle::Expr expr = streaming(16, 256);
+  const auto program = girih::jit::compile(Pattern::parse(oracle::text(expr)));
+  HugeTensors tensors(kElements);
+
+  const auto problem = [&](Layout layout) {
+    return make_problem(DType::bfloat16, kWidth, kHeads, kHeads, 0, layout);
+  };
+  for (const Case& c : {make_case(problem(Layout::bshd), 1, kRows, kRows),  // far rows
+                        make_case(problem(Layout::bshd), 128, 1024, 1024),  // far batch elements
+                        make_case(problem(Layout::bhsd), 1, kRows, kRows),  // far heads
+                        make_packed_case(problem(Layout::thd), {1001, 125000, 5071},
+                                         {1001, 125000, 5071})}) {  // far sequences
+    std::vector<Row> rows;
+    for (const int h : {0, 67, kHeads - 2, kHeads - 1}) {
+      for (const int b : {0, c.batch / 2, c.batch - 1}) {
+        const int last = girih::verify::sequences_of(c)[static_cast<std::size_t>(b)].seqlen_q - 1;
+        for (const int q : {0, 1, 127, 128, last / 2, last - 128, last - 1, last}) {
+          rows.push_back({b, h, q});
+        }
+      }
+    }
+    const Report report =
+        tensors.check(program.bind(c.problem), c, rows, oracle_mask({expr}, kHeads, c));
+    ++kernels_bound;
+    rows_checked += report.rows_checked;
+    CHECK(report.rows_checked == static_cast<std::int64_t>(rows.size()));
+    CHECK_MESSAGE(report.ok(), describe_case(c, report));
+  }
 }
 
 TEST_CASE("twenty runs give the same bits") {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    const Case c = make_case({dtype, 128, 16, 8}, 2, 1023, 1024);
+    const Case c = make_case(make_problem(dtype, 128, 16, 8), 2, 1023, 1024);
     const auto kernel = girih::jit::compile(
         Pattern::parse(pattern_text({dense(), causal(), streaming(64, 256), window(9, 9)}, 4)),
         c.problem);
@@ -260,7 +675,7 @@ TEST_CASE("sanitizer: values of three kinds of heads are right") {
   GpuReference gpu_reference;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
-      Case c = make_case({dtype, head_dim, 6, 2}, 2, 113, 203);
+      Case c = make_case(make_problem(dtype, head_dim, 6, 2), 2, 113, 203);
       c.max_ctas = 2;
       c.row_gap = 8;
       c.reference = Case::Reference::cpu;
@@ -269,9 +684,30 @@ TEST_CASE("sanitizer: values of three kinds of heads are right") {
   }
 }
 
+TEST_CASE("sanitizer: values of packed and shortened sequences are right") {
+  std::vector<Case> cases;
+  Case packed = make_packed_case(make_problem(DType::bfloat16, 64, 6, 2), {70, 0, 33, 1, 50},
+                                 {130, 40, 0, 65, 50});
+  packed.lengths.used_k = {130, 0, 0, 64, 20};
+  packed.lengths.leftpad_k = {7, 0, 0, 63, 30};
+  packed.seqlen_q = 200;
+  cases.push_back(packed);
+  Case batched = make_case(make_problem(DType::float16, 64, 6, 2, 0, Layout::bhsd), 3, 70, 100);
+  batched.lengths.used_k = {100, 0, 31};
+  batched.lengths.leftpad_k = {99, 0, 1};
+  cases.push_back(batched);
+  cases.push_back(make_case(make_problem(DType::bfloat16, 80, 6, 2, 48), 2, 70, 100));
+  for (Case& c : cases) {
+    c.max_ctas = 2;
+    c.row_gap = 8;
+    c.reference = Case::Reference::cpu;
+  }
+  check_all({dense(), causal(), streaming(16, 32)}, cases);
+}
+
 TEST_CASE("sanitizer: the float64 kernel agrees with the CPU on a few rows") {
   GpuReference gpu_reference;
-  Case c = make_case({DType::bfloat16, 64, 2, 1}, 1, 5, 70);
+  Case c = make_case(make_problem(DType::bfloat16, 64, 2, 1), 1, 5, 70);
   c.reference = Case::Reference::gpu;
   check_values({causal()}, c, gpu_reference);
 }

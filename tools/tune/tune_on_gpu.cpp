@@ -29,12 +29,13 @@ class Bench {
     workload_.fill_normal(c.seed);
     const std::vector<int> class_of_head =
         request.pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv);
-    rows_ = verify::select_rows(c.batch, c.seqlen_q, class_of_head, kCheckedRows, c.seed);
+    const std::vector<int> seqlens_q(static_cast<std::size_t>(c.batch), c.seqlen_q);
+    rows_ = verify::select_rows(seqlens_q, class_of_head, kCheckedRows, c.seed);
     const auto words = static_cast<std::size_t>(verify::mask_words(c.seqlen_k));
     std::vector<std::uint32_t> masks(rows_.size() * words);
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       const std::span<std::uint32_t> mask = std::span(masks).subspan(i * words, words);
-      request.mask_row(rows_[i].h, rows_[i].q, mask);
+      request.mask_row(rows_[i], mask);
       num_visible_.push_back(0);
       for (const std::uint32_t word : mask) num_visible_.back() += std::popcount(word);
     }
@@ -51,8 +52,7 @@ class Bench {
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       const verify::Row row = rows_[i];
       const float lse = workload_.lse_at(row);
-      const std::span out(std::as_const(workload_.out).row(row.b, row.q, row.h),
-                          static_cast<std::size_t>(c.problem.head_dim));
+      const std::span out(workload_.out_row(row), static_cast<std::size_t>(c.problem.width_v()));
       checks.push_back(
           verify::check_row(c.problem.dtype, row, num_visible_[i], reference_, i, out, &lse));
     }

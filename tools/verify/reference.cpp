@@ -55,21 +55,30 @@ float widen_float16(std::uint16_t bits) {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-const std::uint16_t* row_of(const Tensor& tensor, std::int64_t b, std::int64_t s, std::int64_t h) {
-  return static_cast<const std::uint16_t*>(tensor.data) + b * tensor.stride[0] +
-         s * tensor.stride[1] + h * tensor.stride[2];
+const std::uint16_t* row_of(const Tensor& tensor, std::int64_t start, std::int64_t s,
+                            std::int64_t h) {
+  return static_cast<const std::uint16_t*>(tensor.data) + start + s * tensor.stride[1] +
+         h * tensor.stride[2];
+}
+
+// A score that enters the exponential, in either precision.
+template <class Value>
+Value capped(Value score, float softcap) {
+  const auto cap = static_cast<Value>(softcap);
+  return softcap > 0 ? cap * std::tanh(score / cap) : score;
 }
 
 void attend(const AttentionInputs& inputs, Row row, std::span<const std::uint32_t> mask,
             std::span<double> out, double& lse, std::span<float> naive_lowp) {
   const DType dtype = inputs.q.dtype;
   const int head_kv = row.h / inputs.group_size();
+  const ReferenceStart start = inputs.start(row.b);
   const auto rounded = [dtype](double value) {
     return widen(dtype, narrow(dtype, static_cast<float>(value)));
   };
 
-  std::vector<float> q(out.size());
-  const std::uint16_t* q_bits = row_of(inputs.q, row.b, row.q, row.h);
+  std::vector<float> q(static_cast<std::size_t>(inputs.head_dim()));
+  const std::uint16_t* q_bits = row_of(inputs.q, start.q, row.q, row.h);
   std::transform(q_bits, q_bits + q.size(), q.begin(),
                  [dtype](std::uint16_t bits) { return widen(dtype, bits); });
 
@@ -77,7 +86,7 @@ void attend(const AttentionInputs& inputs, Row row, std::span<const std::uint32_
   std::vector<double> scores;
   for (int key = 0; key < inputs.seqlen_k(); ++key) {
     if (!(mask[static_cast<std::size_t>(key / 32)] >> (key % 32) & 1)) continue;
-    const std::uint16_t* k = row_of(inputs.k, row.b, key, head_kv);
+    const std::uint16_t* k = row_of(inputs.k, start.k, key, head_kv);
     double score = 0;
     for (std::size_t j = 0; j < q.size(); ++j) {
       score += static_cast<double>(q[j]) * static_cast<double>(widen(dtype, k[j]));
@@ -90,23 +99,31 @@ void attend(const AttentionInputs& inputs, Row row, std::span<const std::uint32_
   lse = -std::numeric_limits<double>::infinity();
   if (keys.empty()) return;
 
+  const float softcap =
+      inputs.softcaps.empty() ? 0.0f : inputs.softcaps[static_cast<std::size_t>(row.h)];
+  const auto scaled = [&](double score) {
+    return capped(static_cast<double>(inputs.softmax_scale) * score, softcap);
+  };
+  const auto scaled_lowp = [&](double score) {
+    return capped(rounded(score) * inputs.softmax_scale, softcap);
+  };
   const double largest = *std::max_element(scores.begin(), scores.end());
-  const float scale = inputs.softmax_scale;
-  const float largest_lowp = rounded(largest) * scale;
+  const double origin = scaled(largest);
+  const float origin_lowp = scaled_lowp(largest);
   std::vector<double> probabilities(keys.size());
   std::vector<float> probabilities_lowp(keys.size());
   double sum = 0;
   float sum_lowp = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    probabilities[i] = std::exp(static_cast<double>(scale) * (scores[i] - largest));
-    probabilities_lowp[i] = std::exp(rounded(scores[i]) * scale - largest_lowp);
+    probabilities[i] = std::exp(scaled(scores[i]) - origin);
+    probabilities_lowp[i] = std::exp(scaled_lowp(scores[i]) - origin_lowp);
     sum += probabilities[i];
     sum_lowp += probabilities_lowp[i];
   }
   for (std::size_t i = 0; i < keys.size(); ++i) {
     const double probability = probabilities[i] / sum;
     const float probability_lowp = rounded(probabilities_lowp[i] / sum_lowp);
-    const std::uint16_t* v = row_of(inputs.v, row.b, keys[i], head_kv);
+    const std::uint16_t* v = row_of(inputs.v, start.v, keys[i], head_kv);
     for (std::size_t j = 0; j < out.size(); ++j) {
       const float value = widen(dtype, v[j]);
       out[j] += probability * static_cast<double>(value);
@@ -114,18 +131,16 @@ void attend(const AttentionInputs& inputs, Row row, std::span<const std::uint32_
     }
   }
   for (float& value : naive_lowp) value = rounded(value);
-  lse = static_cast<double>(scale) * largest + std::log(sum);
+  lse = origin + std::log(sum);
 }
 
-ReferenceRows space_for(std::size_t num_rows, int head_dim) {
-  const std::size_t elements = num_rows * static_cast<std::size_t>(head_dim);
+ReferenceRows space_for(std::size_t num_rows, int head_dim_v) {
+  const std::size_t elements = num_rows * static_cast<std::size_t>(head_dim_v);
   return {std::vector<double>(elements), std::vector<double>(num_rows),
           std::vector<float>(elements)};
 }
 
-ReferenceStrides strides_of(const Tensor& tensor) {
-  return {tensor.stride[0], tensor.stride[1], tensor.stride[2]};
-}
+ReferenceStrides strides_of(const Tensor& tensor) { return {tensor.stride[1], tensor.stride[2]}; }
 
 constexpr const char* kReferenceSource = R"(#include "girih/reference.cuh"
 
@@ -135,7 +150,19 @@ girih_reference(const __grid_constant__ girih::ReferenceParams params) {
 }
 )";
 
+template <class Value>
+Buffer uploaded(std::span<const Value> values) {
+  Buffer buffer(values.size_bytes());
+  buffer.upload(values.data(), values.size_bytes());
+  return buffer;
+}
+
 }  // namespace
+
+ReferenceStart AttentionInputs::start(int b) const {
+  if (!starts.empty()) return starts[static_cast<std::size_t>(b)];
+  return {b * q.stride[0], b * k.stride[0], b * v.stride[0]};
+}
 
 std::uint16_t narrow(DType dtype, float value) {
   return dtype == DType::bfloat16 ? narrow_bfloat16(value) : narrow_float16(value);
@@ -157,14 +184,14 @@ float widen(DType dtype, std::uint16_t bits) {
 
 ReferenceRows reference_on_cpu(const AttentionInputs& inputs, std::span<const Row> rows,
                                std::span<const std::uint32_t> masks) {
-  const auto head_dim = static_cast<std::size_t>(inputs.head_dim());
+  const auto head_dim_v = static_cast<std::size_t>(inputs.head_dim_v());
   const auto words = static_cast<std::size_t>(mask_words(inputs.seqlen_k()));
-  ReferenceRows result = space_for(rows.size(), inputs.head_dim());
+  ReferenceRows result = space_for(rows.size(), inputs.head_dim_v());
   parallel_for(static_cast<std::int64_t>(rows.size()), [&](std::int64_t index) {
     const auto i = static_cast<std::size_t>(index);
     attend(inputs, rows[i], masks.subspan(i * words, words),
-           std::span(result.out).subspan(i * head_dim, head_dim), result.lse[i],
-           std::span(result.naive_lowp).subspan(i * head_dim, head_dim));
+           std::span(result.out).subspan(i * head_dim_v, head_dim_v), result.lse[i],
+           std::span(result.naive_lowp).subspan(i * head_dim_v, head_dim_v));
   });
   return result;
 }
@@ -185,13 +212,14 @@ std::string compile_reference(const std::string& arch) {
 
 ReferenceRows GpuReference::operator()(const AttentionInputs& inputs, std::span<const Row> rows,
                                        std::span<const std::uint32_t> masks) {
-  ReferenceRows result = space_for(rows.size(), inputs.head_dim());
+  ReferenceRows result = space_for(rows.size(), inputs.head_dim_v());
   if (rows.empty()) return result;
-  if (inputs.head_dim() % 8 != 0 || inputs.head_dim() > kReferenceMaxHeadDim) {
+  for (const int width : {inputs.head_dim(), inputs.head_dim_v()}) {
+    if (width % 8 == 0 && width <= kReferenceMaxHeadDim) continue;
     throw Error(Errc::unsupported,
                 fmt::format("head_dim {} is not supported by the reference kernel: multiples of 8 "
                             "up to {} are; use the CPU reference",
-                            inputs.head_dim(), kReferenceMaxHeadDim));
+                            width, kReferenceMaxHeadDim));
   }
   if (!module_) {
     module_ = std::make_unique<cuda::Module>(compile_reference(Device().arch()), "girih_reference");
@@ -209,10 +237,12 @@ ReferenceRows GpuReference::operator()(const AttentionInputs& inputs, std::span<
   const Buffer out(result.out.size() * sizeof(double));
   const Buffer lse(result.lse.size() * sizeof(double));
   const Buffer naive_lowp(result.naive_lowp.size() * sizeof(float));
-  Buffer device_rows(rows.size_bytes());
-  Buffer device_masks(masks.size_bytes());
-  device_rows.upload(rows.data(), rows.size_bytes());
-  device_masks.upload(masks.data(), masks.size_bytes());
+  std::vector<ReferenceStart> starts;
+  for (int b = 0; b < inputs.q.shape[0]; ++b) starts.push_back(inputs.start(b));
+  const Buffer device_starts = uploaded(std::span<const ReferenceStart>(starts));
+  const Buffer device_softcaps = uploaded(std::span<const float>(inputs.softcaps));
+  const Buffer device_rows = uploaded(rows);
+  const Buffer device_masks = uploaded(masks);
 
   ReferenceParams params{
       .q = static_cast<const uint16*>(inputs.q.data),
@@ -221,6 +251,9 @@ ReferenceRows GpuReference::operator()(const AttentionInputs& inputs, std::span<
       .q_strides = strides_of(inputs.q),
       .k_strides = strides_of(inputs.k),
       .v_strides = strides_of(inputs.v),
+      .starts = static_cast<const ReferenceStart*>(device_starts.data()),
+      .softcaps =
+          inputs.softcaps.empty() ? nullptr : static_cast<const float*>(device_softcaps.data()),
       .rows = static_cast<const Row*>(device_rows.data()),
       .masks = static_cast<const uint32*>(device_masks.data()),
       .probabilities = static_cast<double*>(probabilities.data()),
@@ -232,6 +265,7 @@ ReferenceRows GpuReference::operator()(const AttentionInputs& inputs, std::span<
       .seqlen_k = inputs.seqlen_k(),
       .mask_words = mask_words(inputs.seqlen_k()),
       .head_dim = inputs.head_dim(),
+      .head_dim_v = inputs.head_dim_v(),
       .group_size = inputs.group_size(),
       .is_bfloat16 = inputs.q.dtype == DType::bfloat16,
       .softmax_scale = inputs.softmax_scale,

@@ -26,24 +26,30 @@ using Row = ReferenceRow;  ///< {b, h, q}, h a query head
 inline int mask_words(int seqlen_k) { return (seqlen_k + 31) / 32; }
 
 struct AttentionInputs {
-  Tensor q, k, v;  ///< bshd; in host memory for the CPU, in device memory for the GPU
+  /// In host memory for the CPU, in device memory for the GPU. Shapes and strides in the order
+  /// [batch, seqlen, heads, width], whatever the layout; seqlen is the longest sequence's.
+  Tensor q, k, v;
   float softmax_scale = 1;
+  std::vector<ReferenceStart> starts = {};  ///< of sequences; empty: by the batch strides
+  std::vector<float> softcaps = {};         ///< of query heads, 0 for none; empty: none at all
 
   int seqlen_k() const { return static_cast<int>(k.shape[1]); }
   int head_dim() const { return static_cast<int>(q.shape[3]); }
+  int head_dim_v() const { return static_cast<int>(v.shape[3]); }
   int group_size() const { return static_cast<int>(q.shape[2] / k.shape[2]); }
+  ReferenceStart start(int b) const;
 };
 
 /// A row that sees nothing has out = 0 and lse = -inf.
 struct ReferenceRows {
-  std::vector<double> out;  ///< [rows, head_dim]
+  std::vector<double> out;  ///< [rows, head_dim_v]
   std::vector<double> lse;  ///< [rows], natural log
-  /// [rows, head_dim]: scores rounded to the dtype, softmax in float32, probabilities rounded,
+  /// [rows, head_dim_v]: scores rounded to the dtype, softmax in float32, probabilities rounded,
   /// their product with V summed in float32, and the sum rounded.
   std::vector<float> naive_lowp;
 };
 
-/// `masks` holds mask_words(seqlen_k) words a row, zeros after the last key.
+/// `masks` holds mask_words(seqlen_k) words a row, zeros after the sequence's last key.
 ReferenceRows reference_on_cpu(const AttentionInputs& inputs, std::span<const Row> rows,
                                std::span<const std::uint32_t> masks);
 
@@ -53,7 +59,7 @@ std::string compile_reference(const std::string& arch);
 /// The naive kernel, compiled when it is first used.
 class GpuReference {
  public:
-  /// As reference_on_cpu, in the current context. head_dim: a multiple of 8, at most 256.
+  /// As reference_on_cpu, in the current context. Widths: multiples of 8 up to 256.
   ReferenceRows operator()(const AttentionInputs& inputs, std::span<const Row> rows,
                            std::span<const std::uint32_t> masks);
 
