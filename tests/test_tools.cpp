@@ -51,10 +51,21 @@ const Arguments kTwoKernels{"warm",       "--pattern", "causal", "--pattern", "c
 TEST_CASE("warm compiles a cross product once, and then finds all of it") {
   if (!nvrtc_found()) return;
   const Program program;
-  const Arguments warm{
-      "warm",    "--pattern", "causal & sink(4)",   "--pattern", "heads(0-1: causal, else: dense)",
-      "--heads", "4",         "--head-dim",         "64",        "--dtype",
-      "bf8,fp8", "--arch",    "sm_80,sm_90a,sm_90", "--jobs",    "2"};
+  const Arguments warm{"warm",
+                       "--pattern",
+                       "causal & sink(4)",
+                       "--pattern",
+                       "heads(0-1: causal, else: dense)",
+                       "--heads",
+                       "4",
+                       "--head-dim",
+                       "64",
+                       "--dtype",
+                       "bf16,fp16",
+                       "--arch",
+                       "sm_80,sm_90a,sm_90",
+                       "--jobs",
+                       "2"};
   const Json planned = program.json(warm + Arguments{"--dry-run"});
   CHECK(planned["specs"] == 12);
   CHECK(planned["miss"] == 8);  // kernels for sm_90a and sm_90 are the same
