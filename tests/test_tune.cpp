@@ -42,7 +42,7 @@ const plan::Arch kArch = plan::Arch::parse("sm_90");
 Record record_of(const TileConfig& tile, double ms,
                  const tune::Shape& shape = {1, 8192, 8192, 32}) {
   return {.device = kDevice,
-          .kernel = tune::kernel_id(plan::make_plan(kPattern, kProblem, kArch).spec, kProblem),
+          .kernel = tune::kernel_id(plan::make_plan(kPattern, kProblem, kArch), kProblem),
           .pattern = kPattern.text(),
           .shape = shape,
           .tile = tile,
@@ -55,16 +55,19 @@ Record record_of(const TileConfig& tile, double ms,
           .date = "2026-01-31"};
 }
 
+std::vector<TileConfig> tiles_of(const Problem& problem, const plan::Arch& arch) {
+  return plan::candidate_tiles(plan::make_plan(kPattern, problem, arch).spec.tile, problem, arch);
+}
+std::vector<TileConfig> tiles() { return tiles_of(kProblem, kArch); }
+
 tune::Query query(const std::optional<tune::Bucket>& bucket = std::nullopt) {
   return {.device = kDevice,
           .kernel = record_of({}, 1).kernel,
           .pattern = kPattern.text(),
           .girih_version = GIRIH_VERSION,
           .bucket = bucket,
-          .candidates = plan::candidate_tiles(kProblem, kArch)};
+          .candidates = tiles()};
 }
-
-std::vector<TileConfig> tiles() { return plan::candidate_tiles(kProblem, kArch); }
 
 void write(const fs::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
@@ -125,9 +128,10 @@ TEST_CASE("every candidate tile has a plan, and the heuristic one comes first") 
       CAPTURE(name);
       CAPTURE(head_dim);
       const Problem problem{.head_dim = head_dim};
-      const auto candidates = plan::candidate_tiles(problem, arch);
+      const TileConfig own = plan::make_plan(causal(), problem, arch).spec.tile;
+      const auto candidates = plan::candidate_tiles(own, problem, arch);
       REQUIRE(!candidates.empty());
-      CHECK(candidates.front() == plan::make_plan(causal(), problem, arch).spec.tile);
+      CHECK(candidates.front() == own);
       std::set<std::tuple<int, int, int, int>> distinct;
       for (const TileConfig& tile : candidates) {
         const plan::Plan plan = plan::make_plan(causal(), problem, arch, tile);
@@ -148,7 +152,7 @@ TEST_CASE("every candidate tile has a plan, and the heuristic one comes first") 
 
 TEST_CASE("a wide V narrows the candidates") {
   const Problem narrow{.head_dim = 64}, wide{.head_dim = 64, .head_dim_v = 256};
-  CHECK(plan::candidate_tiles(wide, kArch).size() < plan::candidate_tiles(narrow, kArch).size());
+  CHECK(tiles_of(wide, kArch).size() < tiles_of(narrow, kArch).size());
 }
 
 // --- Records -------------------------------------------------------------------------------------
@@ -341,6 +345,7 @@ TEST_CASE("records of another kernel, version or tile space are left out") {
   left_out([](Record& r) { r.kernel.head_dim_v = 64; });
   left_out([](Record& r) { r.kernel.group_size = 1; });
   left_out([](Record& r) { r.kernel.structures = "Leaf<Causal>"; });
+  left_out([](Record& r) { r.kernel.keys = plan::KeysPerRow::many; });
   left_out([](Record& r) { r.girih_version = "0.0.1"; });
   left_out([](Record& r) { r.tile = {512, 512, 2, 4}; });
 }
@@ -431,6 +436,58 @@ TEST_CASE("a budget too small for every tile measures the heuristic one first") 
   CHECK(none.best == -1);
 }
 
+TEST_CASE("no compilation begins after its time, and the heuristic tile's is the first") {
+  FictionalGpu gpu;
+  gpu.candidates = tiles();
+  tune::Callbacks callbacks = gpu.callbacks();
+  callbacks.compile = [&](const TileConfig&) {
+    gpu.now += 1;
+    ++gpu.compiled;
+    return tune::Compiled{};
+  };
+  const tune::Outcome outcome =
+      tune::tune(gpu.candidates, callbacks, {.budget_seconds = 10, .compile_seconds = 2.5});
+  CHECK(gpu.compiled == 3);
+  for (std::size_t i = 0; i < gpu.candidates.size(); ++i) {
+    CHECK(outcome.timings[i].ms.empty() == (i >= 3));
+    CHECK(outcome.timings[i].dropped.empty() == (i < 3));
+  }
+  CHECK(outcome.timings[3].dropped == "not compiled: there was no time left");
+}
+
+TEST_CASE("checking counts against the budget") {
+  FictionalGpu gpu;
+  gpu.candidates = tiles();
+  tune::Callbacks callbacks = gpu.callbacks();
+  callbacks.check = [&](const TileConfig&) {
+    gpu.now += 1;
+    return std::string();
+  };
+  const tune::Outcome outcome = tune::tune(gpu.candidates, callbacks, {.budget_seconds = 2.5});
+  CHECK(outcome.timings[2].ms.size() == 3);
+  CHECK(outcome.timings[3].ms.empty());
+}
+
+TEST_CASE("records hold what was timed") {
+  FictionalGpu gpu;
+  gpu.candidates = tiles();
+  gpu.broken = {0};
+  gpu.ms = {{2, 0.5}};
+  const tune::Outcome outcome = tune::tune(gpu.candidates, gpu.callbacks(), {.budget_seconds = 10});
+  const Record common = record_of({}, 7);
+  const std::vector<Record> records = tune::records_of(outcome, common);
+  REQUIRE(records.size() == gpu.candidates.size() - 1);
+  CHECK(records[0].tile == gpu.candidates[1]);
+  CHECK(records[1].tile == gpu.candidates[2]);
+  CHECK(records[1].ms == 0.5);
+  CHECK(records[1].p90 == 0.5);
+  CHECK(records[1].repeats == 9);
+  CHECK(records[1].kernel == common.kernel);
+  CHECK(records[1].shape == common.shape);
+  std::string problem;
+  CHECK(tune::from_line(tune::to_line(records[1]), problem) == records[1]);
+}
+
 TEST_CASE("within 1 percent of the fastest the heuristic tile stays") {
   for (const auto& [ms, best] : {std::pair{0.995, 0}, std::pair{0.98, 3}}) {
     FictionalGpu gpu;
@@ -469,7 +526,7 @@ runtime::Settings settings_in(const fs::path& folder) {
 std::vector<runtime::TileChoice> choices_in(const runtime::Settings& settings,
                                             const TileConfig& requested = {},
                                             const tune::DeviceId& device = kDevice) {
-  return runtime::tile_choices(kPattern, kProblem, kArch, device, requested, settings);
+  return runtime::tile_choices({kPattern, kProblem, kArch, device}, requested, settings);
 }
 
 }  // namespace
@@ -525,7 +582,26 @@ TEST_CASE("records of cache layers count, and the own folder has the last word")
   CHECK(choices_in(settings)[0].tile == t[4]);
 }
 
-TEST_CASE("GIRIH_TUNE is db or off, and an option wins") {
+TEST_CASE("a choice says whether its record is of the lengths asked for") {
+  const TemporaryFolder folder;
+  const runtime::Settings settings = settings_in(folder.path());
+  const auto t = tiles();
+  const Record record = record_of(t[5], 1, {1, 8192, 8192, 32});
+  REQUIRE(tune::append_records(tune::tuning_file(folder.path()), {{record}}) == "");
+  const auto first = [&](const tune::Shape& shape, const tune::DeviceId& device = kDevice) {
+    return runtime::tile_choices({kPattern, kProblem, kArch, device, tune::bucket_of(shape)}, {},
+                                 settings)
+        .front();
+  };
+  CHECK(first({1, 8192, 8192, 32}).exact);
+  CHECK(first({1, 9000, 9000, 32}).exact);
+  CHECK(first({1, 9000, 9000, 32}).record == record);
+  CHECK(!first({1, 4096, 8192, 32}).exact);
+  CHECK(first({1, 4096, 8192, 32}).tile == t[5]);
+  CHECK(!first({1, 8192, 8192, 32}, {"Imaginary 9001", "sm_90", 132}).exact);
+}
+
+TEST_CASE("GIRIH_TUNE is db, auto or off, and an option wins") {
   const auto with = [](const char* value) {
     ::setenv("GIRIH_TUNE", value, 1);
     struct Restore {
@@ -536,8 +612,8 @@ TEST_CASE("GIRIH_TUNE is db or off, and an option wins") {
   CHECK(with("db") == jit::Tune::db);
   CHECK(with("") == jit::Tune::db);
   CHECK(with("off") == jit::Tune::off);
-  CHECK_THROWS_WITH_AS(with("on"), "GIRIH_TUNE=on is neither db nor off", Error);
-  CHECK_THROWS_WITH_AS(with("auto"), doctest::Contains("run girih tune"), Error);
+  CHECK(with("auto") == jit::Tune::automatic);
+  CHECK_THROWS_WITH_AS(with("on"), "GIRIH_TUNE=on is not known: db, auto and off are", Error);
   ::setenv("GIRIH_TUNE", "auto", 1);
   jit::Options options;
   options.tune = jit::Tune::off;
@@ -547,6 +623,38 @@ TEST_CASE("GIRIH_TUNE is db or off, and an option wins") {
 
 // --- The program
 // -----------------------------------------------------------------------------------
+
+TEST_CASE("program: explain shows the record that a tile comes from") {
+  using namespace girih::tests;
+  const Program program;
+  const std::string folder = (program.folder() / "cache").string();
+  const auto t = tiles();
+  REQUIRE(tune::append_records(tune::tuning_file(folder),
+                               {{record_of(t[0], 2.0), record_of(t[5], 1.25)}}) == "");
+  const std::vector<std::string> explain{"explain", kPattern.text(), "--heads", "32", "--kv-heads",
+                                         "8",       "--arch",        "sm_90"};
+  // No test machine has this GPU.
+  const Json report = program.json(explain);
+  CHECK(report["tile_origin"] == "tuned on another GPU");
+  CHECK(report["tile"]["block_m"] == t[5].block_m);
+  CHECK(report["tile"]["block_n"] == t[5].block_n);
+  CHECK(report["record"]["ms"] == 1.25);
+  CHECK(report["record"]["device"] == kDevice.name);
+  CHECK(report["key"] != program.json(explain + std::vector<std::string>{"--tune", "off"})["key"]);
+  const Result text = program.run(explain);
+  CHECK(contains(text.out, "(tuned on another GPU)"));
+  CHECK(contains(text.out, "1.25 ms for " + kPattern.text() +
+                               ", batch 1, 8192 queries, 8192 keys, 32 heads on " + kDevice.name));
+
+  const auto origin = [&](const std::vector<std::string>& more) {
+    return program.json(explain + more)["tile_origin"].get<std::string>();
+  };
+  CHECK(origin({"--tune", "off"}) == "heuristic");
+  CHECK(origin({"--tune", "auto"}) == "tuned on another GPU");
+  CHECK(origin({"--head-dim", "64"}) == "heuristic");
+  CHECK(origin({"--block-n", "32"}) == "block_n given, the rest heuristic");
+  CHECK(origin({"--jit", "off"}) == "heuristic");  // neither is cached
+}
 
 TEST_CASE("program: tune refuses what is no shape or no time, and needs a GPU") {
   using namespace girih::tests;
@@ -559,7 +667,9 @@ TEST_CASE("program: tune refuses what is no shape or no time, and needs a GPU") 
     check_refused({"tune", "causal", "--budget=" + std::string(budget)}, 2, "invalid_argument",
                   {budget, "60s"});
   }
-  check_refused({"verify", "causal", "--tune", "on"}, 2, "invalid_argument", {"on", "db and off"});
+  check_refused({"tune", "causal", "--layout", "dhsb"}, 2, "invalid_argument", {"dhsb", "bhsd"});
+  check_refused({"verify", "causal", "--tune", "on"}, 2, "invalid_argument",
+                {"on", "db, auto and off"});
   if (!Program().json({"env"})["driver"]["devices"].empty()) {
     MESSAGE("skipped: there is a GPU");
     return;

@@ -1,11 +1,9 @@
 // girih tune PATTERN: measures the tiles that fit on this GPU and records the times for later
 // binds.
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 
 #include "common.hpp"
 #include "progress.hpp"
@@ -121,6 +119,7 @@ struct TuneOptions {
   std::vector<std::string> shapes{"1x16384x16384"};
   std::string budget = "60s";
   ProblemOptions problem;
+  Layout layout = Layout::bshd;
   jit::Options jit;
 };
 
@@ -130,8 +129,8 @@ void run_tune(const TuneOptions& options, Context& context) {
   const double budget = parse_duration(options.budget);
   TuneRequest request{.pattern = read_pattern(options.pattern), .options = options.jit};
   request.problem = options.problem.resolve(request.pattern);
+  request.problem.layout = options.layout;
   request.budget_seconds = budget / static_cast<double>(cases.size());
-  request.date = fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::chrono::system_clock::now()));
   const std::filesystem::path file = tuning_file_of(options.jit);
 
   const verify::Device device;
@@ -177,9 +176,10 @@ void add_tune(CLI::App& app, Context& context) {
       ->delimiter(',')
       ->capture_default_str();
   verb->add_option("--budget", options->budget,
-                   "Time for measuring, shared by the shapes; compiling and checking come on top")
+                   "Time for checking and measuring, shared by the shapes; compiling comes on top")
       ->capture_default_str();
   add_problem_options(*verb, options->problem);
+  add_layout_option(*verb, options->layout);
   add_compile_options(*verb, options->jit);
   options->jit.tune = jit::Tune::off;  // records to come need none
   verb->callback([options, &context] { run_tune(*options, context); });

@@ -48,9 +48,18 @@ jit::Mode parse_mode(std::string_view text) {
 
 jit::Tune parse_tune(std::string_view text) {
   if (text == "db") return jit::Tune::db;
+  if (text == "auto") return jit::Tune::automatic;
   if (text == "off") return jit::Tune::off;
   throw Error(Errc::invalid_argument,
-              fmt::format("--tune '{}' is not known: db and off are", text));
+              fmt::format("--tune '{}' is not known: db, auto and off are", text));
+}
+
+Layout parse_layout(const std::string& text) {
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    if (text == to_string(layout)) return layout;
+  }
+  throw Error(Errc::invalid_argument,
+              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
 }
 
 const char* const kJitGroup = "Compiling and caching (each overrides the variable beside it)";
@@ -129,6 +138,13 @@ void add_problem_options(CLI::App& verb, ProblemOptions& options) {
   add_head_options(verb, options);
 }
 
+void add_layout_option(CLI::App& verb, Layout& layout) {
+  verb.add_option_function<std::string>(
+          "--layout", [&layout](const std::string& text) { layout = parse_layout(text); },
+          "bshd, bhsd or thd: sequences packed one after another")
+      ->default_str(to_string(layout));
+}
+
 void add_tile_options(CLI::App& verb, TileConfig& tile) {
   const std::string group = "Tile (what is left out, Girih chooses)";
   verb.add_option("--block-m", tile.block_m, "Query rows of a tile")->group(group);
@@ -156,7 +172,7 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
       ->group(kJitGroup);
   verb.add_option_function<std::string>(
           "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
-          "Whether tiles are looked up among measured ones, db or off (GIRIH_TUNE)")
+          "Whether tiles are measured ones: db, auto (measures them, too) or off (GIRIH_TUNE)")
       ->group(kJitGroup);
   add_compile_options(verb, options);
 }

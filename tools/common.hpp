@@ -77,6 +77,9 @@ void add_problem_options(CLI::App& verb, ProblemOptions& options);
 /// Only --heads and --kv-heads.
 void add_head_options(CLI::App& verb, ProblemOptions& options);
 
+/// --layout
+void add_layout_option(CLI::App& verb, Layout& layout);
+
 /// --block-m --block-n --stages --warps; left out, the plan chooses.
 void add_tile_options(CLI::App& verb, TileConfig& tile);
 

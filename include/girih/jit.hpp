@@ -26,14 +26,18 @@ namespace girih::jit {
 /// Whether a cache miss may compile.
 enum class Mode { automatic, off };
 
-/// Whether a tile that nobody asked for is looked up among those that `girih tune` measured.
-enum class Tune { db, off };
+/// Where a tile that nobody asked for comes from.
+enum class Tune {
+  db,         ///< the fastest on record (of `girih tune`, say), else the plan's own
+  off,        ///< the plan's own
+  automatic,  ///< as db, but a Program called with lengths that have no record measures them first
+};
 
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
   TileConfig tile = {};                                 ///< zeros: chosen from records or by plan
   std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
-  std::optional<Tune> tune = {};                        ///< GIRIH_TUNE=db|off
+  std::optional<Tune> tune = {};                        ///< GIRIH_TUNE=db|auto|off
   std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
   std::optional<std::vector<std::filesystem::path>> cache_layers =
       {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
@@ -119,7 +123,9 @@ class Kernel {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// A pattern ready to be bound to problems; remembers the kernels it has bound.
+/// A pattern ready to be bound to problems; remembers the kernels it has bound. What a kernel was
+/// loaded from stays in the driver until the process ends, so that handles never dangle and a later
+/// program finds it there.
 class Program {
  public:
   explicit Program(Pattern pattern, Options options = {});
@@ -132,6 +138,11 @@ class Program {
 
   /// Binds to the tensors' types and heads on first use, then launches. While args.stream is
   /// being captured only an already bound problem is accepted.
+  ///
+  /// With Tune::automatic the first use of a problem that bind() has not bound, with lengths in
+  /// other powers of two than before, takes some seconds: it compiles other tiles and times them on
+  /// args.stream with these inputs, into outputs of its own, and records the times. Where there is
+  /// no memory for those outputs it warns and goes on without.
   void operator()(const Args& args) const;
 
  private:

@@ -57,6 +57,37 @@ std::vector<std::string> reasons_against_widths(const Problem& problem, const Ar
   return reasons;
 }
 
+// Up to so many keys a row small tiles won at narrow heads, by 3 to 30 % (tools/bench/NOTES.md).
+// That is worth a second kernel to a model whose layers lie on both sides; no other number chooses.
+constexpr int kFewKeys = 512;
+
+// Over some rows of a long sequence, for lengths are not known here, and where they are short a
+// wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
+// microseconds a class.
+KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
+  constexpr int kSeqlen = 16384, kRows = 16;
+  constexpr int kStep = kSeqlen / kRows - 1;  // odd, lest all rows stand at one place in a block
+  const auto& classes = pattern.classes();
+  std::vector<double> heads(classes.size());
+  for (const int c : pattern.class_of_head(problem.num_heads, problem.num_heads_kv)) ++heads[c];
+
+  Geometry geometry;
+  geometry.seqlen_q = geometry.seqlen_k = kSeqlen;
+  double work = 0, weighted = 0;
+  for (size_t c = 0; c < classes.size(); ++c) {
+    if (heads[c] == 0) continue;
+    for (int row = kStep; row < kSeqlen; row += kStep) {
+      double keys = 0;
+      for (const Span& span : pattern::row_spans(classes[c].mask, geometry, row)) {
+        keys += span.hi - span.lo;
+      }
+      work += heads[c] * keys;
+      weighted += heads[c] * keys * keys;
+    }
+  }
+  return weighted <= kFewKeys * work ? KeysPerRow::few : KeysPerRow::many;
+}
+
 // Fills in the pattern's part of the plan: structures and head table.
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
@@ -136,9 +167,11 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
   std::vector<std::string> reasons = reasons_against_widths(problem, arch);
+  KeysPerRow keys = KeysPerRow::many;
   TileConfig tile;
   if (reasons.empty()) {
-    tile = choose_tile(arch, problem, requested);
+    keys = keys_per_row(pattern, problem);
+    tile = choose_tile(arch, problem, keys, requested);
     reasons = reasons_against(tile, problem, arch);
   }
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
@@ -149,6 +182,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.head_dim = problem.head_dim;
   plan.spec.head_dim_v = problem.width_v();
   plan.spec.tile = tile;
+  plan.keys = keys;
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);

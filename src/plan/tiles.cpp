@@ -41,13 +41,19 @@ int shared_bytes(const TileConfig& tile, const Problem& problem) {
 // multiprocessor where that is possible, for they hide each other's barriers and softmax. A warp
 // with 32 query rows reads each key fragment half as often as two with 16. The order was measured
 // on sm_90 (tools/bench/NOTES.md).
-TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested) {
-  static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
-                                               {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
-                                               {64, 32, 2, 4},   {64, 16, 2, 4}};
-  for (const TileConfig& candidate : kCandidates) {
-    // 128 keys at once pay where the exponentials weigh most; only there were they measured.
-    if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
+TileConfig choose_tile(const Arch& arch, const Problem& problem, KeysPerRow keys,
+                       const TileConfig& requested) {
+  static constexpr TileConfig kCandidates[] = {{128, 64, 2, 4}, {128, 32, 2, 4}, {128, 64, 2, 8},
+                                               {128, 32, 2, 8}, {64, 64, 2, 4},  {64, 32, 2, 4},
+                                               {64, 16, 2, 4}};
+  std::vector<TileConfig> candidates(std::begin(kCandidates), std::end(kCandidates));
+  // 128 keys at once pay where the exponentials weigh most, but not where a row's few keys fill
+  // no such tile; only on sm_90 was either measured.
+  if (arch.number == 90 && problem.width_v() <= 64) {
+    candidates.insert(candidates.begin(), keys == KeysPerRow::few ? TileConfig{64, 64, 2, 4}
+                                                                  : TileConfig{128, 128, 2, 4});
+  }
+  for (const TileConfig& candidate : candidates) {
     const TileConfig tile = complete(requested, candidate);
     if (!rows_divide(tile)) continue;
     const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
@@ -57,7 +63,7 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfi
       return tile;
     }
   }
-  return complete(requested, kCandidates[std::size(kCandidates) - 1]);
+  return complete(requested, candidates.back());
 }
 
 std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
@@ -100,8 +106,8 @@ std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& 
   return reasons;
 }
 
-std::vector<TileConfig> candidate_tiles(const Problem& problem, const Arch& arch) {
-  const TileConfig first = choose_tile(arch, problem);
+std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
+                                        const Arch& arch) {
   std::vector<TileConfig> tiles;
   for (const int num_warps : {4, 8}) {
     for (const int block_m : {16 * num_warps, 32 * num_warps}) {

@@ -7,6 +7,7 @@
 
 #include "girih/problem.hpp"
 #include "plan/arch.hpp"
+#include "plan/plan.hpp"
 
 namespace girih::plan {
 
@@ -14,14 +15,16 @@ namespace girih::plan {
 int shared_bytes(const TileConfig& tile, const Problem& problem);
 
 /// The tile that is used: what was requested, its zeros filled in by measured experience.
-TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested = {});
+TileConfig choose_tile(const Arch& arch, const Problem& problem, KeysPerRow keys,
+                       const TileConfig& requested = {});
 
 /// Why no kernel has this tile; empty when one has.
 std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
                                          const Arch& arch);
 
-/// Tiles for a tuner to measure. Each fits; the first is choose_tile's, the others follow in
-/// ascending order.
-std::vector<TileConfig> candidate_tiles(const Problem& problem, const Arch& arch);
+/// Tiles for a tuner to measure: `first`, the plan's own, then every other that fits, in ascending
+/// order.
+std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
+                                        const Arch& arch);
 
 }  // namespace girih::plan

@@ -19,7 +19,9 @@
 #include "girih/error.hpp"
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
+#include "runtime/auto_tune.hpp"
 #include "runtime/settings.hpp"
 #include "runtime/tile_choice.hpp"
 #include "support/fs.hpp"
@@ -333,21 +335,37 @@ struct Program::State {
   std::shared_mutex mutex;
   struct Bound {
     unsigned long long context_id;
+    std::optional<tune::Bucket> bucket;  // of the lengths that it is for; empty: all
     Kernel kernel;
   };
   std::vector<Bound> bound;
 
-  std::shared_ptr<const Kernel::Impl> make_kernel(const Problem& problem, const Device& device,
-                                                  const runtime::TileChoice& choice,
-                                                  const Settings& settings) const;
+  Kernel make_kernel(const Problem& problem, const Device& device,
+                     const runtime::TileChoice& choice, const Settings& settings) const;
+  Kernel make_first(const Problem& problem, const Device& device,
+                    const std::vector<runtime::TileChoice>& choices,
+                    const Settings& settings) const;
+  Kernel bind_tuned(const Problem& problem, const Args& args, const Settings& settings);
 
-  const Kernel* find(unsigned long long context_id, const Problem& problem) const {
+  // For the bucket's lengths or all, without one for all only; with `mutex` held.
+  const Kernel* find(unsigned long long context_id, const Problem& problem,
+                     const std::optional<tune::Bucket>& bucket = {}) const {
     for (const Bound& candidate : bound) {
-      if (candidate.context_id == context_id && candidate.kernel.problem() == problem) {
+      if (candidate.context_id == context_id && candidate.kernel.problem() == problem &&
+          (!candidate.bucket || candidate.bucket == bucket)) {
         return &candidate.kernel;
       }
     }
     return nullptr;
+  }
+
+  // What another thread bound meanwhile is kept.
+  Kernel remember(unsigned long long context_id, const std::optional<tune::Bucket>& bucket,
+                  Kernel kernel) {
+    const std::unique_lock lock(mutex);
+    if (const Kernel* known = find(context_id, kernel.problem(), bucket)) return *known;
+    bound.push_back({context_id, bucket, std::move(kernel)});
+    return bound.back().kernel;
   }
 };
 
@@ -357,10 +375,9 @@ Program::Program(Pattern pattern, Options options)
 const Pattern& Program::pattern() const { return state_->pattern; }
 
 // Plans, obtains and loads one kernel.
-std::shared_ptr<const Kernel::Impl> Program::State::make_kernel(const Problem& problem,
-                                                                const Device& device,
-                                                                const runtime::TileChoice& choice,
-                                                                const Settings& settings) const {
+Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
+                                   const runtime::TileChoice& choice,
+                                   const Settings& settings) const {
   const plan::Plan plan = plan::make_plan(pattern, problem, device.arch, choice.tile);
   const Source source = make_source(plan, settings);
 
@@ -379,23 +396,16 @@ std::shared_ptr<const Kernel::Impl> Program::State::make_kernel(const Problem& p
   }
   impl->function = loaded.module->function();
   impl->info = info_of(loaded.entry, plan, choice.source, hit);
-  return impl;
+  return Kernel(std::move(impl));
 }
 
-Kernel Program::bind(const Problem& problem) const {
-  {
-    const std::shared_lock lock(state_->mutex);
-    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
-  }
-
-  const Device device = current_device();
-  const Settings settings = runtime::resolve(state_->options);
-  const std::vector<runtime::TileChoice> choices = runtime::tile_choices(
-      state_->pattern, problem, device.arch, device.id, state_->options.tile, settings);
-  std::shared_ptr<const Kernel::Impl> impl;
-  for (std::size_t i = 0; !impl; ++i) {
+// The kernel of the first choice that can be had.
+Kernel Program::State::make_first(const Problem& problem, const Device& device,
+                                  const std::vector<runtime::TileChoice>& choices,
+                                  const Settings& settings) const {
+  for (std::size_t i = 0;; ++i) {
     try {
-      impl = state_->make_kernel(problem, device, choices[i], settings);
+      return make_kernel(problem, device, choices[i], settings);
     } catch (const Error& error) {
       const bool unavailable =
           error.code() == Errc::jit_disabled || error.code() == Errc::compile_failed;
@@ -405,18 +415,54 @@ Kernel Program::bind(const Problem& problem) const {
                                choices[i].source, choices[i + 1].source, error.what()));
     }
   }
+}
 
-  const std::unique_lock lock(state_->mutex);
-  if (const Kernel* kernel = state_->find(device.context_id, problem)) return *kernel;
-  state_->bound.push_back({device.context_id, Kernel(std::move(impl))});
-  return state_->bound.back().kernel;
+Kernel Program::bind(const Problem& problem) const {
+  {
+    const std::shared_lock lock(state_->mutex);
+    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
+  }
+  const Device device = current_device();
+  const Settings settings = runtime::resolve(state_->options);
+  const std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      {state_->pattern, problem, device.arch, device.id}, state_->options.tile, settings);
+  return state_->remember(device.context_id, std::nullopt,
+                          state_->make_first(problem, device, choices, settings));
+}
+
+// Tune::automatic: a kernel for these lengths, measured unless there are times on record.
+Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
+                                  const Settings& settings) {
+  static std::mutex one_at_a_time;  // two at once would time each other
+  const std::lock_guard turn(one_at_a_time);
+  const Device device = current_device();
+  const tune::Shape shape = runtime::shape_of(args, problem);
+  const tune::Bucket bucket = tune::bucket_of(shape);
+  {
+    const std::shared_lock lock(mutex);
+    if (const Kernel* kernel = find(device.context_id, problem, bucket)) return *kernel;
+  }
+
+  std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      {pattern, problem, device.arch, device.id, bucket}, options.tile, settings);
+  if (!choices.front().exact && settings.mode == Mode::automatic) {
+    const auto make = [&](const TileConfig& tile) {
+      return make_kernel(problem, device, {tile, "tuned"}, settings);
+    };
+    if (const auto tile = runtime::measure_tiles({pattern, problem, device.arch, device.id}, args,
+                                                 shape, make, settings)) {
+      choices.insert(choices.begin(), {*tile, "tuned"});
+    }
+  }
+  return remember(device.context_id, bucket, make_first(problem, device, choices, settings));
 }
 
 void Program::operator()(const Args& args) const {
   const Problem problem = runtime::problem_of(args);
   {
+    const tune::Bucket bucket = tune::bucket_of(runtime::shape_of(args, problem));
     std::shared_lock lock(state_->mutex);
-    if (const Kernel* found = state_->find(current_context_id(), problem)) {
+    if (const Kernel* found = state_->find(current_context_id(), problem, bucket)) {
       const Kernel kernel = *found;
       lock.unlock();
       return kernel.launch(args);
@@ -429,7 +475,11 @@ void Program::operator()(const Args& args) const {
                 "this problem is not bound yet, and binding cannot be captured into a graph: call "
                 "Program::bind before the capture begins");
   }
-  bind(problem).launch(args);
+  const Settings settings = runtime::resolve(state_->options);
+  const bool measured = settings.tune == Tune::automatic && state_->options.tile == TileConfig{};
+  if (!measured) return bind(problem).launch(args);
+  runtime::forward_params(args, problem);  // refuses what no kernel takes
+  state_->bind_tuned(problem, args, settings).launch(args);
 }
 
 Program compile(Pattern pattern, Options options) {

@@ -32,11 +32,9 @@ jit::Tune tune_setting(const std::optional<jit::Tune>& option) {
   const std::string value = support::env("TUNE").value_or("db");
   if (value == "db") return jit::Tune::db;
   if (value == "off") return jit::Tune::off;
-  if (value == "auto") {
-    throw Error(Errc::unsupported,
-                "GIRIH_TUNE=auto is not supported yet: run girih tune, whose records db uses");
-  }
-  throw Error(Errc::invalid_argument, fmt::format("GIRIH_TUNE={} is neither db nor off", value));
+  if (value == "auto") return jit::Tune::automatic;
+  throw Error(Errc::invalid_argument,
+              fmt::format("GIRIH_TUNE={} is not known: db, auto and off are", value));
 }
 
 }  // namespace

@@ -23,8 +23,7 @@ struct Settings {
 /// "a:b" -> a, b, without empty ones.
 std::vector<std::filesystem::path> split_paths(std::string_view text);
 
-/// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has a value that is not known,
-/// unsupported for GIRIH_TUNE=auto.
+/// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has a value that is not known.
 Settings resolve(const jit::Options& options);
 
 }  // namespace girih::runtime

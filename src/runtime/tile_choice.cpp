@@ -25,22 +25,23 @@ std::vector<tune::Record> records_of(const Settings& settings) {
 
 }  // namespace
 
-std::vector<TileChoice> tile_choices(const Pattern& pattern, const Problem& problem,
-                                     const plan::Arch& arch, const tune::DeviceId& device,
-                                     const TileConfig& requested, const Settings& settings) {
+std::vector<TileChoice> tile_choices(const TileQuery& query, const TileConfig& requested,
+                                     const Settings& settings) {
   if (requested != TileConfig{}) return {{requested, "given"}};
   const TileChoice heuristic{{}, "heuristic"};
   if (settings.tune == jit::Tune::off) return {heuristic};
   const std::vector<tune::Record> records = records_of(settings);
   if (records.empty()) return {heuristic};
 
-  const plan::KernelSpec spec = plan::make_plan(pattern, problem, arch).spec;
-  const auto choice = tune::choose(records, {.device = device,
-                                             .kernel = tune::kernel_id(spec, problem),
-                                             .pattern = pattern.text(),
-                                             .girih_version = GIRIH_VERSION,
-                                             .bucket = std::nullopt,
-                                             .candidates = plan::candidate_tiles(problem, arch)});
+  const auto& [pattern, problem, arch, device, bucket] = query;
+  const plan::Plan plan = plan::make_plan(pattern, problem, arch);
+  const auto choice =
+      tune::choose(records, {.device = device,
+                             .kernel = tune::kernel_id(plan, problem),
+                             .pattern = pattern.text(),
+                             .girih_version = GIRIH_VERSION,
+                             .bucket = bucket,
+                             .candidates = plan::candidate_tiles(plan.spec.tile, problem, arch)});
   if (!choice) return {heuristic};
 
   const tune::Record& record = choice->record;
@@ -50,8 +51,9 @@ std::vector<TileChoice> tile_choices(const Pattern& pattern, const Problem& prob
                            record.tile.block_m, record.tile.block_n, record.tile.num_stages,
                            record.tile.num_warps, pattern.text(), record.device.name, record.date,
                            elsewhere ? ", a hint where this GPU has no record" : ""));
-  const TileChoice tuned{record.tile, elsewhere ? "tuned on another GPU" : "tuned"};
-  if (record.tile == spec.tile) return {tuned};
+  const TileChoice tuned{record.tile, elsewhere ? "tuned on another GPU" : "tuned", record,
+                         choice->match == tune::Choice::Match::exact};
+  if (record.tile == plan.spec.tile) return {tuned};
   return {tuned, heuristic};
 }
 

@@ -14,11 +14,16 @@ namespace {
 
 constexpr double kTie = 1.01;
 
-void compile_all(std::vector<Timing>& timings, const Callbacks& callbacks, int num_threads) {
+void compile_all(std::vector<Timing>& timings, const Callbacks& callbacks, const Limits& limits) {
+  const double end = callbacks.clock() + limits.compile_seconds;
   std::atomic<std::size_t> next = 0;
   const auto work = [&] {
     for (std::size_t i = next++; i < timings.size(); i = next++) {
       Timing& timing = timings[i];
+      if (callbacks.clock() >= end) {
+        timing.dropped = "not compiled: there was no time left";
+        continue;
+      }
       try {
         const Compiled compiled = callbacks.compile(timing.tile);
         if (compiled.spill_bytes > 0 || compiled.stack_bytes > 0) {
@@ -31,7 +36,7 @@ void compile_all(std::vector<Timing>& timings, const Callbacks& callbacks, int n
     }
   };
   std::vector<std::jthread> threads;
-  const int useful = std::min(num_threads, static_cast<int>(timings.size()));
+  const int useful = std::min(limits.num_threads, static_cast<int>(timings.size()));
   for (int i = 1; i < useful; ++i) threads.emplace_back(work);
   work();
 }
@@ -87,15 +92,7 @@ Outcome tune(std::span<const TileConfig> candidates, const Callbacks& callbacks,
              const Limits& limits) {
   Outcome outcome;
   for (const TileConfig& tile : candidates) outcome.timings.push_back({tile, {}, {}});
-  compile_all(outcome.timings, callbacks, limits.num_threads);
-  for (Timing& timing : outcome.timings) {
-    if (!timing.dropped.empty()) continue;
-    try {
-      timing.dropped = callbacks.check(timing.tile);
-    } catch (const std::exception& error) {
-      timing.dropped = error.what();
-    }
-  }
+  compile_all(outcome.timings, callbacks, limits);
 
   const double end = callbacks.clock() + limits.budget_seconds;
   for (bool measured = true; measured;) {
@@ -109,7 +106,8 @@ Outcome tune(std::span<const TileConfig> candidates, const Callbacks& callbacks,
         break;
       }
       try {
-        add(timing, callbacks.measure(timing.tile));
+        if (timing.ms.empty()) timing.dropped = callbacks.check(timing.tile);
+        if (timing.dropped.empty()) add(timing, callbacks.measure(timing.tile));
       } catch (const std::exception& error) {
         timing.dropped = error.what();
         timing.ms.clear();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,14 +24,16 @@ struct Callbacks {
   std::function<std::string(const TileConfig&)> check;
   /// Milliseconds of a few launches.
   std::function<std::vector<double>(const TileConfig&)> measure;
-  /// Seconds since some moment.
+  /// Seconds since some moment. Called from several threads.
   std::function<double()> clock;
 };
 
 struct Limits {
-  double budget_seconds = 60;  ///< for measuring; compiling and checking come before
-  int num_threads = 1;         ///< that compile
-  int min_repeats = 9;         ///< launches of a tile before it may be left alone
+  double budget_seconds = 60;  ///< for checking and measuring; compiling comes before
+  /// After which no further compilation begins.
+  double compile_seconds = std::numeric_limits<double>::infinity();
+  int num_threads = 1;  ///< that compile
+  int min_repeats = 9;  ///< launches of a tile before it may be left alone
   int max_repeats = 60;
   double settled = 0.02;  ///< (p90 - p10) / median that needs no further launches
   double hopeless = 1.2;  ///< times the fastest median: so slow a tile is left alone, too

@@ -1,11 +1,13 @@
 #include "tune/tuning_db.hpp"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <map>
@@ -26,12 +28,20 @@ using support::LogLevel;
 constexpr int kFormat = 1;
 constexpr const char* kFormatKey = "girih_tuning";
 constexpr double kTie = 1.01;
+constexpr const char* kManyKeys = "many";
+constexpr const char* kFewKeys = "few";
 
 DType dtype_named(const std::string& name) {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     if (name == to_string(dtype)) return dtype;
   }
   throw std::invalid_argument(fmt::format("dtype '{}' is not known", name));
+}
+
+plan::KeysPerRow keys_named(const std::string& name) {
+  if (name == kManyKeys) return plan::KeysPerRow::many;
+  if (name == kFewKeys) return plan::KeysPerRow::few;
+  throw std::invalid_argument(fmt::format("keys_per_row '{}' is not known", name));
 }
 
 double milliseconds(const Json& json, const char* name) {
@@ -56,8 +66,8 @@ Record record_of(const Json& json) {
   record.device = {device.at("name"), device.at("arch"), positive(device, "num_sms")};
   const Json& kernel = json.at("kernel");
   record.kernel = {dtype_named(kernel.at("dtype")), positive(kernel, "head_dim"),
-                   positive(kernel, "head_dim_v"), positive(kernel, "group_size"),
-                   kernel.at("structures")};
+                   positive(kernel, "head_dim_v"),  positive(kernel, "group_size"),
+                   kernel.at("structures"),         keys_named(kernel.at("keys_per_row"))};
   record.pattern = json.at("pattern");
   const Json& shape = json.at("shape");
   record.shape = {positive(shape, "batch"), positive(shape, "seqlen_q"),
@@ -157,9 +167,13 @@ const Record& best_of(const Pointers& records, const Query& query) {
 
 }  // namespace
 
-KernelId kernel_id(const plan::KernelSpec& spec, const Problem& problem) {
-  return {spec.dtype, spec.head_dim, spec.head_dim_v, problem.group_size(),
-          fmt::format("{}", fmt::join(spec.structures, "; "))};
+KernelId kernel_id(const plan::Plan& plan, const Problem& problem) {
+  return {plan.spec.dtype,
+          plan.spec.head_dim,
+          plan.spec.head_dim_v,
+          problem.group_size(),
+          fmt::format("{}", fmt::join(plan.spec.structures, "; ")),
+          plan.keys};
 }
 
 Bucket bucket_of(const Shape& shape) {
@@ -175,6 +189,24 @@ int distance(const Bucket& a, const Bucket& b) {
          std::abs(a.batch_heads - b.batch_heads);
 }
 
+std::vector<Record> records_of(const Outcome& outcome, Record common) {
+  std::vector<Record> records;
+  for (const Timing& timing : outcome.timings) {
+    if (timing.ms.empty()) continue;
+    common.tile = timing.tile;
+    common.ms = timing.median();
+    common.p10 = timing.quantile(0.1);
+    common.p90 = timing.quantile(0.9);
+    common.repeats = static_cast<int>(timing.ms.size());
+    records.push_back(common);
+  }
+  return records;
+}
+
+std::string today() {
+  return fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::chrono::system_clock::now()));
+}
+
 std::string to_line(const Record& r) {
   const Json json{
       {"device", {{"name", r.device.name}, {"arch", r.device.arch}, {"num_sms", r.device.num_sms}}},
@@ -183,7 +215,8 @@ std::string to_line(const Record& r) {
         {"head_dim", r.kernel.head_dim},
         {"head_dim_v", r.kernel.head_dim_v},
         {"group_size", r.kernel.group_size},
-        {"structures", r.kernel.structures}}},
+        {"structures", r.kernel.structures},
+        {"keys_per_row", r.kernel.keys == plan::KeysPerRow::few ? kFewKeys : kManyKeys}}},
       {"pattern", r.pattern},
       {"shape",
        {{"batch", r.shape.batch},

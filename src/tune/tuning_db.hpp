@@ -17,6 +17,7 @@
 
 #include "girih/problem.hpp"
 #include "plan/plan.hpp"
+#include "tune/tuner.hpp"
 
 namespace girih::tune {
 
@@ -27,16 +28,17 @@ struct DeviceId {
   friend bool operator==(const DeviceId&, const DeviceId&) = default;
 };
 
-/// What a tile is good for, whatever the lengths and the pattern's numbers.
+/// What a tile is good for, whatever the lengths and, but for `keys`, the pattern's numbers.
 struct KernelId {
   DType dtype = DType::bfloat16;
   int head_dim = 0;
   int head_dim_v = 0;
   int group_size = 1;
   std::string structures;  ///< of the pattern's head classes, joined
+  plan::KeysPerRow keys = plan::KeysPerRow::many;
   friend bool operator==(const KernelId&, const KernelId&) = default;
 };
-KernelId kernel_id(const plan::KernelSpec& spec, const Problem& problem);
+KernelId kernel_id(const plan::Plan& plan, const Problem& problem);
 
 struct Shape {
   int batch = 1;
@@ -72,9 +74,14 @@ struct Record {
   int repeats = 0;
   std::string girih_version;  ///< records of other versions measured other kernels
   std::string driver;
-  std::string date;  ///< as the tuner's caller wrote it
+  std::string date;
   friend bool operator==(const Record&, const Record&) = default;
 };
+
+/// Of what was timed. `common` says where; its tile and times are not used.
+std::vector<Record> records_of(const Outcome& outcome, Record common);
+
+std::string today();  ///< for Record::date, "2026-01-31" in UTC
 
 std::string to_line(const Record& record);
 

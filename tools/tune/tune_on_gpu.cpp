@@ -47,7 +47,8 @@ class Bench {
     workload_.poison_outputs();
     kernel.launch(args_);
     verify::synchronize();
-    workload_.download_outputs();
+    verify::Report report;
+    report.touched_padding = workload_.download_outputs(rows_);  // all of it takes long
     std::vector<verify::RowCheck> checks;
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       const verify::Row row = rows_[i];
@@ -56,9 +57,7 @@ class Bench {
       checks.push_back(
           verify::check_row(c.problem.dtype, row, num_visible_[i], reference_, i, out, &lse));
     }
-    verify::Report report;
     verify::judge(checks, report);
-    report.touched_padding = workload_.touched_padding();
     if (report.ok()) return {};
     if (report.failures.empty()) {
       return fmt::format("{} elements outside the outputs were written", report.touched_padding);
@@ -137,7 +136,8 @@ TuneResult tune_on_gpu(const TuneRequest& request) {
   const tune::DeviceId device = present_device();
   const plan::Arch arch = plan::Arch::parse(device.arch);
   const plan::Plan plan = plan::make_plan(request.pattern, request.problem, arch);
-  const std::vector<TileConfig> candidates = plan::candidate_tiles(request.problem, arch);
+  const std::vector<TileConfig> candidates =
+      plan::candidate_tiles(plan.spec.tile, request.problem, arch);
 
   verify::Case c = request.parameters;
   c.problem = request.problem;
@@ -154,21 +154,15 @@ TuneResult tune_on_gpu(const TuneRequest& request) {
   result.outcome =
       tune::tune(candidates, callbacks,
                  {.budget_seconds = request.budget_seconds, .num_threads = num_threads});
-  for (const tune::Timing& timing : result.outcome.timings) {
-    if (timing.ms.empty()) continue;
-    result.records.push_back({.device = device,
-                              .kernel = tune::kernel_id(plan.spec, request.problem),
-                              .pattern = request.pattern.text(),
-                              .shape = {c.batch, c.seqlen_q, c.seqlen_k, c.problem.num_heads},
-                              .tile = timing.tile,
-                              .ms = timing.median(),
-                              .p10 = timing.quantile(0.1),
-                              .p90 = timing.quantile(0.9),
-                              .repeats = static_cast<int>(timing.ms.size()),
-                              .girih_version = GIRIH_VERSION,
-                              .driver = verify::Device().driver(),
-                              .date = request.date});
-  }
+  result.records = tune::records_of(
+      result.outcome, {.device = device,
+                       .kernel = tune::kernel_id(plan, request.problem),
+                       .pattern = request.pattern.text(),
+                       .shape = {c.batch, c.seqlen_q, c.seqlen_k, c.problem.num_heads},
+                       .tile = {},
+                       .girih_version = GIRIH_VERSION,
+                       .driver = verify::Device().driver(),
+                       .date = tune::today()});
   return result;
 }
 

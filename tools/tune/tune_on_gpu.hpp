@@ -18,7 +18,6 @@ struct TuneRequest {
   verify::Case parameters = {};   ///< batch, seqlen_q, seqlen_k and seed of the inputs
   verify::MaskRow mask_row = {};  ///< of the parameters
   double budget_seconds = 60;
-  std::string date = {};  ///< for the records
 };
 
 struct TuneResult {
