@@ -15,7 +15,7 @@ namespace girih::plan {
 namespace {
 
 constexpr int kMaxHeads = 1 << 16;     // so that tables of them are small
-constexpr int kMaxParamBytes = 32764;  // of a kernel, from CUDA 12.1 on
+constexpr int kMaxParamBytes = 32764;  // of a kernel, from driver and NVRTC 12.1 on
 
 void check_problem(const Problem& problem) {
   const auto refuse = [](const std::string& message) {

@@ -19,7 +19,7 @@ namespace girih::tools {
 namespace {
 
 constexpr std::int64_t kCheckedRows = 512;
-constexpr double kLongMs = 20;
+constexpr double kLongMs = 5;
 constexpr double kShortMs = 1;
 
 // One shape's tensors, its sampled rows and what they should be.

@@ -31,7 +31,6 @@ struct Span {
 constexpr int kNoLowerBound = -2147483647 - 1;
 constexpr int kNoUpperBound = 2147483647;
 constexpr Span kEveryKey{kNoLowerBound, kNoUpperBound};
-constexpr Span kNoKey{0, 0};
 
 // The existing rows [begin, end) of a query tile; never empty.
 struct QueryRows {
