@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string>
+#include <vector>
 
 #include "../sandbox.hpp"
 #include "girih/version.hpp"
@@ -62,7 +64,7 @@ TEST_CASE("two shapes are tuned in five seconds, and the next program takes the 
 
 TEST_CASE("without records the plan's tile is nearly the fastest for models' shapes") {
   struct Shape {
-    const char* name;
+    std::string name;
     std::vector<oracle::Expr> classes;
     int heads_per_class;
     Problem problem;
