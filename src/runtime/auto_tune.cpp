@@ -101,8 +101,9 @@ std::size_t elements_of(const Tensor& tensor) {
 // Launches into memory of its own, times that, and compares what comes out.
 class Trial {
  public:
-  explicit Trial(const jit::Args& args)
-      : args_(args),
+  Trial(const jit::Args& args, const TileUse& use)
+      : use_(use),
+        args_(args),
         elements_(elements_of(args.out)),
         out_(2 * elements_),
         lse_(args.lse ? 4 * elements_ / static_cast<std::size_t>(args.out.shape[3]) : 0) {
@@ -117,7 +118,7 @@ class Trial {
 
   std::string compare(const jit::Kernel& kernel) {
     check(driver().cuMemsetD8Async(out_.get(), 0, 2 * elements_, args_.stream), "clearing outputs");
-    kernel.launch(args_);
+    use_.launch(kernel, args_);
     const std::size_t count = std::min(elements_, kMostCompared);
     std::vector<std::uint16_t> out(count);
     check(driver().cuMemcpyDtoHAsync(out.data(), out_.get() + 2 * (elements_ - count), 2 * count,
@@ -151,7 +152,7 @@ class Trial {
  private:
   double time_once(const jit::Kernel& kernel) const {
     check(driver().cuEventRecord(begin_.get(), args_.stream), "recording an event");
-    kernel.launch(args_);
+    use_.launch(kernel, args_);
     check(driver().cuEventRecord(end_.get(), args_.stream), "recording an event");
     check(driver().cuEventSynchronize(end_.get()), "waiting for a launch");
     float ms = 0;
@@ -159,6 +160,7 @@ class Trial {
     return ms;
   }
 
+  const TileUse& use_;
   jit::Args args_;
   std::size_t elements_;
   Memory out_, lse_;
@@ -167,14 +169,14 @@ class Trial {
 };
 
 tune::Outcome time_tiles(Trial& trial, const std::vector<TileConfig>& candidates,
-                         const std::function<jit::Kernel(const TileConfig&)>& make_kernel) {
+                         const TileUse& use) {
   CUcontext context = nullptr;
   check(driver().cuCtxGetCurrent(&context), "asking for the current context");
   std::mutex mutex;
   std::vector<std::pair<TileConfig, jit::Kernel>> kernels;
   const auto compile = [&](const TileConfig& tile) {
     const ContextOf current(context);
-    const jit::Kernel kernel = make_kernel(tile);
+    const jit::Kernel kernel = use.make_kernel(tile);
     const std::lock_guard lock(mutex);
     kernels.emplace_back(tile, kernel);
     return tune::Compiled{kernel.info().spill_bytes, kernel.info().stack_bytes};
@@ -213,11 +215,11 @@ tune::Shape shape_of(const jit::Args& args, const Problem& problem) {
           number(packed ? args.max_seqlen_k : args.k.shape[rows]), problem.num_heads};
 }
 
-std::optional<TileConfig> measure_tiles(
-    const TileQuery& query, const jit::Args& args, const tune::Shape& shape,
-    const std::function<jit::Kernel(const TileConfig&)>& make_kernel, const Settings& settings) {
+std::optional<TileConfig> measure_tiles(const TileQuery& query, const jit::Args& args,
+                                        const tune::Shape& shape, const TileUse& use,
+                                        const Settings& settings) {
   if (elements_of(args.out) == 0) return std::nullopt;
-  Trial trial(args);
+  Trial trial(args, use);
   if (!trial.has_memory()) {
     support::log_once(support::LogLevel::warn, "auto_tune_memory",
                       fmt::format("GIRIH_TUNE=auto: no device memory for a second output of [{}]; "
@@ -226,8 +228,8 @@ std::optional<TileConfig> measure_tiles(
     return std::nullopt;
   }
   const plan::Plan plan = plan::make_plan(query.pattern, query.problem, query.arch);
-  const tune::Outcome outcome = time_tiles(
-      trial, plan::candidate_tiles(plan.spec.tile, query.problem, query.arch), make_kernel);
+  const tune::Outcome outcome =
+      time_tiles(trial, plan::candidate_tiles(plan.spec.tile, query.problem, query.arch), use);
 
   int version = 0;
   check(driver().cuDriverGetVersion(&version), "asking for the driver's version");

@@ -15,13 +15,19 @@ namespace girih::runtime {
 /// The lengths by which launches share a measured tile.
 tune::Shape shape_of(const jit::Args& args, const Problem& problem);
 
+/// What a program does with a tile.
+struct TileUse {
+  /// Called from several threads, each with the caller's context current.
+  std::function<jit::Kernel(const TileConfig&)> make_kernel;
+  std::function<void(const jit::Kernel&, const jit::Args&)> launch;
+};
+
 /// Times the tiles that fit and puts the times on record. One whose output differs from that of the
 /// plan's own is left out.
-/// @param make_kernel called from several threads, each with the caller's context current.
 /// @return the fastest; empty, after a warning, where there is no memory for outputs, and where
 /// none could be timed.
-std::optional<TileConfig> measure_tiles(
-    const TileQuery& query, const jit::Args& args, const tune::Shape& shape,
-    const std::function<jit::Kernel(const TileConfig&)>& make_kernel, const Settings& settings);
+std::optional<TileConfig> measure_tiles(const TileQuery& query, const jit::Args& args,
+                                        const tune::Shape& shape, const TileUse& use,
+                                        const Settings& settings);
 
 }  // namespace girih::runtime

@@ -446,11 +446,14 @@ Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
   std::vector<runtime::TileChoice> choices = runtime::tile_choices(
       {pattern, problem, device.arch, device.id, bucket}, options.tile, settings);
   if (!choices.front().exact && settings.mode == Mode::automatic) {
-    const auto make = [&](const TileConfig& tile) {
-      return make_kernel(problem, device, {tile, "tuned"}, settings);
-    };
-    if (const auto tile = runtime::measure_tiles({pattern, problem, device.arch, device.id}, args,
-                                                 shape, make, settings)) {
+    const runtime::TileUse use{
+        .make_kernel =
+            [&](const TileConfig& tile) {
+              return make_kernel(problem, device, {tile, "tuned"}, settings);
+            },
+        .launch = [](const Kernel& kernel, const Args& trial) { kernel.launch(trial); }};
+    const runtime::TileQuery query{pattern, problem, device.arch, device.id};
+    if (const auto tile = runtime::measure_tiles(query, args, shape, use, settings)) {
       choices.insert(choices.begin(), {*tile, "tuned"});
     }
   }

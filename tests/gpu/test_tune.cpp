@@ -56,6 +56,15 @@ TEST_CASE("two shapes are tuned in five seconds, and the next program takes the 
   CHECK(tuned.tile_source == "tuned");
   CHECK(tuned.tile == best);
 
+  // What another GPU claims is no match for this one's own records.
+  tune::Record claim = tune::read_records(file)->front();
+  claim.device.name = "Imaginary 9000";
+  claim.tile = {64, 32, 3, 4};
+  claim.ms = claim.p10 = claim.p90 = 1e-3;
+  claim.shape.batch = 64;
+  REQUIRE(tune::append_records(file, {{claim}}) == "");
+  CHECK(jit::compile(request.pattern, request.problem, fresh).info().tile == best);
+
   fresh.tune = jit::Tune::off;
   CHECK(jit::compile(request.pattern, request.problem, fresh).info().tile_source == "heuristic");
   fresh.tile = {.block_n = 32};
