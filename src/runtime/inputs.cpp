@@ -12,7 +12,7 @@
 namespace girih::runtime {
 namespace {
 
-constexpr std::size_t kAlignment = 256;  // of each input's part of the workspace
+constexpr std::size_t kAlignment = 256;                    // of each input's part of the workspace
 constexpr std::int64_t kMaxWords = std::int64_t{1} << 40;  // of an input: sums cannot overflow
 
 [[noreturn]] void refuse(const std::string& message) {
@@ -182,10 +182,11 @@ class InputPlanner {
     params.bits = workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
     const std::int64_t plane = std::int64_t{params.num_rows} * params.words_per_row;
     if (plane > kMaxWords / params.num_planes) {
-      refuse(fmt::format("the input '{}' has {} planes of {} x {} blocks: their bits would take more "
-                         "than {} bytes of workspace",
-                         wanted_.name, params.num_planes, params.num_rows, params.num_columns,
-                         kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+      refuse(
+          fmt::format("the input '{}' has {} planes of {} x {} blocks: their bits would take more "
+                      "than {} bytes of workspace",
+                      wanted_.name, params.num_planes, params.num_rows, params.num_columns,
+                      kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
     }
     const std::size_t bytes = static_cast<std::size_t>(params.num_planes * plane) * sizeof(uint32);
     plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
