@@ -26,12 +26,8 @@ struct Number {
   std::string input = {};  ///< a letter or '_', then letters, digits and '_'; empty: `value`
 
   Number(int v) : value(v) {}
-  friend Number input(std::string name) {
-    Number number(0);
-    number.input = std::move(name);
-    return number;
-  }
 };
+/// @throws Error invalid_argument for what is no name.
 Number input(std::string name);
 
 /// A boolean expression over (query, key) pairs: atoms joined by &, | and !.
@@ -52,8 +48,8 @@ class Mask {
   static Mask atom(std::string_view name, std::vector<Number> numbers = {});
 
   Op op() const { return op_; }
-  int atom_index() const { return atom_; }                         ///< into the table of atoms.cuh
-  const std::vector<int>& numbers() const { return numbers_; }     ///< of an atom; 0 from inputs
+  int atom_index() const { return atom_; }                      ///< into the table of atoms.cuh
+  const std::vector<int>& numbers() const { return numbers_; }  ///< of an atom; 0 from inputs
   /// For each of an atom's numbers the run-time input that it comes from, or ""; empty when none.
   const std::vector<std::string>& inputs() const { return inputs_; }
   const std::vector<Mask>& operands() const { return operands_; }  ///< of &, | and !
@@ -151,8 +147,9 @@ struct BlockSizes {
   int q = 128;
   int kv = 128;
 };
-/// What the block list or block mask called `input` has at (q / sizes.q, k / sizes.kv), counted from
-/// the sequence's own first row and key. Its data is an argument of the launch: see inputs.hpp.
+/// What the block list or block mask called `input` has at (q / sizes.q, k / sizes.kv), counted
+/// from the sequence's own first row and key. Its data is an argument of the launch: see
+/// inputs.hpp.
 Mask blocks(std::string input, BlockSizes sizes);
 
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.

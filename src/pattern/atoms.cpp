@@ -16,7 +16,9 @@ constexpr AtomInfo kAtomTable[] = {GIRIH_ATOMS(GIRIH_ATOM_INFO)};
 #undef GIRIH_ATOM_INFO
 
 template <class Atom>
-constexpr bool has_conflict = requires(const int* numbers) { Atom::conflict(numbers); };
+constexpr bool has_conflict = requires(const int* numbers) {
+  Atom::conflict(numbers);
+};
 
 template <class Atom>
 const char* conflict_of(const int* numbers) {
@@ -211,14 +213,18 @@ std::string conflict(int atom_index, const int* numbers) {
 }
 
 std::string input_problem(const AtomInfo& atom, const AtomParam& param) {
+  if (param.kind == ParamKind::input) {
+    return fmt::format("{}: {} is a run-time input by itself: leave out the '$'", atom.name,
+                       param.name);
+  }
   if (param.kind != ParamKind::integer) {
     return fmt::format("{}: {} takes {}, and no run-time input", atom.name, param.name,
                        expected_form(param));
   }
   // The numbers' places are those of the parameters only where each is one number.
   if (kHasConflict[&atom - kAtomTable] || atom.num_numbers() != atom.num_params()) {
-    return fmt::format("{}: {} cannot be a run-time input: its numbers must fit together", atom.name,
-                       param.name);
+    return fmt::format("{}: {} cannot be a run-time input: its numbers must fit together",
+                       atom.name, param.name);
   }
   return "";
 }

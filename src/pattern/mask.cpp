@@ -83,6 +83,14 @@ std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers,
 
 }  // namespace
 
+Number input(std::string name) {
+  const std::string problem = pattern::input_name_problem(name);
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  Number number(0);
+  number.input = std::move(name);
+  return number;
+}
+
 Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
   const auto refuse = [](const std::string& message) {
     throw Error(Errc::invalid_argument, message);
@@ -91,8 +99,8 @@ Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
   if (index < 0) refuse(pattern::unknown_atom(name));
   const AtomInfo& info = atom_table()[index];
   if (static_cast<int>(numbers.size()) != info.num_numbers()) {
-    refuse(fmt::format("{} takes {} numbers, not {}", info.name, info.num_numbers(),
-                       numbers.size()));
+    refuse(
+        fmt::format("{} takes {} numbers, not {}", info.name, info.num_numbers(), numbers.size()));
   }
 
   Mask mask;
@@ -105,8 +113,10 @@ Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
   }
   for (int i = 0, first = 0; i < info.num_params(); first += info.params[i++].num_numbers()) {
     const AtomParam& param = info.params[i];
-    const std::string input = mask.inputs_.empty() ? "" : mask.inputs_[first];
-    std::string problem;
+    std::string input, problem;  // of any of the parameter's numbers
+    for (int j = first; j < first + param.num_numbers() && !mask.inputs_.empty(); ++j) {
+      if (!mask.inputs_[j].empty()) input = mask.inputs_[j];
+    }
     if (!input.empty()) {
       problem = pattern::input_name_problem(input);
       if (problem.empty() && param.kind != ParamKind::input) {
@@ -206,15 +216,15 @@ Mask strided(const StridedBlocks& blocks) {
   constexpr int kAbsent = -1;
   const StridedBlocks::Local local = blocks.local.value_or(StridedBlocks::Local{kAbsent, kAbsent});
   std::vector<Number> numbers = {local.left,
-                              local.right,
-                              blocks.stride,
-                              blocks.block,
-                              blocks.offset,
-                              blocks.kv_heads ? 1 : 0,
-                              blocks.step.value_or(kAutomatic),
-                              blocks.homo ? 1 : 0,
-                              blocks.dense_heads,
-                              blocks.relative ? 1 : 0};
+                                 local.right,
+                                 blocks.stride,
+                                 blocks.block,
+                                 blocks.offset,
+                                 blocks.kv_heads ? 1 : 0,
+                                 blocks.step.value_or(kAutomatic),
+                                 blocks.homo ? 1 : 0,
+                                 blocks.dense_heads,
+                                 blocks.relative ? 1 : 0};
   if (blocks.ranges.size() > kMaxPieces) {
     throw Error(Errc::invalid_argument,
                 fmt::format("strided: {} ranges are too many: at most {} are allowed",

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "girih/error.hpp"
 #include "girih/shared/geometry.cuh"
@@ -12,7 +13,7 @@
 namespace girih::runtime {
 namespace {
 
-constexpr std::size_t kAlignment = 256;  // of each input's part of the workspace
+constexpr std::size_t kAlignment = 256;                    // of each input's part of the workspace
 constexpr std::int64_t kMaxWords = std::int64_t{1} << 40;  // of an input: sums cannot overflow
 
 [[noreturn]] void refuse(const std::string& message) {
@@ -74,7 +75,8 @@ class InputPlanner {
     check_blocks(bits);
     check_pointer("data", bits.data, 4);
     const Steps steps = steps_of(bits, ceil_div(bits.num_kv_blocks, 32));
-    if (steps.row > kMaxNumber) fail("row_stride", steps.row, fmt::format("at most {}", kMaxNumber));
+    if (steps.row > kMaxNumber)
+      fail("row_stride", steps.row, fmt::format("at most {}", kMaxNumber));
     InputView& view = plan_.views[index_];
     view.data = bits.data;
     view.batch_stride = bits.batch == 1 ? 0 : steps.batch;
@@ -161,8 +163,11 @@ class InputPlanner {
       const std::int64_t plane = blocks.num_q_blocks * row_length;
       return {blocks.heads * plane, plane, row_length};
     }
-    for (const std::int64_t stride : {blocks.batch_stride, blocks.head_stride, blocks.row_stride}) {
-      if (stride < 0) fail("a stride of", stride, "0 or more");
+    const std::pair<const char*, std::int64_t> strides[] = {{"batch_stride", blocks.batch_stride},
+                                                            {"head_stride", blocks.head_stride},
+                                                            {"row_stride", blocks.row_stride}};
+    for (const auto& [name, stride] : strides) {
+      if (stride < 0) fail(name, stride, "0 or more");
     }
     return {blocks.batch_stride, blocks.head_stride, blocks.row_stride};
   }
@@ -181,10 +186,11 @@ class InputPlanner {
     params.bits = workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
     const std::int64_t plane = std::int64_t{params.num_rows} * params.words_per_row;
     if (plane > kMaxWords / params.num_planes) {
-      refuse(fmt::format("the input '{}' has {} planes of {} x {} blocks: their bits would take more "
-                         "than {} bytes of workspace",
-                         wanted_.name, params.num_planes, params.num_rows, params.num_columns,
-                         kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+      refuse(
+          fmt::format("the input '{}' has {} planes of {} x {} blocks: their bits would take more "
+                      "than {} bytes of workspace",
+                      wanted_.name, params.num_planes, params.num_rows, params.num_columns,
+                      kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
     }
     const std::size_t bytes = static_cast<std::size_t>(params.num_planes * plane) * sizeof(uint32);
     plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -231,9 +237,9 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
       refuse(fmt::format("the input '{}' is missing: the pattern wants {}", wanted[i].name,
                          wanted[i].description()));
     }
-    std::visit(InputPlanner(wanted[i], static_cast<int>(i), extents, static_cast<char*>(workspace),
-                            plan),
-               found->data);
+    std::visit(
+        InputPlanner(wanted[i], static_cast<int>(i), extents, static_cast<char*>(workspace), plan),
+        found->data);
   }
   return plan;
 }
