@@ -170,9 +170,9 @@ void check_atoms(const std::string& arch) {
         "heads(0: causal with softcap(30), 1: " + streaming +
             ", else: first_queries(64) | last_queries(64) | sink(64) | last_keys(64) | "
             "block_window(left=1, right=1, block=64))"}) {
-    for (const int head_dim : {64, 128}) {
-      cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
-    }
+    cases.push_back({pattern, {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8}});
+    if (arch != "sm_90") continue;
+    cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}});
   }
   for (const int head_dim : {16, 96, 192, 256}) {
     cases.push_back({"causal & strided(local=16, stride=8, block=64) with softcap(30)",
@@ -181,10 +181,13 @@ void check_atoms(const std::string& arch) {
   check_cases(arch, cases);
 }
 
-// Every head_dim, and pairs that differ, with one mixed pattern.
+// Every head_dim, and pairs that differ, with one mixed pattern, for sm_90 with `causal` too.
 void check_widths(const std::string& arch) {
   std::vector<MatrixCase> cases;
   const auto add = [&](int head_dim, int head_dim_v) {
+    if (head_dim_v == 0 && arch == "sm_90") {
+      cases.push_back({"causal", {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+    }
     cases.push_back(
         {"heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
          {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v}});

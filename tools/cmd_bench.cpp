@@ -86,9 +86,10 @@ bool time_in_turns(std::vector<Subject>& subjects, const verify::Case& c, int re
     memory.emplace_back(kernels.back().workspace_bytes(arguments.back()));
     if (memory.back().size() == 0) continue;
     const std::size_t i = memory.size() - 1;
-    subject.build_lists_ms = verify::median(verify::time_launches(
-        {.repeats = 30, .flush_l2 = true},
-        [&] { kernels[i].build_lists(arguments[i], workspace(i)); }));
+    subject.build_lists_ms =
+        verify::median(verify::time_launches({.repeats = 30, .flush_l2 = true}, [&] {
+          kernels[i].build_lists(arguments[i], workspace(i));
+        }));
   }
   const auto run = [&](std::size_t i) {
     return static_cast<double>(elapsed_ms(kernels[i], arguments[i], workspace(i), begin, end));
@@ -389,7 +390,8 @@ void add_bench(CLI::App& app, Context& context) {
       report["kernels"].push_back(subject_json(subject, parameters));
     }
     if (options->measure_jit) {
-      report["jit"] = measure_jit(pattern, parameters.problem, device.arch(), options->jit, options->fill);
+      report["jit"] =
+          measure_jit(pattern, parameters.problem, device.arch(), options->jit, options->fill);
     }
     if (!context.json) return print(text_of(report));
     report.erase("problem_text");

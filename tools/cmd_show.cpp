@@ -69,9 +69,9 @@ void add_show(CLI::App& app, Context& context) {
     check_range("--block-n", options->block_n, 1, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     const Problem problem = options->problem.resolve(pattern);
-    const HostInputs inputs(read_fills(options->fill, pattern, problem, 1, options->seqlen_q,
-                                       options->seqlen_k),
-                            problem.num_heads);
+    const HostInputs inputs(
+        read_fills(options->fill, pattern, problem, 1, options->seqlen_q, options->seqlen_k),
+        problem.num_heads);
     Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k, problem);
     geometry.inputs = inputs.views();
     const std::vector<HeadGroup> groups = head_groups(pattern, problem, geometry);

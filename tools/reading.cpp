@@ -18,9 +18,8 @@ Mask resolved(const Mask& mask, const Pattern& pattern, const Geometry& geometry
   if (geometry.inputs == nullptr || pattern.inputs().empty()) return mask;
   return mask.with_inputs([&](const std::string& name) {
     const std::vector<InputInfo>& inputs = pattern.inputs();
-    const auto found = std::find_if(inputs.begin(), inputs.end(), [&](const InputInfo& input) {
-      return input.name == name;
-    });
+    const auto found = std::find_if(inputs.begin(), inputs.end(),
+                                    [&](const InputInfo& input) { return input.name == name; });
     const auto slot = found - inputs.begin();
     if (found->kind == InputInfo::Kind::blocks) return static_cast<int>(slot);
     return static_cast<int>(*geometry.inputs[slot].plane(geometry.batch, geometry.local_head));
@@ -40,8 +39,9 @@ Geometry in_head(Geometry geometry, int h) {
 HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads) {
   for (const verify::InputData& input : data) {
     const bool blocks = input.kind == InputInfo::Kind::blocks;
-    words_.push_back(blocks ? verify::bit_rows(input)
-                            : std::vector<std::uint32_t>(input.numbers.begin(), input.numbers.end()));
+    words_.push_back(blocks
+                         ? verify::bit_rows(input)
+                         : std::vector<std::uint32_t>(input.numbers.begin(), input.numbers.end()));
     InputView view;
     view.data = words_.back().data();
     view.row_stride = blocks ? ceil_div(input.num_kv_blocks, 32) : 1;

@@ -5,10 +5,10 @@
 //              .inputs = {{"m", girih::BlockMask{.data = mask, .num_q_blocks = 64, ...}}}});
 //
 // Extents: `batch` is the number of sequences, or 1 where all share; `heads` is the launch's
-// num_heads, its num_heads_kv, or 1 where all share. Query block i holds the rows [i * q, i * q + q)
-// of a sequence, counted from its own first row, key block j its keys likewise: with
-// blocks(m, q=128, kv=64), num_q_blocks = ceil(seqlen_q / 128) and num_kv_blocks =
-// ceil(seqlen_k / 64), or more.
+// num_heads, its num_heads_kv, or 1 where all share. Query block i holds the rows [i * q, i * q +
+// q) of a sequence, counted from its own first row, key block j its keys likewise: with blocks(m,
+// q=128, kv=64), num_q_blocks = ceil(seqlen_q / 128) and num_kv_blocks = ceil(seqlen_k / 64), or
+// more.
 #pragma once
 
 #include <cstdint>
@@ -33,9 +33,9 @@ struct InputInfo {
   friend bool operator==(const InputInfo&, const InputInfo&) = default;
 };
 
-/// Visible blocks as compressed rows (CSR), device int32. Row i of plane (b, h) holds the key blocks
-/// kv_block_indices[kv_block_indptr[b, h, i]] up to, without it, that of [b, h, i + 1], in any
-/// order; indices outside 0 to num_kv_blocks - 1 are ignored.
+/// Visible blocks as compressed rows (CSR), device int32. Row i of plane (b, h) holds the key
+/// blocks kv_block_indices[kv_block_indptr[b, h, i]] up to, without it, that of [b, h, i + 1], in
+/// any order; indices outside 0 to num_kv_blocks - 1 are ignored.
 struct BlockList {
   const std::int32_t* kv_block_indptr = nullptr;   ///< contiguous [batch, heads, num_q_blocks + 1]
   const std::int32_t* kv_block_indices = nullptr;  ///< contiguous [num_indices]

@@ -141,7 +141,8 @@ class Program {
 
   /// Binds to the tensors' types and heads on first use, then launches. Lists are built into memory
   /// that is taken from and given back to the driver's pool in the order of the stream. While
-  /// args.stream is being captured only an already bound problem is accepted.
+  /// args.stream is being captured only an already bound problem is accepted. The tensors' heads
+  /// count as the whole model's: on a tensor-parallel rank bind() and launch the kernel.
   void operator()(const Args& args) const;
 
  private:

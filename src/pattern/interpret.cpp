@@ -1,11 +1,11 @@
 // Evaluates a mask on the host, through the same atoms and the same rules for runs as a kernel.
 #include "pattern/interpret.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstddef>
-
-#include <fmt/format.h>
 
 #include "girih/error.hpp"
 #include "girih/shared/structure.cuh"

@@ -23,9 +23,9 @@ struct KernelSpec {
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
-  int num_inputs = 0;        ///< run-time inputs of the pattern
+  int num_inputs = 0;         ///< run-time inputs of the pattern
   bool builds_lists = false;  ///< whether some of them are blocks
-  int head_capacity = 1;  ///< rows of the head table; 1 for a pattern without `heads`
+  int head_capacity = 1;      ///< rows of the head table; 1 for a pattern without `heads`
 };
 
 struct Plan {

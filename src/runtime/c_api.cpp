@@ -237,14 +237,14 @@ girih::Input input_of(int index, const girih_input* pointer) {
       input.data = strided(girih::BlockBits{.data = static_cast<const std::uint32_t*>(c.data)});
       break;
     case GIRIH_HEAD_NUMBERS:
-      input.data = girih::HeadNumbers{.data = static_cast<const std::int32_t*>(c.data),
-                                      .batch = c.batch,
-                                      .heads = c.heads};
+      input.data = girih::HeadNumbers{
+          .data = static_cast<const std::int32_t*>(c.data), .batch = c.batch, .heads = c.heads};
       break;
     default:
-      refuse(fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                         "GIRIH_HEAD_NUMBERS ({})",
-                         where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
+      refuse(
+          fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
+                      "GIRIH_HEAD_NUMBERS ({})",
+                      where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
   }
   return input;
 }
@@ -284,7 +284,8 @@ girih::jit::Args args_of(const girih_args* pointer) {
   args.max_ctas = c.max_ctas;
   args.stream = c.stream;
   check_reserved("args", c.reserved);
-  if (c.num_inputs < 0) refuse(fmt::format("args.num_inputs is {}: it must be 0 or more", c.num_inputs));
+  if (c.num_inputs < 0)
+    refuse(fmt::format("args.num_inputs is {}: it must be 0 or more", c.num_inputs));
   const char* next = reinterpret_cast<const char*>(c.inputs);
   for (int i = 0; i < c.num_inputs; ++i) {  // as far apart as the caller's compiler put them
     const auto* const given = reinterpret_cast<const girih_input*>(next);

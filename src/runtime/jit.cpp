@@ -313,8 +313,7 @@ struct Kernel::Impl {
     config.blockDimY = config.blockDimZ = 1;
     config.sharedMemBytes = shared_bytes;
     config.hStream = stream;
-    const CUresult result =
-        cuda::driver().cuLaunchKernelEx(&config, kernel, parameters, nullptr);
+    const CUresult result = cuda::driver().cuLaunchKernelEx(&config, kernel, parameters, nullptr);
     if (result != CUDA_SUCCESS) refuse_launch(result, device);
   }
 };
@@ -337,8 +336,8 @@ static void check_workspace(const Workspace& workspace, std::size_t needed) {
                             needed, workspace.data == nullptr ? 0 : workspace.bytes));
   }
   if (reinterpret_cast<std::uintptr_t>(workspace.data) % 16 != 0) {
-    throw Error(Errc::invalid_argument, fmt::format("the workspace at {} is not aligned to 16 bytes",
-                                                    workspace.data));
+    throw Error(Errc::invalid_argument,
+                fmt::format("the workspace at {} is not aligned to 16 bytes", workspace.data));
   }
 }
 
@@ -351,8 +350,9 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
   if (check == Check::yes) {
-    cuda::check(cuda::driver().cuMemsetD8Async(counts, 0, runtime::kIgnoredCountsBytes, args.stream),
-                "clearing the workspace");
+    cuda::check(
+        cuda::driver().cuMemsetD8Async(counts, 0, runtime::kIgnoredCountsBytes, args.stream),
+        "clearing the workspace");
   }
   for (int i = 0; i < plan.num_builds; ++i) {
     BuildListsParams& build = plan.builds[i];

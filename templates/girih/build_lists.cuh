@@ -90,8 +90,7 @@ struct BuildLists {
     uint32* out = p.bits + row * p.words_per_row;
     for (int w = 0; w < p.words_per_row; ++w) {
       const int column = 32 * w + lane;
-      const uint32 word =
-          __ballot_sync(0xffffffff, column < p.num_columns && bytes[column] != 0);
+      const uint32 word = __ballot_sync(0xffffffff, column < p.num_columns && bytes[column] != 0);
       if (lane == w % 32) out[w] = word;
     }
   }

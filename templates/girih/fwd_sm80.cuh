@@ -16,6 +16,7 @@
 #include "girih/attn/softmax.cuh"
 #include "girih/attn/walk.cuh"
 #include "girih/ptx/mma_sm80.cuh"
+#include "girih/ptx/warp.cuh"
 #include "girih/tile/load_cp_async.cuh"
 
 namespace girih {
@@ -192,7 +193,9 @@ struct FwdSm80 {
   static __device__ __forceinline__ void store(const FwdParams& params, const Producer& producer,
                                                Output& output,
                                                OnlineSoftmax (&softmax)[kRowFragments], float scale,
-                                               unsigned char* staging, int warp, int lane) {
+                                               unsigned char* staging) {
+    const int warp = fresh_thread_index() / 32;
+    const int lane = fresh_thread_index() % 32;
     const int first_row = producer.first_row;
     const int seqlen_q = producer.geometry.seqlen_q;
 #pragma unroll
@@ -255,7 +258,8 @@ struct FwdSm80 {
         producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(producer.geometry);
       }
 
-      // --- Consuming: mask, scores, softcap, softmax, output ---
+      // --- Consuming: mask, scores, softcap, softmax, output. What a pattern computes with is gone
+      // before the scores take their registers. ---
       const bool partial = tile.kind == static_cast<int>(TileKind::partial);
       WarpMask<kRowsPerWarp, kBlockN> mask;  // evaluated while the scores take no registers yet
       if (partial) {
@@ -301,7 +305,7 @@ struct FwdSm80 {
       accumulate(output, probabilities, q_tile + kLayout.v_offset + stage * kLayout.v_stage_bytes,
                  lane);
     }
-    store(params, producer, output, softmax, scale.natural, shared, warp, lane);
+    store(params, producer, output, softmax, scale.natural, shared);
   }
 
   // `inputs`: the pattern's, by slot; null where it has none.

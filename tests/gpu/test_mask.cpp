@@ -751,10 +751,9 @@ std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const C
       return plane_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), q_block,
                       kv_block);
     };
-    sequences.push_back({plane(0), both(causal(), plane(1)),
-                         {Kind::any_of,
-                          {},
-                          {sink(3), both(window(100, 50), negation(plane(2)))}}});
+    sequences.push_back({plane(0),
+                         both(causal(), plane(1)),
+                         {Kind::any_of, {}, {sink(3), both(window(100, 50), negation(plane(2)))}}});
   }
   return sequences;
 }
@@ -786,9 +785,10 @@ Case block_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
 }  // namespace
 
 TEST_CASE("block masks of every size, form and sharing show exactly their blocks") {
-  constexpr std::pair<int, int> kSizes[] = {{128, 128}, {64, 64}, {128, 64}, {64, 128}, {32, 32},
+  constexpr std::pair<int, int> kSizes[] = {{128, 128}, {64, 64},  {128, 64}, {64, 128}, {32, 32},
                                             {16, 16},   {128, 16}, {16, 128}, {32, 64}};
-  constexpr Lengths kBlockLengths[] = {{1024, 1023}, {128, 217}, {300, 1111}, {700, 333}, {1, 5175}};
+  constexpr Lengths kBlockLengths[] = {
+      {1024, 1023}, {128, 217}, {300, 1111}, {700, 333}, {1, 5175}};
   constexpr BlockForm kForms[] = {BlockForm::list, BlockForm::plane_list, BlockForm::table,
                                   BlockForm::bytes, BlockForm::bits};
   constexpr Sharing kSharings[] = {Sharing::all, Sharing::kv_heads, Sharing::heads};
@@ -815,8 +815,9 @@ TEST_CASE("block masks of every density, of single blocks and of one full row ar
   for (const double density : {0.0, 0.1, 0.3, 0.7, 1.0}) {
     for (const int block : {64, 128}) {
       const Case c = block_case(128, 2, {2048, 2048}, ++seed);
-      check_blocks(c, blocks_for(c, "m", block, block, Sharing::kv_heads, false, density, 0,
-                                 BlockForm::list, 0),
+      check_blocks(c,
+                   blocks_for(c, "m", block, block, Sharing::kv_heads, false, density, 0,
+                              BlockForm::list, 0),
                    block, block, fmt::format("density {}", density));
     }
   }
@@ -843,9 +844,10 @@ TEST_CASE("block masks follow the sequences of packed, shortened and padded batc
         c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
         c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
       }
-      check_blocks(c, blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0,
-                                 BlockForm::list, 1),
-                   q_block, kv_block, "sequences of their own lengths");
+      check_blocks(
+          c,
+          blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, BlockForm::list, 1),
+          q_block, kv_block, "sequences of their own lengths");
     }
   }
 }
@@ -855,8 +857,8 @@ TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
   Case c = mask_case(make_problem(DType::bfloat16, 64, kHashes, 1), 1, {length, length});
   c.seed = 9;
   for (const auto& [q_block, kv_block] : {std::pair{128, 128}, {64, 16}}) {
-    const InputData data = blocks_for(c, "m", q_block, kv_block, Sharing::all, true, 0.05, 1,
-                                      BlockForm::list, 0);
+    const InputData data =
+        blocks_for(c, "m", q_block, kv_block, Sharing::all, true, 0.05, 1, BlockForm::list, 0);
     const std::vector<oracle::Expr> classes = {
         both(causal(), plane_of(data, 0, q_block, kv_block))};
     const std::vector<Binding> bindings = {{oracle::text(classes[0]), c.problem, {}}};
@@ -876,7 +878,8 @@ TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
   }
 }
 
-TEST_CASE("numbers from run-time inputs show exactly their keys, and count as the nearest allowed") {
+TEST_CASE(
+    "numbers from run-time inputs show exactly their keys, and count as the nearest allowed") {
   Case c = mask_case(make_problem(DType::bfloat16, 64, 2 * kHashes, 2), 2, {300, 420});
   const std::vector<Binding> bindings = {
       {"heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c.problem, {}}};
@@ -885,12 +888,9 @@ TEST_CASE("numbers from run-time inputs show exactly their keys, and count as th
   if (!bound[0].kernel) return;
   const std::vector<std::int32_t> n = {17, 100, -5, 0};  // [batch, KV heads]
   const std::vector<std::int32_t> w = {30, -9};          // [batch, 1]
-  c.inputs = {{.kind = girih::InputInfo::Kind::number, .name = "w", .batch = 2, .numbers = w},
-              {.kind = girih::InputInfo::Kind::number,
-               .name = "n",
-               .batch = 2,
-               .heads = 2,
-               .numbers = n}};
+  c.inputs = {
+      {.kind = girih::InputInfo::Kind::number, .name = "w", .batch = 2, .numbers = w},
+      {.kind = girih::InputInfo::Kind::number, .name = "n", .batch = 2, .heads = 2, .numbers = n}};
   std::vector<Expected> expected;
   const std::vector<oracle::Sizes> sizes = sizes_of(c);
   for (std::size_t b = 0; b < 2; ++b) {

@@ -155,15 +155,15 @@ TEST_CASE("block lists of 32 heads and 131072 tokens are built in no time") {
   c.seqlen_q = c.seqlen_k = 131072;
   const jit::Kernel kernel =
       jit::compile(Pattern::parse("causal & blocks(m, q=128, kv=128)"), c.problem);
-  for (const auto& [name, form] : {std::pair{"lists", verify::BlockForm::list},
-                                   {"byte masks", verify::BlockForm::bytes}}) {
+  for (const auto& [name, form] :
+       {std::pair{"lists", verify::BlockForm::list}, {"byte masks", verify::BlockForm::bytes}}) {
     c.inputs = {verify::random_blocks("m", 1, 32, 1024, 1024, 0.1, 0, 1)};
     c.inputs[0].form = form;
     const Workload workload(c);
     const jit::Args args = workload.args();
     const verify::Buffer memory(kernel.workspace_bytes(args));
-    const double milliseconds = verify::median(
-        verify::time_launches({.repeats = 30, .flush_l2 = true}, [&] {
+    const double milliseconds =
+        verify::median(verify::time_launches({.repeats = 30, .flush_l2 = true}, [&] {
           kernel.build_lists(args, {memory.data(), memory.size()});
         }));
     MESSAGE(fmt::format("{} are built in {:.3f} ms", name, milliseconds));

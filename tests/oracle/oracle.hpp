@@ -38,9 +38,9 @@ struct Strided {
 /// One plane of a run-time block mask.
 struct Blocks {
   std::string name = {};
-  long long q = 0, kv = 0;           ///< block sizes
-  long long columns = 0;             ///< of `visible`
-  std::vector<char> visible = {};    ///< [rows, columns]
+  long long q = 0, kv = 0;         ///< block sizes
+  long long columns = 0;           ///< of `visible`
+  std::vector<char> visible = {};  ///< [rows, columns]
 };
 
 struct Expr {

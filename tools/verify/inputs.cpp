@@ -6,8 +6,8 @@
 
 namespace girih::verify {
 
-InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks,
-                        int num_kv_blocks, double density, double skew, std::uint64_t seed) {
+InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks, int num_kv_blocks,
+                        double density, double skew, std::uint64_t seed) {
   InputData data{.name = std::move(name),
                  .batch = batch,
                  .heads = heads,

@@ -43,8 +43,8 @@ struct InputData {
 
 /// Blocks visible with probability `density` on the whole; rows of blocks differ the more the
 /// larger `skew` is: theirs goes with the skew-th power of a uniform variable.
-InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks,
-                        int num_kv_blocks, double density, double skew, std::uint64_t seed);
+InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks, int num_kv_blocks,
+                        double density, double skew, std::uint64_t seed);
 
 /// The rows of all planes as BlockBits has them, each ceil(num_kv_blocks / 32) words.
 std::vector<std::uint32_t> bit_rows(const InputData& blocks);

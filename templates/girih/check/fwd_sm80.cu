@@ -17,7 +17,7 @@ struct Config {
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,
       Any<Leaf<FirstQueries>, Leaf<LastQueries>, Leaf<LastKeys>, Leaf<BlockWindow>>,
       Any<All<Leaf<Queries>, Leaf<Keys>>, All<Leaf<Causal>, Leaf<Chunk>>>, Leaf<BlockStreaming>,
-      Leaf<Dense>, Not<Leaf<Window>>, All<Leaf<Blocks>, Leaf<Sink, 0x1>>>;
+      Leaf<Dense>, Not<Leaf<Window>>, All<Leaf<Blocks>, Leaf<Window, 0x1>>>;
   using Heads = HeadTable<32, Classes::kNumNumbers>;
 };
 }  // namespace girih

@@ -537,7 +537,7 @@ struct Blocks : KeySearch<Blocks> {
   X(Chunk)             \
   X(BlockWindow)       \
   X(BlockStreaming)    \
-  X(Strided)          \
+  X(Strided)           \
   X(Blocks)
 
 // An atom from its numbers.

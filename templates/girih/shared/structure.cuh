@@ -40,8 +40,7 @@ struct Leaf {
       own[i] = numbers[i];
       if constexpr ((kFromInputs >> i & 1) != 0) {
         constexpr AtomParam kParam = Atom::kInfo.params[i];
-        const int value =
-            static_cast<int>(*g.inputs[numbers[i]].plane(g.batch, g.local_head));
+        const int value = static_cast<int>(*g.inputs[numbers[i]].plane(g.batch, g.local_head));
         own[i] = min(max(value, kParam.least), kParam.most);
       }
       read<i + 1>(numbers, g, own);
