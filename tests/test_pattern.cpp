@@ -115,6 +115,19 @@ TEST_CASE("functions and text say the same") {
                        .step = -1,
                        .dense_heads = 2}),
        "strided(local=1, stride=8, block=64, offset=1, heads=kv, step=-1, dense_heads=2)"},
+      {girih::blocks("m", {.q = 32, .kv = 64}), "blocks(m, q=32, kv=64)"},
+      {girih::blocks("m", {}), "blocks(m, q=128, kv=128)"},
+      {sink(girih::input("n")), "sink($n)"},
+      {window({.left = girih::input("w")}), "window(left=$w)"},
+      {window({.left = 3, .right = girih::input("w")}), "window(left=3, right=$w)"},
+      {girih::last_keys(girih::input("n")) | girih::first_queries(girih::input("n")),
+       "last_keys($n) | first_queries($n)"},
+      {girih::last_queries(girih::input("_n1")), "last_queries($_n1)"},
+      {girih::chunk(girih::input("n")), "chunk($n)"},
+      {girih::block_window({.left = girih::input("l"), .block = girih::input("b")}),
+       "block_window(left=$l, block=$b)"},
+      {girih::block_streaming({.sink = girih::input("s"), .local = 2}),
+       "block_streaming(sink=$s, local=2)"},
       {girih::strided(
            {.block = 16, .homo = true, .ranges = {{-1, 2}, {girih::StridedBlocks::kNoEnd, 3}}}),
        "strided(block=16, homo=true, ranges=[(-1, 2), (inf, 3)])"},
@@ -209,7 +222,7 @@ TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided");
+        "block_streaming, strided, blocks");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));
@@ -340,4 +353,133 @@ TEST_CASE("sets of heads that C++ code fills in are checked") {
                    girih::heads({{"else", causal()}, {"else", dense()}});
                  }),
                  "'else' stands twice"));
+}
+
+// --- Run-time inputs ----------------------------------------------------------------------------
+
+namespace {
+
+using girih::InputInfo;
+
+std::vector<std::string> input_names(const Pattern& pattern) {
+  std::vector<std::string> names;
+  for (const InputInfo& input : pattern.inputs()) names.push_back(input.name);
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("a pattern lists its run-time inputs once each, by order of appearance") {
+  const Pattern pattern = Pattern::parse(
+      "heads(0: causal & (sink($b) | blocks(m, q=128, kv=64)), "
+      "1: window(left=$w, right=$b) | !blocks(a, q=16, kv=32), "
+      "else: blocks(m, q=128, kv=64) & sink($a2))");
+  CHECK(input_names(pattern) == std::vector<std::string>{"b", "m", "w", "a", "a2"});
+  CHECK(pattern.inputs()[0] == InputInfo{.name = "b", .kind = InputInfo::Kind::number});
+  CHECK(pattern.inputs()[1] == InputInfo{.name = "m",
+                                         .kind = InputInfo::Kind::blocks,
+                                         .q_block_size = 128,
+                                         .kv_block_size = 64});
+  CHECK(pattern.inputs()[0].description() == "int32 [batch, heads]");
+  CHECK(pattern.inputs()[1].description() ==
+        "blocks [batch, heads, ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
+  CHECK(Pattern::parse("causal & sink(3)").inputs().empty());
+
+  const Pattern built = girih::heads({{"0", girih::blocks("m", {.q = 64})}, {"else", sink(7)}});
+  CHECK(input_names(built) == std::vector<std::string>{"m"});
+  CHECK(input_names(built.with_softcap(3)) == std::vector<std::string>{"m"});
+  CHECK(input_names(girih::kv_heads({{"else", sink(girih::input("n"))}})) ==
+        std::vector<std::string>{"n"});
+}
+
+TEST_CASE("one name for two kinds of input is refused, also across heads") {
+  const Mask blocks = girih::blocks("m", {.q = 64, .kv = 64});
+  const std::string two_kinds =
+      "the input 'm' is used as blocks [batch, heads, ceil(seqlen_q / 64), ceil(seqlen_k / 64)] "
+      "and "
+      "as int32 [batch, heads]: give the two different names";
+  CHECK(refusal([&] { Pattern(blocks & sink(girih::input("m"))); }) == two_kinds);
+  CHECK(refusal([&] {
+          girih::heads({{"0", blocks}, {"else", sink(girih::input("m"))}});
+        }) == two_kinds);
+  CHECK(contains(refusal([&] { Pattern(blocks | girih::blocks("m", {.q = 64, .kv = 32})); }),
+                 "and as blocks [batch, heads, ceil(seqlen_q / 64), ceil(seqlen_k / 32)]"));
+  // A mask that is no pattern yet may be put together with the other one renamed.
+  CHECK(Mask::parse((blocks & sink(girih::input("m"))).text()) ==
+        (blocks & sink(girih::input("m"))));
+}
+
+TEST_CASE("a pattern has at most 16 run-time inputs") {
+  Mask mask = sink(girih::input("n0"));
+  for (int i = 1; i < 16; ++i) mask = mask | sink(girih::input("n" + std::to_string(i)));
+  CHECK(Pattern(mask | sink(girih::input("n3"))).inputs().size() == 16);
+  const std::string refused =
+      "the input 'last' is one more than the 16 run-time inputs that a pattern can have";
+  const Mask last = girih::chunk(girih::input("last"));
+  CHECK(refusal([&] { Pattern(mask & last); }) == refused);
+  CHECK(refusal([&] { girih::heads({{"0", mask}, {"else", last}}); }) == refused);
+  CHECK(refusal([&] { Pattern::parse("heads(0: " + mask.text() + ",\n else: chunk($last))"); }) ==
+        "2:8: " + refused + "\n   else: chunk($last))\n         ^");
+}
+
+TEST_CASE("names and numbers that cannot be run-time inputs are refused") {
+  const std::string rule = " is no name of an input: letters, digits and '_' are, a letter first";
+  CHECK(refusal([] { girih::input(""); }) == "''" + rule);
+  CHECK(refusal([] { girih::input("2w"); }) == "'2w'" + rule);
+  CHECK(refusal([] { girih::blocks("a b", {}); }) == "'a b'" + rule);
+  CHECK(refusal([] { girih::blocks("$m", {}); }) == "'$m'" + rule);
+  CHECK(contains(refusal([] { girih::input(std::string(65, 'w')); }),
+                 "has 65 characters: at most 64 are allowed"));
+  CHECK(sink(girih::input(std::string(64, 'w'))).inputs()[0].size() == 64);
+  girih::Number unchecked = 0;
+  unchecked.input = "a-b";
+  CHECK(refusal([&] { sink(unchecked); }) == "'a-b'" + rule);
+
+  CHECK(refusal([] { girih::blocks("m", {.q = 96}); }) ==
+        "blocks: q and kv must be 16, 32, 64 or 128");
+  CHECK(refusal([] { girih::blocks("m", {.kv = 8}); }) ==
+        "blocks: kv = 8 is out of range: 16 to 128 are allowed");
+  CHECK(refusal([] {
+          Mask::atom("blocks", {0, 128, 128});
+        }) == "blocks needs the name of a run-time input: blocks(m, ...)");
+  CHECK(refusal([] {
+          Mask::atom("blocks", {girih::input("m"), girih::input("q"), 128});
+        }) == "blocks: q cannot be a run-time input: its numbers must fit together");
+  CHECK(refusal([] {
+          Mask::atom("queries", {girih::input("a"), 3});
+        }) ==
+        "queries: positions takes a range such as 0..128, whose end is not in it, and no run-time "
+        "input");
+  CHECK(contains(refusal([] { Mask::atom("keys", {0, girih::input("b")}); }), "no run-time input"));
+  CHECK(refusal([] {
+          Mask::atom("block_streaming", {1, 2, 128, girih::input("c")});
+        }) == "block_streaming: causal takes true or false, and no run-time input");
+}
+
+TEST_CASE("numbers from inputs are put in, the nearest that the atom takes") {
+  const auto with = [](const char* text, int number) {
+    const auto value = [&](const std::string& name) { return name == "m" ? 7 : number; };
+    return Mask::parse(text).with_inputs(value);
+  };
+  CHECK(with("causal & (sink($n) | window(left=$w, right=2))", 5) ==
+        Mask::parse("causal & (sink(5) | window(left=5, right=2))"));
+  CHECK(with("!sink($n)", -3) == !sink(0));
+  CHECK(with("chunk($n)", 0) == girih::chunk(1));
+  CHECK(with("window(left=$n, right=4)", -9) == window({.left = -1, .right = 4}));
+  CHECK(with("sink($n)", INT_MAX) == sink(girih::kMaxNumber));
+  CHECK(with("sink($n)", INT_MIN) == sink(0));
+
+  const Mask blocks = with("sink($n) | blocks(m, q=128, kv=64)", 1);
+  CHECK(blocks.text() == "sink(1) | blocks(m, q=128, kv=64)");
+  CHECK(blocks.operands()[1].numbers() == std::vector<int>{7, 128, 64});
+  CHECK(blocks.operands()[1].inputs() == std::vector<std::string>{"m", "", ""});
+}
+
+TEST_CASE("what a mask shows is not known before its run-time inputs are") {
+  const girih::Geometry geometry{64, 64, 0, 0};
+  CHECK(refusal([&] {
+          girih::pattern::count_visible(Mask::parse("causal & sink($n)"), geometry);
+        }) == "what 'sink($n)' shows depends on the run-time input 'n': give it");
+  CHECK(contains(refusal([&] { girih::pattern::visible(girih::blocks("m", {}), geometry, 0, 0); }),
+                 "depends on the run-time input 'm'"));
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "codegen/emit.hpp"
@@ -125,6 +126,56 @@ TEST_CASE("structure and numbers follow the mask's text") {
   CHECK(numbers("causal & sink(1) & sink(2)") == std::vector<int>{1, 2});
   // Order is meaning: numbers are handed over in it.
   CHECK(structure("sink(1) & causal") != structure("causal & sink(1)"));
+}
+
+TEST_CASE("a number from an input is handed over as the input's place, and its structure says so") {
+  const auto structure = [](const char* text) { return plan::structure_of(Mask::parse(text)); };
+  CHECK(structure("window(left=$w)") == "Leaf<Window, 0x1>");
+  CHECK(structure("window(left=3, right=$w)") == "Leaf<Window, 0x2>");
+  CHECK(structure("!window(left=$w, right=$v)") == "Not<Leaf<Window, 0x3>>");
+  CHECK(structure("block_window(left=1, block=$b)") == "Leaf<BlockWindow, 0x4>");
+  CHECK(structure("causal & (sink($n) | blocks(m, q=128, kv=64))") ==
+        "All<Leaf<Causal>, Any<Leaf<Sink, 0x1>, Leaf<Blocks>>>");
+
+  // Places start at 0, also where an atom could not take that as its value.
+  const Pattern pattern = Pattern::parse(
+      "heads(0: chunk($c) | window(left=3, right=$w), "
+      "else: blocks(m, q=128, kv=64) & sink(5) & window(left=$w, right=$c))");
+  const auto numbers = [&](std::size_t c) {
+    return plan::numbers_of(pattern.classes()[c].mask, pattern.inputs());
+  };
+  CHECK(numbers(0) == std::vector<int>{0, 3, 1});
+  CHECK(numbers(1) == std::vector<int>{2, 128, 64, 5, 1, 0});
+  const Plan planned = plan_for(pattern.text(), heads_64(4, 4));
+  CHECK(planned.spec.num_inputs == 3);
+  CHECK(planned.spec.builds_lists);
+  // Rows of the head table: class, soft cap, numbers.
+  const std::vector<int>& table = planned.head_table;
+  REQUIRE(table.size() == 32 * 8);
+  CHECK(std::vector(table.begin(), table.begin() + 8) == std::vector{1, 0, 0, 3, 1, 0, 0, 0});
+  CHECK(std::vector(table.begin() + 8, table.begin() + 16) ==
+        std::vector{0, 0, 2, 128, 64, 5, 1, 0});
+}
+
+TEST_CASE("names and sizes of inputs are no part of a kernel, unless its tile goes with them") {
+  const auto source = [](const char* pattern) {
+    return codegen::emit(plan_for(pattern, heads_64(4, 4)).spec);
+  };
+  CHECK(source("blocks(m, q=128, kv=128) & sink($n)") ==
+        source("blocks(n, q=128, kv=128) & sink($sink)"));
+  CHECK(source("causal & sink($n)") != source("causal & sink(3)"));
+  CHECK(source("sink($n) | window(left=$n)") != source("sink($n) | window(left=$m)"));
+  const auto tile = [](const char* pattern) {
+    const TileConfig tile = plan_for(pattern, heads_64(4, 4), "sm_80").spec.tile;
+    return std::pair(tile.block_m, tile.block_n);
+  };
+  // A tile lies within a block down to 64 rows and 32 keys.
+  const auto [rows, keys] = tile("blocks(m, q=128, kv=128)");
+  CHECK(tile("blocks(m, q=64, kv=32)") == std::pair(64, 32));
+  CHECK(tile("blocks(m, q=16, kv=16)") == std::pair(64, 32));
+  CHECK(tile("blocks(m, q=128, kv=32) | blocks(n, q=32, kv=128)") == std::pair(64, 32));
+  CHECK(rows == 128);
+  CHECK(keys >= 32);
 }
 
 TEST_CASE("every number of an atom is handed over in the order of its parameters") {

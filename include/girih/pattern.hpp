@@ -26,12 +26,8 @@ struct Number {
   std::string input = {};  ///< a letter or '_', then letters, digits and '_'; empty: `value`
 
   Number(int v) : value(v) {}
-  friend Number input(std::string name) {
-    Number number(0);
-    number.input = std::move(name);
-    return number;
-  }
 };
+/// @throws Error invalid_argument for what is no name.
 Number input(std::string name);
 
 /// A boolean expression over (query, key) pairs: atoms joined by &, | and !.

@@ -213,6 +213,10 @@ std::string conflict(int atom_index, const int* numbers) {
 }
 
 std::string input_problem(const AtomInfo& atom, const AtomParam& param) {
+  if (param.kind == ParamKind::input) {
+    return fmt::format("{}: {} is a run-time input by itself: leave out the '$'", atom.name,
+                       param.name);
+  }
   if (param.kind != ParamKind::integer) {
     return fmt::format("{}: {} takes {}, and no run-time input", atom.name, param.name,
                        expected_form(param));

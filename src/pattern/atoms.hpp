@@ -6,7 +6,9 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "girih/pattern.hpp"
 #include "girih/shared/atoms.cuh"
 
 namespace girih::pattern {
@@ -67,6 +69,10 @@ std::string input_problem(const AtomInfo& atom, const AtomParam& param);
 
 /// Why an input cannot be called so, or "".
 std::string input_name_problem(std::string_view name);
+
+/// Adds the run-time inputs of a mask that are not there yet, in the order of its text. @return why
+/// that cannot be, or "".
+std::string add_inputs(const Mask& mask, std::vector<InputInfo>& inputs);
 
 /// "softcap(-1) is out of range: ..."
 std::string softcap_out_of_range(std::string_view value);

@@ -83,6 +83,14 @@ std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers,
 
 }  // namespace
 
+Number input(std::string name) {
+  const std::string problem = pattern::input_name_problem(name);
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  Number number(0);
+  number.input = std::move(name);
+  return number;
+}
+
 Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
   const auto refuse = [](const std::string& message) {
     throw Error(Errc::invalid_argument, message);
@@ -105,8 +113,10 @@ Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
   }
   for (int i = 0, first = 0; i < info.num_params(); first += info.params[i++].num_numbers()) {
     const AtomParam& param = info.params[i];
-    const std::string input = mask.inputs_.empty() ? "" : mask.inputs_[first];
-    std::string problem;
+    std::string input, problem;  // of any of the parameter's numbers
+    for (int j = first; j < first + param.num_numbers() && !mask.inputs_.empty(); ++j) {
+      if (!mask.inputs_[j].empty()) input = mask.inputs_[j];
+    }
     if (!input.empty()) {
       problem = pattern::input_name_problem(input);
       if (problem.empty() && param.kind != ParamKind::input) {

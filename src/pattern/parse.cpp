@@ -86,6 +86,7 @@ class Parser {
   }
 
   Pattern whole_pattern() {
+    inputs_.emplace();
     if (!token_.is("heads") && !token_.is("kv_heads")) {
       const Pattern result = masked();
       expect_whole_mask();
@@ -309,7 +310,12 @@ class Parser {
     }
     const std::string conflict = pattern::conflict(index, values(numbers).data());
     if (!conflict.empty()) fail(text_, name.at, conflict);
-    return Mask::atom(info.name, std::move(numbers));
+    Mask result = Mask::atom(info.name, std::move(numbers));
+    if (inputs_) {
+      const std::string problem = pattern::add_inputs(result, *inputs_);
+      if (!problem.empty()) fail(text_, name.at, problem);
+    }
+    return result;
   }
 
   void arguments(const AtomInfo& info, std::vector<Numbers>& given) {
@@ -563,6 +569,7 @@ class Parser {
   Token token_;
   int nesting_ = 0;
   int num_atoms_ = 0;
+  std::optional<std::vector<InputInfo>> inputs_;  // so far; of patterns, masks may use them anyhow
 };
 
 }  // namespace

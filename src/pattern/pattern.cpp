@@ -105,13 +105,17 @@ std::vector<int> classes_of_all(const Pattern& pattern, int count) {
   return class_of;
 }
 
-// Adds the inputs of a mask that are not there yet.
-void collect_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
-  for (const Mask& operand : mask.operands()) collect_inputs(operand, inputs);
+}  // namespace
+
+std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
+  for (const Mask& operand : mask.operands()) {
+    const std::string problem = add_inputs(operand, inputs);
+    if (!problem.empty()) return problem;
+  }
   for (std::size_t i = 0; i < mask.inputs().size(); ++i) {
     if (mask.inputs()[i].empty()) continue;
     InputInfo wanted{.name = mask.inputs()[i]};
-    if (pattern::atom_table()[mask.atom_index()].params[i].kind == ParamKind::input) {
+    if (atom_table()[mask.atom_index()].params[i].kind == ParamKind::input) {
       wanted.kind = InputInfo::Kind::blocks;
       wanted.q_block_size = mask.numbers()[1];
       wanted.kv_block_size = mask.numbers()[2];
@@ -119,17 +123,27 @@ void collect_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
     const auto same_name = [&](const InputInfo& input) { return input.name == wanted.name; };
     const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
     if (found == inputs.end()) {
+      if (inputs.size() == kMaxInputs) {
+        return fmt::format(
+            "the input {} is one more than the {} run-time inputs that a pattern can "
+            "have",
+            quote(wanted.name), kMaxInputs);
+      }
       inputs.push_back(std::move(wanted));
     } else if (*found != wanted) {
+<<<<<<< HEAD
+      return fmt::format("the input {} is used as {} and as {}: give the two different names",
+                         quote(wanted.name), found->description(), wanted.description());
+=======
       throw Error(
           Errc::invalid_argument,
           fmt::format("the input {} is used as {} and as {}: give the two different names",
                       pattern::quote(wanted.name), found->description(), wanted.description()));
+>>>>>>> lists
     }
   }
+  return "";
 }
-
-}  // namespace
 
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
@@ -144,11 +158,9 @@ Pattern::Pattern(Mask mask) {
 
 void Pattern::find_inputs() {
   inputs_.clear();
-  for (const HeadClass& head_class : classes_) collect_inputs(head_class.mask, inputs_);
-  if (inputs_.size() > pattern::kMaxInputs) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("the pattern has {} run-time inputs: at most {} are allowed",
-                            inputs_.size(), pattern::kMaxInputs));
+  for (const HeadClass& head_class : classes_) {
+    const std::string problem = pattern::add_inputs(head_class.mask, inputs_);
+    if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
   }
 }
 

@@ -187,12 +187,14 @@ std::string structure_of(const Mask& mask) {
 }
 
 std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs) {
-  const Mask resolved = mask.with_inputs([&](const std::string& name) {
-    const auto same_name = [&](const InputInfo& input) { return input.name == name; };
-    return static_cast<int>(std::find_if(inputs.begin(), inputs.end(), same_name) - inputs.begin());
-  });
-  std::vector<int> numbers = resolved.numbers();
-  for (const Mask& operand : resolved.operands()) {
+  std::vector<int> numbers = mask.numbers();
+  for (size_t i = 0; i < mask.inputs().size(); ++i) {
+    if (mask.inputs()[i].empty()) continue;
+    const auto same_name = [&](const InputInfo& input) { return input.name == mask.inputs()[i]; };
+    const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
+    numbers[i] = static_cast<int>(found - inputs.begin());
+  }
+  for (const Mask& operand : mask.operands()) {
     const std::vector<int> inner = numbers_of(operand, inputs);
     numbers.insert(numbers.end(), inner.begin(), inner.end());
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "girih/error.hpp"
 #include "girih/shared/geometry.cuh"
@@ -162,8 +163,11 @@ class InputPlanner {
       const std::int64_t plane = blocks.num_q_blocks * row_length;
       return {blocks.heads * plane, plane, row_length};
     }
-    for (const std::int64_t stride : {blocks.batch_stride, blocks.head_stride, blocks.row_stride}) {
-      if (stride < 0) fail("a stride of", stride, "0 or more");
+    const std::pair<const char*, std::int64_t> strides[] = {{"batch_stride", blocks.batch_stride},
+                                                            {"head_stride", blocks.head_stride},
+                                                            {"row_stride", blocks.row_stride}};
+    for (const auto& [name, stride] : strides) {
+      if (stride < 0) fail(name, stride, "0 or more");
     }
     return {blocks.batch_stride, blocks.head_stride, blocks.row_stride};
   }
