@@ -166,8 +166,8 @@ TEST_CASE("names and sizes of inputs are no part of a kernel, unless its tile go
   CHECK(source("causal & sink($n)") != source("causal & sink(3)"));
   CHECK(source("sink($n) | window(left=$n)") != source("sink($n) | window(left=$m)"));
   const auto tile = [](const char* pattern) {
-    const TileConfig tile = plan_for(pattern, heads_64(4, 4), "sm_80").spec.tile;
-    return std::pair(tile.block_m, tile.block_n);
+    const TileConfig config = plan_for(pattern, heads_64(4, 4), "sm_80").spec.tile;
+    return std::pair(config.block_m, config.block_n);
   };
   // A tile lies within a block down to 64 rows and 32 keys.
   const auto [rows, keys] = tile("blocks(m, q=128, kv=128)");

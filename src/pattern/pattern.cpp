@@ -131,15 +131,8 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
       }
       inputs.push_back(std::move(wanted));
     } else if (*found != wanted) {
-<<<<<<< HEAD
       return fmt::format("the input {} is used as {} and as {}: give the two different names",
                          quote(wanted.name), found->description(), wanted.description());
-=======
-      throw Error(
-          Errc::invalid_argument,
-          fmt::format("the input {} is used as {} and as {}: give the two different names",
-                      pattern::quote(wanted.name), found->description(), wanted.description()));
->>>>>>> lists
     }
   }
   return "";
