@@ -153,13 +153,44 @@ void check_matrix(const std::string& arch) {
   check_cases(arch, cases);
 }
 
-// Every head_dim, and pairs that differ, with one mixed pattern.
+// Every atom by itself and in mixtures, with and without a soft cap.
+void check_atoms(const std::string& arch) {
+  const std::string streaming = "causal & (sink(128) | window(left=255))";
+  std::vector<MatrixCase> cases;
+  for (const std::string& pattern :
+       {std::string("last_keys(7)"), std::string("first_queries(7)"),
+        std::string("last_queries(7)"), std::string("queries(0..7)"), std::string("keys(0..7)"),
+        std::string("causal & chunk(7)"), std::string("block_window(left=1, right=0, block=64)"),
+        std::string("block_streaming(sink=1, local=2)"),
+        std::string("causal & strided(local=16, stride=8, block=64, offset=1)"),
+        std::string("causal & strided(block=64, ranges=[(4, 1), (inf, 8)]) with softcap(30)"),
+        "heads(0: causal, 1: " + streaming + ", else: causal & chunk(8192))",
+        "heads(0: block_streaming(1, 2), 1: " + streaming +
+            ", else: causal & strided(local=16, stride=8, block=64))",
+        "heads(0: causal with softcap(30), 1: " + streaming +
+            ", else: first_queries(64) | last_queries(64) | sink(64) | last_keys(64) | "
+            "block_window(left=1, right=1, block=64))"}) {
+    cases.push_back({pattern, {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8}});
+    if (arch != "sm_90") continue;
+    cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}});
+  }
+  for (const int head_dim : {16, 96, 192, 256}) {
+    cases.push_back({"causal & strided(local=16, stride=8, block=64) with softcap(30)",
+                     {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+  }
+  check_cases(arch, cases);
+}
+
+// Every head_dim, and pairs that differ, with one mixed pattern, for sm_90 with `causal` too.
 void check_widths(const std::string& arch) {
   std::vector<MatrixCase> cases;
   const auto add = [&](int head_dim, int head_dim_v) {
+    if (head_dim_v == 0 && arch == "sm_90") {
+      cases.push_back({"causal", {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+    }
     cases.push_back(
         {"heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
-         {.head_dim = head_dim, .head_dim_v = head_dim_v, .num_heads = 32, .num_heads_kv = 8}});
+         {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v}});
   };
   for (int head_dim = 16; head_dim <= 256; head_dim += 16) add(head_dim, 0);
   for (const auto& [head_dim, head_dim_v] :
@@ -224,6 +255,10 @@ TEST_CASE("the matrix compiles for sm_89 without spills") { check_matrix("sm_89"
 TEST_CASE("the matrix compiles for sm_90a without spills") { check_matrix("sm_90a"); }
 TEST_CASE("the matrix compiles for sm_100 without spills") { check_matrix("sm_100"); }
 TEST_CASE("the matrix compiles for sm_120 without spills") { check_matrix("sm_120"); }
+
+TEST_CASE("every atom compiles for sm_80 without spills") { check_atoms("sm_80"); }
+TEST_CASE("every atom compiles for sm_90 without spills") { check_atoms("sm_90"); }
+TEST_CASE("every atom compiles for sm_120 without spills") { check_atoms("sm_120"); }
 
 TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
 TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }

@@ -127,7 +127,7 @@ TEST_CASE("embedding keeps characters that mean something to CMake or C++") {
 TEST_CASE("a source reaches the templates it includes, directly or not, once each") {
   const auto names = names_of(reachable_templates("#include \"girih/shared/atoms.cuh\"\n", {}));
   CHECK(names == std::vector<std::string>{"girih/shared/atoms.cuh", "girih/shared/geometry.cuh",
-                                          "girih/shared/platform.cuh"});
+                                          "girih/shared/inputs.cuh", "girih/shared/platform.cuh"});
   CHECK(reachable_templates("int x;\n", {}).empty());
 
   for (const TemplateFile& file : reachable_templates("#include \"girih/shared/atoms.cuh\"", {})) {
@@ -177,7 +177,7 @@ TEST_CASE("includes are found however they are spaced, and not in comments") {
 TEST_CASE("a template folder overrides single templates and their digests") {
   const TemporaryFolder folder;
   write(folder / "girih/shared/platform.cuh", "// mine\n");
-  const std::string source = "#include \"girih/shared/geometry.cuh\"\n";
+  const std::string source = "#include \"girih/shared/inputs.cuh\"\n";
   const auto embedded = reachable_templates(source, {});
   const auto overridden = reachable_templates(source, folder.path());
   REQUIRE(embedded.size() == 2);

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <climits>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -37,6 +38,21 @@ bool contains(const std::string& text, std::string_view part) {
   return text.find(part) != std::string::npos;
 }
 
+// 5 for each whole number, and what is left out where it may be anything else.
+std::vector<girih::Number> plain_numbers(const girih::AtomInfo& info) {
+  if (std::string_view(info.name) == "blocks") return {girih::input("m"), 128, 64};
+  std::vector<girih::Number> numbers;
+  for (int i = 0; i < info.num_params(); ++i) {
+    const girih::AtomParam& param = info.params[i];
+    const bool words = param.kind == girih::ParamKind::boolean ||
+                       param.kind == girih::ParamKind::choice ||
+                       param.kind == girih::ParamKind::pieces;
+    const bool alone = std::string_view(param.name) == "step";  // not beside another's default
+    numbers.insert(numbers.end(), param.num_numbers(), words || alone ? param.fallback : 5);
+  }
+  return numbers;
+}
+
 }  // namespace
 
 TEST_CASE("operators flatten, keep the order and remove double negation") {
@@ -69,15 +85,144 @@ TEST_CASE("atoms by name agree with the functions and with the table") {
   CHECK(Mask::atom("window", {255, -1}) == window({.left = 255}));
   CHECK(Mask::atom("sink", {3}).numbers() == std::vector<int>{3});
   for (const girih::AtomInfo& info : girih::pattern::atom_table()) {
-    const Mask mask = Mask::atom(info.name, std::vector<int>(info.num_params, 5));
+    const Mask mask = Mask::atom(info.name, plain_numbers(info));
     CHECK(std::string(girih::pattern::atom_table()[mask.atom_index()].name) == info.name);
     CHECK(Mask::parse(mask.text()) == mask);
   }
 }
 
+TEST_CASE("functions and text say the same") {
+  const std::vector<std::pair<Mask, const char*>> cases = {
+      {girih::last_keys(7), "last_keys(7)"},
+      {girih::first_queries(7), "first_queries(7)"},
+      {girih::last_queries(0), "last_queries(0)"},
+      {girih::queries(-3, 4), "queries(-3..4)"},
+      {girih::keys(3, 3), "keys(3..3)"},
+      {girih::chunk(8192), "chunk(8192)"},
+      {girih::block_window({.right = 0, .block = 64}), "block_window(right=0, block=64)"},
+      {girih::block_streaming({.sink = 1, .local = 2}), "block_streaming(sink=1, local=2)"},
+      {girih::block_streaming({.sink = 1, .local = 2, .block = 64, .causal = false}),
+       "block_streaming(sink=1, local=2, block=64, causal=false)"},
+      {girih::strided({.local = 16, .stride = 8, .block = 64}),
+       "strided(local=16, stride=8, block=64)"},
+      {girih::strided({.local = {{4, 0}}, .stride = 8, .block = 64, .relative = true}),
+       "strided(local=(4, 0), stride=8, block=64, relative=true)"},
+      {girih::strided({.local = 1,
+                       .stride = 8,
+                       .block = 64,
+                       .offset = 1,
+                       .kv_heads = true,
+                       .step = -1,
+                       .dense_heads = 2}),
+       "strided(local=1, stride=8, block=64, offset=1, heads=kv, step=-1, dense_heads=2)"},
+      {girih::blocks("m", {.q = 32, .kv = 64}), "blocks(m, q=32, kv=64)"},
+      {girih::blocks("m", {}), "blocks(m, q=128, kv=128)"},
+      {sink(girih::input("n")), "sink($n)"},
+      {window({.left = girih::input("w")}), "window(left=$w)"},
+      {window({.left = 3, .right = girih::input("w")}), "window(left=3, right=$w)"},
+      {girih::last_keys(girih::input("n")) | girih::first_queries(girih::input("n")),
+       "last_keys($n) | first_queries($n)"},
+      {girih::last_queries(girih::input("_n1")), "last_queries($_n1)"},
+      {girih::chunk(girih::input("n")), "chunk($n)"},
+      {girih::block_window({.left = girih::input("l"), .block = girih::input("b")}),
+       "block_window(left=$l, block=$b)"},
+      {girih::block_streaming({.sink = girih::input("s"), .local = 2}),
+       "block_streaming(sink=$s, local=2)"},
+      {girih::strided(
+           {.block = 16, .homo = true, .ranges = {{-1, 2}, {girih::StridedBlocks::kNoEnd, 3}}}),
+       "strided(block=16, homo=true, ranges=[(-1, 2), (inf, 3)])"},
+  };
+  for (const auto& [mask, text] : cases) {
+    CHECK(mask.text() == text);
+    CHECK(mask == Mask::parse(text));
+  }
+}
+
+TEST_CASE("functions refuse what text refuses") {
+  CHECK(refusal([] { girih::keys(4, 3); }) ==
+        "keys: 4..3 is no range: write the lower number first");
+  CHECK(contains(refusal([] { girih::keys(-1, 3); }), "keys: positions = -1 is out of range"));
+  CHECK(contains(refusal([] { girih::chunk(0); }), "chunk: n = 0 is out of range"));
+  CHECK(contains(refusal([] { girih::block_window({.left = 1}); }), "block = 0 is out of range"));
+  CHECK(contains(refusal([] { girih::block_streaming({.sink = -1}); }), "sink = -1"));
+  const auto strided = [](girih::StridedBlocks blocks) {
+    return refusal([&] { girih::strided(blocks); });
+  };
+  CHECK(contains(strided({.local = 2, .stride = 3}), "block = 0 is out of range"));
+  CHECK(contains(strided({.stride = 3, .block = 2}), "local is missing"));
+  CHECK(contains(strided({.local = 2, .block = 2}), "stride is missing"));
+  CHECK(contains(strided({.local = {{-1, 2}}, .stride = 3, .block = 2}), "local = -1"));
+  CHECK(contains(strided({.local = -1, .stride = 3, .block = 2}), "local is missing"));
+  CHECK(contains(strided({.local = 1, .stride = 3, .block = 2, .ranges = {{1 << 29, 3}}}),
+                 "ranges replace local and stride"));
+  CHECK(contains(strided({.block = 2, .ranges = {{3, 3}}}), "must end with inf, not with 3"));
+  CHECK(contains(strided({.block = 2, .ranges = {{1 << 29, 3}, {1 << 29, 3}}}),
+                 "goes on behind inf"));
+  CHECK(strided({.block = 2, .ranges = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {1 << 29, 3}}}) ==
+        "strided: 5 ranges are too many: at most 4 are allowed");
+  CHECK(contains(refusal([] {
+                   Mask::atom("block_streaming", {1, 2, 3, 2});
+                 }),
+                 "causal = 2 is out of range: 0 to 1 are allowed"));
+}
+
+TEST_CASE("a soft cap belongs to a class of heads") {
+  const Pattern capped = Pattern(causal()).with_softcap(30);
+  CHECK(capped.text() == "causal with softcap(30)");
+  CHECK(capped == Pattern::parse("causal with softcap(30)"));
+  CHECK(capped != Pattern(causal()));
+  CHECK(capped != capped.with_softcap(31));
+  CHECK(capped.classes()[0].modifiers.softcap == 30);
+
+  const Pattern mixed = girih::heads({{"0", causal(), {.softcap = 2.5f}}, {"else", dense()}});
+  CHECK(mixed.text() == "heads(0: causal with softcap(2.5), else: dense)");
+  CHECK(mixed == Pattern::parse(mixed.text()));
+  CHECK(mixed.with_softcap(1).text() ==
+        "heads(0: causal with softcap(1), else: dense with softcap(1))");
+
+  for (const float bad : {0.0f, -1.0f, INFINITY, NAN}) {
+    CHECK(contains(refusal([&] { capped.with_softcap(bad); }),
+                   "is out of range: a finite number above 0 is needed"));
+  }
+  CHECK(contains(refusal([] {
+                   girih::heads({{"else", dense(), {.softcap = -1}}});
+                 }),
+                 "softcap(-1) is out of range"));
+}
+
+TEST_CASE("a tensor-parallel rank has a part of the model's heads") {
+  const Pattern mixed = Pattern::parse("heads(0-2: causal, 3+5: dense, else: sink(1))");
+  CHECK(mixed.class_of_head(8, 8) == std::vector<int>{0, 0, 0, 1, 2, 1, 2, 2});
+  CHECK(mixed.class_of_head(4, 4, 0, 8) == std::vector<int>{0, 0, 0, 1});
+  CHECK(mixed.class_of_head(4, 2, 4, 8) == std::vector<int>{2, 1, 2, 2});
+  const Pattern by_kv = Pattern::parse("kv_heads(0: causal, 1-2: dense, 3: sink(1))");
+  CHECK(by_kv.class_of_head(4, 2, 4, 8) == std::vector<int>{1, 1, 2, 2});
+  CHECK(Pattern(causal()).class_of_head(2, 1, 6, 8) == std::vector<int>{0, 0});
+
+  const auto refused = [&](int num_heads, int num_heads_kv, int offset, int total) {
+    return refusal([&] { mixed.class_of_head(num_heads, num_heads_kv, offset, total); });
+  };
+  // The whole model's heads are judged, on every rank alike.
+  CHECK(refused(2, 2, 0, 5) == "head 5 in set '3+5' does not exist: there are 5, numbered 0-4");
+  CHECK(refused(4, 4, 5, 8) ==
+        "head_offset 5 with num_heads 4 does not fit num_heads_total 8: heads head_offset to "
+        "head_offset + num_heads - 1 must be among them");
+  CHECK(contains(refused(4, 4, -1, 8), "head_offset -1 with num_heads 4 does not fit"));
+  CHECK(contains(refused(4, 4, 4, 0), "head_offset 4 with num_heads 4 does not fit"));
+  CHECK(contains(refused(4, 4, 0, 3), "does not fit num_heads_total 3"));
+  CHECK(contains(refused(4, 4, 0, -8), "does not fit num_heads_total -8"));
+  CHECK(contains(refused(4, 4, INT_MAX, INT_MAX), "2147483647 heads are more than 65536"));
+  CHECK(refused(4, 2, 3, 8) ==
+        "head_offset 3 and num_heads_total 8 must be multiples of the 2 query heads that share a "
+        "key/value head");
+  CHECK(contains(refused(4, 2, 2, 9), "num_heads_total 9 must be multiples of the 2"));
+}
+
 TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
-        "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink");
+        "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
+        "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
+        "block_streaming, strided, blocks");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));
@@ -114,6 +259,24 @@ TEST_CASE("the longest masks still parse back") {
                    girih::heads(classes);
                  }),
                  "the pattern's text is longer than 65536 bytes"));
+}
+
+TEST_CASE("a mask whose atoms are long is refused before its text is too long to parse") {
+  const Mask atom = girih::strided({.block = girih::kMaxNumber,
+                                    .offset = -girih::kMaxNumber / 2,
+                                    .kv_heads = true,
+                                    .step = -4096,
+                                    .dense_heads = girih::kMaxNumber,
+                                    .ranges = {{-girih::kMaxNumber / 2, 4096},
+                                               {1 - girih::kMaxNumber / 2, 4096},
+                                               {2 - girih::kMaxNumber / 2, 4096},
+                                               {girih::kMaxNumber, 4096}}});
+  Mask mask = atom;
+  CHECK(refusal([&] {
+          for (;;) mask = mask | atom;
+        }) == "the mask's text is longer than 65536 bytes: use fewer atoms");
+  CHECK(mask.operands().size() > 300);
+  CHECK(Mask::parse(mask.text()) == mask);
 }
 
 TEST_CASE("equal patterns hash alike") {
@@ -190,4 +353,133 @@ TEST_CASE("sets of heads that C++ code fills in are checked") {
                    girih::heads({{"else", causal()}, {"else", dense()}});
                  }),
                  "'else' stands twice"));
+}
+
+// --- Run-time inputs ----------------------------------------------------------------------------
+
+namespace {
+
+using girih::InputInfo;
+
+std::vector<std::string> input_names(const Pattern& pattern) {
+  std::vector<std::string> names;
+  for (const InputInfo& input : pattern.inputs()) names.push_back(input.name);
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("a pattern lists its run-time inputs once each, by order of appearance") {
+  const Pattern pattern = Pattern::parse(
+      "heads(0: causal & (sink($b) | blocks(m, q=128, kv=64)), "
+      "1: window(left=$w, right=$b) | !blocks(a, q=16, kv=32), "
+      "else: blocks(m, q=128, kv=64) & sink($a2))");
+  CHECK(input_names(pattern) == std::vector<std::string>{"b", "m", "w", "a", "a2"});
+  CHECK(pattern.inputs()[0] == InputInfo{.name = "b", .kind = InputInfo::Kind::number});
+  CHECK(pattern.inputs()[1] == InputInfo{.name = "m",
+                                         .kind = InputInfo::Kind::blocks,
+                                         .q_block_size = 128,
+                                         .kv_block_size = 64});
+  CHECK(pattern.inputs()[0].description() == "int32 [batch, heads]");
+  CHECK(pattern.inputs()[1].description() ==
+        "blocks [batch, heads, ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
+  CHECK(Pattern::parse("causal & sink(3)").inputs().empty());
+
+  const Pattern built = girih::heads({{"0", girih::blocks("m", {.q = 64})}, {"else", sink(7)}});
+  CHECK(input_names(built) == std::vector<std::string>{"m"});
+  CHECK(input_names(built.with_softcap(3)) == std::vector<std::string>{"m"});
+  CHECK(input_names(girih::kv_heads({{"else", sink(girih::input("n"))}})) ==
+        std::vector<std::string>{"n"});
+}
+
+TEST_CASE("one name for two kinds of input is refused, also across heads") {
+  const Mask blocks = girih::blocks("m", {.q = 64, .kv = 64});
+  const std::string two_kinds =
+      "the input 'm' is used as blocks [batch, heads, ceil(seqlen_q / 64), ceil(seqlen_k / 64)] "
+      "and "
+      "as int32 [batch, heads]: give the two different names";
+  CHECK(refusal([&] { Pattern(blocks & sink(girih::input("m"))); }) == two_kinds);
+  CHECK(refusal([&] {
+          girih::heads({{"0", blocks}, {"else", sink(girih::input("m"))}});
+        }) == two_kinds);
+  CHECK(contains(refusal([&] { Pattern(blocks | girih::blocks("m", {.q = 64, .kv = 32})); }),
+                 "and as blocks [batch, heads, ceil(seqlen_q / 64), ceil(seqlen_k / 32)]"));
+  // A mask that is no pattern yet may be put together with the other one renamed.
+  CHECK(Mask::parse((blocks & sink(girih::input("m"))).text()) ==
+        (blocks & sink(girih::input("m"))));
+}
+
+TEST_CASE("a pattern has at most 16 run-time inputs") {
+  Mask mask = sink(girih::input("n0"));
+  for (int i = 1; i < 16; ++i) mask = mask | sink(girih::input("n" + std::to_string(i)));
+  CHECK(Pattern(mask | sink(girih::input("n3"))).inputs().size() == 16);
+  const std::string refused =
+      "the input 'last' is one more than the 16 run-time inputs that a pattern can have";
+  const Mask last = girih::chunk(girih::input("last"));
+  CHECK(refusal([&] { Pattern(mask & last); }) == refused);
+  CHECK(refusal([&] { girih::heads({{"0", mask}, {"else", last}}); }) == refused);
+  CHECK(refusal([&] { Pattern::parse("heads(0: " + mask.text() + ",\n else: chunk($last))"); }) ==
+        "2:8: " + refused + "\n   else: chunk($last))\n         ^");
+}
+
+TEST_CASE("names and numbers that cannot be run-time inputs are refused") {
+  const std::string rule = " is no name of an input: letters, digits and '_' are, a letter first";
+  CHECK(refusal([] { girih::input(""); }) == "''" + rule);
+  CHECK(refusal([] { girih::input("2w"); }) == "'2w'" + rule);
+  CHECK(refusal([] { girih::blocks("a b", {}); }) == "'a b'" + rule);
+  CHECK(refusal([] { girih::blocks("$m", {}); }) == "'$m'" + rule);
+  CHECK(contains(refusal([] { girih::input(std::string(65, 'w')); }),
+                 "has 65 characters: at most 64 are allowed"));
+  CHECK(sink(girih::input(std::string(64, 'w'))).inputs()[0].size() == 64);
+  girih::Number unchecked = 0;
+  unchecked.input = "a-b";
+  CHECK(refusal([&] { sink(unchecked); }) == "'a-b'" + rule);
+
+  CHECK(refusal([] { girih::blocks("m", {.q = 96}); }) ==
+        "blocks: q and kv must be 16, 32, 64 or 128");
+  CHECK(refusal([] { girih::blocks("m", {.kv = 8}); }) ==
+        "blocks: kv = 8 is out of range: 16 to 128 are allowed");
+  CHECK(refusal([] {
+          Mask::atom("blocks", {0, 128, 128});
+        }) == "blocks needs the name of a run-time input: blocks(m, ...)");
+  CHECK(refusal([] {
+          Mask::atom("blocks", {girih::input("m"), girih::input("q"), 128});
+        }) == "blocks: q cannot be a run-time input: its numbers must fit together");
+  CHECK(refusal([] {
+          Mask::atom("queries", {girih::input("a"), 3});
+        }) ==
+        "queries: positions takes a range such as 0..128, whose end is not in it, and no run-time "
+        "input");
+  CHECK(contains(refusal([] { Mask::atom("keys", {0, girih::input("b")}); }), "no run-time input"));
+  CHECK(refusal([] {
+          Mask::atom("block_streaming", {1, 2, 128, girih::input("c")});
+        }) == "block_streaming: causal takes true or false, and no run-time input");
+}
+
+TEST_CASE("numbers from inputs are put in, the nearest that the atom takes") {
+  const auto with = [](const char* text, int number) {
+    const auto value = [&](const std::string& name) { return name == "m" ? 7 : number; };
+    return Mask::parse(text).with_inputs(value);
+  };
+  CHECK(with("causal & (sink($n) | window(left=$w, right=2))", 5) ==
+        Mask::parse("causal & (sink(5) | window(left=5, right=2))"));
+  CHECK(with("!sink($n)", -3) == !sink(0));
+  CHECK(with("chunk($n)", 0) == girih::chunk(1));
+  CHECK(with("window(left=$n, right=4)", -9) == window({.left = -1, .right = 4}));
+  CHECK(with("sink($n)", INT_MAX) == sink(girih::kMaxNumber));
+  CHECK(with("sink($n)", INT_MIN) == sink(0));
+
+  const Mask blocks = with("sink($n) | blocks(m, q=128, kv=64)", 1);
+  CHECK(blocks.text() == "sink(1) | blocks(m, q=128, kv=64)");
+  CHECK(blocks.operands()[1].numbers() == std::vector<int>{7, 128, 64});
+  CHECK(blocks.operands()[1].inputs() == std::vector<std::string>{"m", "", ""});
+}
+
+TEST_CASE("what a mask shows is not known before its run-time inputs are") {
+  const girih::Geometry geometry{64, 64, 0, 0};
+  CHECK(refusal([&] {
+          girih::pattern::count_visible(Mask::parse("causal & sink($n)"), geometry);
+        }) == "what 'sink($n)' shows depends on the run-time input 'n': give it");
+  CHECK(contains(refusal([&] { girih::pattern::visible(girih::blocks("m", {}), geometry, 0, 0); }),
+                 "depends on the run-time input 'm'"));
 }

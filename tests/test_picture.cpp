@@ -32,6 +32,29 @@ TEST_CASE("a cell says whether all, some or none of its elements are visible") {
   CHECK(picture(girih::window({.left = 0, .right = 0}), {1000, 1000, 0, 0}, 2) == "+.\n.+\n");
 }
 
+TEST_CASE("S2-Attention's published pictures") {
+  const Mask causal = girih::causal() & girih::strided({.local = 2, .stride = 3, .block = 2});
+  CHECK(picture(causal, {16, 16, 0, 0}, 8) ==
+        "+.......\n"
+        "#+......\n"
+        "##+.....\n"
+        "#.#+....\n"
+        "#..#+...\n"
+        "#..##+..\n"
+        "#..#.#+.\n"
+        "#..#..#+\n");
+  const Mask relative = girih::strided({.local = 2, .stride = 3, .block = 2, .relative = true});
+  CHECK(picture(relative, {16, 16, 0, 0}, 8) ==
+        "##..#..#\n"
+        "###..#..\n"
+        ".###..#.\n"
+        "..###..#\n"
+        "#..###..\n"
+        ".#..###.\n"
+        "..#..###\n"
+        "#..#..##\n");
+}
+
 TEST_CASE("cells that cross the end of the sequence count existing elements only") {
   CHECK(picture(girih::dense(), {5, 7, 2, 0}, 2) == "##\n##\n");
   CHECK(picture(!girih::sink(4), {5, 7, 2, 0}, 2) == ".#\n.#\n");

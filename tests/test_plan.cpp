@@ -4,15 +4,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
+#include "girih/shared/atoms.cuh"
 #include "plan/plan.hpp"
 
 using namespace girih;
 using plan::Arch;
+using plan::KeysPerRow;
 using plan::make_plan;
 using plan::Plan;
 
@@ -104,7 +108,9 @@ TEST_CASE("a plan names the plain architecture") {
 
 TEST_CASE("structure and numbers follow the mask's text") {
   const auto structure = [](const char* text) { return plan::structure_of(Mask::parse(text)); };
-  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text)); };
+  const auto numbers = [](const char* text) {
+    return plan::numbers_of(Mask::parse(text), Pattern::parse(text).inputs());
+  };
 
   CHECK(structure("dense") == "Leaf<Dense>");
   CHECK(numbers("dense").empty());
@@ -120,6 +126,118 @@ TEST_CASE("structure and numbers follow the mask's text") {
   CHECK(numbers("causal & sink(1) & sink(2)") == std::vector<int>{1, 2});
   // Order is meaning: numbers are handed over in it.
   CHECK(structure("sink(1) & causal") != structure("causal & sink(1)"));
+}
+
+TEST_CASE("a number from an input is handed over as the input's place, and its structure says so") {
+  const auto structure = [](const char* text) { return plan::structure_of(Mask::parse(text)); };
+  CHECK(structure("window(left=$w)") == "Leaf<Window, 0x1>");
+  CHECK(structure("window(left=3, right=$w)") == "Leaf<Window, 0x2>");
+  CHECK(structure("!window(left=$w, right=$v)") == "Not<Leaf<Window, 0x3>>");
+  CHECK(structure("block_window(left=1, block=$b)") == "Leaf<BlockWindow, 0x4>");
+  CHECK(structure("causal & (sink($n) | blocks(m, q=128, kv=64))") ==
+        "All<Leaf<Causal>, Any<Leaf<Sink, 0x1>, Leaf<Blocks>>>");
+
+  // Places start at 0, also where an atom could not take that as its value.
+  const Pattern pattern = Pattern::parse(
+      "heads(0: chunk($c) | window(left=3, right=$w), "
+      "else: blocks(m, q=128, kv=64) & sink(5) & window(left=$w, right=$c))");
+  const auto numbers = [&](std::size_t c) {
+    return plan::numbers_of(pattern.classes()[c].mask, pattern.inputs());
+  };
+  CHECK(numbers(0) == std::vector<int>{0, 3, 1});
+  CHECK(numbers(1) == std::vector<int>{2, 128, 64, 5, 1, 0});
+  const Plan planned = plan_for(pattern.text(), heads_64(4, 4));
+  CHECK(planned.spec.num_inputs == 3);
+  CHECK(planned.spec.builds_lists);
+  // Rows of the head table: class, soft cap, numbers.
+  const std::vector<int>& table = planned.head_table;
+  REQUIRE(table.size() == 32 * 8);
+  CHECK(std::vector(table.begin(), table.begin() + 8) == std::vector{1, 0, 0, 3, 1, 0, 0, 0});
+  CHECK(std::vector(table.begin() + 8, table.begin() + 16) ==
+        std::vector{0, 0, 2, 128, 64, 5, 1, 0});
+}
+
+TEST_CASE("names and sizes of inputs are no part of a kernel, unless its tile goes with them") {
+  const auto source = [](const char* pattern) {
+    return codegen::emit(plan_for(pattern, heads_64(4, 4)).spec);
+  };
+  CHECK(source("blocks(m, q=128, kv=128) & sink($n)") ==
+        source("blocks(n, q=128, kv=128) & sink($sink)"));
+  CHECK(source("causal & sink($n)") != source("causal & sink(3)"));
+  CHECK(source("sink($n) | window(left=$n)") != source("sink($n) | window(left=$m)"));
+  const auto tile = [](const char* pattern) {
+    const TileConfig config = plan_for(pattern, heads_64(4, 4), "sm_80").spec.tile;
+    return std::pair(config.block_m, config.block_n);
+  };
+  // A tile lies within a block down to 64 rows and 32 keys.
+  const auto [rows, keys] = tile("blocks(m, q=128, kv=128)");
+  CHECK(tile("blocks(m, q=64, kv=32)") == std::pair(64, 32));
+  CHECK(tile("blocks(m, q=16, kv=16)") == std::pair(64, 32));
+  CHECK(tile("blocks(m, q=128, kv=32) | blocks(n, q=32, kv=128)") == std::pair(64, 32));
+  CHECK(rows == 128);
+  CHECK(keys >= 32);
+}
+
+TEST_CASE("every number of an atom is handed over in the order of its parameters") {
+  const auto numbers = [](const char* text) { return plan::numbers_of(Mask::parse(text), {}); };
+  CHECK(numbers("queries(-3..4) & keys(5..6)") == std::vector<int>{-3, 4, 5, 6});
+  CHECK(numbers("block_streaming(1, 2, causal=false)") == std::vector<int>{1, 2, 128, 0});
+  const int automatic = kAutomatic;
+  CHECK(numbers("strided(local=(4, 3), stride=8, block=64, offset=1, heads=kv)") ==
+        std::vector<int>{4, 3, 8, 64, 1, 1, automatic, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  CHECK(numbers("strided(block=64, ranges=[(-2, 3), (inf, 9)], step=-1)") ==
+        std::vector<int>{-1, -1, 0, 64, 0, 0, -1, 0, 0, 0, -2, 3, kMaxNumber, 9, 0, 0, 0, 0});
+}
+
+TEST_CASE("a soft cap is a number of the head table, and compiled in only where a head has one") {
+  CHECK_FALSE(plan_for("causal", {}).spec.softcap);
+  const auto softcap_of = [](const Plan& plan, std::size_t head) {
+    return std::bit_cast<float>(
+        plan.head_table[head * plan.head_table.size() / plan.spec.head_capacity + 1]);
+  };
+  const Plan all = plan_for("causal with softcap(30)", heads_64(4, 4));
+  CHECK(all.spec.softcap);
+  CHECK(all.spec.head_capacity == 1);
+  CHECK(softcap_of(all, 0) == 30);
+
+  const std::string some =
+      "heads(0: causal with softcap(30), 1: causal, 2: dense with softcap(2.5)";
+  const Plan mixed = plan_for(some + ", else: dense)", heads_64(4, 4));
+  CHECK(mixed.spec.softcap);
+  CHECK(mixed.spec.structures.size() == 2);  // a cap is no structure
+  CHECK(softcap_of(mixed, 0) == 30);
+  CHECK(softcap_of(mixed, 1) == 0);
+  CHECK(softcap_of(mixed, 2) == 2.5f);
+  CHECK(softcap_of(mixed, 3) == 0);
+  // Other caps, the same kernel; a rank without capped heads, another one.
+  const Plan other = plan_for("heads(0-2: dense with softcap(1), else: causal)", heads_64(4, 4));
+  CHECK(codegen::emit(other.spec) == codegen::emit(mixed.spec));
+  Problem rank = heads_64(1, 1);
+  rank.num_heads_total = 4;
+  rank.head_offset = 1;
+  CHECK_FALSE(plan_for(some + ", else: dense)", rank).spec.softcap);
+}
+
+TEST_CASE("a rank's head table is the model's from its first head on") {
+  const std::string pattern = "heads(0-3: causal, 4-5: sink(7), else: sink(9))";
+  Problem rank = heads_64(4, 2);
+  rank.head_offset = 4;
+  rank.num_heads_total = 8;
+  const Plan plan = plan_for(pattern, rank);
+  CHECK(plan.spec.structures == std::vector<std::string>{"Leaf<Sink>"});
+  const auto rows = rows_of(plan);
+  for (const int head : {0, 1, 2, 3}) CHECK(rows[head][1] == (head < 2 ? 7 : 9));
+
+  for (const auto& [offset, total] : {std::pair(5, 8), {-2, 8}, {2, 4}, {0, 2}, {1, 8}, {0, 9}}) {
+    rank.head_offset = offset;
+    rank.num_heads_total = total;
+    const Error error = error_of([&] { plan_for("causal", rank); });
+    CHECK(error.code() == Errc::invalid_argument);
+    CHECK(std::string(error.what()).find(fmt::format("head_offset {}", offset)) == 0);
+  }
+  rank.num_heads_total = 1 << 20;
+  CHECK(std::string(error_of([&] { plan_for("causal", rank); }).what()) ==
+        "1048576 heads are more than 65536");
 }
 
 TEST_CASE("head maps with the same set of structures share one kernel") {
@@ -281,6 +399,32 @@ TEST_CASE("a requested tile is taken, and its zeros are filled in") {
   // A third stage leaves two CTAs no room for 64 keys; eight warps have 16 rows each.
   CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3}).spec.tile == TileConfig{128, 32, 3, 4});
   CHECK(plan_for("causal", {}, "sm_86", {.num_warps = 8}).spec.tile == TileConfig{128, 64, 2, 8});
+}
+
+TEST_CASE("narrow heads whose rows see few keys get a small tile on sm_90") {
+  const TileConfig wide{128, 128, 2, 4}, small{64, 64, 2, 4};
+  const auto tile = [](const char* pattern, int head_dim = 64, const char* arch = "sm_90") {
+    return plan_for(pattern, {.head_dim = head_dim, .num_heads = 8, .num_heads_kv = 8}, arch)
+        .spec.tile;
+  };
+  CHECK(tile("causal & window(left=127)") == small);
+  CHECK(tile("causal & window(left=511)") == small);
+  CHECK(tile("causal & window(left=512)") == wide);
+  CHECK(tile("causal & (sink(128) | window(left=255))", 32) == small);
+  CHECK(tile("window(left=200, right=300)") == small);
+  CHECK(tile("causal") == wide);
+  CHECK(tile("dense & sink(512)") == small);
+  // One dense head makes most of the work.
+  CHECK(tile("heads(0: causal, else: causal & window(left=127))") == wide);
+  CHECK(tile("heads(0: causal & window(left=5), else: causal & window(left=127))") == small);
+  // A class without heads is no reason for anything.
+  CHECK(tile("heads(0-7: window(left=1, right=1), else: dense)") == small);
+
+  CHECK(tile("causal & window(left=127)", 128) == tile("causal", 128));
+  CHECK(tile("causal & window(left=127)", 64, "sm_80") == tile("causal", 64, "sm_80"));
+  CHECK(plan_for("window(left=9)", {.head_dim = 64}, "sm_90", wide).spec.tile == wide);
+  CHECK(plan_for("window(left=9)", {.head_dim = 64}, "sm_90").keys == KeysPerRow::many);
+  CHECK(plan_for("window(left=9, right=9)", {}, "sm_90").keys == KeysPerRow::few);
 }
 
 TEST_CASE("problems that make no sense are refused with their numbers") {

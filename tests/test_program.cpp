@@ -42,6 +42,32 @@ TEST_CASE("program: show draws each class and names its heads") {
   CHECK(contains(result.out, "density"));
 }
 
+TEST_CASE("program: show groups the heads that see the same") {
+  const Program program;
+  const std::string pattern = "causal & strided(local=1, stride=3, block=16, dense_heads=1)";
+  const Json report =
+      program.json({"show", pattern, "--heads", "8", "--seqlen-q", "256", "--seqlen-k", "256"});
+  std::vector<std::string> heads;
+  for (const Json& group : report["classes"]) heads.push_back(group["heads"]);
+  CHECK(heads == std::vector<std::string>{"0+3+6", "1+4", "2+5", "7"});
+  CHECK(report["classes"][0]["visible"] != report["classes"][1]["visible"]);
+
+  // The same heads on the second of two ranks, by their numbers in the model.
+  const Json rank = program.json({"show", pattern, "--heads", "4", "--head-offset", "4",
+                                  "--heads-total", "8", "--seqlen-q", "256", "--seqlen-k", "256"});
+  REQUIRE(rank["classes"].size() == 4);
+  CHECK(rank["classes"][0]["heads"] == "4");
+  CHECK(rank["classes"][0]["picture"] == report["classes"][1]["picture"]);
+  CHECK(rank["classes"][2]["heads"] == "6");
+  CHECK(rank["classes"][2]["picture"] == report["classes"][0]["picture"]);
+  CHECK(rank["classes"][3]["visible"] == 256 * 257 / 2);
+
+  check_refused({"show", "causal", "--heads", "4", "--head-offset", "2"}, 2, "invalid_argument",
+                {"head_offset 2"});
+  check_refused(kCompile + std::vector<std::string>{"--heads", "4", "--heads-total", "2"}, 2,
+                "invalid_argument", {"num_heads_total 2"});
+}
+
 TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   const Program program;
   const fs::path file = program.folder() / "p.girih";

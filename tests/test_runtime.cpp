@@ -486,9 +486,23 @@ TEST_CASE("arguments become parameters, with defaults") {
   CHECK(params.geometry.k_start == 100);
   CHECK(params.geometry.q_start == 102);  // the last query stands where the last key does
   CHECK(params.num_heads == 4);
-  CHECK(params.group_size == 2);
+  CHECK(params.geometry.head == 0);
+  CHECK(params.geometry.head_kv == 0);
+  CHECK(params.geometry.group_size == 2);
+  CHECK(params.geometry.num_heads == 4);
   CHECK(params.softmax_scale == 0.125f);  // 1 / sqrt(64)
   CHECK(params.softmax_scale_log2 == doctest::Approx(0.125 * std::log2(std::exp(1.0))));
+}
+
+TEST_CASE("a rank's heads are numbered as the model's") {
+  const jit::Args args = valid_args();
+  Problem problem = kLaunched;
+  problem.head_offset = 6;
+  problem.num_heads_total = 12;
+  const FwdParams params = runtime::forward_params(args, problem);
+  CHECK(params.geometry.head == 6);
+  CHECK(params.geometry.head_kv == 3);
+  CHECK(params.geometry.num_heads == 12);
 }
 
 TEST_CASE("given positions and scales are taken") {

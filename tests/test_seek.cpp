@@ -34,8 +34,10 @@ T one_of(std::mt19937_64& random, const T (&values)[kCount]) {
 }
 
 Geometry geometry_of(const oracle::Sizes& sizes) {
-  return {static_cast<int>(sizes.seqlen_q), static_cast<int>(sizes.seqlen_k),
-          static_cast<int>(sizes.q_start), static_cast<int>(sizes.k_start)};
+  return {static_cast<int>(sizes.seqlen_q),   static_cast<int>(sizes.seqlen_k),
+          static_cast<int>(sizes.q_start),    static_cast<int>(sizes.k_start),
+          static_cast<int>(sizes.head),       static_cast<int>(sizes.head / sizes.group_size),
+          static_cast<int>(sizes.group_size), static_cast<int>(sizes.num_heads)};
 }
 
 // A case to look at, in words.
@@ -48,12 +50,15 @@ struct Case {
   std::string words() const {
     return oracle::text(expr) + ", Sq " + std::to_string(sizes.seqlen_q) + ", Sk " +
            std::to_string(sizes.seqlen_k) + ", q_start " + std::to_string(sizes.q_start) +
-           ", k_start " + std::to_string(sizes.k_start) + ", tile " + std::to_string(block_m) +
-           " x " + std::to_string(block_n);
+           ", k_start " + std::to_string(sizes.k_start) + ", head " + std::to_string(sizes.head) +
+           " of " + std::to_string(sizes.num_heads) + " in groups of " +
+           std::to_string(sizes.group_size) + ", tile " + std::to_string(block_m) + " x " +
+           std::to_string(block_n);
   }
 };
 
-Case random_case(std::mt19937_64& random, int depth) {
+template <class MakeExpr>
+Case random_case(std::mt19937_64& random, MakeExpr&& make_expr) {
   const bool large = below(random, 40) == 0;
   const int longest = large ? 260 : 48;
   oracle::Sizes sizes =
@@ -63,10 +68,24 @@ Case random_case(std::mt19937_64& random, int depth) {
     sizes.k_start = below(random, 2) * below(random, longest);
     sizes.q_start = below(random, 3) == 0 ? 0 : below(random, 3 * longest) - longest;
   }
+  sizes.group_size = 1 << below(random, 3);
+  sizes.num_heads = sizes.group_size * (1 + below(random, 6));
+  sizes.head = below(random, static_cast<int>(sizes.num_heads));
   static constexpr int kSmall[] = {1, 2, 3, 4, 5, 8, 16}, kLarge[] = {16, 32, 64, 80, 128};
   const int block_m = large ? one_of(random, kLarge) : one_of(random, kSmall);
   const int block_n = large ? one_of(random, kLarge) : one_of(random, kSmall);
-  return {oracle::random_expr(random, depth, longest), sizes, block_m, block_n};
+  return {make_expr(longest), sizes, block_m, block_n};
+}
+
+Case random_case(std::mt19937_64& random, int depth) {
+  return random_case(random,
+                     [&](int longest) { return oracle::random_expr(random, depth, longest); });
+}
+
+Case random_atom_case(std::mt19937_64& random, int kind) {
+  return random_case(random, [&](int longest) {
+    return oracle::random_atom(random, static_cast<oracle::Expr::Kind>(kind), longest);
+  });
 }
 
 // The true kind of every key tile for the query rows [q0, q1).
@@ -127,34 +146,47 @@ void check_row_of_tiles(const Case& c, const Mask& mask, int q0, Tightness& tigh
   }
 }
 
-// Mask of a static structure, and how many numbers it takes.
+// An atom of this name with random numbers.
+Mask random_atom(std::mt19937_64& random, const std::string& name, int longest) {
+  for (int kind = 0; kind < oracle::kNumAtoms; ++kind) {
+    const std::string text =
+        oracle::text(oracle::random_atom(random, static_cast<oracle::Expr::Kind>(kind), longest));
+    if (text.substr(0, text.find('(')) == name) return Mask::parse(text);
+  }
+  FAIL("the oracle does not know ", name);
+  return girih::dense();
+}
+
+// A random mask of a static structure; its numbers go behind those that are there.
 template <class Structure>
 struct Reflect;
 template <class Atom>
 struct Reflect<girih::Leaf<Atom>> {
-  static Mask mask(const int* numbers) {
-    return Mask::atom(Atom::kInfo.name, {numbers, numbers + Atom::kInfo.num_params});
+  static Mask mask(std::mt19937_64& random, int longest, std::vector<int>& numbers) {
+    const Mask atom = random_atom(random, Atom::kInfo.name, longest);
+    numbers.insert(numbers.end(), atom.numbers().begin(), atom.numbers().end());
+    return atom;
   }
 };
 template <class Operand>
 struct Reflect<girih::Not<Operand>> {
-  static Mask mask(const int* numbers) { return !Reflect<Operand>::mask(numbers); }
+  static Mask mask(std::mt19937_64& random, int longest, std::vector<int>& numbers) {
+    return !Reflect<Operand>::mask(random, longest, numbers);
+  }
 };
 template <class First, class... Rest>
 struct Reflect<girih::All<First, Rest...>> {
-  static Mask mask(const int* numbers) {
-    Mask result = Reflect<First>::mask(numbers);
-    numbers += First::kNumNumbers;
-    ((result = result & Reflect<Rest>::mask(numbers), numbers += Rest::kNumNumbers), ...);
+  static Mask mask(std::mt19937_64& random, int longest, std::vector<int>& numbers) {
+    Mask result = Reflect<First>::mask(random, longest, numbers);
+    ((result = result & Reflect<Rest>::mask(random, longest, numbers)), ...);
     return result;
   }
 };
 template <class First, class... Rest>
 struct Reflect<girih::Any<First, Rest...>> {
-  static Mask mask(const int* numbers) {
-    Mask result = Reflect<First>::mask(numbers);
-    numbers += First::kNumNumbers;
-    ((result = result | Reflect<Rest>::mask(numbers), numbers += Rest::kNumNumbers), ...);
+  static Mask mask(std::mt19937_64& random, int longest, std::vector<int>& numbers) {
+    Mask result = Reflect<First>::mask(random, longest, numbers);
+    ((result = result | Reflect<Rest>::mask(random, longest, numbers)), ...);
     return result;
   }
 };
@@ -166,8 +198,8 @@ void compare_structure(std::mt19937_64& random, int head_class) {
   for (int round = 0; round < 12; ++round) {
     const int longest = below(random, 2) == 0 ? 40 : 300;
     std::vector<int> numbers;
-    for (int i = 0; i < Structure::kNumNumbers; ++i) numbers.push_back(below(random, longest));
-    const Mask mask = Reflect<Structure>::mask(numbers.data());
+    const Mask mask = Reflect<Structure>::mask(random, longest, numbers);
+    REQUIRE(static_cast<int>(numbers.size()) == Structure::kNumNumbers);
 
     Geometry g{1 + below(random, longest), 1 + below(random, longest), 0, 0};
     g.q_start = g.seqlen_k - g.seqlen_q;
@@ -175,11 +207,15 @@ void compare_structure(std::mt19937_64& random, int head_class) {
       g.k_start = below(random, longest);
       g.q_start = below(random, 2 * longest) - longest / 2;
     }
+    g.group_size = 1 << below(random, 2);
+    g.num_heads = 12;
+    g.head = below(random, g.num_heads);
+    g.head_kv = g.head / g.group_size;
     const int block_n = one_of(random, kBlockN);
     const int block_m = 16 << below(random, 4);
     const KeyTiles tiles{block_n, g.seqlen_k};
     INFO(mask.text(), ", Sq ", g.seqlen_q, ", Sk ", g.seqlen_k, ", q_start ", g.q_start,
-         ", k_start ", g.k_start, ", tile ", block_m, " x ", block_n);
+         ", k_start ", g.k_start, ", head ", g.head, ", tile ", block_m, " x ", block_n);
 
     bool seeks_equal = true;
     for (int q = 0; q < g.seqlen_q; q += block_m) {
@@ -250,8 +286,11 @@ TEST_CASE("the interpreter agrees with the naive predicates on every element") {
 
 TEST_CASE("nothing is visible outside the sequence, not even under a negation") {
   const Geometry geometry{4, 6, 2, 0};
-  for (const char* text : {"dense", "!sink(0)", "!causal", "window(left=3)"}) {
-    const Mask mask = Mask::parse(text);
+  std::mt19937_64 random(6);
+  for (int i = 0; i < 2 * oracle::kNumAtoms; ++i) {
+    const auto kind = static_cast<oracle::Expr::Kind>(i / 2);
+    const Mask atom = Mask::parse(oracle::text(oracle::random_atom(random, kind, 8)));
+    const Mask mask = i % 2 == 0 ? atom : !atom;
     for (const auto& [q, k] : {std::pair(-1, 0), {4, 0}, {0, -1}, {0, 6}, {3, 1 << 30}}) {
       CHECK_FALSE(girih::pattern::visible(mask, geometry, q, k));
     }
@@ -266,8 +305,8 @@ TEST_CASE("nothing is visible outside the sequence, not even under a negation") 
 TEST_CASE("seeks of atoms alone are exact") {
   std::mt19937_64 random(2);
   Tightness tightness;
-  for (int i = 0; i < 8000; ++i) {
-    const Case c = random_case(random, 1);
+  for (int i = 0; i < 40000; ++i) {
+    const Case c = random_atom_case(random, i % oracle::kNumAtoms);
     const Mask mask = Mask::parse(oracle::text(c.expr));
     for (int q0 = 0; q0 < c.sizes.seqlen_q; q0 += c.block_m) {
       check_row_of_tiles(c, mask, q0, tightness);
@@ -310,6 +349,111 @@ TEST_CASE("seeks of random expressions are sound and tight") {
   CHECK(partial <= 1.10);
 }
 
+TEST_CASE("heads said to be alike are alike, and those that differ are told apart") {
+  std::mt19937_64 random(8);
+  int alike = 0, different = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const Case c = i % 2 == 0 ? random_case(random, 3)
+                              : random_atom_case(random, int(oracle::Expr::Kind::strided));
+    oracle::Sizes other = c.sizes;
+    other.head = below(random, static_cast<int>(other.num_heads));
+    const Mask mask = Mask::parse(oracle::text(c.expr));
+    const bool same =
+        girih::pattern::same_for_heads(mask, geometry_of(c.sizes), geometry_of(other));
+    bool equal = true;
+    for (int q = 0; q < c.sizes.seqlen_q; ++q) {
+      for (int k = 0; k < c.sizes.seqlen_k; ++k) {
+        equal =
+            equal && oracle::visible(c.expr, c.sizes, q, k) == oracle::visible(c.expr, other, q, k);
+      }
+    }
+    if (same && !equal) {
+      INFO(c.words(), ", head ", other.head);
+      REQUIRE(equal);
+    }
+    if (!oracle::depends_on_head(c.expr)) REQUIRE(same);
+    alike += same && other.head != c.sizes.head;
+    different += !same;
+  }
+  CHECK(alike > 500);
+  CHECK(different > 300);
+}
+
+TEST_CASE("S2-Attention's settings at the tiles of kernels") {
+  std::mt19937_64 random(9);
+  Tightness tightness;
+  for (const auto& [local, stride] : {std::pair(10, 3), {1, 8}, {8, 1}, {16, 8}}) {
+    for (const int block : {16, 32, 64, 128}) {
+      for (int variant = 0; variant < 6; ++variant) {
+        oracle::Strided strided{.left = local, .right = local, .stride = stride, .block = block};
+        strided.offset = variant % 2;
+        strided.homo = variant == 2;
+        strided.dense_heads = variant == 3 ? 2 : 0;
+        strided.kv_heads = variant == 4;
+        strided.relative = variant == 5;
+        if (strided.relative) strided.offset = 0;
+        const oracle::Expr expr{oracle::Expr::Kind::strided, {}, {}, strided};
+        const int seqlen_q = variant == 0 ? 4096 : 4096 - below(random, 300);
+        Case c{expr, oracle::bottom_right(seqlen_q, 4096 - below(random, 300)), 128, 64};
+        c.sizes.num_heads = 8;
+        c.sizes.group_size = 2;
+        c.sizes.head = below(random, 8);
+        c.block_n = 32 << below(random, 3);
+        const Mask mask = Mask::parse(oracle::text(expr));
+        for (int i = 0; i < 3; ++i) {
+          const int m = i == 0 ? 0 : below(random, (seqlen_q + c.block_m - 1) / c.block_m);
+          check_row_of_tiles(c, mask, m * c.block_m, tightness);
+        }
+      }
+    }
+  }
+  CHECK(tightness.inexact == 0);
+  CHECK(tightness.truth.visited > tightness.truth.partial);
+}
+
+TEST_CASE("block streaming counts blocks of the launch, its quirk included") {
+  // One local block may lie ahead of a row, which then does not even see itself.
+  const Mask one = girih::block_streaming({.sink = 0, .local = 1, .block = 2});
+  CHECK(girih::pattern::row_spans(one, {2, 3, 1, 0}, 0).empty());
+  // A chunk's local blocks need not be those of the same rows in one launch.
+  const Mask local = girih::block_streaming({.sink = 0, .local = 2, .block = 4});
+  CHECK(girih::pattern::row_spans(local, {10, 10, 0, 0}, 9)[0].lo == 4);
+  CHECK(girih::pattern::row_spans(local, {1, 10, 9, 0}, 0)[0].lo == 8);
+  // Anchored at the row's own block, it is a block window: equal when offsets are whole blocks.
+  std::mt19937_64 random(10);
+  for (int i = 0; i < 200; ++i) {
+    const int block = 1 + below(random, 9), sink = below(random, 4), blocks = 1 + below(random, 5);
+    const Mask streaming = girih::block_streaming({.sink = sink, .local = blocks, .block = block});
+    const Mask window =
+        girih::causal() &
+        (girih::sink(sink * block) | girih::block_window({.left = blocks - 1, .block = block}));
+    const int seqlen_q = 1 + below(random, 40);
+    const int offset = block * below(random, 5);
+    const Geometry geometry{seqlen_q, seqlen_q + offset, offset, 0};
+    for (int q = 0; q < seqlen_q; ++q) {
+      const auto a = girih::pattern::row_spans(streaming, geometry, q);
+      const auto b = girih::pattern::row_spans(window, geometry, q);
+      INFO(streaming.text(), ", Sq ", seqlen_q, ", offset ", offset, ", row ", q);
+      REQUIRE(std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                         [](Span x, Span y) { return x.lo == y.lo && x.hi == y.hi; }));
+    }
+  }
+}
+
+TEST_CASE("rows before the first position belong to no chunk, but to blocks") {
+  const Geometry geometry{5, 3, -2, 0};  // two rows stand before the first key
+  const auto spans = [&](const char* text, int q) {
+    return girih::pattern::row_spans(Mask::parse(text), geometry, q);
+  };
+  CHECK(spans("chunk(2)", 0).empty());
+  CHECK(spans("chunk(2)", 1).empty());
+  CHECK(spans("chunk(2)", 2)[0].hi == 2);
+  CHECK(spans("block_window(left=0, right=0, block=2)", 1).empty());
+  CHECK(spans("block_window(left=0, right=1, block=2)", 1)[0].hi == 2);
+  CHECK(spans("queries(-1..0)", 1)[0].hi == 3);
+  CHECK(spans("queries(-1..0)", 2).empty());
+}
+
 TEST_CASE("awkward lengths at the tiles of kernels") {
   static constexpr int kLengths[][2] = {
       {113, 203},   {128, 217},   {113, 211},   {108, 256},   {256, 512},   {512, 256},
@@ -323,11 +467,16 @@ TEST_CASE("awkward lengths at the tiles of kernels") {
   const oracle::Expr streaming{Kind::all_of, {}, {causal, {Kind::any_of, {}, {sink, window}}}};
   const oracle::Expr holes{Kind::all_of, {}, {causal, {Kind::negation, {}, {band}}}};
   const oracle::Expr no_sink{Kind::negation, {}, {{Kind::sink, {1}, {}}}};
+  const oracle::Expr s2{
+      Kind::strided, {}, {}, {.left = 4, .right = 4, .stride = 8, .block = 64, .offset = 1}};
+  const oracle::Expr strided{Kind::all_of, {}, {causal, s2}};
+  const oracle::Expr blocks{Kind::block_streaming, {1, 3, 128, 1}, {}};
+  const oracle::Expr chunks{Kind::all_of, {}, {causal, {Kind::chunk, {500}, {}}}};
 
   Tightness tightness;
   std::mt19937_64 random(4);
   for (const auto& [seqlen_q, seqlen_k] : kLengths) {
-    for (const oracle::Expr& expr : {causal, streaming, holes, no_sink}) {
+    for (const oracle::Expr& expr : {causal, streaming, holes, no_sink, strided, blocks, chunks}) {
       for (const auto& [block_m, block_n] : {std::pair(64, 64), {128, 80}, {128, 128}}) {
         const Case c{expr, oracle::bottom_right(seqlen_q, seqlen_k), block_m, block_n};
         const Mask mask = Mask::parse(oracle::text(expr));
@@ -381,15 +530,62 @@ TEST_CASE("a negation does not make a tile full that crosses the end of the keys
 
 TEST_CASE("extreme numbers do not overflow") {
   constexpr int kMost = girih::kMaxNumber;
-  const Mask mask = girih::window({.left = kMost, .right = kMost}) | girih::sink(kMost);
-  for (const Geometry& g : {Geometry{1, kMost, kMost - 1, 0}, Geometry{kMost, 1, 1 - kMost, 0},
-                            Geometry{kMost, kMost, 0, 0}, Geometry{kMost, kMost, kMost, 0},
-                            Geometry{kMost, kMost, kMost, kMost}}) {
-    const QueryRows rows{g.seqlen_q - 1, g.seqlen_q};
-    const Run run = girih::pattern::seek(mask, g, rows, {128, g.seqlen_k}, 0);
-    CHECK(run.end > 0);
-    CHECK(girih::pattern::visible(mask, g, rows.begin, 0) ==
-          !girih::pattern::row_spans(mask, g, rows.begin).empty());
+  const long long most = kMost;
+  using Kind = oracle::Expr::Kind;
+  std::vector<oracle::Expr> exprs = {{Kind::window, {most, most}, {}},
+                                     {Kind::sink, {most}, {}},
+                                     {Kind::last_keys, {most}, {}},
+                                     {Kind::first_queries, {most}, {}},
+                                     {Kind::last_queries, {most}, {}},
+                                     {Kind::queries, {-most, most}, {}},
+                                     {Kind::keys, {most, most}, {}},
+                                     {Kind::chunk, {most}, {}},
+                                     {Kind::block_window, {most, -1, most}, {}},
+                                     {Kind::block_window, {-1, most, 1}, {}},
+                                     {Kind::block_streaming, {most, most, most, 1}, {}},
+                                     {Kind::block_streaming, {0, most, 3, 1}, {}},
+                                     {Kind::block_streaming, {most, 1, 1, 0}, {}}};
+  for (const long long block : {1LL, most}) {
+    for (const long long step : {-most, most}) {
+      oracle::Strided band{.left = most, .right = most, .stride = 4096, .block = block};
+      oracle::Strided relative = band;
+      relative.relative = true;
+      band.offset = -step / 2;
+      band.step = step > 0 ? 4096 : -4096;
+      oracle::Strided ranges = band;
+      ranges.ranges = {{-most / 2, 1}, {most / 2, 4096}, {0, 4095}};
+      for (const oracle::Strided& strided : {band, relative, ranges}) {
+        exprs.push_back({Kind::strided, {}, {}, strided});
+      }
+    }
+  }
+  for (const oracle::Sizes& sizes : {oracle::Sizes{1, most, most - 1, 0},
+                                     {most, 1, 1 - most, 0},
+                                     {most, most, 0, 0},
+                                     {most, most, most, 0},
+                                     {most, most, -most, 0},
+                                     {most, most, most, most},
+                                     {most, most, -most, most}}) {
+    oracle::Sizes in_last_head = sizes;
+    in_last_head.num_heads = 65536;
+    in_last_head.head = 65535;
+    const Geometry g = geometry_of(in_last_head);
+    for (const oracle::Expr& expr : exprs) {
+      const Mask mask = Mask::parse(oracle::text(expr));
+      for (const int q : {0, g.seqlen_q / 2, g.seqlen_q - 1}) {
+        const KeyTiles tiles{128, g.seqlen_k};
+        for (const int k : {0, g.seqlen_k / 2, g.seqlen_k - 1}) {
+          const Case c{expr, in_last_head, 1, 128};
+          INFO(c.words(), ", q ", q, ", k ", k);
+          const bool seen = oracle::visible(expr, in_last_head, q, k);
+          CHECK(girih::pattern::visible(mask, g, q, k) == seen);
+          const int n = k / 128;
+          const Run run = girih::pattern::seek(mask, g, {q, q + 1}, tiles, n);
+          CHECK(run.end > n);
+          CHECK(run.kind != (seen ? TileKind::empty : TileKind::full));
+        }
+      }
+    }
   }
 }
 
@@ -398,6 +594,13 @@ TEST_CASE("a matrix of 131072 x 131072 is counted quickly and exactly") {
   const Geometry geometry{kLength, kLength, 0, 0};
   const auto begin = std::chrono::steady_clock::now();
   CHECK(girih::pattern::count_visible(girih::causal(), geometry) == kLength * (kLength + 1) / 2);
+  // Phi-3-small's: 16 blocks up to the diagonal's, and of those before, every eighth.
+  const Mask strided =
+      girih::causal() & girih::strided({.local = 16, .stride = 8, .block = 64, .offset = 1});
+  const std::int64_t blocks = kLength / 64, far = blocks - 16;
+  std::int64_t visible = 64 * 64 * (16 * blocks - 16 * 15 / 2) - blocks * 64 * 63 / 2;
+  for (std::int64_t i = 0; i < far; ++i) visible += 64 * 64 * ((i + 1) / 8);
+  CHECK(girih::pattern::count_visible(strided, geometry) == visible);
   const Mask streaming = girih::causal() & (girih::sink(128) | girih::window({.left = 255}));
   // Rows from 383 on see 128 + 256 keys; those before see all that causality allows.
   CHECK(girih::pattern::count_visible(streaming, geometry) ==
@@ -417,8 +620,25 @@ TEST_CASE("static structures seek and mask as the interpreter does") {
   using Causal = girih::Leaf<girih::Causal>;
   using Window = girih::Leaf<girih::Window>;
   using Sink = girih::Leaf<girih::Sink>;
+  using LastKeys = girih::Leaf<girih::LastKeys>;
+  using FirstQueries = girih::Leaf<girih::FirstQueries>;
+  using LastQueries = girih::Leaf<girih::LastQueries>;
+  using Queries = girih::Leaf<girih::Queries>;
+  using Keys = girih::Leaf<girih::Keys>;
+  using Chunk = girih::Leaf<girih::Chunk>;
+  using BlockWindow = girih::Leaf<girih::BlockWindow>;
+  using BlockStreaming = girih::Leaf<girih::BlockStreaming>;
+  using Strided = girih::Leaf<girih::Strided>;
   std::mt19937_64 random(5);
   compare_structures<Dense>(random);
+  compare_structures<LastKeys, FirstQueries, LastQueries, Queries, Keys, Chunk, BlockWindow,
+                     BlockStreaming, Strided, Not<LastKeys>, Not<FirstQueries>, Not<LastQueries>,
+                     Not<Queries>, Not<Keys>, Not<Chunk>, Not<BlockWindow>, Not<BlockStreaming>,
+                     Not<Strided>>(random);
+  compare_structures<All<Causal, Strided>, All<Causal, Any<Sink, BlockWindow>>,
+                     Any<All<Queries, Causal>, All<Not<Queries>, BlockStreaming>>,
+                     Any<FirstQueries, LastQueries, Sink, LastKeys, BlockWindow>,
+                     All<Causal, Chunk, Not<Keys>>, Any<Strided, All<Strided, Chunk>>>(random);
   compare_structures<Causal, All<Causal, Any<Sink, Window>>>(random);
   compare_structures<Window, Sink, Not<Sink>, Not<Window>, All<Causal, Window>, Any<Sink, Window>,
                      All<Causal, Not<Sink>>, Not<All<Causal, Any<Sink, Window>>>,

@@ -125,7 +125,7 @@ TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
         "{\"pattern\": [\"dense\", \"sink(2)\"], \"head_dim\": [64, 128], \"dtype\": \"fp16\", "
         "\"arch\": \"sm_90\"}\n"
         "  {\"pattern\": \"kv_heads(0: causal, else: dense)\", \"heads\": 8, \"kv_heads\": 2, "
-        "\"block_n\": 32}\n");
+        "\"block_n\": 32, \"head_offset\": 8, \"heads_total\": 16}\n");
   const Arguments warm{"warm", file.string(), "--arch", "sm_80", "--head-dim", "64", "--dry-run"};
   const Json report = program.json(warm);
   CHECK(report["specs"] == 6);
@@ -139,6 +139,8 @@ TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
   CHECK(kernels[4]["problem"]["dtype"] == "fp16");
   CHECK(kernels[4]["arch"] == "sm_90");
   CHECK(kernels[5]["problem"]["num_heads_kv"] == 2);
+  CHECK(kernels[5]["problem"]["head_offset"] == 8);
+  CHECK(kernels[5]["problem"]["num_heads_total"] == 16);
 
   const Result piped =
       program.run({"warm", "-", "--arch", "sm_80", "--dry-run", "--json"}, read(file));
@@ -272,6 +274,8 @@ TEST_CASE("explain finds the kernel that compile made, in the folder where it is
 
 TEST_CASE("explain says why there is no kernel") {
   const Program program;
+  CHECK(program.json({"explain", "causal", "--head-dim", "192", "--head-dim-v", "128", "--arch",
+                      "sm_90"})["problem"]["head_dim_v"] == 128);
   const Json report = program.json({"explain", "causal", "--head-dim", "17", "--arch", "sm_80"}, 3);
   CHECK(report["supported"] == false);
   CHECK(contains(report["reason"], "head_dim 17"));

@@ -7,6 +7,7 @@
 
 #include "common.hpp"
 #include "compile/nvrtc.hpp"
+#include "fill.hpp"
 #include "girih/shared/params.cuh"
 #include "reading.hpp"
 #include "support/fs.hpp"
@@ -46,7 +47,14 @@ struct Subject {
   jit::Program program;
   verify::Report report;
   std::vector<double> milliseconds;  // sorted
+  double build_lists_ms = 0;
 };
+
+// A case for a pattern that knows nothing of another one's inputs.
+verify::Case case_for(const Pattern& pattern, verify::Case c) {
+  if (pattern.inputs().empty()) c.inputs.clear();
+  return c;
+}
 
 float elapsed_ms(const jit::Kernel& kernel, const jit::Args& args, jit::Workspace workspace,
                  const verify::Event& begin, const verify::Event& end) {
@@ -66,14 +74,25 @@ bool time_in_turns(std::vector<Subject>& subjects, const verify::Case& c, int re
   workload.fill_normal(c.seed);
   const verify::Event begin, end;
   std::vector<jit::Kernel> kernels;
+  std::vector<jit::Args> arguments;
   std::vector<verify::Buffer> memory;
-  for (const Subject& subject : subjects) {
+  const auto workspace = [&](std::size_t i) {
+    return jit::Workspace{memory[i].data(), memory[i].size()};
+  };
+  for (Subject& subject : subjects) {
     kernels.push_back(subject.program.bind(c.problem));
-    memory.emplace_back(kernels.back().workspace_bytes(c.batch, c.seqlen_q, c.seqlen_k));
+    arguments.push_back(workload.args());
+    if (subject.pattern.inputs().empty()) arguments.back().inputs.clear();
+    memory.emplace_back(kernels.back().workspace_bytes(arguments.back()));
+    if (memory.back().size() == 0) continue;
+    const std::size_t i = memory.size() - 1;
+    subject.build_lists_ms =
+        verify::median(verify::time_launches({.repeats = 30, .flush_l2 = true}, [&] {
+          kernels[i].build_lists(arguments[i], workspace(i));
+        }));
   }
   const auto run = [&](std::size_t i) {
-    return static_cast<double>(
-        elapsed_ms(kernels[i], workload.args(), {memory[i].data(), memory[i].size()}, begin, end));
+    return static_cast<double>(elapsed_ms(kernels[i], arguments[i], workspace(i), begin, end));
   };
   double fastest = kShort;
   for (int warmup = 0; warmup < kWarmups; ++warmup) {
@@ -172,7 +191,7 @@ class ScratchFolder {
 };
 
 Json measure_jit(const Pattern& pattern, const Problem& problem, const std::string& arch,
-                 const jit::Options& options) {
+                 const jit::Options& options, const FillOptions& fill) {
   const auto build = [&](const std::filesystem::path& folder) {
     jit::Options own = options;
     own.cache_dir = folder;
@@ -201,10 +220,12 @@ Json measure_jit(const Pattern& pattern, const Problem& problem, const std::stri
   verify::Case small;
   small.problem = problem;
   small.seqlen_q = small.seqlen_k = 16;
+  small.inputs = read_fills(fill, pattern, problem, 1, 16, 16);
   const verify::Workload workload(small);
   const jit::Args args = workload.args();
   const jit::Kernel kernel = program.bind(problem);
-  const verify::Buffer memory(kernel.workspace_bytes(1, 16, 16));
+  const verify::Buffer memory(kernel.workspace_bytes(args));
+  kernel.build_lists(args, {memory.data(), memory.size()});
   json["launch_us"] = host_microseconds([&] {
     kernel.launch(args, {memory.data(), memory.size()});
   });
@@ -234,7 +255,7 @@ Json device_json(const verify::Device& device) {
 Json subject_json(const Subject& subject, const verify::Case& c) {
   const std::vector<double>& times = subject.milliseconds;
   const double median = verify::median(times);
-  const double flop = visible_flop(subject.pattern, c);
+  const double flop = visible_flop(subject.pattern, case_for(subject.pattern, c));
   return {{"name", subject.name},
           {"pattern", subject.pattern.text()},
           {"ok", subject.report.ok()},
@@ -246,6 +267,7 @@ Json subject_json(const Subject& subject, const verify::Case& c) {
           {"repeats", times.size()},
           {"visible_flop", flop},
           {"tflops", flop / median * 1e-9},
+          {"build_lists_ms", subject.build_lists_ms},
           {"kernel", to_json(subject.report.kernel)}};
 }
 
@@ -298,6 +320,7 @@ void add_bench(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern;
     ProblemOptions problem;
+    FillOptions fill;
     jit::Options jit;
     verify::Case parameters;
     int repeats = kLeastRepeats;
@@ -321,6 +344,7 @@ void add_bench(CLI::App& app, Context& context) {
   verb->add_flag("--jit", options->measure_jit,
                  "Also time compilation, cache hits, binding and the host's part of a launch");
   verb->add_option("--rows", c.max_rows, "Rows of each kernel to check")->capture_default_str();
+  add_fill_options(*verb, options->fill);
   verb->add_option("--seed", c.seed, "Of the inputs")->capture_default_str();
   add_tile_options(*verb, options->jit.tile);
   add_compile_options(*verb, options->jit);
@@ -334,7 +358,10 @@ void add_bench(CLI::App& app, Context& context) {
     check_range("--rows", parameters.max_rows, 1, std::int64_t{1} << 40);
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
-    heads_of_classes(pattern, parameters.problem);  // refuses uncovered heads
+    options->fill.seed = parameters.seed;
+    parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,
+                                   parameters.seqlen_q, parameters.seqlen_k);
+    reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
     std::vector<Subject> subjects;
@@ -343,8 +370,9 @@ void add_bench(CLI::App& app, Context& context) {
     subjects.emplace_back("dense causal", causal(), options->jit);
     verify::GpuReference reference;
     for (Subject& subject : subjects) {
-      subject.report = verify::verify_attention(subject.program, parameters,
-                                                reading_of(subject.pattern, parameters), reference);
+      const verify::Case own = case_for(subject.pattern, parameters);
+      subject.report = verify::verify_attention(subject.program, own,
+                                                reading_of(subject.pattern, own), reference);
       if (!subject.report.ok()) context.exit_code = kFailure;
     }
     const bool flushed = time_in_turns(subjects, parameters, options->repeats);
@@ -362,7 +390,8 @@ void add_bench(CLI::App& app, Context& context) {
       report["kernels"].push_back(subject_json(subject, parameters));
     }
     if (options->measure_jit) {
-      report["jit"] = measure_jit(pattern, parameters.problem, device.arch(), options->jit);
+      report["jit"] =
+          measure_jit(pattern, parameters.problem, device.arch(), options->jit, options->fill);
     }
     if (!context.json) return print(text_of(report));
     report.erase("problem_text");

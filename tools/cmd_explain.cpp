@@ -5,16 +5,20 @@
 
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
+#include "fill.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/plan.hpp"
 #include "reading.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/tile_choice.hpp"
+#include "tune/tune_on_gpu.hpp"
+#include "verify/device.hpp"
 
 namespace girih::tools {
 namespace {
 
-// Which of the tile's numbers were given.
-std::string tile_origin(const TileConfig& given) {
+// Which of the tile's numbers were given, or where it comes from when none was.
+std::string tile_origin(const TileConfig& given, const std::string& otherwise) {
   std::vector<const char*> names;
   for (const auto& [name, value] : {std::pair{"block_m", given.block_m},
                                     {"block_n", given.block_n},
@@ -22,25 +26,71 @@ std::string tile_origin(const TileConfig& given) {
                                     {"warps", given.num_warps}}) {
     if (value != 0) names.push_back(name);
   }
-  if (names.empty()) return "heuristic";
+  if (names.empty()) return otherwise;
   if (names.size() == 4) return "given";
   return fmt::format("{} given, the rest heuristic", fmt::join(names, ", "));
 }
 
+// The present GPU where it is one of these, else one without a name: of its records, those of
+// others are hints.
+tune::DeviceId device_of(const plan::Arch& arch) {
+  if (verify::device_available()) {
+    tune::DeviceId device = present_device();
+    if (device.arch == arch.name()) return device;
+  }
+  return {.name = "", .arch = arch.name(), .num_sms = 0};
+}
+
+// What a bind would take: the first choice, unless its kernel would have to be compiled and must
+// not be.
+runtime::TileChoice choice_of(const Pattern& pattern, const Problem& problem,
+                              const plan::Arch& arch, const jit::Options& options) {
+  const runtime::Settings settings = runtime::resolve(options);
+  const auto choices =
+      runtime::tile_choices({pattern, problem, arch, device_of(arch)}, options.tile, settings);
+  if (settings.mode == jit::Mode::automatic) return choices.front();
+  for (const runtime::TileChoice& choice : choices) {
+    jit::Options own = options;
+    own.tile = choice.tile;
+    const jit::KernelInfo info =
+        jit::build(pattern, problem, arch.name(), own, jit::Emit::source).info;
+    if (cache::DiskCache(settings.cache).find({info.arch, info.key})) return choice;
+  }
+  return choices.back();
+}
+
+Json json_of(const tune::Record& record) {
+  return {{"device", record.device.name},
+          {"pattern", record.pattern},
+          {"batch", record.shape.batch},
+          {"seqlen_q", record.shape.seqlen_q},
+          {"seqlen_k", record.shape.seqlen_k},
+          {"num_heads", record.shape.num_heads},
+          {"ms", record.ms},
+          {"date", record.date}};
+}
+
+std::string text_of_record(const Json& record) {
+  return fmt::format(
+      "            {:.4g} ms for {}, batch {}, {} queries, {} keys, {} heads on {}, {}\n",
+      record["ms"].get<double>(), record["pattern"].get<std::string>(), record["batch"].get<int>(),
+      record["seqlen_q"].get<int>(), record["seqlen_k"].get<int>(), record["num_heads"].get<int>(),
+      record["device"].get<std::string>(), record["date"].get<std::string>());
+}
+
 Json classes_json(const Pattern& pattern, const Problem& problem, const TileConfig& tile,
                   const std::optional<Geometry>& geometry) {
-  const auto heads = heads_of_classes(pattern, problem);
   Json classes = Json::array();
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    const Mask& mask = pattern.classes()[i].mask;
-    Json json{{"heads", ranges_text(heads[i])},
-              {"num_heads", heads[i].size()},
+  for (const auto& [mask, heads, own, pattern_class] :
+       head_groups(pattern, problem, geometry.value_or(geometry_of(0, 0, problem)))) {
+    Json json{{"heads", ranges_text(heads)},
+              {"num_heads", heads.size()},
               {"mask", mask.text()},
-              {"structure", plan::structure_of(mask)}};
+              {"structure", plan::structure_of(pattern.classes()[pattern_class].mask)}};
     if (geometry) {
-      const auto tiles = pattern::count_tiles(mask, *geometry, tile.block_m, tile.block_n);
+      const auto tiles = pattern::count_tiles(mask, own, tile.block_m, tile.block_n);
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
-      json["visible"] = pattern::count_visible(mask, *geometry);
+      json["visible"] = pattern::count_visible(mask, own);
     }
     classes.push_back(std::move(json));
   }
@@ -74,13 +124,15 @@ std::string text_of(const Json& report, const Problem& problem) {
                                 text(report["reason"]));
   }
   const Json &tile = report["tile"], &cache = report["cache"];
+  result += fmt::format("supported   yes, by a kernel for {}\n", text(report["arch"]));
+  result +=
+      fmt::format("tile        {} x {}, {} stages, {} warps ({})\n", tile["block_m"].get<int>(),
+                  tile["block_n"].get<int>(), tile["num_stages"].get<int>(),
+                  tile["num_warps"].get<int>(), text(report["tile_origin"]));
+  if (report.contains("record")) result += text_of_record(report["record"]);
   result += fmt::format(
-      "supported   yes, by a kernel for {}\n"
-      "tile        {} x {}, {} stages, {} warps ({})\n"
-      "CTA         {} threads, {} bytes of shared memory{}\n",
-      text(report["arch"]), tile["block_m"].get<int>(), tile["block_n"].get<int>(),
-      tile["num_stages"].get<int>(), tile["num_warps"].get<int>(), text(report["tile_origin"]),
-      report["threads"].get<int>(), report["shared_bytes"].get<int>(),
+      "CTA         {} threads, {} bytes of shared memory{}\n", report["threads"].get<int>(),
+      report["shared_bytes"].get<int>(),
       cache["hit"] ? fmt::format(", {} registers a thread", report["registers"].get<int>()) : "");
   for (const Json& entry : report["classes"]) {
     result += fmt::format("heads       {}: {}\n            {}\n", text(entry["heads"]),
@@ -103,7 +155,7 @@ std::string text_of(const Json& report, const Problem& problem) {
       fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),
                   report["structures"].size() == 1 ? "" : "s",
                   report["head_capacity"] == 1
-                      ? "one mask for every head"
+                      ? "one class of heads"
                       : fmt::format("a table of {} heads", report["head_capacity"].get<int>()));
   result += fmt::format("key         {}\n", text(report["key"]));
   result +=
@@ -125,6 +177,7 @@ void add_explain(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern, arch;
     ProblemOptions problem;
+    FillOptions fill;
     jit::Options jit;
     std::optional<int> seqlen_q, seqlen_k;
   };
@@ -139,6 +192,8 @@ void add_explain(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", options->seqlen_q,
                    "Query rows, to count tiles; default: the keys");
   verb->add_option("--seqlen-k", options->seqlen_k, "Keys, to count tiles; default: the rows");
+  add_fill_options(*verb, options->fill);
+  verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   add_tile_options(*verb, options->jit.tile);
   add_jit_options(*verb, options->jit);
 
@@ -147,12 +202,19 @@ void add_explain(CLI::App& app, Context& context) {
     const Problem problem = options->problem.resolve(pattern);
     const std::string arch = resolve_arch(options->arch);
     std::optional<Geometry> geometry;
+    std::optional<HostInputs> inputs;
     if (options->seqlen_q || options->seqlen_k) {
       const int seqlen_q = options->seqlen_q.value_or(options->seqlen_k.value_or(0));
       const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
       check_range("--seqlen-q", seqlen_q, 0, kMaxNumber);
       check_range("--seqlen-k", seqlen_k, 0, kMaxNumber);
-      geometry = geometry_of(seqlen_q, seqlen_k);
+      geometry = geometry_of(seqlen_q, seqlen_k, problem);
+      inputs.emplace(read_fills(options->fill, pattern, problem, 1, seqlen_q, seqlen_k),
+                     problem.num_heads);
+      geometry->inputs = inputs->views();
+    } else if (!options->fill.fills.empty()) {
+      throw Error(Errc::invalid_argument,
+                  "--fill makes data to count tiles with: give --seqlen-q or --seqlen-k as well");
     }
 
     Json report{{"pattern", pattern.text()},
@@ -160,14 +222,17 @@ void add_explain(CLI::App& app, Context& context) {
                 {"asked_arch", arch},
                 {"supported", true}};
     try {
-      const jit::Artifact artifact =
-          jit::build(pattern, problem, arch, options->jit, jit::Emit::source);
-      const plan::Plan plan =
-          plan::make_plan(pattern, problem, plan::Arch::parse(arch), options->jit.tile);
+      const plan::Arch parsed = plan::Arch::parse(arch);
+      const runtime::TileChoice choice = choice_of(pattern, problem, parsed.plain(), options->jit);
+      jit::Options jit = options->jit;
+      jit.tile = choice.tile;
+      const jit::Artifact artifact = jit::build(pattern, problem, arch, jit, jit::Emit::source);
+      const plan::Plan plan = plan::make_plan(pattern, problem, parsed, jit.tile);
       const jit::KernelInfo& info = artifact.info;
       report["arch"] = info.arch;
       report["tile"] = to_json(info.tile);
-      report["tile_origin"] = tile_origin(options->jit.tile);
+      report["tile_origin"] = tile_origin(options->jit.tile, choice.source);
+      if (choice.record) report["record"] = json_of(*choice.record);
       report["threads"] = info.threads;
       report["shared_bytes"] = info.shared_bytes;
       report["classes"] = classes_json(pattern, problem, info.tile, geometry);

@@ -1,8 +1,9 @@
-// girih show PATTERN: pictures of its head classes, how much is visible, and which tiles a kernel
+// girih show PATTERN: pictures of what its heads see, how much that is, and which tiles a kernel
 // would visit. Needs neither a GPU nor NVRTC.
 #include <fmt/format.h>
 
 #include "common.hpp"
+#include "fill.hpp"
 #include "pattern/interpret.hpp"
 #include "pattern/picture.hpp"
 #include "reading.hpp"
@@ -11,25 +12,23 @@
 namespace girih::tools {
 namespace {
 
-struct ClassReport {
+// Of heads that see the same.
+struct GroupReport {
   std::string mask;
-  std::vector<int> heads;  // query heads, ascending
-  std::int64_t visible = 0;
+  std::vector<int> heads;
+  std::int64_t visible = 0;  // in each of them
   pattern::TileCounts tiles;
   std::string picture;
 };
 
-std::vector<ClassReport> classes_of(const Pattern& pattern, const Problem& problem,
-                                    const Geometry& geometry, int block_m, int block_n) {
-  std::vector<std::vector<int>> heads = heads_of_classes(pattern, problem);
-  std::vector<ClassReport> reports(heads.size());
-  for (std::size_t i = 0; i < reports.size(); ++i) {
-    reports[i].heads = std::move(heads[i]);
-    const Mask& mask = pattern.classes()[i].mask;
-    reports[i].mask = mask.text();
-    reports[i].visible = pattern::count_visible(mask, geometry);
-    reports[i].tiles = pattern::count_tiles(mask, geometry, block_m, block_n);
-    reports[i].picture = pattern::picture(mask, geometry);
+std::vector<GroupReport> reports_of(std::vector<HeadGroup> groups, int block_m, int block_n) {
+  std::vector<GroupReport> reports;
+  for (HeadGroup& group : groups) {
+    reports.push_back({.mask = group.mask.text(),
+                       .heads = std::move(group.heads),
+                       .visible = pattern::count_visible(group.mask, group.geometry),
+                       .tiles = pattern::count_tiles(group.mask, group.geometry, block_m, block_n),
+                       .picture = pattern::picture(group.mask, group.geometry)});
   }
   return reports;
 }
@@ -46,6 +45,7 @@ void add_show(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern, svg;
     ProblemOptions problem;
+    FillOptions fill;
     int seqlen_q = 1024, seqlen_k = 1024;
     int block_m = 128, block_n = 64;
   };
@@ -58,6 +58,8 @@ void add_show(CLI::App& app, Context& context) {
   verb->add_option("--block-m", options->block_m, "Query rows of a tile")->capture_default_str();
   verb->add_option("--block-n", options->block_n, "Keys of a tile")->capture_default_str();
   add_head_options(*verb, options->problem);
+  add_fill_options(*verb, options->fill);
+  verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   verb->add_option("--svg", options->svg, "File for a picture of the tiles, a panel a class");
 
   verb->callback([options, &context] {
@@ -67,15 +69,19 @@ void add_show(CLI::App& app, Context& context) {
     check_range("--block-n", options->block_n, 1, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     const Problem problem = options->problem.resolve(pattern);
-    const Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k);
+    const HostInputs inputs(
+        read_fills(options->fill, pattern, problem, 1, options->seqlen_q, options->seqlen_k),
+        problem.num_heads);
+    Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k, problem);
+    geometry.inputs = inputs.views();
+    const std::vector<HeadGroup> groups = head_groups(pattern, problem, geometry);
     if (!options->svg.empty()) {
       write_output(options->svg,
-                   svg_picture(pattern, problem, geometry, options->block_m, options->block_n));
+                   svg_picture(pattern, groups, geometry, options->block_m, options->block_n));
     }
-    const std::vector<ClassReport> classes =
-        classes_of(pattern, problem, geometry, options->block_m, options->block_n);
+    const std::vector<GroupReport> reports = reports_of(groups, options->block_m, options->block_n);
     double visible = 0;
-    for (const ClassReport& report : classes) {
+    for (const GroupReport& report : reports) {
       visible += static_cast<double>(report.visible) * static_cast<double>(report.heads.size());
     }
     const double total_density = density(visible, problem.num_heads, geometry);
@@ -90,7 +96,7 @@ void add_show(CLI::App& app, Context& context) {
                 {"block_n", options->block_n},
                 {"density", total_density},
                 {"classes", Json::array()}};
-      for (const ClassReport& report : classes) {
+      for (const GroupReport& report : reports) {
         json["classes"].push_back(
             {{"mask", report.mask},
              {"heads", ranges_text(report.heads)},
@@ -105,7 +111,7 @@ void add_show(CLI::App& app, Context& context) {
       }
       return print_json(json);
     }
-    for (const ClassReport& report : classes) {
+    for (const GroupReport& report : reports) {
       print(fmt::format(
           "{} {}: {}\n{}density {:.4f}; tiles of {} x {}: {} full, {} partial, {} empty\n\n",
           report.heads.size() == 1 ? "head" : "heads", ranges_text(report.heads), report.mask,

@@ -3,20 +3,13 @@
 #include <fmt/format.h>
 
 #include "common.hpp"
+#include "fill.hpp"
 #include "reading.hpp"
 #include "verify/device.hpp"
 #include "verify/verify.hpp"
 
 namespace girih::tools {
 namespace {
-
-Layout parse_layout(const std::string& text) {
-  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    if (text == to_string(layout)) return layout;
-  }
-  throw Error(Errc::invalid_argument,
-              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
-}
 
 Json report_json(const verify::Report& report, double milliseconds, double tflops) {
   Json failures = Json::array();
@@ -77,7 +70,7 @@ void add_verify(CLI::App& app, Context& context) {
   struct Options {
     std::string pattern;
     ProblemOptions problem;
-    int head_dim_v = 0;
+    FillOptions fill;
     Layout layout = Layout::bshd;
     jit::Options jit;
     verify::Case parameters;
@@ -94,16 +87,12 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
   verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
   add_problem_options(*verb, options->problem);
-  verb->add_option("--head-dim-v", options->head_dim_v, "Of V and the output; default: the same");
-  verb->add_option_function<std::string>(
-          "--layout",
-          [layout = &options->layout](const std::string& text) { *layout = parse_layout(text); },
-          "bshd, bhsd or thd: sequences packed one after another")
-      ->default_str("bshd");
+  add_layout_option(*verb, options->layout);
   verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--q-start", c.q_start,
                    "Position of the first query; default: k-start + seqlen-k - seqlen-q");
   verb->add_option("--k-start", c.k_start, "Position of the first key")->capture_default_str();
+  add_fill_options(*verb, options->fill);
   verb->add_option("--seed", c.seed, "Of the inputs and of the choice of rows")
       ->capture_default_str();
   verb->add_option("--rows", c.max_rows, "Rows to check; 0: all where that is cheap, else 4096")
@@ -123,9 +112,11 @@ void add_verify(CLI::App& app, Context& context) {
     check_range("--max-ctas", parameters.max_ctas, 0, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
     parameters.problem = options->problem.resolve(pattern);
-    parameters.problem.head_dim_v = options->head_dim_v;
     parameters.problem.layout = options->layout;
 
+    options->fill.seed = parameters.seed;
+    parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,
+                                   parameters.seqlen_q, parameters.seqlen_k);
     const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;

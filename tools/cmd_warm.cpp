@@ -26,10 +26,9 @@ namespace {
 struct Group {
   std::vector<std::string> patterns;
   std::vector<int> head_dims{128};
-  int head_dim_v = 0;
   std::vector<DType> dtypes{DType::bfloat16};
   std::vector<std::string> archs;
-  std::optional<int> num_heads, num_heads_kv;
+  ProblemOptions problem;  // the rest of it
   TileConfig tile;
 };
 
@@ -68,22 +67,26 @@ Group parse_line(const std::string& line, const Group& defaults) {
     } else if (name == "head_dim") {
       group.head_dims = one_or_more<int>(value);
     } else if (name == "head_dim_v") {
-      group.head_dim_v = value.get<int>();
+      group.problem.head_dim_v = value.get<int>();
     } else if (name == "dtype") {
       group.dtypes = parse_dtypes(one_or_more<std::string>(value));
     } else if (name == "arch") {
       group.archs = one_or_more<std::string>(value);
     } else if (name == "heads") {
-      group.num_heads = value.get<int>();
+      group.problem.num_heads = value.get<int>();
     } else if (name == "kv_heads") {
-      group.num_heads_kv = value.get<int>();
+      group.problem.num_heads_kv = value.get<int>();
+    } else if (name == "head_offset") {
+      group.problem.head_offset = value.get<int>();
+    } else if (name == "heads_total") {
+      group.problem.num_heads_total = value.get<int>();
     } else if (const auto member = tile.find(name); member != tile.end()) {
       *member->second = value.get<int>();
     } else {
       throw Error(
           Errc::invalid_argument,
           fmt::format("'{}' is not known: pattern, head_dim, head_dim_v, dtype, arch, heads, "
-                      "kv_heads, block_m, block_n, stages and warps are",
+                      "kv_heads, head_offset, heads_total, block_m, block_n, stages and warps are",
                       name));
     }
   }
@@ -99,13 +102,10 @@ void add_specs(const Group& group, std::vector<Spec>& specs) {
     const Pattern pattern = read_pattern(text);
     for (const int head_dim : group.head_dims) {
       for (const DType dtype : group.dtypes) {
-        ProblemOptions options;
+        ProblemOptions options = group.problem;
         options.head_dim = head_dim;
         options.dtype = dtype;
-        options.num_heads = group.num_heads;
-        options.num_heads_kv = group.num_heads_kv;
-        Problem problem = options.resolve(pattern);
-        problem.head_dim_v = group.head_dim_v;
+        const Problem problem = options.resolve(pattern);
         for (const std::string& arch : group.archs) {
           specs.push_back({pattern, problem, arch, group.tile});
         }
@@ -337,7 +337,8 @@ void add_warm(CLI::App& app, Context& context) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->default_str("128");
-  verb->add_option("--head-dim-v", group.head_dim_v, "Of V and the output; default: the same");
+  verb->add_option("--head-dim-v", group.problem.head_dim_v,
+                   "Of V and the output; default: the same");
   verb->add_option_function<std::vector<std::string>>(
           "--dtype",
           [&group](const std::vector<std::string>& names) { group.dtypes = parse_dtypes(names); },
@@ -348,9 +349,7 @@ void add_warm(CLI::App& app, Context& context) {
   verb->add_option("--arch", group.archs, "Such as sm_80,sm_90a; default: the present device's")
       ->delimiter(',')
       ->allow_extra_args(false);
-  verb->add_option("--heads", group.num_heads, "Query heads");
-  verb->add_option("--kv-heads", group.num_heads_kv,
-                   "Key/value heads, a divisor of --heads; default: as many");
+  add_head_options(*verb, group.problem);
   verb->add_option("-j,--jobs", options->jobs, "Compilations at a time")->capture_default_str();
   verb->add_flag("--dry-run", options->dry_run, "Only list the kernels and which are cached");
   add_tile_options(*verb, group.tile);

@@ -46,6 +46,22 @@ jit::Mode parse_mode(std::string_view text) {
               fmt::format("--jit '{}' is not known: auto and off are", text));
 }
 
+jit::Tune parse_tune(std::string_view text) {
+  if (text == "db") return jit::Tune::db;
+  if (text == "auto") return jit::Tune::automatic;
+  if (text == "off") return jit::Tune::off;
+  throw Error(Errc::invalid_argument,
+              fmt::format("--tune '{}' is not known: db, auto and off are", text));
+}
+
+Layout parse_layout(const std::string& text) {
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    if (text == to_string(layout)) return layout;
+  }
+  throw Error(Errc::invalid_argument,
+              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
+}
+
 const char* const kJitGroup = "Compiling and caching (each overrides the variable beside it)";
 
 void add_path_option(CLI::App& verb, const char* name, std::optional<std::filesystem::path>& path,
@@ -102,8 +118,12 @@ Problem ProblemOptions::resolve(const Pattern& pattern) const {
   Problem problem;
   problem.dtype = dtype;
   problem.head_dim = head_dim;
+  problem.head_dim_v = head_dim_v;
   problem.num_heads = num_heads.value_or(num_heads_kv.value_or(1));
   problem.num_heads_kv = num_heads_kv.value_or(problem.num_heads);
+  problem.head_offset = head_offset;
+  problem.num_heads_total = num_heads_total;
+  pattern.class_of_head(problem.num_heads, problem.num_heads_kv, head_offset, num_heads_total);
   return problem;
 }
 
@@ -111,15 +131,27 @@ void add_head_options(CLI::App& verb, ProblemOptions& options) {
   verb.add_option("--heads", options.num_heads, "Query heads");
   verb.add_option("--kv-heads", options.num_heads_kv,
                   "Key/value heads, a divisor of --heads; default: as many");
+  verb.add_option("--head-offset", options.head_offset,
+                  "Where a tensor-parallel rank's query heads begin among the model's");
+  verb.add_option("--heads-total", options.num_heads_total,
+                  "Query heads of the whole model; default: --heads");
 }
 
 void add_problem_options(CLI::App& verb, ProblemOptions& options) {
   verb.add_option("--head-dim", options.head_dim, "Width of a head")->capture_default_str();
+  verb.add_option("--head-dim-v", options.head_dim_v, "Of V and the output; default: the same");
   verb.add_option_function<std::string>(
           "--dtype", [&options](const std::string& text) { options.dtype = parse_dtype(text); },
           "bf16 or fp16")
       ->default_str(to_string(options.dtype));
   add_head_options(verb, options);
+}
+
+void add_layout_option(CLI::App& verb, Layout& layout) {
+  verb.add_option_function<std::string>(
+          "--layout", [&layout](const std::string& text) { layout = parse_layout(text); },
+          "bshd, bhsd or thd: sequences packed one after another")
+      ->default_str(to_string(layout));
 }
 
 void add_tile_options(CLI::App& verb, TileConfig& tile) {
@@ -146,6 +178,10 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
   verb.add_option_function<std::string>(
           "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
           "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
+      ->group(kJitGroup);
+  verb.add_option_function<std::string>(
+          "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
+          "Whether tiles are measured ones: db, auto (measures them, too) or off (GIRIH_TUNE)")
       ->group(kJitGroup);
   add_compile_options(verb, options);
 }
@@ -229,13 +265,15 @@ Json to_json(const TileConfig& tile) {
 Json to_json(const Problem& problem) {
   return {{"dtype", to_string(problem.dtype)},    {"head_dim", problem.head_dim},
           {"head_dim_v", problem.width_v()},      {"num_heads", problem.num_heads},
-          {"num_heads_kv", problem.num_heads_kv}, {"layout", to_string(problem.layout)}};
+          {"num_heads_kv", problem.num_heads_kv}, {"layout", to_string(problem.layout)},
+          {"head_offset", problem.head_offset},   {"num_heads_total", problem.heads_total()}};
 }
 
 Json to_json(const jit::KernelInfo& info) {
   return {{"arch", info.arch},
           {"key", info.key},
           {"tile", to_json(info.tile)},
+          {"tile_source", info.tile_source},
           {"registers", info.registers},
           {"spill_bytes", info.spill_bytes},
           {"stack_bytes", info.stack_bytes},
@@ -248,9 +286,13 @@ Json to_json(const jit::KernelInfo& info) {
 
 std::string to_text(const Problem& problem) {
   return fmt::format(
-      "{}, head_dim {}{}, heads {}, KV heads {}", to_string(problem.dtype), problem.head_dim,
+      "{}, head_dim {}{}, heads {}{}, KV heads {}", to_string(problem.dtype), problem.head_dim,
       problem.width_v() == problem.head_dim ? "" : fmt::format(" and {} of V", problem.width_v()),
-      problem.num_heads, problem.num_heads_kv);
+      problem.num_heads,
+      problem.heads_total() == problem.num_heads
+          ? ""
+          : fmt::format(" ({} and on of {})", problem.head_offset, problem.heads_total()),
+      problem.num_heads_kv);
 }
 
 std::string to_text(const TileConfig& tile) {
@@ -261,13 +303,13 @@ std::string to_text(const TileConfig& tile) {
 std::string to_text(const jit::KernelInfo& info) {
   return fmt::format(
       "arch        {}\n"
-      "tile        {}\n"
+      "tile        {} ({})\n"
       "registers   {} a thread, {} bytes spilled, {} bytes of stack\n"
       "CTA         {} threads, {} bytes of shared memory\n"
       "compiled    in {:.0f} ms by {}{}\n"
       "key         {}\n",
-      info.arch, to_text(info.tile), info.registers, info.spill_bytes, info.stack_bytes,
-      info.threads, info.shared_bytes, info.compile_ms, info.compiler,
+      info.arch, to_text(info.tile), info.tile_source, info.registers, info.spill_bytes,
+      info.stack_bytes, info.threads, info.shared_bytes, info.compile_ms, info.compiler,
       info.cache_hit ? ", found in the cache" : "", info.key);
 }
 

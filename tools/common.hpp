@@ -48,6 +48,7 @@ void add_explain(CLI::App& app, Context& context);
 void add_import(CLI::App& app, Context& context);
 void add_show(CLI::App& app, Context& context);
 void add_source(CLI::App& app, Context& context);
+void add_tune(CLI::App& app, Context& context);
 void add_verify(CLI::App& app, Context& context);
 void add_warm(CLI::App& app, Context& context);
 
@@ -61,20 +62,27 @@ CLI::App* add_verb(CLI::App& app, Context& context, const std::string& name,
 /// PATTERN, the required first argument.
 CLI::Option* add_pattern_argument(CLI::App& verb, std::string& text);
 
-/// --head-dim --dtype --heads --kv-heads, as they were given.
+/// --head-dim --head-dim-v --dtype --heads --kv-heads --head-offset --heads-total, as they were
+/// given.
 struct ProblemOptions {
   int head_dim = 128;
+  int head_dim_v = 0;  ///< as head_dim
   DType dtype = DType::bfloat16;
   std::optional<int> num_heads;
   std::optional<int> num_heads_kv;
+  int head_offset = 0;
+  int num_heads_total = 0;
 
   /// Heads left out are one query head, or as many KV heads as query heads; a pattern that counts
-  /// heads needs them. @throws Error invalid_argument.
+  /// heads needs them. @throws Error invalid_argument, also where the heads do not fit the pattern.
   Problem resolve(const Pattern& pattern) const;
 };
 void add_problem_options(CLI::App& verb, ProblemOptions& options);
-/// Only --heads and --kv-heads.
+/// Only --heads --kv-heads --head-offset --heads-total.
 void add_head_options(CLI::App& verb, ProblemOptions& options);
+
+/// --layout
+void add_layout_option(CLI::App& verb, Layout& layout);
 
 /// --block-m --block-n --stages --warps; left out, the plan chooses.
 void add_tile_options(CLI::App& verb, TileConfig& tile);
@@ -85,7 +93,7 @@ void add_cache_options(CLI::App& verb, jit::Options& options);
 /// These and --nvrtc --template-dir --dump.
 void add_compile_options(CLI::App& verb, jit::Options& options);
 
-/// These and --jit. All are twins of environment variables.
+/// These, --jit and --tune. All are twins of environment variables.
 void add_jit_options(CLI::App& verb, jit::Options& options);
 
 /// --arch; empty means the present device's.

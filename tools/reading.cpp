@@ -1,34 +1,113 @@
 #include "reading.hpp"
 
+#include <algorithm>
+#include <memory>
+
 #include "pattern/interpret.hpp"
 
 namespace girih::tools {
+namespace {
 
-Geometry geometry_of(int seqlen_q, int seqlen_k) {
-  return {.seqlen_q = seqlen_q, .seqlen_k = seqlen_k, .q_start = seqlen_k - seqlen_q};
+std::vector<int> class_of_head(const Pattern& pattern, const Problem& problem) {
+  return pattern.class_of_head(problem.num_heads, problem.num_heads_kv, problem.head_offset,
+                               problem.num_heads_total);
+}
+
+// A mask as one head of one sequence sees it: numbers from inputs are read, where there are any.
+Mask resolved(const Mask& mask, const Pattern& pattern, const Geometry& geometry) {
+  if (geometry.inputs == nullptr || pattern.inputs().empty()) return mask;
+  return mask.with_inputs([&](const std::string& name) {
+    const std::vector<InputInfo>& inputs = pattern.inputs();
+    const auto found = std::find_if(inputs.begin(), inputs.end(),
+                                    [&](const InputInfo& input) { return input.name == name; });
+    const auto slot = found - inputs.begin();
+    if (found->kind == InputInfo::Kind::blocks) return static_cast<int>(slot);
+    return static_cast<int>(*geometry.inputs[slot].plane(geometry.batch, geometry.local_head));
+  });
+}
+
+// From the geometry of the problem's first head.
+Geometry in_head(Geometry geometry, int h) {
+  geometry.head += h;
+  geometry.head_kv += h / geometry.group_size;
+  geometry.local_head = h;
+  return geometry;
+}
+
+}  // namespace
+
+HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads) {
+  for (const verify::InputData& input : data) {
+    const bool blocks = input.kind == InputInfo::Kind::blocks;
+    words_.push_back(blocks
+                         ? verify::bit_rows(input)
+                         : std::vector<std::uint32_t>(input.numbers.begin(), input.numbers.end()));
+    InputView view;
+    view.data = words_.back().data();
+    view.row_stride = blocks ? ceil_div(input.num_kv_blocks, 32) : 1;
+    view.head_stride = blocks ? std::int64_t{input.num_q_blocks} * view.row_stride : 1;
+    view.batch_stride = input.batch == 1 ? 0 : input.heads * view.head_stride;
+    view.heads_per_plane = num_heads / input.heads;
+    views_.push_back(view);
+  }
+}
+
+Geometry geometry_of(int seqlen_q, int seqlen_k, const Problem& problem) {
+  return {.seqlen_q = seqlen_q,
+          .seqlen_k = seqlen_k,
+          .q_start = seqlen_k - seqlen_q,
+          .head = problem.head_offset,
+          .head_kv = problem.head_offset / problem.group_size(),
+          .group_size = problem.group_size(),
+          .num_heads = problem.heads_total()};
 }
 
 Geometry geometry_of(const verify::Case& c) {
-  const int q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
-  return {c.seqlen_q, c.seqlen_k, q_start, c.k_start};
+  Geometry geometry = geometry_of(c.seqlen_q, c.seqlen_k, c.problem);
+  geometry.q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
+  geometry.k_start = c.k_start;
+  return geometry;
 }
 
-std::vector<std::vector<int>> heads_of_classes(const Pattern& pattern, const Problem& problem) {
-  std::vector<std::vector<int>> heads(pattern.classes().size());
-  int head = 0;
-  for (const int head_class : pattern.class_of_head(problem.num_heads, problem.num_heads_kv)) {
-    heads[static_cast<std::size_t>(head_class)].push_back(head++);
+std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
+                                   const Geometry& geometry) {
+  const std::vector<int> classes = class_of_head(pattern, problem);
+  std::vector<HeadGroup> groups;
+  for (std::size_t c = 0; c < pattern.classes().size(); ++c) {
+    const Mask& class_mask = pattern.classes()[c].mask;
+    const std::size_t first_group = groups.size();
+    for (int h = 0; h < problem.num_heads; ++h) {
+      if (classes[static_cast<std::size_t>(h)] != static_cast<int>(c)) continue;
+      const Geometry own = in_head(geometry, h);
+      const Mask mask = resolved(class_mask, pattern, own);
+      const auto alike = [&](const HeadGroup& group) {
+        return group.mask == mask && pattern::same_for_heads(mask, group.geometry, own);
+      };
+      const auto group = std::find_if(groups.begin() + static_cast<std::ptrdiff_t>(first_group),
+                                      groups.end(), alike);
+      if (group != groups.end()) {
+        group->heads.push_back(own.head);
+      } else {
+        groups.push_back({mask, {own.head}, own, c});
+      }
+    }
+    if (groups.size() == first_group) groups.push_back({class_mask, {}, geometry, c});
   }
-  return heads;
+  return groups;
 }
 
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
-  return [classes = pattern.classes(),
-          class_of_head = pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv),
-          geometry = geometry_of(c)](verify::Row row, std::span<std::uint32_t> words) {
+  const auto inputs = std::make_shared<HostInputs>(c.inputs, c.problem.num_heads);
+  Geometry first = geometry_of(c);
+  first.inputs = inputs->views();
+  return [pattern, inputs, first, classes_of_heads = class_of_head(pattern, c.problem)](
+             verify::Row row, std::span<std::uint32_t> words) {
     const auto head_class =
-        static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(row.h)]);
-    for (const Span span : pattern::row_spans(classes[head_class].mask, geometry, row.q)) {
+        static_cast<std::size_t>(classes_of_heads[static_cast<std::size_t>(row.h)]);
+    Geometry geometry = in_head(first, row.h);
+    geometry.batch = row.b;
+    const Mask mask = resolved(pattern.classes()[head_class].mask, pattern, geometry);
+    for (const Span span : pattern::row_spans(mask, geometry, row.q)) {
       for (int key = span.lo; key < span.hi; ++key) {
         words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
       }
@@ -37,15 +116,19 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
 }
 
 double visible_flop(const Pattern& pattern, const verify::Case& c) {
-  const auto heads = heads_of_classes(pattern, c.problem);
+  const HostInputs inputs(c.inputs, c.problem.num_heads);
+  Geometry geometry = geometry_of(c);
+  geometry.inputs = inputs.views();
+  const int different = pattern.inputs().empty() ? 1 : c.batch;  // sequences
   double elements = 0;
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    if (heads[i].empty()) continue;
-    elements +=
-        static_cast<double>(heads[i].size()) *
-        static_cast<double>(pattern::count_visible(pattern.classes()[i].mask, geometry_of(c)));
+  for (geometry.batch = 0; geometry.batch < different; ++geometry.batch) {
+    for (const HeadGroup& group : head_groups(pattern, c.problem, geometry)) {
+      if (group.heads.empty()) continue;
+      elements += static_cast<double>(group.heads.size()) *
+                  static_cast<double>(pattern::count_visible(group.mask, group.geometry));
+    }
   }
-  return 2.0 * c.batch * elements * (c.problem.head_dim + c.problem.width_v());
+  return 2.0 * c.batch / different * elements * (c.problem.head_dim + c.problem.width_v());
 }
 
 }  // namespace girih::tools

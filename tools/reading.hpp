@@ -1,5 +1,4 @@
-// The host's reading of a pattern: whom a class of heads holds, what its rows see, how much that
-// is.
+// The host's reading of a pattern: which heads see the same, what their rows see, how much that is.
 #pragma once
 
 #include "common.hpp"
@@ -8,16 +7,38 @@
 
 namespace girih::tools {
 
-/// Of one sequence, aligned bottom-right.
-Geometry geometry_of(int seqlen_q, int seqlen_k);
+/// Of one sequence, aligned bottom-right, in the first of the problem's heads.
+Geometry geometry_of(int seqlen_q, int seqlen_k, const Problem& problem);
 /// Of every sequence of a case, which are equally long.
 Geometry geometry_of(const verify::Case& c);
 
-/// The query heads of each of the pattern's classes, ascending.
-/// @throws Error invalid_argument when a head is covered never or twice.
-std::vector<std::vector<int>> heads_of_classes(const Pattern& pattern, const Problem& problem);
+/// Heads that see the same: a class of the pattern, or a part of one whose mask tells heads apart.
+struct HeadGroup {
+  Mask mask;               ///< with the numbers that run-time inputs give these heads
+  std::vector<int> heads;  ///< query heads of the whole model, ascending
+  Geometry geometry;       ///< of the first of them
+  std::size_t pattern_class;
+};
 
-/// The rows of a case as bits. @throws as heads_of_classes.
+/// Every class has a group, be it one without heads; classes in order, then groups by their first
+/// head. `geometry` is that of the problem's first head, with the inputs of one sequence.
+/// @throws Error invalid_argument when a head is covered never or twice.
+std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
+                                   const Geometry& geometry);
+
+/// Run-time inputs as the host's reading takes them: Geometry::inputs.
+class HostInputs {
+ public:
+  /// `data` in the order of Pattern::inputs().
+  HostInputs(const std::vector<verify::InputData>& data, int num_heads);
+  const InputView* views() const { return views_.data(); }
+
+ private:
+  std::vector<std::vector<std::uint32_t>> words_;
+  std::vector<InputView> views_;
+};
+
+/// The rows of a case as bits. @throws as head_groups.
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c);
 
 /// Floating-point operations of the visible elements, all heads and sequences.

@@ -8,7 +8,6 @@
 #include <map>
 
 #include "pattern/interpret.hpp"
-#include "reading.hpp"
 
 namespace girih::tools {
 namespace {
@@ -147,17 +146,16 @@ class Picture {
   double panel_width() const { return kLeftMargin + std::max(width_, 0.6 * kSide) + kRightMargin; }
   double panel_height() const { return kTopMargin + height_ + kBottomMargin; }
 
-  std::string panel(double left, double top, const std::vector<int>& heads,
-                    const Mask& mask) const {
-    const Tiles tiles = tiles_of(mask, geometry_, block_m_, block_n_);
+  std::string panel(double left, double top, const HeadGroup& group) const {
+    const Tiles tiles = tiles_of(group.mask, group.geometry, block_m_, block_n_);
     const double elements = static_cast<double>(geometry_.seqlen_q) * geometry_.seqlen_k;
     std::string svg = fmt::format("<g class=\"panel\" transform=\"translate({:.2f} {:.2f})\">\n",
                                   left + kLeftMargin, top + kTopMargin);
     svg += fmt::format("<text class=\"title\" y=\"-70\">{} {}</text>\n",
-                       heads.size() == 1 ? "head" : "heads", ranges_text(heads));
+                       group.heads.size() == 1 ? "head" : "heads", ranges_text(group.heads));
     double y = -52;
     const auto width = static_cast<std::size_t>((panel_width() - kLeftMargin) / 6.7);
-    for (const std::string& line : wrapped(mask.text(), width, 2)) {
+    for (const std::string& line : wrapped(group.mask.text(), width, 2)) {
       svg += fmt::format("<text class=\"mask\" y=\"{:.0f}\">{}</text>\n", y, escaped(line));
       y += 14;
     }
@@ -172,7 +170,7 @@ class Picture {
         "<text class=\"note\" y=\"{:.2f}\">{} full, {} partial, {} empty tiles; density "
         "{:.4f}</text>\n</g>\n",
         height_ + 18, tiles.counts.full, tiles.counts.partial, tiles.counts.empty,
-        static_cast<double>(pattern::count_visible(mask, geometry_)) / elements);
+        static_cast<double>(pattern::count_visible(group.mask, group.geometry)) / elements);
     return svg;
   }
 
@@ -288,8 +286,8 @@ std::string legend(double left, double top, bool elements) {
 
 }  // namespace
 
-std::string svg_picture(const Pattern& pattern, const Problem& problem, const Geometry& geometry,
-                        int block_m, int block_n) {
+std::string svg_picture(const Pattern& pattern, const std::vector<HeadGroup>& groups,
+                        const Geometry& geometry, int block_m, int block_n) {
   if (geometry.seqlen_q == 0 || geometry.seqlen_k == 0) {
     throw Error(Errc::invalid_argument, fmt::format("{} queries and {} keys leave nothing to draw",
                                                     geometry.seqlen_q, geometry.seqlen_k));
@@ -304,9 +302,12 @@ std::string svg_picture(const Pattern& pattern, const Problem& problem, const Ge
   }
 
   const Picture picture(geometry, block_m, block_n);
-  const auto heads = heads_of_classes(pattern, problem);
-  const auto shown = std::count_if(heads.begin(), heads.end(),
-                                   [](const auto& numbers) { return !numbers.empty(); });
+  long shown = 0;
+  std::size_t num_heads = 0;
+  for (const HeadGroup& group : groups) {
+    shown += group.heads.empty() ? 0 : 1;
+    num_heads += group.heads.size();
+  }
   const auto columns = std::min<long>(shown, kMaxColumns);
   const double width = std::max(560.0, picture.panel_width() * static_cast<double>(columns));
   const double height =
@@ -321,14 +322,14 @@ std::string svg_picture(const Pattern& pattern, const Problem& problem, const Ge
   svg += fmt::format("<text class=\"heading\" x=\"24\" y=\"34\">{} queries × {} keys</text>\n",
                      geometry.seqlen_q, geometry.seqlen_k);
   svg += fmt::format("<text class=\"note\" x=\"24\" y=\"54\">tiles of {} × {}, {} head{}</text>\n",
-                     block_m, block_n, problem.num_heads, problem.num_heads == 1 ? "" : "s");
+                     block_m, block_n, num_heads, num_heads == 1 ? "" : "s");
   svg += legend(24, 82, std::max(geometry.seqlen_q, geometry.seqlen_k) <= kFewElements);
   long index = 0;
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    if (heads[i].empty()) continue;
+  for (const HeadGroup& group : groups) {
+    if (group.heads.empty()) continue;
     svg += picture.panel(static_cast<double>(index % columns) * picture.panel_width(),
                          kHeader + static_cast<double>(index / columns) * picture.panel_height(),
-                         heads[i], pattern.classes()[i].mask);
+                         group);
     ++index;
   }
   return svg + "</svg>\n";

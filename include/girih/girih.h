@@ -71,6 +71,14 @@ enum {
   GIRIH_JIT_OFF = 2       // what is not cached is GIRIH_JIT_DISABLED
 };
 
+typedef int32_t girih_tune;
+enum {
+  GIRIH_TUNE_DEFAULT = 0,  // as the environment variable GIRIH_TUNE says
+  GIRIH_TUNE_DB = 1,       // a tile that was measured, where there is a record
+  GIRIH_TUNE_OFF = 2,      // the tile that Girih would choose without records
+  GIRIH_TUNE_AUTO = 3      // as DB; girih_attention measures lengths without a record first
+};
+
 // What is not given (NULL, "" or 0) comes from the variable named beside it, or is chosen by Girih.
 typedef struct girih_options {
   size_t size;
@@ -84,7 +92,7 @@ typedef struct girih_options {
   int32_t block_n;           // keys,
   int32_t num_stages;        // K/V tiles in flight
   int32_t num_warps;
-  int32_t reserved;  // 0
+  girih_tune tune;  // GIRIH_TUNE
 } girih_options;
 
 // Parses a pattern. `options` may be NULL. The text is not kept. On failure *program is NULL.
@@ -115,10 +123,14 @@ typedef struct girih_problem {
   size_t size;
   girih_dtype dtype;
   int32_t head_dim;      // width of a head of Q and K
-  int32_t head_dim_v;    // of V and out; 0: as head_dim
   int32_t num_heads;     // query heads
   int32_t num_heads_kv;  // key/value heads; 0: as num_heads
+  int32_t head_dim_v;    // of V and out; 0: as head_dim
   girih_layout layout;
+  // On a tensor-parallel rank, where patterns count the whole model's heads: the number of the
+  // first query head here, and how many the model has (0: num_heads).
+  int32_t head_offset;
+  int32_t num_heads_total;
 } girih_problem;
 
 // A compiled, loaded kernel, for the context that was current when it was bound.
@@ -149,10 +161,6 @@ typedef struct girih_kernel_info {
 // Fills in the first info->size bytes of *info; the caller sets info->size.
 GIRIH_C_API girih_status girih_kernel_get_info(const girih_kernel* kernel, girih_kernel_info* info);
 
-// Device scratch memory that girih_launch needs for these lengths; often 0.
-GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, int32_t batch,
-                                               int32_t seqlen_q, int32_t seqlen_k, size_t* bytes);
-
 // --- Launches
 // -------------------------------------------------------------------------------------
 
@@ -166,6 +174,36 @@ typedef struct girih_tensor {
   girih_dtype dtype;
   int32_t reserved;  // 0
 } girih_tensor;
+
+typedef int32_t girih_input_kind;
+enum {
+  GIRIH_BLOCK_LIST = 1,    // rows of `indices` from indptr[i] up to indptr[i + 1] (CSR)
+  GIRIH_BLOCK_TABLE = 2,   // padded rows of `indices`, the first counts[i] of each
+  GIRIH_BLOCK_MASK = 3,    // `data`: a byte for each block, not 0 where visible
+  GIRIH_BLOCK_BITS = 4,    // `data`: words of 32 bits, bit j % 32 of word j / 32 for block j
+  GIRIH_HEAD_NUMBERS = 5,  // `data`: int32, contiguous [batch, heads]
+};
+
+// A run-time input of a pattern, such as m of blocks(m, q=128, kv=128). Members that its kind does
+// not have stay zero. Arrays are device memory; indices outside 0 to num_kv_blocks - 1 are ignored.
+typedef struct girih_input {
+  size_t size;
+  const char* name;
+  girih_input_kind kind;
+  int32_t batch;  // number of sequences, or 1 where all share
+  int32_t heads;  // num_heads, num_heads_kv, or 1 where all share
+  int32_t num_q_blocks;
+  int32_t num_kv_blocks;
+  int32_t row_capacity;    // table: length of a row of `indices`
+  const int32_t* indptr;   // list: contiguous [batch, heads, num_q_blocks + 1]
+  const int32_t* counts;   // table: contiguous [batch, heads, num_q_blocks]
+  const int32_t* indices;  // list: contiguous [num_indices]; table: [..., row_capacity]
+  int64_t num_indices;     // list
+  int64_t plane_stride;    // list: 0, or how far apart the planes' own indices begin
+  const void* data;
+  // mask in bytes, bits in words; all 0: contiguous [batch, heads, num_q_blocks, row].
+  int64_t batch_stride, head_stride, row_stride;
+} girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".
 enum { GIRIH_GIVEN_SOFTMAX_SCALE = 1, GIRIH_GIVEN_Q_START = 2 };
@@ -200,10 +238,24 @@ typedef struct girih_args {
   int32_t max_seqlen_q;   // thd: no sequence has more queries
   int32_t max_seqlen_k;   // thd: nor more keys
   int32_t max_ctas;       // caps the grid, for tests; 0: no cap
+  const girih_input* inputs;  // [num_inputs]: all that the pattern wants, in any order
+  int32_t num_inputs;
+  int32_t reserved;  // 0
 } girih_args;
 
+// Device scratch memory that these arguments need: 0 unless the pattern has block lists or masks.
+GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
+                                               size_t* bytes);
+
+// Enqueues on args->stream what prepares the block lists and masks among the inputs: once for any
+// number of launches with the same ones and the same workspace. `check` other than 0 waits for the
+// stream and refuses entries out of range.
+GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
+                                           void* workspace, size_t workspace_bytes, int32_t check);
+
 // Enqueues one attention forward on args->stream; does not wait for it. Never compiles or
-// allocates. `workspace`: at least girih_workspace_bytes of device memory, NULL where that is 0.
+// allocates. `workspace`: at least girih_workspace_bytes of device memory, into which
+// girih_build_lists built; NULL where that is 0.
 GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_args* args,
                                       void* workspace, size_t workspace_bytes);
 

@@ -26,10 +26,18 @@ namespace girih::jit {
 /// Whether a cache miss may compile.
 enum class Mode { automatic, off };
 
+/// Where a tile that nobody asked for comes from.
+enum class Tune {
+  db,         ///< the fastest on record (of `girih tune`, say), else the plan's own
+  off,        ///< the plan's own
+  automatic,  ///< as db, but a Program called with lengths that have no record measures them first
+};
+
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
-  TileConfig tile = {};                                 ///< zeros: chosen by plan
+  TileConfig tile = {};                                 ///< zeros: chosen from records or by plan
   std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
+  std::optional<Tune> tune = {};                        ///< GIRIH_TUNE=db|auto|off
   std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
   std::optional<std::vector<std::filesystem::path>> cache_layers =
       {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
@@ -68,9 +76,15 @@ struct Args {
   int max_seqlen_q = 0;               ///< thd: no sequence has more queries
   int max_seqlen_k = 0;               ///< thd: nor more keys
 
+  /// What the pattern's run-time inputs hold, by name: all of Pattern::inputs().
+  std::vector<Input> inputs = {};
+
   int max_ctas = 0;  ///< caps the grid, for tests; 0 is no cap
   CUstream_st* stream = nullptr;
 };
+
+/// Whether run-time inputs are looked through for entries out of range, which waits for the GPU.
+enum class Check { no, yes };
 
 /// Device scratch memory; see Kernel::workspace_bytes.
 struct Workspace {
@@ -83,6 +97,8 @@ struct KernelInfo {
   std::string arch;  ///< of the cubin, e.g. "sm_90"
   std::string key;   ///< in the cache
   TileConfig tile;
+  /// "given", "tuned", "tuned on another GPU" (of the same architecture; a hint) or "heuristic"
+  std::string tile_source;
   int registers = 0;  ///< per thread
   int spill_bytes = 0;
   int stack_bytes = 0;
@@ -96,12 +112,21 @@ struct KernelInfo {
 /// A compiled, loaded kernel: a cheap handle, safe to copy and to launch from several threads.
 class Kernel {
  public:
-  /// Enqueues one attention forward on args.stream.
+  /// Enqueues one attention forward on args.stream. Block lists and byte masks must have been built
+  /// into the workspace, on this stream or before it.
   /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
   void launch(const Args& args, Workspace workspace = {}) const;
 
-  /// Scratch that launch needs for these lengths. Closed-form patterns need none.
-  std::size_t workspace_bytes(int batch, int seqlen_q, int seqlen_k) const;
+  /// Scratch that build_lists and launch need for these arguments. Patterns without block lists or
+  /// byte masks need none.
+  std::size_t workspace_bytes(const Args& args) const;
+
+  /// Enqueues on args.stream what prepares the block lists and byte masks among args.inputs: once
+  /// for any number of launches with the same lists and workspace. Does nothing where there are
+  /// none. With Check::yes it waits for the stream and refuses lists with entries out of range,
+  /// which are ignored otherwise.
+  /// @throws Error as launch.
+  void build_lists(const Args& args, Workspace workspace, Check check = Check::no) const;
 
   const Problem& problem() const;
   const KernelInfo& info() const;
@@ -113,7 +138,9 @@ class Kernel {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// A pattern ready to be bound to problems; remembers the kernels it has bound.
+/// A pattern ready to be bound to problems; remembers the kernels it has bound. What a kernel was
+/// loaded from stays in the driver until the process ends, so that handles never dangle and a later
+/// program finds it there.
 class Program {
  public:
   explicit Program(Pattern pattern, Options options = {});
@@ -124,8 +151,15 @@ class Program {
   /// @throws Error unsupported, compile_failed, jit_disabled, no_device, driver.
   Kernel bind(const Problem& problem) const;
 
-  /// Binds to the tensors' types and heads on first use, then launches. While args.stream is
-  /// being captured only an already bound problem is accepted.
+  /// Binds to the tensors' types and heads on first use, then launches. Lists are built into memory
+  /// that is taken from and given back to the driver's pool in the order of the stream. While
+  /// args.stream is being captured only an already bound problem is accepted. The tensors' heads
+  /// count as the whole model's: on a tensor-parallel rank bind() and launch the kernel.
+  ///
+  /// With Tune::automatic the first use of a problem that bind() has not bound, with lengths in
+  /// other powers of two than before, takes some seconds: it compiles other tiles and times them on
+  /// args.stream with these inputs, into outputs of its own, and records the times. Where there is
+  /// no memory for those outputs it warns and goes on without.
   void operator()(const Args& args) const;
 
  private:

@@ -9,12 +9,26 @@
 #include <cstddef>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "girih/inputs.hpp"
+
 namespace girih {
+
+/// A number of an atom: a value, or the name of the run-time input that holds it (`$name` in text),
+/// an int32 for all or one for each sequence and head of the launch.
+struct Number {
+  int value = 0;
+  std::string input = {};  ///< a letter or '_', then letters, digits and '_'; empty: `value`
+
+  Number(int v) : value(v) {}
+};
+/// @throws Error invalid_argument for what is no name.
+Number input(std::string name);
 
 /// A boolean expression over (query, key) pairs: atoms joined by &, | and !.
 ///
@@ -27,17 +41,26 @@ class Mask {
   /// Parses a mask (no `heads(...)`). @throws Error invalid_argument, pointing at the character.
   static Mask parse(std::string_view text);
 
-  /// An atom by name with its numbers in declaration order, e.g. atom("window", {255, -1}).
-  /// @throws Error invalid_argument for an unknown name, a wrong count or a value out of range.
-  static Mask atom(std::string_view name, std::vector<int> numbers = {});
+  /// An atom by name with its numbers in declaration order, e.g. atom("window", {255, -1}) or
+  /// atom("blocks", {input("m"), 128, 128}).
+  /// @throws Error invalid_argument for an unknown name, a wrong count, a value out of range, or an
+  /// input where none can be.
+  static Mask atom(std::string_view name, std::vector<Number> numbers = {});
 
   Op op() const { return op_; }
-  int atom_index() const { return atom_; }                         ///< into the table of atoms.cuh
-  const std::vector<int>& numbers() const { return numbers_; }     ///< of an atom
+  int atom_index() const { return atom_; }                      ///< into the table of atoms.cuh
+  const std::vector<int>& numbers() const { return numbers_; }  ///< of an atom; 0 from inputs
+  /// For each of an atom's numbers the run-time input that it comes from, or ""; empty when none.
+  const std::vector<std::string>& inputs() const { return inputs_; }
   const std::vector<Mask>& operands() const { return operands_; }  ///< of &, | and !
 
   /// Canonical text; parse(text()) == *this.
   std::string text() const;
+
+  /// The same with value(name) for each number that comes from a run-time input, or the nearest
+  /// number that the atom can take. A block mask's input keeps its name; its value is its place in
+  /// Pattern::inputs().
+  Mask with_inputs(const std::function<int(const std::string& name)>& value) const;
 
   friend bool operator==(const Mask&, const Mask&) = default;
   friend Mask operator&(Mask a, Mask b);
@@ -51,19 +74,83 @@ class Mask {
   Op op_ = Op::atom;
   int atom_ = 0;
   std::vector<int> numbers_;
+  std::vector<std::string> inputs_;
   std::vector<Mask> operands_;
 };
 
 /// Inclusive distances in tokens; -1 is unbounded. window({.left = l - 1}) is the last l keys.
 struct WindowBounds {
-  int left = -1;
-  int right = -1;
+  Number left = -1;
+  Number right = -1;
 };
 
 Mask dense();                      ///< every key
 Mask causal();                     ///< k <= p, aligned bottom-right
 Mask window(WindowBounds bounds);  ///< p - left <= k <= p + right
-Mask sink(int n);                  ///< the first n keys, n >= 0
+Mask sink(Number n);               ///< the first n keys, n >= 0
+Mask last_keys(Number n);          ///< the last n keys
+Mask first_queries(Number n);      ///< every key, in the first n rows of the launch
+Mask last_queries(Number n);       ///< every key, in the last n rows of the launch
+Mask queries(int begin, int end);  ///< every key, in rows with begin <= p < end
+Mask keys(int begin, int end);     ///< begin <= k < end
+Mask chunk(Number n);              ///< p / n == k / n: neither attends across a multiple of n
+
+/// Inclusive distances in blocks, counted from position 0; -1 is unbounded.
+struct BlockWindowBounds {
+  Number left = -1;
+  Number right = -1;
+  Number block = 0;  ///< tokens; must be given
+};
+Mask block_window(BlockWindowBounds bounds);
+
+/// Block-Sparse-Attention's streaming heads: counts in blocks, which start with the launch's own
+/// first query and key.
+struct StreamingBlocks {
+  Number sink = 0;
+  Number local = 0;  ///< up to the diagonal's block, which is one of them
+  int block = 128;
+  bool causal = true;
+};
+Mask block_streaming(StreamingBlocks blocks);
+
+/// S2-Attention: a band of local blocks, and of the others every stride-th, moved from head to
+/// head. Give local and stride, or ranges.
+struct StridedBlocks {
+  struct Local {
+    int left = 0;   ///< so many blocks back, the row's own included
+    int right = 0;  ///< the same, ahead
+    Local(int both) : left(both), right(both) {}
+    Local(int l, int r) : left(l), right(r) {}
+  };
+  /// Stride of the blocks less than `end` blocks back; ascending, the last one kNoEnd.
+  struct Range {
+    int end = 0;
+    int stride = 0;
+  };
+  static constexpr int kNoEnd = 1 << 29;
+
+  std::optional<Local> local = {};
+  int stride = 0;
+  int block = 0;  ///< tokens; must be given
+  int offset = 0;
+  bool kv_heads = false;         ///< count key/value heads instead of query heads
+  std::optional<int> step = {};  ///< from head to head; by itself max(1, stride / query heads)
+  bool homo = false;             ///< all heads as head 0
+  int dense_heads = 0;           ///< the last ones see everything
+  bool relative = false;         ///< strides count from the band's edges instead of from block 0
+  std::vector<Range> ranges = {};
+};
+Mask strided(const StridedBlocks& blocks);
+
+/// Sizes of the blocks of a run-time mask, in tokens: 16, 32, 64 or 128.
+struct BlockSizes {
+  int q = 128;
+  int kv = 128;
+};
+/// What the block list or block mask called `input` has at (q / sizes.q, k / sizes.kv), counted
+/// from the sequence's own first row and key. Its data is an argument of the launch: see
+/// inputs.hpp.
+Mask blocks(std::string input, BlockSizes sizes);
 
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
@@ -81,6 +168,12 @@ struct HeadSet {
   friend bool operator==(const HeadSet&, const HeadSet&) = default;
 };
 
+/// What is done to a visible element's score before the softmax.
+struct Modifiers {
+  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  friend bool operator==(const Modifiers&, const Modifiers&) = default;
+};
+
 /// A mask for every head: one for all, or one for each set of heads.
 class Pattern {
  public:
@@ -88,6 +181,7 @@ class Pattern {
   struct HeadClass {
     HeadSet heads;
     Mask mask;
+    Modifiers modifiers = {};
     friend bool operator==(const HeadClass&, const HeadClass&) = default;
   };
 
@@ -99,11 +193,21 @@ class Pattern {
   /// One entry with an empty `heads` when the pattern is one mask for all.
   const std::vector<HeadClass>& classes() const { return classes_; }
   bool per_head() const { return per_head_; }
+  /// The run-time inputs by order of appearance: what a launch must be given.
+  const std::vector<InputInfo>& inputs() const { return inputs_; }
   HeadUnit head_unit() const { return unit_; }
 
-  /// Index into classes() for each of num_heads query heads.
-  /// @throws Error invalid_argument when a head is covered never or twice, or does not exist.
-  std::vector<int> class_of_head(int num_heads, int num_heads_kv) const;
+  /// The same with a soft cap for every head, finite and > 0. For one class of heads alone:
+  /// heads({{"0-3", causal(), {.softcap = 30}}, {"else", dense()}}).
+  Pattern with_softcap(float softcap) const;
+
+  /// Index into classes() for each of num_heads query heads. Sets of heads are those of the whole
+  /// model: on one tensor-parallel rank, the first head is number head_offset of num_heads_total
+  /// (0: num_heads), both multiples of num_heads / num_heads_kv.
+  /// @throws Error invalid_argument when a head of the model is covered never or twice, or does not
+  /// exist.
+  std::vector<int> class_of_head(int num_heads, int num_heads_kv, int head_offset = 0,
+                                 int num_heads_total = 0) const;
 
   std::string text() const;  ///< canonical; parse(text()) == *this
   friend bool operator==(const Pattern&, const Pattern&) = default;
@@ -111,7 +215,11 @@ class Pattern {
  private:
   friend Pattern heads(std::vector<HeadClass> classes);
   friend Pattern kv_heads(std::vector<HeadClass> classes);
+
+  void find_inputs();
+
   std::vector<HeadClass> classes_;
+  std::vector<InputInfo> inputs_;
   bool per_head_ = false;
   HeadUnit unit_ = HeadUnit::query;
 };

@@ -23,13 +23,19 @@ const char* to_string(Layout layout) noexcept;
 struct Problem {
   DType dtype = DType::bfloat16;
   int head_dim = 128;    ///< width of a head of Q and K: a multiple of 16 from 16 to 256
-  int head_dim_v = 0;    ///< of V and out, likewise; 0: as head_dim
   int num_heads = 1;     ///< query heads
   int num_heads_kv = 1;  ///< key/value heads; divides num_heads
+  int head_dim_v = 0;    ///< of V and out, as head_dim is; 0: the same
   Layout layout = Layout::bshd;
+
+  /// On a tensor-parallel rank, where patterns count the whole model's heads: the number of the
+  /// first query head here, and how many the model has. Multiples of group_size().
+  int head_offset = 0;
+  int num_heads_total = 0;  ///< 0: num_heads
 
   int group_size() const { return num_heads / num_heads_kv; }
   int width_v() const { return head_dim_v == 0 ? head_dim : head_dim_v; }
+  int heads_total() const { return num_heads_total == 0 ? num_heads : num_heads_total; }
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 

@@ -10,6 +10,9 @@ namespace girih::codegen {
 /// The kernel's name in every entry.
 inline constexpr const char* kKernelSymbol = "girih_fwd";
 
+/// The kernel beside it that prepares run-time lists, in entries of patterns that have some.
+inline constexpr const char* kBuildListsSymbol = "girih_build_lists";
+
 /// Depends on the spec alone.
 std::string emit(const plan::KernelSpec& spec);
 

@@ -23,8 +23,21 @@ void Module::prepare(CUdevice device, int dynamic_shared_bytes) const {
   check(api.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                  dynamic_shared_bytes, kernel_, device),
         fmt::format("allowing a kernel {} bytes of shared memory", dynamic_shared_bytes));
+  load(kernel_);
+}
+
+CUfunction Module::load(const std::string& symbol) const {
+  CUkernel kernel = nullptr;
+  check(driver().cuLibraryGetKernel(&kernel, library_, symbol.c_str()),
+        fmt::format("finding {} in a cubin", symbol));
+  load(kernel);
+  return reinterpret_cast<CUfunction>(kernel);
+}
+
+void Module::load(CUkernel kernel) {
+  const Api& api = driver();
   CUfunction loaded = nullptr;
-  check(api.cuKernelGetFunction(&loaded, kernel_), "loading a kernel into the current context");
+  check(api.cuKernelGetFunction(&loaded, kernel), "loading a kernel into the current context");
   if (api.cuFuncLoad != nullptr) {
     check(api.cuFuncLoad(loaded), "loading a kernel into the current context");
   }

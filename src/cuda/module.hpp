@@ -19,10 +19,16 @@ class Module {
   /// so that the first launch there does neither.
   void prepare(CUdevice device, int dynamic_shared_bytes) const;
 
-  /// As cuLaunchKernelEx takes it.
+  /// Another kernel of the cubin, loaded into the current context, as cuLaunchKernelEx takes it.
+  /// @throws Error driver when there is none.
+  CUfunction load(const std::string& symbol) const;
+
+  /// The kernel, as cuLaunchKernelEx takes it.
   CUfunction function() const { return reinterpret_cast<CUfunction>(kernel_); }
 
  private:
+  static void load(CUkernel kernel);
+
   CUlibrary library_ = nullptr;
   CUkernel kernel_ = nullptr;
 };

@@ -1,107 +1,63 @@
 // Evaluates a mask on the host, through the same atoms and the same rules for runs as a kernel.
 #include "pattern/interpret.hpp"
 
-#include <algorithm>
-#include <cstddef>
-#include <utility>
+#include <fmt/format.h>
 
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+
+#include "girih/error.hpp"
 #include "girih/shared/structure.cuh"
 
 namespace girih::pattern {
 namespace {
 
-struct AtomFunctions {
-  Span (*span)(const int* numbers, const Geometry& geometry, int q);
-  Run (*seek)(const int* numbers, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
-};
-
+// Whether two heads are alike to an atom: what does not say so does not ask which head it is.
 template <class Atom>
-Span atom_span(const int* numbers, const Geometry& geometry, int q) {
-  return make_atom<Atom>(numbers).span(geometry, q);
+bool same_atom_for_heads(const int* numbers, const Geometry& a, const Geometry& b) {
+  if constexpr (requires(const Atom& atom) { atom.same_for_heads(a, b); }) {
+    return make_atom<Atom>(numbers).same_for_heads(a, b);
+  }
+  return true;
 }
 
-#define GIRIH_ATOM_FUNCTIONS(Atom) AtomFunctions{atom_span<Atom>, Leaf<Atom>::seek},
+struct AtomFunctions {
+  Run (*seek)(const int* numbers, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
+  uint32 (*row_bits)(const int* numbers, const Geometry& geometry, int q, KeyWord keys);
+  bool (*same_for_heads)(const int* numbers, const Geometry& a, const Geometry& b);
+};
+
+#define GIRIH_ATOM_FUNCTIONS(Atom) \
+  AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits, same_atom_for_heads<Atom>},
 constexpr AtomFunctions kAtomFunctions[] = {GIRIH_ATOMS(GIRIH_ATOM_FUNCTIONS)};
 #undef GIRIH_ATOM_FUNCTIONS
 
-Span span_of(const Mask& atom, const Geometry& geometry, int q) {
-  return kAtomFunctions[atom.atom_index()].span(atom.numbers().data(), geometry, q);
+// The first run-time input of an atom whose data is not known, or "".
+std::string unknown_input(const Mask& atom, const Geometry& geometry) {
+  for (std::size_t i = 0; i < atom.inputs().size(); ++i) {
+    const bool number = atom_table()[atom.atom_index()].params[i].kind != ParamKind::input;
+    const bool known = !number && geometry.inputs != nullptr;
+    if (!known && !atom.inputs()[i].empty()) return atom.inputs()[i];
+  }
+  return "";
 }
 
-bool evaluate(const Mask& mask, const Geometry& geometry, int q, int k) {
-  const auto holds = [&](const Mask& operand) { return evaluate(operand, geometry, q, k); };
-  const std::vector<Mask>& operands = mask.operands();
-  switch (mask.op()) {
-    case Mask::Op::atom:
-      return span_of(mask, geometry, q).contains(k);
-    case Mask::Op::all_of:
-      return std::all_of(operands.begin(), operands.end(), holds);
-    case Mask::Op::any_of:
-      return std::any_of(operands.begin(), operands.end(), holds);
-    case Mask::Op::negation:
-      break;
+// The functions of an atom whose numbers are all known.
+const AtomFunctions& functions_of(const Mask& atom, const Geometry& geometry) {
+  const std::string unknown = unknown_input(atom, geometry);
+  if (!unknown.empty()) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("what {} shows depends on the run-time input {}: give it",
+                            quote(atom.text()), quote(unknown)));
   }
-  return !holds(operands.front());
+  return kAtomFunctions[atom.atom_index()];
 }
-
-// --- Rows: sorted, disjoint, non-adjacent spans within [0, seqlen_k) ---
-
-using Spans = std::vector<Span>;
-
-Spans complement(const Spans& spans, int seqlen_k) {
-  Spans result;
-  int lo = 0;
-  for (const Span& span : spans) {
-    if (lo < span.lo) result.push_back({lo, span.lo});
-    lo = span.hi;
-  }
-  if (lo < seqlen_k) result.push_back({lo, seqlen_k});
-  return result;
-}
-
-// Of spans in any order.
-Spans merged(Spans spans) {
-  std::sort(spans.begin(), spans.end(), [](Span a, Span b) { return a.lo < b.lo; });
-  Spans result;
-  for (const Span& span : spans) {
-    if (result.empty() || result.back().hi < span.lo) {
-      result.push_back(span);
-    } else {
-      result.back().hi = std::max(result.back().hi, span.hi);
-    }
-  }
-  return result;
-}
-
-// The keys of row q that `mask` shows, or, with `hidden`, those that it hides. An intersection is
-// what no operand hides.
-Spans spans_of(const Mask& mask, const Geometry& geometry, int q, bool hidden) {
-  if (mask.op() == Mask::Op::negation) {
-    return spans_of(mask.operands().front(), geometry, q, !hidden);
-  }
-  Spans spans;
-  bool inverted = false;  // `spans` are the hidden keys
-  if (mask.op() == Mask::Op::atom) {
-    const Span span = span_of(mask, geometry, q);
-    const Span clipped{std::max(span.lo, 0), std::min(span.hi, geometry.seqlen_k)};
-    if (clipped.lo < clipped.hi) spans.push_back(clipped);
-  } else {
-    inverted = mask.op() == Mask::Op::all_of;
-    for (const Mask& operand : mask.operands()) {
-      const Spans more = spans_of(operand, geometry, q, inverted);
-      spans.insert(spans.end(), more.begin(), more.end());
-    }
-    spans = merged(std::move(spans));
-  }
-  return inverted == hidden ? spans : complement(spans, geometry.seqlen_k);
-}
-
-// --- Tiles ---
 
 Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
                     int n) {
   if (mask.op() == Mask::Op::atom) {
-    return kAtomFunctions[mask.atom_index()].seek(mask.numbers().data(), geometry, rows, tiles, n);
+    return functions_of(mask, geometry).seek(mask.numbers().data(), geometry, rows, tiles, n);
   }
   const auto seek_operand = [&](const Mask& operand) {
     return seek_expression(operand, geometry, rows, tiles, n);
@@ -115,16 +71,81 @@ Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, 
   return run;
 }
 
+// Bits of keys that do not exist mean nothing.
+uint32 bits_of_expression(const Mask& mask, const Geometry& geometry, int q, KeyWord keys) {
+  if (mask.op() == Mask::Op::atom) {
+    return functions_of(mask, geometry).row_bits(mask.numbers().data(), geometry, q, keys);
+  }
+  uint32 bits = bits_of_expression(mask.operands().front(), geometry, q, keys);
+  if (mask.op() == Mask::Op::negation) return ~bits;
+  for (std::size_t i = 1; i < mask.operands().size(); ++i) {
+    const uint32 next = bits_of_expression(mask.operands()[i], geometry, q, keys);
+    bits = mask.op() == Mask::Op::all_of ? bits & next : bits | next;
+  }
+  return bits;
+}
+
+// Calls visit(tile, kind) for the key tiles of some rows that are not empty. The last tile is
+// full when its existing keys are.
+template <class Visit>
+void for_each_tile(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
+                   int begin, int end, Visit&& visit) {
+  for (int n = begin; n < end;) {
+    const Run run = seek_expression(mask, geometry, rows, tiles, n);
+    const int run_end = std::min(run.end, end);
+    if (run.kind == TileKind::empty) n = run_end;
+    for (; n < run_end; ++n) visit(n, run.kind);
+  }
+}
+
 }  // namespace
 
+bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b) {
+  if (mask.op() == Mask::Op::atom) {
+    return !unknown_input(mask, a).empty() ||
+           kAtomFunctions[mask.atom_index()].same_for_heads(mask.numbers().data(), a, b);
+  }
+  return std::all_of(mask.operands().begin(), mask.operands().end(),
+                     [&](const Mask& operand) { return same_for_heads(operand, a, b); });
+}
+
+uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key) {
+  if (q < 0 || q >= geometry.seqlen_q || first_key < 0 || first_key >= geometry.seqlen_k) return 0;
+  const KeyWord keys{first_key};
+  return bits_of_expression(mask, geometry, q, keys) & keys.below(geometry.seqlen_k);
+}
+
 bool visible(const Mask& mask, const Geometry& geometry, int q, int k) {
-  return 0 <= q && q < geometry.seqlen_q && 0 <= k && k < geometry.seqlen_k &&
-         evaluate(mask, geometry, q, k);
+  return (row_bits(mask, geometry, q, k) & 1) != 0;
 }
 
 std::vector<Span> row_spans(const Mask& mask, const Geometry& geometry, int q) {
-  if (q < 0 || q >= geometry.seqlen_q) return {};
-  return spans_of(mask, geometry, q, false);
+  std::vector<Span> spans;
+  if (q < 0 || q >= geometry.seqlen_q) return spans;
+  const auto append = [&](int lo, int hi) {
+    if (!spans.empty() && spans.back().hi == lo) {
+      spans.back().hi = hi;
+    } else {
+      spans.push_back({lo, hi});
+    }
+  };
+  const KeyTiles words{32, geometry.seqlen_k};
+  for_each_tile(mask, geometry, {q, q + 1}, words, 0, words.count(), [&](int n, TileKind kind) {
+    const int first_key = 32 * n;
+    if (kind == TileKind::full) {
+      append(first_key, std::min(first_key + 32, geometry.seqlen_k));
+      return;
+    }
+    uint32 bits = row_bits(mask, geometry, q, first_key);
+    for (int k = first_key; bits != 0;) {
+      const int zeros = std::countr_zero(bits);
+      const int ones = std::countr_one(bits >> zeros);
+      k += zeros + ones;
+      append(k - ones, k);
+      bits = zeros + ones < 32 ? bits >> (zeros + ones) : 0;
+    }
+  });
+  return spans;
 }
 
 Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n) {
@@ -132,9 +153,35 @@ Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles ti
 }
 
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry) {
+  // Large tiles settle most of the matrix at once, small ones most of the rest.
+  constexpr int kLarge = 64, kSmall = 16;
+  const KeyTiles large{kLarge, geometry.seqlen_k}, small{kSmall, geometry.seqlen_k};
   std::int64_t count = 0;
-  for (int q = 0; q < geometry.seqlen_q; ++q) {
-    for (const Span& span : row_spans(mask, geometry, q)) count += span.hi - span.lo;
+  const auto add_area = [&](QueryRows rows, KeyTiles tiles, int n) {
+    const int keys = std::min(tiles.block_n, tiles.seqlen_k - n * tiles.block_n);
+    count += std::int64_t{rows.end - rows.begin} * keys;
+  };
+  const auto add_small = [&](QueryRows rows, int n, TileKind kind) {
+    if (kind == TileKind::full) return add_area(rows, small, n);
+    constexpr uint32 kColumns = (1u << kSmall) - 1;
+    for (int q = rows.begin; q < rows.end; ++q) {
+      count += std::popcount(row_bits(mask, geometry, q, n * kSmall) & kColumns);
+    }
+  };
+  const auto add_large = [&](QueryRows rows, int n, TileKind kind) {
+    if (kind == TileKind::full) return add_area(rows, large, n);
+    const int begin = n * (kLarge / kSmall);
+    const int end = std::min(begin + kLarge / kSmall, small.count());
+    for (int q = rows.begin; q < rows.end; q += kSmall) {
+      const QueryRows few{q, std::min(q + kSmall, rows.end)};
+      for_each_tile(mask, geometry, few, small, begin, end,
+                    [&](int i, TileKind inner) { add_small(few, i, inner); });
+    }
+  };
+  for (int q = 0; q < geometry.seqlen_q; q += kLarge) {
+    const QueryRows rows{q, std::min(q + kLarge, geometry.seqlen_q)};
+    for_each_tile(mask, geometry, rows, large, 0, large.count(),
+                  [&](int n, TileKind kind) { add_large(rows, n, kind); });
   }
   return count;
 }

@@ -11,6 +11,13 @@
 
 namespace girih::pattern {
 
+/// Whether a mask shows the heads of two geometries, which differ in nothing else, the same. A
+/// run-time input without data is taken to hold the same for both.
+bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b);
+
+/// The keys [first_key, first_key + 32) that row q sees, lowest bit first; 0 outside the sequence.
+uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key);
+
 /// Whether row q sees key k; false outside the sequence.
 bool visible(const Mask& mask, const Geometry& geometry, int q, int k);
 

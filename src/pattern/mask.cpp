@@ -45,43 +45,92 @@ void check_limits(const Mask& mask) {
                 fmt::format("the mask is nested deeper than {} levels of parentheses and '!'",
                             pattern::kMaxNesting));
   }
-  if (count_atoms(mask) > pattern::kMaxAtoms) {
+  const int atoms = count_atoms(mask);
+  if (atoms > pattern::kMaxAtoms) {
     throw Error(Errc::invalid_argument,
                 fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
+  }
+  constexpr int kLongestAtom = 320;  // bytes of text, with what joins it to the next
+  if (atoms > static_cast<int>(pattern::kMaxTextBytes) / kLongestAtom &&
+      mask.text().size() > pattern::kMaxTextBytes) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the mask's text is longer than {} bytes: use fewer atoms",
+                            pattern::kMaxTextBytes));
   }
 }
 
 // A single parameter goes without its name; parameters at their default are left out.
-std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers) {
+std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers,
+                      const std::vector<std::string>& inputs) {
   std::string arguments;
-  for (int i = 0; i < info.num_params; ++i) {
+  const int num_params = info.num_params();
+  for (int i = 0, number = 0; i < num_params; number += info.params[i++].num_numbers()) {
     const AtomParam& param = info.params[i];
-    if (!param.required && numbers[i] == param.fallback) continue;
+    const int* next = numbers.data() + number;
+    const std::string input = inputs.empty() ? "" : inputs[number];
+    const auto is_fallback = [&](int value) { return value == param.fallback; };
+    if (input.empty() && std::all_of(next, next + param.num_numbers(), is_fallback)) continue;
     if (!arguments.empty()) arguments += ", ";
-    if (info.num_params > 1) arguments += fmt::format("{}=", param.name);
-    arguments += fmt::format("{}", numbers[i]);
+    if (param.kind == ParamKind::input) {
+      arguments += input;
+      continue;
+    }
+    if (num_params > 1) arguments += fmt::format("{}=", param.name);
+    arguments += input.empty() ? pattern::argument_text(param, next) : '$' + input;
   }
   return arguments.empty() ? info.name : fmt::format("{}({})", info.name, arguments);
 }
 
 }  // namespace
 
-Mask Mask::atom(std::string_view name, std::vector<int> numbers) {
+Number input(std::string name) {
+  const std::string problem = pattern::input_name_problem(name);
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  Number number(0);
+  number.input = std::move(name);
+  return number;
+}
+
+Mask Mask::atom(std::string_view name, std::vector<Number> numbers) {
+  const auto refuse = [](const std::string& message) {
+    throw Error(Errc::invalid_argument, message);
+  };
   const int index = pattern::find_atom(name);
-  if (index < 0) throw Error(Errc::invalid_argument, pattern::unknown_atom(name));
+  if (index < 0) refuse(pattern::unknown_atom(name));
   const AtomInfo& info = atom_table()[index];
-  if (static_cast<int>(numbers.size()) != info.num_params) {
-    throw Error(Errc::invalid_argument, fmt::format("{} takes {} numbers, not {}", info.name,
-                                                    info.num_params, numbers.size()));
+  if (static_cast<int>(numbers.size()) != info.num_numbers()) {
+    refuse(
+        fmt::format("{} takes {} numbers, not {}", info.name, info.num_numbers(), numbers.size()));
   }
-  for (int i = 0; i < info.num_params; ++i) {
-    if (pattern::in_range(info.params[i], numbers[i])) continue;
-    throw Error(Errc::invalid_argument,
-                pattern::out_of_range(info, info.params[i], std::to_string(numbers[i])));
-  }
+
   Mask mask;
   mask.atom_ = index;
-  mask.numbers_ = std::move(numbers);
+  for (Number& number : numbers) {
+    mask.numbers_.push_back(number.input.empty() ? number.value : 0);
+    if (number.input.empty()) continue;
+    mask.inputs_.resize(numbers.size());
+    mask.inputs_[mask.numbers_.size() - 1] = std::move(number.input);
+  }
+  for (int i = 0, first = 0; i < info.num_params(); first += info.params[i++].num_numbers()) {
+    const AtomParam& param = info.params[i];
+    std::string input, problem;  // of any of the parameter's numbers
+    for (int j = first; j < first + param.num_numbers() && !mask.inputs_.empty(); ++j) {
+      if (!mask.inputs_[j].empty()) input = mask.inputs_[j];
+    }
+    if (!input.empty()) {
+      problem = pattern::input_name_problem(input);
+      if (problem.empty() && param.kind != ParamKind::input) {
+        problem = pattern::input_problem(info, param);
+      }
+    } else if (param.kind == ParamKind::input) {
+      problem = pattern::missing(info, param);
+    } else {
+      problem = pattern::argument_problem(info, param, mask.numbers_.data() + first);
+    }
+    if (!problem.empty()) refuse(problem);
+  }
+  const std::string conflict = pattern::conflict(index, mask.numbers_.data());
+  if (!conflict.empty()) refuse(conflict);
   return mask;
 }
 
@@ -113,8 +162,25 @@ Mask operator!(Mask a) {
   return result;
 }
 
+Mask Mask::with_inputs(const std::function<int(const std::string& name)>& value) const {
+  Mask result = *this;
+  for (Mask& operand : result.operands_) operand = operand.with_inputs(value);
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    if (inputs_[i].empty()) continue;
+    result.numbers_[i] = value(inputs_[i]);
+    const AtomParam& param = atom_table()[atom_].params[i];
+    if (param.kind == ParamKind::input) continue;
+    result.numbers_[i] = std::clamp(result.numbers_[i], param.least, param.most);
+    result.inputs_[i].clear();
+  }
+  const bool none_left = std::all_of(result.inputs_.begin(), result.inputs_.end(),
+                                     [](const std::string& name) { return name.empty(); });
+  if (none_left) result.inputs_.clear();
+  return result;
+}
+
 std::string Mask::text() const {
-  if (op_ == Op::atom) return atom_text(atom_table()[atom_], numbers_);
+  if (op_ == Op::atom) return atom_text(atom_table()[atom_], numbers_, inputs_);
   std::string result = op_ == Op::negation ? "!" : "";
   for (const Mask& operand : operands_) {
     if (&operand != &operands_.front()) result += op_ == Op::all_of ? " & " : " | ";
@@ -129,6 +195,51 @@ std::string Mask::text() const {
 Mask dense() { return Mask::atom("dense"); }
 Mask causal() { return Mask::atom("causal"); }
 Mask window(WindowBounds bounds) { return Mask::atom("window", {bounds.left, bounds.right}); }
-Mask sink(int n) { return Mask::atom("sink", {n}); }
+Mask sink(Number n) { return Mask::atom("sink", {std::move(n)}); }
+Mask last_keys(Number n) { return Mask::atom("last_keys", {std::move(n)}); }
+Mask first_queries(Number n) { return Mask::atom("first_queries", {std::move(n)}); }
+Mask last_queries(Number n) { return Mask::atom("last_queries", {std::move(n)}); }
+Mask queries(int begin, int end) { return Mask::atom("queries", {begin, end}); }
+Mask keys(int begin, int end) { return Mask::atom("keys", {begin, end}); }
+Mask chunk(Number n) { return Mask::atom("chunk", {std::move(n)}); }
+
+Mask block_window(BlockWindowBounds bounds) {
+  return Mask::atom("block_window", {bounds.left, bounds.right, bounds.block});
+}
+
+Mask block_streaming(StreamingBlocks blocks) {
+  return Mask::atom("block_streaming",
+                    {blocks.sink, blocks.local, blocks.block, blocks.causal ? 1 : 0});
+}
+
+Mask strided(const StridedBlocks& blocks) {
+  constexpr int kAbsent = -1;
+  const StridedBlocks::Local local = blocks.local.value_or(StridedBlocks::Local{kAbsent, kAbsent});
+  std::vector<Number> numbers = {local.left,
+                                 local.right,
+                                 blocks.stride,
+                                 blocks.block,
+                                 blocks.offset,
+                                 blocks.kv_heads ? 1 : 0,
+                                 blocks.step.value_or(kAutomatic),
+                                 blocks.homo ? 1 : 0,
+                                 blocks.dense_heads,
+                                 blocks.relative ? 1 : 0};
+  if (blocks.ranges.size() > kMaxPieces) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("strided: {} ranges are too many: at most {} are allowed",
+                            blocks.ranges.size(), kMaxPieces));
+  }
+  const std::size_t count = numbers.size() + 2 * kMaxPieces;
+  for (const StridedBlocks::Range& range : blocks.ranges) {
+    numbers.insert(numbers.end(), {range.end, range.stride});
+  }
+  numbers.resize(count, 0);
+  return Mask::atom("strided", std::move(numbers));
+}
+
+Mask blocks(std::string name, BlockSizes sizes) {
+  return Mask::atom("blocks", {input(std::move(name)), sizes.q, sizes.kv});
+}
 
 }  // namespace girih

@@ -1,11 +1,13 @@
 // Pattern text to patterns, by recursive descent. Every refusal shows the line with a caret under
 // the character. The grammar:
 //
-//   pattern = ("heads" | "kv_heads") "(" set ":" or { "," set ":" or } ")" | or
+//   pattern = ("heads" | "kv_heads") "(" set ":" masked { "," set ":" masked } ")" | masked
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
+//   masked  = or [ "with" "softcap" "(" float ")" ]
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
-//   arg     = [ name "=" ] [ "-" ] int
+//   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
+//             "$" name is an integer that a run-time input holds
 //
 // Whitespace is free; "#" starts a comment that ends with the line.
 #include <fmt/format.h>
@@ -16,7 +18,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -67,9 +68,12 @@ struct Token {
   std::string_view text;
   std::size_t at = 0;
 
-  bool is(char c) const { return kind == Kind::symbol && text.front() == c; }
+  bool is(char c) const { return kind == Kind::symbol && text.size() == 1 && text[0] == c; }
+  bool is_dots() const { return kind == Kind::symbol && text == ".."; }
   bool is(std::string_view word) const { return kind == Kind::name && text == word; }
 };
+
+using Numbers = std::vector<Number>;  // of one argument
 
 class Parser {
  public:
@@ -82,7 +86,12 @@ class Parser {
   }
 
   Pattern whole_pattern() {
-    if (!token_.is("heads") && !token_.is("kv_heads")) return whole_mask();
+    inputs_.emplace();
+    if (!token_.is("heads") && !token_.is("kv_heads")) {
+      const Pattern result = masked();
+      expect_whole_mask();
+      return result;
+    }
     const bool kv = token_.text == "kv_heads";
     advance();
     std::vector<Pattern::HeadClass> classes = head_classes();
@@ -95,8 +104,8 @@ class Parser {
 
   Mask whole_mask() {
     Mask result = any_of();
-    if (token_.is(')')) fail_here("this ')' closes nothing");
-    expect_end_of_mask(token_.kind == Token::Kind::end, " or the end");
+    if (token_.is("with")) fail_here("a mask alone has no modifiers: they belong to a pattern");
+    expect_whole_mask();
     return result;
   }
 
@@ -131,9 +140,11 @@ class Parser {
     if (is_letter(c)) {
       kind = Token::Kind::name;
       skip_while([](char d) { return is_letter(d) || is_digit(d); });
-    } else if (is_digit(c)) {  // 1.5, 2e3 and 4x4 become one token, refused as one
+    } else if (is_digit(c)) {  // 1.5, 2e-3 and 4x4 become one token, accepted or refused as one
       kind = Token::Kind::number;
-      skip_while([](char d) { return is_letter(d) || is_digit(d) || d == '.'; });
+      while (position_ < text_.size() && continues_number()) ++position_;
+    } else if (text_.substr(begin, 2) == "..") {
+      ++position_;
     } else if (std::string_view("&|!(),:+-=$\"[].*/").find(c) == std::string_view::npos) {
       fail(text_, begin,
            fmt::format("unexpected character (byte 0x{:02x})", static_cast<unsigned char>(c)));
@@ -144,6 +155,15 @@ class Parser {
   template <class Predicate>
   void skip_while(Predicate predicate) {
     while (position_ < text_.size() && predicate(text_[position_])) ++position_;
+  }
+
+  bool continues_number() const {
+    const std::string_view rest = text_.substr(position_);
+    const char c = rest.front();
+    const char previous = text_[position_ - 1];
+    const bool sign = c == '+' || c == '-';
+    return is_letter(c) || is_digit(c) || (c == '.' && rest.substr(0, 2) != "..") ||
+           (sign && (previous == 'e' || previous == 'E') && rest.size() > 1 && is_digit(rest[1]));
   }
 
   bool accept(char c) {
@@ -211,10 +231,58 @@ class Parser {
     }
   }
 
+  void expect_whole_mask() const {
+    if (token_.is(')')) fail_here("this ')' closes nothing");
+    expect_end_of_mask(token_.kind == Token::Kind::end, " or the end");
+  }
+
   void expect_end_of_mask(bool ended, std::string_view closing) const {
     if (ended) return;
-    if (token_.is("with")) fail_here("modifiers ('with ...') are not supported");
+    if (token_.is("with")) fail_here("modifiers ('with ...') stand behind the whole mask only");
     fail_here(fmt::format("expected '&', '|'{}, found {}", closing, found()));
+  }
+
+  // A mask for all heads, with its modifiers.
+  Pattern masked() {
+    Pattern result = any_of();
+    if (!token_.is("with")) return result;
+    bool capped = false;
+    do {
+      advance();
+      if (!token_.is("softcap")) {
+        fail_here(fmt::format("expected the modifier softcap, found {}", found()));
+      }
+      if (capped) fail_here("softcap is given twice");
+      capped = true;
+      advance();
+      if (!accept('(')) fail_here(fmt::format("expected '(' after softcap, found {}", found()));
+      result = result.with_softcap(softcap());
+      if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+    } while (token_.is(',') && modifier_follows());
+    return result;
+  }
+
+  // Behind a comma: in heads(...), a set of heads may stand there as well.
+  bool modifier_follows() const {
+    Parser ahead = *this;
+    ahead.advance();
+    return ahead.token_.kind == Token::Kind::name && !ahead.token_.is("else");
+  }
+
+  float softcap() {
+    const std::size_t at = token_.at;
+    const std::string sign = accept('-') ? "-" : "";
+    float value = 0;
+    const char* end = token_.text.data() + token_.text.size();
+    const auto [stop, error] = std::from_chars(token_.text.data(), end, value);
+    if (token_.kind != Token::Kind::number || stop != end) {
+      fail_here(fmt::format("softcap takes a number, found {}", found()));
+    }
+    if (!sign.empty() || error != std::errc() || !(value > 0)) {
+      fail(text_, at, pattern::softcap_out_of_range(sign + digits()));
+    }
+    advance();
+    return value;
   }
 
   // --- Atoms ---
@@ -229,42 +297,57 @@ class Parser {
     const AtomInfo& info = pattern::atom_table()[index];
     advance();
 
-    std::optional<int> given[std::extent_v<decltype(AtomInfo::params)>];
+    std::vector<Numbers> given(info.num_params());
     if (token_.is('(')) arguments(info, given);
-    std::vector<int> numbers;
-    for (int i = 0; i < info.num_params; ++i) {
+    Numbers numbers;
+    for (int i = 0; i < info.num_params(); ++i) {
       const AtomParam& param = info.params[i];
-      if (param.required && !given[i]) {
-        fail(text_, name.at,
-             fmt::format("{0} needs its number {1}: {0}({1})", info.name, param.name));
+      if (given[i].empty()) {
+        if (param.fallback == kRequired) fail(text_, name.at, pattern::missing(info, param));
+        given[i].assign(param.num_numbers(), param.fallback);
       }
-      numbers.push_back(given[i].value_or(param.fallback));
+      numbers.insert(numbers.end(), given[i].begin(), given[i].end());
     }
-    return Mask::atom(info.name, std::move(numbers));
+    const std::string conflict = pattern::conflict(index, values(numbers).data());
+    if (!conflict.empty()) fail(text_, name.at, conflict);
+    Mask result = Mask::atom(info.name, std::move(numbers));
+    if (inputs_) {
+      const std::string problem = pattern::add_inputs(result, *inputs_);
+      if (!problem.empty()) fail(text_, name.at, problem);
+    }
+    return result;
   }
 
-  void arguments(const AtomInfo& info, std::optional<int>* given) {
+  void arguments(const AtomInfo& info, std::vector<Numbers>& given) {
     advance();
     if (accept(')')) return;
     bool named = false;
+    const int num_params = info.num_params();
     for (int next = 0;; ++next) {
       int index = next;
       if (token_.kind == Token::Kind::name && equals_sign_follows()) {
         named = true;
         index = parameter(info);
-        if (given[index]) fail_here(fmt::format("{} is given twice", info.params[index].name));
+        if (!given[index].empty()) {
+          fail_here(fmt::format("{} is given twice", info.params[index].name));
+        }
         advance();
         advance();
       } else if (named) {
-        fail_here(fmt::format("expected NAME=NUMBER, found {}: numbers without a name come first",
+        fail_here(fmt::format("expected NAME=VALUE, found {}: values without a name come first",
                               found()));
-      } else if (index >= info.num_params) {
-        fail_here(info.num_params == 0
-                      ? fmt::format("{} takes no arguments", info.name)
-                      : fmt::format("{} takes {} ({}), this is one more", info.name,
-                                    info.num_params, parameter_names(info)));
+      } else if (index >= num_params) {
+        fail_here(num_params == 0 ? fmt::format("{} takes no arguments", info.name)
+                                  : fmt::format("{} takes {} ({}), this is one more", info.name,
+                                                num_params, parameter_names(info)));
       }
+      const std::size_t at = token_.at;
       given[index] = argument(info, info.params[index]);
+      if (given[index].front().input.empty()) {
+        const std::string problem =
+            pattern::argument_problem(info, info.params[index], values(given[index]).data());
+        if (!problem.empty()) fail(text_, at, problem);
+      }
       if (accept(')')) return;
       if (!accept(',')) fail_here(fmt::format("expected ',' or ')', found {}", found()));
     }
@@ -277,40 +360,137 @@ class Parser {
   }
 
   int parameter(const AtomInfo& info) const {
-    for (int i = 0; i < info.num_params; ++i) {
+    const int num_params = info.num_params();
+    for (int i = 0; i < num_params; ++i) {
       if (token_.text == info.params[i].name) return i;
     }
-    fail_here(info.num_params == 0 ? fmt::format("{} takes no arguments", info.name)
-                                   : fmt::format("{} has no argument {}: it takes {}", info.name,
-                                                 quote(token_.text), parameter_names(info)));
+    fail_here(num_params == 0 ? fmt::format("{} takes no arguments", info.name)
+                              : fmt::format("{} has no argument {}: it takes {}", info.name,
+                                            quote(token_.text), parameter_names(info)));
   }
 
   static std::string parameter_names(const AtomInfo& info) {
     std::string names;
-    for (int i = 0; i < info.num_params; ++i) {
+    for (int i = 0; i < info.num_params(); ++i) {
       names += (i == 0 ? "" : ", ") + std::string(info.params[i].name);
     }
     return names;
   }
 
-  int argument(const AtomInfo& info, const AtomParam& param) {
-    const std::size_t at = token_.at;
+  static std::vector<int> values(const Numbers& numbers) {
+    std::vector<int> result;
+    for (const Number& number : numbers) result.push_back(number.value);
+    return result;
+  }
+
+  // What stands at the current token is none of a parameter's values.
+  [[noreturn]] void fail_argument(const AtomInfo& info, const AtomParam& param) const {
+    fail_here(fmt::format("{}: {} takes {}, found {}", info.name, param.name,
+                          pattern::expected_form(param), found()));
+  }
+
+  // The name of a run-time input.
+  Number input_name(const AtomInfo& info, const AtomParam& param) {
+    if (token_.kind != Token::Kind::name) fail_argument(info, param);
+    const std::string problem = pattern::input_name_problem(token_.text);
+    if (!problem.empty()) fail_here(problem);
+    Number result = input(std::string(token_.text));
+    advance();
+    return result;
+  }
+
+  // An argument's numbers, in bounds; argument_problem judges them together.
+  Numbers argument(const AtomInfo& info, const AtomParam& param) {
     if (token_.is('$')) {
-      fail_here(fmt::format("run-time inputs ('$...') are not supported: {} takes a whole number",
-                            param.name));
+      const std::string problem = pattern::input_problem(info, param);
+      if (!problem.empty()) fail_here(problem);
+      advance();
+      if (token_.kind != Token::Kind::name) {
+        fail_here(
+            fmt::format("expected the name of a run-time input after '$', found {}", found()));
+      }
+      return {input_name(info, param)};
     }
+    switch (param.kind) {
+      case ParamKind::integer:
+        return {integer(info, param, 0)};
+      case ParamKind::boolean:
+      case ParamKind::choice:
+        return {word(info, param)};
+      case ParamKind::range: {
+        const int first = integer(info, param, 0);
+        if (!token_.is_dots()) fail_argument(info, param);
+        advance();
+        return {first, integer(info, param, 1)};
+      }
+      case ParamKind::pair: {
+        if (token_.is('(')) return pair(info, param);
+        const int both = integer(info, param, 0);
+        return {both, both};
+      }
+      case ParamKind::input:
+        return {input_name(info, param)};
+      case ParamKind::pieces:
+        break;
+    }
+    return pieces(info, param);
+  }
+
+  int word(const AtomInfo& info, const AtomParam& param) {
+    const bool boolean = param.kind == ParamKind::boolean;
+    const int value = token_.kind != Token::Kind::name ? -1
+                      : !boolean                       ? pattern::find_choice(param, token_.text)
+                      : token_.text == "true"          ? 1
+                      : token_.text == "false"         ? 0
+                                                       : -1;
+    if (value < 0) fail_argument(info, param);
+    advance();
+    return value;
+  }
+
+  // Number i of an argument.
+  int integer(const AtomInfo& info, const AtomParam& param, int i) {
+    const std::size_t at = token_.at;
     const bool negative = accept('-');
     const std::optional<long long> magnitude = whole_number();
-    if (!magnitude) {
-      fail_here(
-          fmt::format("{}: {} takes a whole number, found {}", info.name, param.name, found()));
-    }
+    if (!magnitude) fail_argument(info, param);
     const long long value = negative ? -*magnitude : *magnitude;
-    if (!pattern::in_range(param, value)) {
-      fail(text_, at, pattern::out_of_range(info, param, (negative ? "-" : "") + digits()));
+    if (!pattern::bounds(param, i).contains(value)) {
+      fail(text_, at, pattern::out_of_range(info, param, i, (negative ? "-" : "") + digits()));
     }
     advance();
     return static_cast<int>(value);
+  }
+
+  Numbers pair(const AtomInfo& info, const AtomParam& param) {
+    if (!accept('(')) fail_argument(info, param);
+    Numbers numbers;
+    if (param.kind == ParamKind::pieces && token_.is("inf")) {
+      advance();
+      numbers.push_back(kMaxNumber);
+    } else {
+      numbers.push_back(integer(info, param, 0));
+    }
+    if (!accept(',')) fail_argument(info, param);
+    numbers.push_back(integer(info, param, 1));
+    if (!accept(')')) fail_argument(info, param);
+    return numbers;
+  }
+
+  Numbers pieces(const AtomInfo& info, const AtomParam& param) {
+    if (!accept('[')) fail_argument(info, param);
+    Numbers numbers;
+    do {
+      if (static_cast<int>(numbers.size()) == 2 * kMaxPieces) {
+        fail_here(fmt::format("{}: {} takes at most {} pairs, this is one more", info.name,
+                              param.name, kMaxPieces));
+      }
+      const Numbers next = pair(info, param);
+      numbers.insert(numbers.end(), next.begin(), next.end());
+    } while (accept(','));
+    if (!accept(']')) fail_argument(info, param);
+    numbers.resize(2 * kMaxPieces, 0);
+    return numbers;
   }
 
   // The current token's value; whatever does not fit saturates. Empty when it is not a number.
@@ -344,7 +524,8 @@ class Parser {
                               set.rest ? "" : "'-', '+' or ", found()));
       }
       num_atoms_ = 0;
-      classes.push_back({std::move(set), any_of()});
+      const Pattern mask = masked();
+      classes.push_back({std::move(set), mask.classes()[0].mask, mask.classes()[0].modifiers});
       if (accept(')')) return classes;
       expect_end_of_mask(token_.is(','), ", ',' or ')'");
       advance();
@@ -388,6 +569,7 @@ class Parser {
   Token token_;
   int nesting_ = 0;
   int num_atoms_ = 0;
+  std::optional<std::vector<InputInfo>> inputs_;  // so far; of patterns, masks may use them anyhow
 };
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "girih/error.hpp"
@@ -35,6 +37,11 @@ void check_set(const HeadSet& set) {
   }
 }
 
+void check_softcap(float softcap) {
+  if (softcap > 0 && std::isfinite(softcap)) return;
+  throw Error(Errc::invalid_argument, pattern::softcap_out_of_range(fmt::format("{}", softcap)));
+}
+
 void check_classes(const std::vector<Pattern::HeadClass>& classes) {
   if (classes.empty()) {
     throw Error(Errc::invalid_argument, "a pattern by heads needs at least one set of heads");
@@ -42,6 +49,7 @@ void check_classes(const std::vector<Pattern::HeadClass>& classes) {
   bool rest = false;
   for (const Pattern::HeadClass& head_class : classes) {
     check_set(head_class.heads);
+    if (head_class.modifiers != Modifiers()) check_softcap(head_class.modifiers.softcap);
     if (rest && head_class.heads.rest) {
       throw Error(Errc::invalid_argument, "'else' stands twice: a pattern has one remainder");
     }
@@ -57,53 +65,15 @@ void check_length(const Pattern& pattern) {
   }
 }
 
-}  // namespace
-
-Pattern::Pattern(Mask mask) { classes_.push_back({HeadSet(), std::move(mask)}); }
-
-Pattern heads(std::vector<Pattern::HeadClass> classes) {
-  check_classes(classes);
-  Pattern pattern(classes.front().mask);
-  pattern.classes_ = std::move(classes);
-  pattern.per_head_ = true;
-  check_length(pattern);
-  return pattern;
-}
-
-Pattern kv_heads(std::vector<Pattern::HeadClass> classes) {
-  Pattern pattern = heads(std::move(classes));
-  pattern.unit_ = Pattern::HeadUnit::kv;
-  check_length(pattern);
-  return pattern;
-}
-
-std::string Pattern::text() const {
-  if (!per_head_) return classes_.front().mask.text();
-  std::string text;
-  for (const HeadClass& head_class : classes_) {
-    text += text.empty() ? (unit_ == HeadUnit::kv ? "kv_heads(" : "heads(") : ", ";
-    text += set_text(head_class.heads) + ": " + head_class.mask.text();
-  }
-  return text + ')';
-}
-
-std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv) const {
-  if (num_heads < 1 || num_heads_kv < 1 || num_heads % num_heads_kv != 0) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("num_heads {} and num_heads_kv {}: both must be positive, and "
-                            "num_heads a multiple of num_heads_kv",
-                            num_heads, num_heads_kv));
-  }
-  if (!per_head_) return std::vector<int>(num_heads, 0);
-
-  const bool kv = unit_ == HeadUnit::kv;
-  const int count = kv ? num_heads_kv : num_heads;
-  const char* head = kv ? "kv head" : "head";
+// The class of each of `count` heads, in the pattern's unit.
+std::vector<int> classes_of_all(const Pattern& pattern, int count) {
+  const char* head = pattern.head_unit() == Pattern::HeadUnit::kv ? "kv head" : "head";
+  const std::vector<Pattern::HeadClass>& classes = pattern.classes();
   constexpr int kNone = -1;
   std::vector<int> class_of(count, kNone);
   int rest = kNone;
-  for (int c = 0; c < static_cast<int>(classes_.size()); ++c) {
-    const HeadSet& set = classes_[c].heads;
+  for (int c = 0; c < static_cast<int>(classes.size()); ++c) {
+    const HeadSet& set = classes[c].heads;
     if (set.rest) rest = c;
     for (const HeadSet::Range& range : set.ranges) {
       if (range.last >= count) {
@@ -116,7 +86,7 @@ std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv) const {
         if (class_of[h] != kNone) {
           throw Error(Errc::invalid_argument,
                       fmt::format("{} {} is covered twice: by set {} and by set {}", head, h,
-                                  pattern::quote(set_text(classes_[class_of[h]].heads)),
+                                  pattern::quote(set_text(classes[class_of[h]].heads)),
                                   pattern::quote(set_text(set))));
         }
         class_of[h] = c;
@@ -132,12 +102,137 @@ std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv) const {
     }
     class_of[h] = rest;
   }
-  if (!kv) return class_of;
+  return class_of;
+}
 
-  std::vector<int> class_of_query_head(num_heads);
+}  // namespace
+
+std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
+  for (const Mask& operand : mask.operands()) {
+    const std::string problem = add_inputs(operand, inputs);
+    if (!problem.empty()) return problem;
+  }
+  for (std::size_t i = 0; i < mask.inputs().size(); ++i) {
+    if (mask.inputs()[i].empty()) continue;
+    InputInfo wanted{.name = mask.inputs()[i]};
+    if (atom_table()[mask.atom_index()].params[i].kind == ParamKind::input) {
+      wanted.kind = InputInfo::Kind::blocks;
+      wanted.q_block_size = mask.numbers()[1];
+      wanted.kv_block_size = mask.numbers()[2];
+    }
+    const auto same_name = [&](const InputInfo& input) { return input.name == wanted.name; };
+    const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
+    if (found == inputs.end()) {
+      if (inputs.size() == kMaxInputs) {
+        return fmt::format(
+            "the input {} is one more than the {} run-time inputs that a pattern can "
+            "have",
+            quote(wanted.name), kMaxInputs);
+      }
+      inputs.push_back(std::move(wanted));
+    } else if (*found != wanted) {
+      return fmt::format("the input {} is used as {} and as {}: give the two different names",
+                         quote(wanted.name), found->description(), wanted.description());
+    }
+  }
+  return "";
+}
+
+std::string InputInfo::description() const {
+  if (kind == Kind::number) return "int32 [batch, heads]";
+  return fmt::format("blocks [batch, heads, ceil(seqlen_q / {}), ceil(seqlen_k / {})]",
+                     q_block_size, kv_block_size);
+}
+
+Pattern::Pattern(Mask mask) {
+  classes_.push_back({HeadSet(), std::move(mask), {}});
+  find_inputs();
+}
+
+void Pattern::find_inputs() {
+  inputs_.clear();
+  for (const HeadClass& head_class : classes_) {
+    const std::string problem = pattern::add_inputs(head_class.mask, inputs_);
+    if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  }
+}
+
+Pattern heads(std::vector<Pattern::HeadClass> classes) {
+  check_classes(classes);
+  Pattern pattern(classes.front().mask);
+  pattern.classes_ = std::move(classes);
+  pattern.per_head_ = true;
+  pattern.find_inputs();
+  check_length(pattern);
+  return pattern;
+}
+
+Pattern kv_heads(std::vector<Pattern::HeadClass> classes) {
+  Pattern pattern = heads(std::move(classes));
+  pattern.unit_ = Pattern::HeadUnit::kv;
+  check_length(pattern);
+  return pattern;
+}
+
+Pattern Pattern::with_softcap(float softcap) const {
+  check_softcap(softcap);
+  Pattern result = *this;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers.softcap = softcap;
+  check_length(result);
+  return result;
+}
+
+std::string Pattern::text() const {
+  const auto masked = [](const HeadClass& head_class) {
+    const float softcap = head_class.modifiers.softcap;
+    return head_class.mask.text() + (softcap > 0 ? fmt::format(" with softcap({})", softcap) : "");
+  };
+  if (!per_head_) return masked(classes_.front());
+  std::string text;
+  for (const HeadClass& head_class : classes_) {
+    text += text.empty() ? (unit_ == HeadUnit::kv ? "kv_heads(" : "heads(") : ", ";
+    text += set_text(head_class.heads) + ": " + masked(head_class);
+  }
+  return text + ')';
+}
+
+std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv, int head_offset,
+                                        int num_heads_total) const {
+  const auto refuse = [](const std::string& message) {
+    throw Error(Errc::invalid_argument, message);
+  };
+  if (num_heads < 1 || num_heads_kv < 1 || num_heads % num_heads_kv != 0) {
+    refuse(
+        fmt::format("num_heads {} and num_heads_kv {}: both must be positive, and num_heads a "
+                    "multiple of num_heads_kv",
+                    num_heads, num_heads_kv));
+  }
+  const int total = num_heads_total == 0 ? num_heads : num_heads_total;
+  if (total > pattern::kMaxHeads) {
+    refuse(fmt::format("{} heads are more than {}", total, pattern::kMaxHeads));
+  }
   const int group_size = num_heads / num_heads_kv;
-  for (int h = 0; h < num_heads; ++h) class_of_query_head[h] = class_of[h / group_size];
-  return class_of_query_head;
+  if (head_offset < 0 || total < num_heads || head_offset > total - num_heads) {
+    refuse(
+        fmt::format("head_offset {} with num_heads {} does not fit num_heads_total {}: heads "
+                    "head_offset to head_offset + num_heads - 1 must be among them",
+                    head_offset, num_heads, total));
+  }
+  if (head_offset % group_size != 0 || total % group_size != 0) {
+    refuse(
+        fmt::format("head_offset {} and num_heads_total {} must be multiples of the {} query "
+                    "heads that share a key/value head",
+                    head_offset, total, group_size));
+  }
+  if (!per_head_) return std::vector<int>(num_heads, 0);
+
+  const bool kv = unit_ == HeadUnit::kv;
+  const std::vector<int> class_of = classes_of_all(*this, kv ? total / group_size : total);
+  std::vector<int> result(num_heads);
+  for (int h = 0; h < num_heads; ++h) {
+    result[h] = class_of[kv ? (head_offset + h) / group_size : head_offset + h];
+  }
+  return result;
 }
 
 }  // namespace girih

@@ -1,11 +1,9 @@
-// Draws a mask in characters, from the exact spans of every row.
+// Draws a mask in characters.
 #include "pattern/picture.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdint>
-#include <vector>
 
 #include "girih/error.hpp"
 #include "pattern/interpret.hpp"
@@ -22,27 +20,42 @@ int cell_size(const Geometry& geometry, int max_columns, int max_rows) {
       {1, ceil_div(geometry.seqlen_k, max_columns), ceil_div(geometry.seqlen_q, max_rows)});
 }
 
+namespace {
+
+// What a seek calls partial may yet be all or nothing: the first row that shows both decides.
+char exact_cell(const Mask& mask, const Geometry& geometry, QueryRows rows, int k0, int k1) {
+  bool some_visible = false, some_hidden = false;
+  for (int q = rows.begin; q < rows.end; ++q) {
+    for (int k = k0; k < k1; k += 32) {
+      const uint32 existing = KeyWord{k}.below(k1);
+      const uint32 bits = row_bits(mask, geometry, q, k) & existing;
+      some_visible = some_visible || bits != 0;
+      some_hidden = some_hidden || bits != existing;
+      if (some_visible && some_hidden) return '+';
+    }
+  }
+  return some_visible ? '#' : '.';
+}
+
+}  // namespace
+
 std::string picture(const Mask& mask, const Geometry& geometry, int max_columns, int max_rows) {
   const int cell = cell_size(geometry, max_columns, max_rows);
-  const int columns = ceil_div(geometry.seqlen_k, cell);
-  if (columns == 0) return {};
+  const KeyTiles cells{cell, geometry.seqlen_k};
+  if (cells.count() == 0) return {};
 
   std::string result;
-  std::vector<std::int64_t> visible_in(columns);  // of the cells of one row of the picture
-  for (int q0 = 0; q0 < geometry.seqlen_q; q0 += cell) {
-    const int q1 = std::min(q0 + cell, geometry.seqlen_q);
-    std::fill(visible_in.begin(), visible_in.end(), 0);
-    for (int q = q0; q < q1; ++q) {
-      for (const Span& span : row_spans(mask, geometry, q)) {
-        for (int c = span.lo / cell; c <= (span.hi - 1) / cell; ++c) {
-          visible_in[c] += std::min(span.hi, (c + 1) * cell) - std::max(span.lo, c * cell);
-        }
+  for (int q = 0; q < geometry.seqlen_q; q += cell) {
+    const QueryRows rows{q, std::min(q + cell, geometry.seqlen_q)};
+    for (int n = 0; n < cells.count();) {
+      const Run run = seek(mask, geometry, rows, cells, n);
+      for (; n < run.end; ++n) {
+        result += run.kind == TileKind::empty ? '.'
+                  : run.kind == TileKind::full
+                      ? '#'
+                      : exact_cell(mask, geometry, rows, n * cell,
+                                   std::min((n + 1) * cell, cells.seqlen_k));
       }
-    }
-    for (int c = 0; c < columns; ++c) {
-      const int width = std::min((c + 1) * cell, geometry.seqlen_k) - c * cell;
-      const std::int64_t all = std::int64_t(q1 - q0) * width;
-      result += visible_in[c] == 0 ? '.' : visible_in[c] == all ? '#' : '+';
     }
     result += '\n';
   }

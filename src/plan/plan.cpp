@@ -8,61 +8,14 @@
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
-#include "girih/shared/smem_layout.cuh"
+#include "pattern/atoms.hpp"
 #include "pattern/interpret.hpp"
+#include "plan/tiles.hpp"
 
 namespace girih::plan {
 namespace {
 
-constexpr int kMaxFragmentRegisters = 192;  // of 255; the rest is for everything else
-constexpr int kMaxHeads = 1 << 16;          // so that tables of them are small
-constexpr int kMaxParamBytes = 32764;       // of a kernel, from CUDA 12.1 on
-
-int shared_bytes(const TileConfig& tile, const Problem& problem) {
-  return fwd_sm80_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
-                         tile.num_stages)
-      .bytes;
-}
-
-// Registers of a thread that hold scores and output: a 16 x 8 fragment takes four.
-int fragment_registers(const TileConfig& tile, const Problem& problem) {
-  const int row_fragments = tile.block_m / tile.num_warps / 16;
-  return row_fragments * (tile.block_n + problem.width_v()) / 2;
-}
-
-TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
-  return {.block_m = requested.block_m ? requested.block_m : fallback.block_m,
-          .block_n = requested.block_n ? requested.block_n : fallback.block_n,
-          .num_stages = requested.num_stages ? requested.num_stages : fallback.num_stages,
-          .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
-}
-
-bool rows_divide(const TileConfig& tile) {
-  return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
-}
-
-// The tile that is used: of the candidates, completed with what was requested, the first that fits,
-// two CTAs a multiprocessor where that is possible, for they hide each other's barriers and
-// softmax. A warp with 32 query rows reads each key fragment half as often as two with 16. The
-// order was measured on sm_90 (tools/bench/NOTES.md).
-TileConfig choose_tile(const Arch& arch, const Problem& problem, const TileConfig& requested) {
-  static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
-                                               {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
-                                               {64, 32, 2, 4},   {64, 16, 2, 4}};
-  for (const TileConfig& candidate : kCandidates) {
-    // 128 keys at once pay where the exponentials weigh most; only there were they measured.
-    if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
-    const TileConfig tile = complete(requested, candidate);
-    if (!rows_divide(tile)) continue;
-    const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
-    const int bytes = ctas * (shared_bytes(tile, problem) + 1024);
-    if (bytes <= arch.shared_bytes_per_sm() &&
-        fragment_registers(tile, problem) <= kMaxFragmentRegisters) {
-      return tile;
-    }
-  }
-  return complete(requested, kCandidates[std::size(kCandidates) - 1]);
-}
+constexpr int kMaxParamBytes = 32764;  // of a kernel, from driver and NVRTC 12.1 on
 
 void check_problem(const Problem& problem) {
   const auto refuse = [](const std::string& message) {
@@ -78,8 +31,8 @@ void check_problem(const Problem& problem) {
     refuse(fmt::format("num_heads {} and num_heads_kv {} must be positive", problem.num_heads,
                        problem.num_heads_kv));
   }
-  if (problem.num_heads > kMaxHeads) {
-    refuse(fmt::format("num_heads {} is more than {}", problem.num_heads, kMaxHeads));
+  if (problem.num_heads > pattern::kMaxHeads) {
+    refuse(fmt::format("num_heads {} is more than {}", problem.num_heads, pattern::kMaxHeads));
   }
   if (problem.num_heads % problem.num_heads_kv != 0) {
     refuse(
@@ -89,8 +42,7 @@ void check_problem(const Problem& problem) {
   }
 }
 
-std::vector<std::string> reasons_against(const Problem& problem, const Arch& arch,
-                                         const TileConfig& tile) {
+std::vector<std::string> reasons_against_widths(const Problem& problem, const Arch& arch) {
   std::vector<std::string> reasons;
   const auto check_width = [&](const char* name, int width) {
     if (width % 16 == 0 && width >= 16 && width <= 256) return;
@@ -102,42 +54,55 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
   };
   check_width("head_dim", problem.head_dim);
   if (problem.head_dim_v != 0) check_width("head_dim_v", problem.head_dim_v);
-  if (!reasons.empty()) return reasons;
-  if (tile.num_warps != 4 && tile.num_warps != 8) {
-    reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
-    return reasons;
-  }
-  if (!rows_divide(tile)) {
-    reasons.push_back(fmt::format("block_m {} is not supported with {} warps: {} and {} are",
-                                  tile.block_m, tile.num_warps, 16 * tile.num_warps,
-                                  32 * tile.num_warps));
-  }
-  if (tile.block_n < 16 || tile.block_n > 256 || tile.block_n % 16 != 0) {
-    reasons.push_back(fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are",
-                                  tile.block_n));
-  }
-  if (tile.num_stages < 2 || tile.num_stages > 4) {
-    reasons.push_back(fmt::format("num_stages {} is not supported: 2 to 4 are", tile.num_stages));
-  }
-  if (!reasons.empty()) return reasons;
-
-  const int fragments = fragment_registers(tile, problem);
-  if (fragments > kMaxFragmentRegisters) {
-    reasons.push_back(fmt::format(
-        "block_m {} x block_n {} with {} warps at head_dim_v {} takes {} registers a thread for "
-        "scores and output, more than {}: take more warps or a smaller block_n",
-        tile.block_m, tile.block_n, tile.num_warps, problem.width_v(), fragments,
-        kMaxFragmentRegisters));
-  }
-  const int bytes = shared_bytes(tile, problem);
-  if (bytes > arch.shared_bytes_per_cta()) {
-    reasons.push_back(fmt::format(
-        "block_m {} x block_n {} with {} stages takes {} bytes of shared memory, more than the {} "
-        "of {}: take smaller blocks or fewer stages",
-        tile.block_m, tile.block_n, tile.num_stages, bytes, arch.shared_bytes_per_cta(),
-        arch.name()));
-  }
   return reasons;
+}
+
+// Up to so many keys a row small tiles won at narrow heads, by 3 to 30 % (tools/bench/NOTES.md).
+// That is worth a second kernel to a model whose layers lie on both sides; no other number chooses.
+constexpr int kFewKeys = 512;
+
+// Over some rows of a long sequence, for lengths are not known here, and where they are short a
+// wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
+// microseconds a class.
+KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
+  constexpr int kSeqlen = 16384, kRows = 16;
+  constexpr int kStep = kSeqlen / kRows - 1;  // odd, lest all rows stand at one place in a block
+  const auto& classes = pattern.classes();
+  std::vector<double> heads(classes.size());
+  for (const int c : pattern.class_of_head(problem.num_heads, problem.num_heads_kv,
+                                           problem.head_offset, problem.num_heads_total)) {
+    ++heads[c];
+  }
+  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
+
+  Geometry geometry;
+  geometry.seqlen_q = geometry.seqlen_k = kSeqlen;
+  geometry.group_size = problem.group_size();
+  geometry.num_heads = problem.heads_total();
+  double work = 0, weighted = 0;
+  for (size_t c = 0; c < classes.size(); ++c) {
+    if (heads[c] == 0) continue;
+    for (int row = kStep; row < kSeqlen; row += kStep) {
+      double keys = 0;
+      for (const Span& span : pattern::row_spans(classes[c].mask, geometry, row)) {
+        keys += span.hi - span.lo;
+      }
+      work += heads[c] * keys;
+      weighted += heads[c] * keys * keys;
+    }
+  }
+  return weighted <= kFewKeys * work ? KeysPerRow::few : KeysPerRow::many;
+}
+
+PatternTraits traits_of(const Pattern& pattern, const Problem& problem) {
+  PatternTraits traits{.keys = keys_per_row(pattern, problem)};
+  for (const InputInfo& input : pattern.inputs()) {
+    if (input.kind != InputInfo::Kind::blocks) continue;
+    const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
+    traits.q_block_size = finest(traits.q_block_size, input.q_block_size);
+    traits.kv_block_size = finest(traits.kv_block_size, input.kv_block_size);
+  }
+  return traits;
 }
 
 // Fills in the pattern's part of the plan: structures and head table.
@@ -146,10 +111,10 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::vector<int>> numbers;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     structures.push_back(structure_of(head_class.mask));
-    numbers.push_back(numbers_of(head_class.mask));
+    numbers.push_back(numbers_of(head_class.mask, pattern.inputs()));
   }
-  const std::vector<int> class_of_head =
-      pattern.class_of_head(problem.num_heads, problem.num_heads_kv);
+  const std::vector<int> class_of_head = pattern.class_of_head(
+      problem.num_heads, problem.num_heads_kv, problem.head_offset, problem.num_heads_total);
 
   // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
@@ -157,6 +122,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   for (const int c : class_of_head) {
     distinct.push_back(structures[c]);
     most_numbers = std::max(most_numbers, numbers[c].size());
+    plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
   }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -164,7 +130,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   const auto row_of = [&](int pattern_class) {
     const auto found =
         std::lower_bound(distinct.begin(), distinct.end(), structures[pattern_class]);
-    std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(0.0f)};
+    const float softcap = pattern.classes()[pattern_class].modifiers.softcap;
+    std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(softcap)};
     row.insert(row.end(), numbers[pattern_class].begin(), numbers[pattern_class].end());
     row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
     return row;
@@ -179,7 +146,13 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     plan.head_table.insert(plan.head_table.end(), row.begin(), row.end());
   }
 
-  const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams);
+  plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
+  for (const InputInfo& input : pattern.inputs()) {
+    plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
+  }
+
+  const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
+                       pattern.inputs().size() * sizeof(InputView);
   if (bytes > kMaxParamBytes) {
     throw Error(Errc::unsupported,
                 fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
@@ -203,13 +176,26 @@ std::string structure_of(const Mask& mask) {
     case Mask::Op::atom:
       break;
   }
-  return fmt::format("Leaf<{}>", pattern::atom_table()[mask.atom_index()].type);
+  const AtomInfo& atom = pattern::atom_table()[mask.atom_index()];
+  unsigned from_inputs = 0;
+  for (size_t i = 0; i < mask.inputs().size(); ++i) {
+    const bool number = atom.params[i].kind != ParamKind::input && !mask.inputs()[i].empty();
+    from_inputs |= number ? 1u << i : 0u;
+  }
+  return from_inputs == 0 ? fmt::format("Leaf<{}>", atom.type)
+                          : fmt::format("Leaf<{}, {:#x}>", atom.type, from_inputs);
 }
 
-std::vector<int> numbers_of(const Mask& mask) {
+std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs) {
   std::vector<int> numbers = mask.numbers();
+  for (size_t i = 0; i < mask.inputs().size(); ++i) {
+    if (mask.inputs()[i].empty()) continue;
+    const auto same_name = [&](const InputInfo& input) { return input.name == mask.inputs()[i]; };
+    const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
+    numbers[i] = static_cast<int>(found - inputs.begin());
+  }
   for (const Mask& operand : mask.operands()) {
-    const std::vector<int> inner = numbers_of(operand);
+    const std::vector<int> inner = numbers_of(operand, inputs);
     numbers.insert(numbers.end(), inner.begin(), inner.end());
   }
   return numbers;
@@ -218,8 +204,14 @@ std::vector<int> numbers_of(const Mask& mask) {
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
-  const TileConfig tile = choose_tile(arch, problem, requested);
-  const std::vector<std::string> reasons = reasons_against(problem, arch, tile);
+  std::vector<std::string> reasons = reasons_against_widths(problem, arch);
+  PatternTraits traits;
+  TileConfig tile;
+  if (reasons.empty()) {
+    traits = traits_of(pattern, problem);
+    tile = choose_tile(arch, problem, traits, requested);
+    reasons = reasons_against(tile, problem, arch);
+  }
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
 
   Plan plan;
@@ -228,6 +220,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.head_dim = problem.head_dim;
   plan.spec.head_dim_v = problem.width_v();
   plan.spec.tile = tile;
+  plan.keys = traits.keys;
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);

@@ -23,11 +23,17 @@ struct KernelSpec {
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
-  int head_capacity = 1;  ///< rows of the head table; 1 for a pattern without `heads`
+  int num_inputs = 0;         ///< run-time inputs of the pattern
+  bool builds_lists = false;  ///< whether some of them are blocks
+  int head_capacity = 1;      ///< rows of the head table; 1 for a pattern without `heads`
 };
+
+/// How many keys the rows see that make most of the work, where the sequence is long.
+enum class KeysPerRow { many, few };
 
 struct Plan {
   KernelSpec spec;
+  KeysPerRow keys = KeysPerRow::many;
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,
@@ -43,7 +49,8 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
 /// A mask's structure as a C++ type: "All<Leaf<Causal>, Leaf<Sink>>".
 std::string structure_of(const Mask& mask);
 
-/// The numbers of a mask's atoms, in the order of its text.
-std::vector<int> numbers_of(const Mask& mask);
+/// The numbers of a mask's atoms, in the order of its text; what comes from an input is the input's
+/// place among `inputs`.
+std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs);
 
 }  // namespace girih::plan

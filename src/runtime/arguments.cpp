@@ -151,9 +151,9 @@ Problem problem_of(const jit::Args& args) {
   const int head_dim_v = as_int("v's head_dim", args.v.shape[kDim]);
   return {.dtype = args.q.dtype,
           .head_dim = head_dim,
-          .head_dim_v = head_dim_v == head_dim ? 0 : head_dim_v,
           .num_heads = as_int("q's number of heads", args.q.shape[dims.head]),
           .num_heads_kv = as_int("k's number of heads", args.k.shape[dims.head]),
+          .head_dim_v = head_dim_v == head_dim ? 0 : head_dim_v,
           .layout = args.layout};
 }
 
@@ -219,9 +219,12 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   params.geometry.seqlen_k = static_cast<int>(seqlen_k);
   params.geometry.q_start = static_cast<int>(q_start);
   params.geometry.k_start = args.k_start;
+  params.geometry.head = problem.head_offset;
+  params.geometry.head_kv = problem.head_offset / problem.group_size();
+  params.geometry.group_size = problem.group_size();
+  params.geometry.num_heads = problem.heads_total();
   params.bottom_right = !args.q_start;
   params.num_heads = problem.num_heads;
-  params.group_size = problem.group_size();
   params.num_batch_heads = static_cast<int>(std::min<std::int64_t>(
       (packed ? args.num_sequences : batch) * std::int64_t{problem.num_heads},
       std::numeric_limits<int>::max()));

@@ -152,7 +152,6 @@ girih::jit::Options options_of(const girih_options* pointer) {
   girih::jit::Options options;
   if (pointer == nullptr) return options;
   const girih_options c = known_part("girih_options", "options", pointer);
-  check_reserved("options", c.reserved);
   if (is_given(c.cache_dir)) options.cache_dir = c.cache_dir;
   if (is_given(c.cache_layers)) options.cache_layers = girih::runtime::split_paths(c.cache_layers);
   if (is_given(c.nvrtc)) options.nvrtc = c.nvrtc;
@@ -173,6 +172,24 @@ girih::jit::Options options_of(const girih_options* pointer) {
                       "({}) or GIRIH_JIT_OFF ({})",
                       c.jit, +GIRIH_JIT_DEFAULT, +GIRIH_JIT_AUTO, +GIRIH_JIT_OFF));
   }
+  switch (c.tune) {
+    case GIRIH_TUNE_DEFAULT:
+      break;
+    case GIRIH_TUNE_DB:
+      options.tune = girih::jit::Tune::db;
+      break;
+    case GIRIH_TUNE_OFF:
+      options.tune = girih::jit::Tune::off;
+      break;
+    case GIRIH_TUNE_AUTO:
+      options.tune = girih::jit::Tune::automatic;
+      break;
+    default:
+      refuse(fmt::format(
+          "options.tune is {}: it must be GIRIH_TUNE_DEFAULT ({}), GIRIH_TUNE_DB ({}), "
+          "GIRIH_TUNE_OFF ({}) or GIRIH_TUNE_AUTO ({})",
+          c.tune, +GIRIH_TUNE_DEFAULT, +GIRIH_TUNE_DB, +GIRIH_TUNE_OFF, +GIRIH_TUNE_AUTO));
+  }
   options.tile = {.block_m = c.block_m,
                   .block_n = c.block_n,
                   .num_stages = c.num_stages,
@@ -184,10 +201,12 @@ girih::Problem problem_of(const girih_problem* pointer) {
   const girih_problem c = known_part("girih_problem", "problem", pointer);
   return {.dtype = dtype_of("problem", c.dtype),
           .head_dim = c.head_dim,
-          .head_dim_v = c.head_dim_v == c.head_dim ? 0 : c.head_dim_v,
           .num_heads = c.num_heads,
           .num_heads_kv = c.num_heads_kv == 0 ? c.num_heads : c.num_heads_kv,
-          .layout = layout_of("problem", c.layout)};
+          .head_dim_v = c.head_dim_v == c.head_dim ? 0 : c.head_dim_v,
+          .layout = layout_of("problem", c.layout),
+          .head_offset = c.head_offset,
+          .num_heads_total = c.num_heads_total};
 }
 
 girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {
@@ -197,6 +216,54 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {
   std::copy(std::begin(c.shape), std::end(c.shape), tensor.shape.begin());
   std::copy(std::begin(c.stride), std::end(c.stride), tensor.stride.begin());
   return tensor;
+}
+
+girih::Input input_of(int index, const girih_input* pointer) {
+  const std::string where = fmt::format("inputs[{}]", index);
+  const girih_input c = known_part("girih_input", where.c_str(), pointer);
+  const auto blocks = [&](auto data) {
+    data.batch = c.batch;
+    data.heads = c.heads;
+    data.num_q_blocks = c.num_q_blocks;
+    data.num_kv_blocks = c.num_kv_blocks;
+    return data;
+  };
+  const auto strided = [&](auto data) {
+    data.batch_stride = c.batch_stride;
+    data.head_stride = c.head_stride;
+    data.row_stride = c.row_stride;
+    return blocks(data);
+  };
+  girih::Input input{.name = &required((where + ".name").c_str(), c.name), .data = {}};
+  switch (c.kind) {
+    case GIRIH_BLOCK_LIST:
+      input.data = blocks(girih::BlockList{.kv_block_indptr = c.indptr,
+                                           .kv_block_indices = c.indices,
+                                           .num_indices = c.num_indices,
+                                           .plane_stride = c.plane_stride});
+      break;
+    case GIRIH_BLOCK_TABLE:
+      input.data = blocks(girih::BlockTable{.kv_num_blocks = c.counts,
+                                            .kv_block_indices = c.indices,
+                                            .row_capacity = c.row_capacity});
+      break;
+    case GIRIH_BLOCK_MASK:
+      input.data = strided(girih::BlockMask{.data = c.data});
+      break;
+    case GIRIH_BLOCK_BITS:
+      input.data = strided(girih::BlockBits{.data = static_cast<const std::uint32_t*>(c.data)});
+      break;
+    case GIRIH_HEAD_NUMBERS:
+      input.data = girih::HeadNumbers{
+          .data = static_cast<const std::int32_t*>(c.data), .batch = c.batch, .heads = c.heads};
+      break;
+    default:
+      refuse(
+          fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
+                      "GIRIH_HEAD_NUMBERS ({})",
+                      where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
+  }
+  return input;
 }
 
 girih::jit::Args args_of(const girih_args* pointer) {
@@ -233,6 +300,15 @@ girih::jit::Args args_of(const girih_args* pointer) {
   args.max_seqlen_k = c.max_seqlen_k;
   args.max_ctas = c.max_ctas;
   args.stream = c.stream;
+  check_reserved("args", c.reserved);
+  if (c.num_inputs < 0)
+    refuse(fmt::format("args.num_inputs is {}: it must be 0 or more", c.num_inputs));
+  const char* next = reinterpret_cast<const char*>(c.inputs);
+  for (int i = 0; i < c.num_inputs; ++i) {  // as far apart as the caller's compiler put them
+    const auto* const given = reinterpret_cast<const girih_input*>(next);
+    args.inputs.push_back(input_of(i, &required("args.inputs", given)));
+    next += c.inputs->size;
+  }
   return args;
 }
 
@@ -309,11 +385,19 @@ girih_status girih_kernel_get_info(const girih_kernel* kernel, girih_kernel_info
   });
 }
 
-girih_status girih_workspace_bytes(const girih_kernel* kernel, int32_t batch, int32_t seqlen_q,
-                                   int32_t seqlen_k, size_t* bytes) {
+girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
+                                   size_t* bytes) {
   return guarded([&] {
-    required("bytes", bytes) =
-        required("kernel", kernel).kernel.workspace_bytes(batch, seqlen_q, seqlen_k);
+    required("bytes", bytes) = required("kernel", kernel).kernel.workspace_bytes(args_of(args));
+  });
+}
+
+girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args, void* workspace,
+                               size_t workspace_bytes, int32_t check) {
+  return guarded([&] {
+    required("kernel", kernel)
+        .kernel.build_lists(args_of(args), {workspace, workspace_bytes},
+                            check != 0 ? girih::jit::Check::yes : girih::jit::Check::no);
   });
 }
 

@@ -19,8 +19,12 @@
 #include "girih/error.hpp"
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
+#include "runtime/auto_tune.hpp"
+#include "runtime/inputs.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/tile_choice.hpp"
 #include "support/fs.hpp"
 #include "support/log.hpp"
 
@@ -150,10 +154,16 @@ Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Sour
   return {std::move(*entry), true, ""};
 }
 
-KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, bool hit) {
+const char* source_of(const TileConfig& requested) {
+  return requested == TileConfig{} ? "heuristic" : "given";
+}
+
+KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::string tile_source,
+                   bool hit) {
   return {.arch = entry.arch,
           .key = entry.key,
           .tile = plan.spec.tile,
+          .tile_source = std::move(tile_source),
           .registers = entry.registers,
           .spill_bytes = entry.spill_bytes,
           .stack_bytes = entry.stack_bytes,
@@ -221,6 +231,7 @@ struct Device {
   CUdevice handle = 0;
   unsigned long long context_id = 0;
   plan::Arch arch;
+  tune::DeviceId id;
   int l2_bytes = 0;
 };
 
@@ -243,6 +254,9 @@ Device current_device() {
   const int minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
   device.arch = plan::Arch::parse(fmt::format("sm_{}{}", major, minor));
   device.l2_bytes = attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+  char name[256] = {};
+  cuda::check(api.cuDeviceGetName(name, sizeof(name), device.handle), "asking for a device's name");
+  device.id = {name, device.arch.name(), attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)};
   return device;
 }
 
@@ -285,35 +299,135 @@ struct Kernel::Impl {
   Problem problem;
   KernelInfo info;
   std::vector<int> head_table;
+  std::vector<InputInfo> inputs;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
+  CUfunction build_lists = nullptr;  // null where the pattern has no lists
   CUdevice device = 0;
   int l2_bytes = 0;
+
+  runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
+                                 Workspace workspace) const {
+    return runtime::plan_inputs(inputs, args.inputs,
+                                {.num_heads = problem.num_heads,
+                                 .num_heads_kv = problem.num_heads_kv,
+                                 .batch = params.num_batch_heads / problem.num_heads,
+                                 .seqlen_q = params.geometry.seqlen_q,
+                                 .seqlen_k = params.geometry.seqlen_k},
+                                workspace.data);
+  }
+
+  void launch(CUfunction kernel, int num_ctas, int threads, int shared_bytes, CUstream stream,
+              void** parameters) const {
+    CUlaunchConfig config{};
+    config.gridDimX = num_ctas;
+    config.gridDimY = config.gridDimZ = 1;
+    config.blockDimX = threads;
+    config.blockDimY = config.blockDimZ = 1;
+    config.sharedMemBytes = shared_bytes;
+    config.hStream = stream;
+    const CUresult result = cuda::driver().cuLaunchKernelEx(&config, kernel, parameters, nullptr);
+    if (result != CUDA_SUCCESS) refuse_launch(result, device);
+  }
 };
 
 Kernel::Kernel(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 const Problem& Kernel::problem() const { return impl_->problem; }
 const KernelInfo& Kernel::info() const { return impl_->info; }
-std::size_t Kernel::workspace_bytes(int, int, int) const { return 0; }
 
-void Kernel::launch(const Args& args, Workspace) const {
+std::size_t Kernel::workspace_bytes(const Args& args) const {
+  const FwdParams params = runtime::forward_params(args, impl_->problem);
+  return impl_->plan_inputs(args, params, {}).workspace_bytes;
+}
+
+static void check_workspace(const Workspace& workspace, std::size_t needed) {
+  if (needed == 0) return;
+  if (workspace.data == nullptr || workspace.bytes < needed) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("these arguments need {} bytes of workspace, and {} were given: see "
+                            "Kernel::workspace_bytes",
+                            needed, workspace.data == nullptr ? 0 : workspace.bytes));
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace.data) % 16 != 0) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the workspace at {} is not aligned to 16 bytes", workspace.data));
+  }
+}
+
+void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {
+  const Impl& impl = *impl_;
+  const FwdParams params = runtime::forward_params(args, impl.problem);
+  runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
+  check_workspace(workspace, plan.workspace_bytes);
+  if (plan.num_builds == 0) return;
+
+  const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
+  if (check == Check::yes) {
+    cuda::check(
+        cuda::driver().cuMemsetD8Async(counts, 0, runtime::kIgnoredCountsBytes, args.stream),
+        "clearing the workspace");
+  }
+  for (int i = 0; i < plan.num_builds; ++i) {
+    BuildListsParams& build = plan.builds[i];
+    if (check == Check::yes) build.num_ignored = static_cast<int*>(workspace.data) + i;
+    const std::int64_t num_rows = std::int64_t{build.num_planes} * build.num_rows;
+    constexpr int kRowsPerCta = kBuildListsThreads / 32;
+    constexpr std::int64_t kMostCtas = 1 << 16;
+    const std::int64_t num_ctas = std::min((num_rows + kRowsPerCta - 1) / kRowsPerCta, kMostCtas);
+    if (num_ctas == 0) continue;
+    void* parameters[] = {&build};
+    impl.launch(impl.build_lists, static_cast<int>(num_ctas), kBuildListsThreads, 0, args.stream,
+                parameters);
+  }
+  if (check == Check::no) return;
+
+  std::array<int, pattern::kMaxInputs> ignored{};
+  cuda::check(cuda::driver().cuStreamSynchronize(args.stream), "building block lists");
+  cuda::check(cuda::driver().cuMemcpyDtoH(ignored.data(), counts, runtime::kIgnoredCountsBytes),
+              "reading back the check of block lists");
+  for (int i = 0; i < plan.num_builds; ++i) {
+    if (ignored[i] == 0) continue;
+    throw Error(Errc::invalid_argument,
+                fmt::format("the input '{}' has {} entries out of range: key blocks must be from 0 "
+                            "to {}, and rows lie within the list",
+                            impl.inputs[plan.build_input[i]].name, ignored[i],
+                            plan.builds[i].num_columns - 1));
+  }
+}
+
+void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem);
   plan_order(params, impl.problem, impl.info.tile.block_m, impl.l2_bytes);
+  runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
+  check_workspace(workspace, inputs.workspace_bytes);
   if (params.num_tiles == 0) return;
 
-  CUlaunchConfig config{};
-  config.gridDimX =
+  const int num_ctas =
       args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
-  config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = impl.info.threads;
-  config.blockDimY = config.blockDimZ = 1;
-  config.sharedMemBytes = impl.info.shared_bytes;
-  config.hStream = args.stream;
-  void* parameters[] = {&params, const_cast<int*>(impl.head_table.data())};
-  const CUresult result =
-      cuda::driver().cuLaunchKernelEx(&config, impl.function, parameters, nullptr);
-  if (result != CUDA_SUCCESS) refuse_launch(result, impl.device);
+  void* parameters[] = {&params, const_cast<int*>(impl.head_table.data()), inputs.views.data()};
+  impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
+              parameters);
+}
+
+// Launches, with a workspace from the driver's pool where the pattern's inputs need one.
+static void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
+  const std::size_t bytes = pattern.inputs().empty() ? 0 : kernel.workspace_bytes(args);
+  if (bytes == 0) return kernel.launch(args);
+  const cuda::Api& api = cuda::driver();
+  CUdeviceptr memory = 0;
+  cuda::check(api.cuMemAllocAsync(&memory, bytes, args.stream),
+              fmt::format("taking {} bytes of workspace from the memory pool", bytes));
+  const auto give_back = [&] { return api.cuMemFreeAsync(memory, args.stream); };
+  try {
+    const Workspace workspace{reinterpret_cast<void*>(memory), bytes};
+    kernel.build_lists(args, workspace);
+    kernel.launch(args, workspace);
+  } catch (...) {
+    give_back();
+    throw;
+  }
+  cuda::check(give_back(), "giving the workspace back to the memory pool");
 }
 
 struct Program::State {
@@ -322,17 +436,37 @@ struct Program::State {
   std::shared_mutex mutex;
   struct Bound {
     unsigned long long context_id;
+    std::optional<tune::Bucket> bucket;  // of the lengths that it is for; empty: all
     Kernel kernel;
   };
   std::vector<Bound> bound;
 
-  const Kernel* find(unsigned long long context_id, const Problem& problem) const {
+  Kernel make_kernel(const Problem& problem, const Device& device,
+                     const runtime::TileChoice& choice, const Settings& settings) const;
+  Kernel make_first(const Problem& problem, const Device& device,
+                    const std::vector<runtime::TileChoice>& choices,
+                    const Settings& settings) const;
+  Kernel bind_tuned(const Problem& problem, const Args& args, const Settings& settings);
+
+  // For the bucket's lengths or all, without one for all only; with `mutex` held.
+  const Kernel* find(unsigned long long context_id, const Problem& problem,
+                     const std::optional<tune::Bucket>& bucket = {}) const {
     for (const Bound& candidate : bound) {
-      if (candidate.context_id == context_id && candidate.kernel.problem() == problem) {
+      if (candidate.context_id == context_id && candidate.kernel.problem() == problem &&
+          (!candidate.bucket || candidate.bucket == bucket)) {
         return &candidate.kernel;
       }
     }
     return nullptr;
+  }
+
+  // What another thread bound meanwhile is kept.
+  Kernel remember(unsigned long long context_id, const std::optional<tune::Bucket>& bucket,
+                  Kernel kernel) {
+    const std::unique_lock lock(mutex);
+    if (const Kernel* known = find(context_id, kernel.problem(), bucket)) return *known;
+    bound.push_back({context_id, bucket, std::move(kernel)});
+    return bound.back().kernel;
   }
 };
 
@@ -341,50 +475,104 @@ Program::Program(Pattern pattern, Options options)
 
 const Pattern& Program::pattern() const { return state_->pattern; }
 
-Kernel Program::bind(const Problem& problem) const {
-  {
-    const std::shared_lock lock(state_->mutex);
-    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
-  }
-
-  const Device device = current_device();
-  const Settings settings = runtime::resolve(state_->options);
-  const plan::Plan plan =
-      plan::make_plan(state_->pattern, problem, device.arch, state_->options.tile);
+// Plans, obtains and loads one kernel.
+Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
+                                   const runtime::TileChoice& choice,
+                                   const Settings& settings) const {
+  const plan::Plan plan = plan::make_plan(pattern, problem, device.arch, choice.tile);
   const Source source = make_source(plan, settings);
 
   auto impl = std::make_shared<Kernel::Impl>();
   impl->problem = problem;
   impl->head_table = plan.head_table;
+  impl->inputs = pattern.inputs();
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->loaded = loaded_slot(source.key);
-  {
-    Loaded& loaded = *impl->loaded;
-    const std::lock_guard lock(loaded.mutex);
-    const bool hit = load(loaded, state_->pattern, plan, source, settings);
-    if (!loaded.prepared.contains(device.context_id)) {
-      loaded.module->prepare(device.handle, plan.shared_bytes);
-      loaded.prepared.insert(device.context_id);
+  Loaded& loaded = *impl->loaded;
+  const std::lock_guard lock(loaded.mutex);
+  const bool hit = load(loaded, pattern, plan, source, settings);
+  if (!loaded.prepared.contains(device.context_id)) {
+    loaded.module->prepare(device.handle, plan.shared_bytes);
+    loaded.prepared.insert(device.context_id);
+  }
+  impl->function = loaded.module->function();
+  if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
+  impl->info = info_of(loaded.entry, plan, choice.source, hit);
+  return Kernel(std::move(impl));
+}
+
+// The kernel of the first choice that can be had.
+Kernel Program::State::make_first(const Problem& problem, const Device& device,
+                                  const std::vector<runtime::TileChoice>& choices,
+                                  const Settings& settings) const {
+  for (std::size_t i = 0;; ++i) {
+    try {
+      return make_kernel(problem, device, choices[i], settings);
+    } catch (const Error& error) {
+      const bool unavailable =
+          error.code() == Errc::jit_disabled || error.code() == Errc::compile_failed;
+      if (!unavailable || i + 1 == choices.size()) throw;
+      support::log(support::LogLevel::info,
+                   fmt::format("the {} tile's kernel cannot be had, trying the {} one: {}",
+                               choices[i].source, choices[i + 1].source, error.what()));
     }
-    impl->function = loaded.module->function();
-    impl->info = info_of(loaded.entry, plan, hit);
+  }
+}
+
+Kernel Program::bind(const Problem& problem) const {
+  {
+    const std::shared_lock lock(state_->mutex);
+    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
+  }
+  const Device device = current_device();
+  const Settings settings = runtime::resolve(state_->options);
+  const std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      {state_->pattern, problem, device.arch, device.id}, state_->options.tile, settings);
+  return state_->remember(device.context_id, std::nullopt,
+                          state_->make_first(problem, device, choices, settings));
+}
+
+// Tune::automatic: a kernel for these lengths, measured unless there are times on record.
+Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
+                                  const Settings& settings) {
+  static std::mutex one_at_a_time;  // two at once would time each other
+  const std::lock_guard turn(one_at_a_time);
+  const Device device = current_device();
+  const tune::Shape shape = runtime::shape_of(args, problem);
+  const tune::Bucket bucket = tune::bucket_of(shape);
+  {
+    const std::shared_lock lock(mutex);
+    if (const Kernel* kernel = find(device.context_id, problem, bucket)) return *kernel;
   }
 
-  const std::unique_lock lock(state_->mutex);
-  if (const Kernel* kernel = state_->find(device.context_id, problem)) return *kernel;
-  state_->bound.push_back({device.context_id, Kernel(std::move(impl))});
-  return state_->bound.back().kernel;
+  std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      {pattern, problem, device.arch, device.id, bucket}, options.tile, settings);
+  if (!choices.front().exact && settings.mode == Mode::automatic) {
+    const runtime::TileUse use{
+        .make_kernel =
+            [&](const TileConfig& tile) {
+              return make_kernel(problem, device, {tile, "tuned"}, settings);
+            },
+        .launch = [this](const Kernel& kernel,
+                         const Args& trial) { launch_with_pool(pattern, kernel, trial); }};
+    const runtime::TileQuery query{pattern, problem, device.arch, device.id};
+    if (const auto tile = runtime::measure_tiles(query, args, shape, use, settings)) {
+      choices.insert(choices.begin(), {*tile, "tuned"});
+    }
+  }
+  return remember(device.context_id, bucket, make_first(problem, device, choices, settings));
 }
 
 void Program::operator()(const Args& args) const {
   const Problem problem = runtime::problem_of(args);
   {
+    const tune::Bucket bucket = tune::bucket_of(runtime::shape_of(args, problem));
     std::shared_lock lock(state_->mutex);
-    if (const Kernel* found = state_->find(current_context_id(), problem)) {
+    if (const Kernel* found = state_->find(current_context_id(), problem, bucket)) {
       const Kernel kernel = *found;
       lock.unlock();
-      return kernel.launch(args);
+      return launch_with_pool(state_->pattern, kernel, args);
     }
   }
   CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -394,7 +582,11 @@ void Program::operator()(const Args& args) const {
                 "this problem is not bound yet, and binding cannot be captured into a graph: call "
                 "Program::bind before the capture begins");
   }
-  bind(problem).launch(args);
+  const Settings settings = runtime::resolve(state_->options);
+  const bool measured = settings.tune == Tune::automatic && state_->options.tile == TileConfig{};
+  if (!measured) return launch_with_pool(state_->pattern, bind(problem), args);
+  runtime::forward_params(args, problem);  // refuses what no kernel takes
+  launch_with_pool(state_->pattern, state_->bind_tuned(problem, args, settings), args);
 }
 
 Program compile(Pattern pattern, Options options) {
@@ -415,19 +607,21 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
   artifact.info = {.arch = source.key.arch,
                    .key = source.key.hex,
                    .tile = plan.spec.tile,
+                   .tile_source = source_of(options.tile),
                    .shared_bytes = plan.shared_bytes,
                    .threads = plan.threads,
                    .compiler = ""};
   if (emit == Emit::source) return artifact;
   if (emit == Emit::ptx) {
     compiler::Output output = compile_source(source, settings);
-    artifact.info = info_of(make_entry(pattern, plan, source, output), plan, false);
+    artifact.info =
+        info_of(make_entry(pattern, plan, source, output), plan, source_of(options.tile), false);
     artifact.ptx = std::move(output.ptx);
     artifact.log = std::move(output.log);
     return artifact;
   }
   Obtained obtained = obtain_cubin(pattern, plan, source, settings);
-  artifact.info = info_of(obtained.entry, plan, obtained.hit);
+  artifact.info = info_of(obtained.entry, plan, source_of(options.tile), obtained.hit);
   artifact.cubin = std::move(obtained.entry.cubin);
   artifact.log = std::move(obtained.log);
   return artifact;

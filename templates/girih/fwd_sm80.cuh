@@ -16,6 +16,7 @@
 #include "girih/attn/softmax.cuh"
 #include "girih/attn/walk.cuh"
 #include "girih/ptx/mma_sm80.cuh"
+#include "girih/ptx/warp.cuh"
 #include "girih/tile/load_cp_async.cuh"
 
 namespace girih {
@@ -114,7 +115,7 @@ struct FwdSm80 {
 
     int index;          // of the query tile in launch order; from num_tiles on there is none
     int first_row;      // of the tile in its sequence
-    Geometry geometry;  // of the sequence
+    Geometry geometry;  // of the sequence and head
     const uint16* q;    // of the sequence and head, from row 0
     const uint16* k;
     const uint16* v;
@@ -126,7 +127,7 @@ struct FwdSm80 {
 
     // Takes up the first query tile from `candidate` on, in steps of the grid, that has rows.
     __device__ __forceinline__ void start(const FwdParams& params, const Heads& heads,
-                                          int candidate) {
+                                          const InputView* inputs, int candidate) {
       Sequence sequence;
       QueryTile at;
       for (;; candidate += gridDim.x) {
@@ -138,7 +139,12 @@ struct FwdSm80 {
         if (first_row < sequence.geometry.seqlen_q) break;
       }
       geometry = sequence.geometry;
-      const int kv_head = at.head / params.group_size;
+      const int kv_head = at.head / geometry.group_size;
+      geometry.head += at.head;
+      geometry.head_kv += kv_head;
+      geometry.inputs = inputs;
+      geometry.batch = at.batch;
+      geometry.local_head = at.head;
       q = static_cast<const uint16*>(params.q) +
           offset(params.q_strides, sequence.q_batch, sequence.q_row, at.head);
       k = static_cast<const uint16*>(params.k) +
@@ -157,6 +163,7 @@ struct FwdSm80 {
               {kBlockN, geometry.seqlen_k},
               Classes::kCount == 1 ? 0 : head.head_class,
               head.numbers};
+#pragma unroll 1  // next() is much code
       for (int i = 0; i < kNumStages; ++i) ring[i] = walk.next(geometry);
     }
   };
@@ -186,7 +193,9 @@ struct FwdSm80 {
   static __device__ __forceinline__ void store(const FwdParams& params, const Producer& producer,
                                                Output& output,
                                                OnlineSoftmax (&softmax)[kRowFragments], float scale,
-                                               unsigned char* staging, int warp, int lane) {
+                                               unsigned char* staging) {
+    const int warp = fresh_thread_index() / 32;
+    const int lane = fresh_thread_index() % 32;
     const int first_row = producer.first_row;
     const int seqlen_q = producer.geometry.seqlen_q;
 #pragma unroll
@@ -249,7 +258,15 @@ struct FwdSm80 {
         producer.ring[(t + kNumStages) % Producer::kRing] = producer.walk.next(producer.geometry);
       }
 
-      // --- Consuming: scores, softcap, mask, softmax, output ---
+      // --- Consuming: mask, scores, softcap, softmax, output. What a pattern computes with is gone
+      // before the scores take their registers. ---
+      const bool partial = tile.kind == static_cast<int>(TileKind::partial);
+      WarpMask<kRowsPerWarp, kBlockN> mask;  // evaluated while the scores take no registers yet
+      if (partial) {
+        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
+                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
+                                        tile.n_block * kBlockN);
+      }
       const uint32 stage = t % kNumStages;
       Scores scores;
       score(scores, q_tile, q_tile + kLayout.k_offset + stage * kLayout.k_stage_bytes, warp, lane);
@@ -263,11 +280,7 @@ struct FwdSm80 {
         }
       }
 
-      if (tile.kind == static_cast<int>(TileKind::partial)) {
-        WarpMask<kRowsPerWarp, kBlockN> mask;
-        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
-                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
-                                        tile.n_block * kBlockN);
+      if (partial) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -292,19 +305,21 @@ struct FwdSm80 {
       accumulate(output, probabilities, q_tile + kLayout.v_offset + stage * kLayout.v_stage_bytes,
                  lane);
     }
-    store(params, producer, output, softmax, scale.natural, shared, warp, lane);
+    store(params, producer, output, softmax, scale.natural, shared);
   }
 
-  static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads) {
+  // `inputs`: the pattern's, by slot; null where it has none.
+  static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
+                                             const InputView* inputs) {
     extern __shared__ __align__(128) unsigned char shared[];
     Producer& producer = *reinterpret_cast<Producer*>(shared + kLayout.producer_offset);
-    if (threadIdx.x == 0) producer.start(params, heads, blockIdx.x);
-    __syncthreads();
-    while (producer.index < params.num_tiles) {
-      attend(params, producer, shared);
-      __syncthreads();  // the next tile's Q goes where this one's output was staged
-      if (threadIdx.x == 0) producer.start(params, heads, producer.index + gridDim.x);
+    for (int candidate = blockIdx.x;;) {  // start() is called in one place: it is much code
+      if (threadIdx.x == 0) producer.start(params, heads, inputs, candidate);
       __syncthreads();
+      if (producer.index >= params.num_tiles) break;
+      attend(params, producer, shared);
+      candidate = producer.index + gridDim.x;
+      __syncthreads();  // the next tile's Q goes where this one's output was staged
     }
   }
 };

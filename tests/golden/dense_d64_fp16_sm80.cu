@@ -20,5 +20,5 @@ struct Config {
 extern "C" __global__ void __launch_bounds__(128, 2)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads) {
-  girih::FwdSm80<girih::Config>::run(params, heads);
+  girih::FwdSm80<girih::Config>::run(params, heads, nullptr);
 }

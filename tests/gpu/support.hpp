@@ -38,6 +38,15 @@ inline oracle::Expr window(long long left, long long right) {
   return {oracle::Expr::Kind::window, {left, right}, {}};
 }
 inline oracle::Expr sink(long long n) { return {oracle::Expr::Kind::sink, {n}, {}}; }
+inline oracle::Expr atom(oracle::Expr::Kind kind, std::vector<long long> numbers) {
+  return {kind, std::move(numbers), {}};
+}
+inline oracle::Expr strided(oracle::Strided blocks) {
+  return {oracle::Expr::Kind::strided, {}, {}, std::move(blocks)};
+}
+inline oracle::Expr both(oracle::Expr a, oracle::Expr b) {
+  return {oracle::Expr::Kind::all_of, {}, {std::move(a), std::move(b)}};
+}
 inline oracle::Expr negation(oracle::Expr expr) {
   return {oracle::Expr::Kind::negation, {}, {std::move(expr)}};
 }
@@ -61,11 +70,24 @@ inline std::string pattern_text(const std::vector<oracle::Expr>& classes, int he
   return text + ")";
 }
 
-/// Of each sequence of a case.
+/// In the first of a problem's heads.
+inline oracle::Sizes with_heads(oracle::Sizes sizes, const girih::Problem& problem) {
+  sizes.head = problem.head_offset;
+  sizes.num_heads = problem.heads_total();
+  sizes.group_size = problem.group_size();
+  return sizes;
+}
+
+inline oracle::Sizes in_head(oracle::Sizes sizes, int h) {
+  sizes.head += h;
+  return sizes;
+}
+
+/// Of each sequence of a case, in its first head.
 inline std::vector<oracle::Sizes> sizes_of(const girih::verify::Case& c) {
   std::vector<oracle::Sizes> sizes;
   for (const girih::verify::Sequence& s : girih::verify::sequences_of(c)) {
-    sizes.push_back({s.seqlen_q, s.seqlen_k, s.q_start, s.k_start});
+    sizes.push_back(with_heads({s.seqlen_q, s.seqlen_k, s.q_start, s.k_start}, c.problem));
   }
   return sizes;
 }
@@ -86,7 +108,8 @@ inline girih::verify::MaskRow oracle_mask(std::vector<oracle::Expr> classes, int
              girih::verify::Row row, std::span<std::uint32_t> words) {
     const std::size_t index =
         classes.size() == 1 ? 0 : static_cast<std::size_t>(row.h / heads_per_class);
-    set_visible_bits(classes[index], sizes[static_cast<std::size_t>(row.b)], row.q, words);
+    set_visible_bits(classes[index], in_head(sizes[static_cast<std::size_t>(row.b)], row.h), row.q,
+                     words);
   };
 }
 
@@ -122,9 +145,9 @@ inline girih::Problem make_problem(girih::DType dtype, int head_dim, int num_hea
                                    girih::Layout layout = girih::Layout::bshd) {
   return {.dtype = dtype,
           .head_dim = head_dim,
-          .head_dim_v = head_dim_v,
           .num_heads = num_heads,
           .num_heads_kv = num_heads_kv,
+          .head_dim_v = head_dim_v,
           .layout = layout};
 }
 

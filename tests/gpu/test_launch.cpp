@@ -250,7 +250,7 @@ TEST_CASE("problems that no kernel does are refused when they are bound") {
 
 TEST_CASE("a closed-form pattern needs no workspace, and its kernel says what it is") {
   const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
-  CHECK(kernel.workspace_bytes(2, 1000, 1000) == 0);
+  CHECK(kernel.workspace_bytes(Workload(small_case()).args()) == 0);
   CHECK(kernel.problem() == kProblem);
   CHECK(kernel.info().threads > 0);
   CHECK(kernel.info().registers > 0);

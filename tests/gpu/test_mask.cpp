@@ -22,6 +22,7 @@ using girih::Layout;
 using girih::Problem;
 using girih::TileConfig;
 using girih::verify::Case;
+using Kind = oracle::Expr::Kind;
 
 namespace {
 
@@ -49,6 +50,36 @@ std::vector<oracle::Expr> every_atom() {
     atoms.push_back(window(left, right));
   }
   for (const int n : {0, 1, 64, 200, 100000}) atoms.push_back(sink(n));
+  for (const int n : {0, 1, 100, 100000}) {
+    for (const Kind kind : {Kind::last_keys, Kind::first_queries, Kind::last_queries}) {
+      atoms.push_back(atom(kind, {n}));
+    }
+  }
+  for (const auto& [begin, end] :
+       std::vector<std::pair<int, int>>{{-20, 30}, {64, 65}, {7, 7}, {100, 100000}}) {
+    atoms.push_back(atom(Kind::queries, {begin, end}));
+    atoms.push_back(atom(Kind::keys, {std::max(begin, 0), end}));
+  }
+  for (const int n : {1, 50, 128, 1024}) atoms.push_back(atom(Kind::chunk, {n}));
+  for (const std::vector<long long>& bounds : std::vector<std::vector<long long>>{
+           {1, 0, 64}, {0, 1, 17}, {-1, 0, 32}, {2, -1, 50}, {3, 3, 128}, {0, 0, 1}}) {
+    atoms.push_back(atom(Kind::block_window, bounds));
+  }
+  for (const std::vector<long long>& blocks : std::vector<std::vector<long long>>{
+           {1, 2, 128, 1}, {0, 1, 64, 1}, {2, 1, 32, 0}, {1, 3, 50, 1}, {0, 0, 16, 1}}) {
+    atoms.push_back(atom(Kind::block_streaming, blocks));
+  }
+  const std::vector<oracle::Strided> s2 = {
+      {.left = 10, .right = 10, .stride = 3, .block = 16},
+      {.left = 1, .right = 1, .stride = 8, .block = 64, .offset = 1},
+      {.left = 8, .right = 8, .stride = 1, .block = 32},
+      {.left = 16, .right = 2, .stride = 8, .block = 128, .kv_heads = true},
+      {.left = 4, .right = 4, .stride = 5, .block = 20, .step = -3, .dense_heads = 2},
+      {.left = 2, .right = 2, .stride = 3, .block = 16, .homo = true},
+      {.left = 2, .right = 1, .stride = 3, .block = 64, .dense_heads = 1, .relative = true},
+      {.block = 32, .offset = -7, .ranges = {{-2, 4}, {3, 1}, {9, 2}, {0, 7}}},
+  };
+  for (const oracle::Strided& blocks : s2) atoms.push_back(strided(blocks));
   const std::size_t count = atoms.size();
   for (std::size_t i = 0; i < count; ++i) atoms.push_back(negation(atoms[i]));
   return atoms;
@@ -56,20 +87,46 @@ std::vector<oracle::Expr> every_atom() {
 
 // Kinds of heads that meet in one launch.
 std::vector<oracle::Expr> mixed_classes() {
-  return {dense(),   causal(),           window(255, -1),          window(63, 17),
-          sink(200), negation(causal()), negation(window(63, 17)), negation(sink(64))};
+  return {dense(),
+          causal(),
+          window(255, -1),
+          window(63, 17),
+          sink(200),
+          negation(causal()),
+          negation(window(63, 17)),
+          negation(sink(64)),
+          atom(Kind::last_keys, {70}),
+          negation(atom(Kind::last_queries, {100})),
+          atom(Kind::queries, {20, 150}),
+          negation(atom(Kind::keys, {30, 90})),
+          both(causal(), atom(Kind::chunk, {100})),
+          atom(Kind::block_window, {1, 0, 48}),
+          atom(Kind::block_streaming, {1, 2, 64, 1}),
+          both(causal(), strided({.left = 2, .right = 2, .stride = 5, .block = 24, .offset = 1}))};
 }
 
 // What heads should see in chosen rows of a sequence: classes[c] is for heads
-// [c * kHashes, (c + 1) * kHashes).
+// [c * kHashes, (c + 1) * kHashes), each or all of them. `sizes` are those of the first head.
 struct Expected {
   std::vector<int> rows;
-  std::vector<VisibleRows> classes;
+  std::vector<std::vector<VisibleRows>> classes;
 
   Expected(const std::vector<oracle::Expr>& exprs, const oracle::Sizes& sizes,
            std::vector<int> chosen)
       : rows(std::move(chosen)) {
-    for (const oracle::Expr& expr : exprs) classes.emplace_back(expr, sizes, rows);
+    for (const oracle::Expr& expr : exprs) {
+      const int first_head = kHashes * static_cast<int>(classes.size());
+      const int num_heads = oracle::depends_on_head(expr) ? kHashes : 1;
+      classes.emplace_back();
+      for (int i = 0; i < num_heads; ++i) {
+        classes.back().emplace_back(expr, in_head(sizes, first_head + i), rows);
+      }
+    }
+  }
+
+  const VisibleRows& of_head(int h) const {
+    const std::vector<VisibleRows>& heads = classes[static_cast<std::size_t>(h / kHashes)];
+    return heads[heads.size() == 1 ? 0 : static_cast<std::size_t>(h % kHashes)];
   }
   Expected(const std::vector<oracle::Expr>& exprs, const oracle::Sizes& sizes)
       : Expected(exprs, sizes, all_rows(sizes.seqlen_q)) {}
@@ -109,7 +166,11 @@ class HashedWorkload {
   // alike where it is given once.
   Outcome check(const girih::jit::Kernel& kernel, const std::vector<Expected>& expected) {
     workload_.poison_outputs();
-    kernel.launch(workload_.args());
+    const girih::jit::Args args = workload_.args();
+    const girih::verify::Buffer memory(kernel.workspace_bytes(args));
+    const girih::jit::Workspace workspace{memory.data(), memory.size()};
+    kernel.build_lists(args, workspace);
+    kernel.launch(args, workspace);
     girih::verify::synchronize();
     workload_.download_outputs();
 
@@ -139,7 +200,7 @@ class HashedWorkload {
         [&](std::int64_t index) {
           const auto i = static_cast<std::size_t>(index);
           for (int h = 0; h < num_heads; ++h) {
-            const VisibleRows& visible = expected.classes[static_cast<std::size_t>(h / kHashes)];
+            const VisibleRows& visible = expected.of_head(h);
             std::string failure = check_row({b, h, expected.rows[i]}, visible[i]);
             if (failure.empty()) continue;
             ++wrong;
@@ -305,16 +366,22 @@ TEST_CASE("every atom and its negation shows exactly its keys at every length") 
     lengths.push_back({shorter(kLengths[i].q), shorter(kLengths[i].k)});
   }
   for (const Lengths& length : lengths) {
+    const auto expected_of_atom = [&](std::size_t a, std::size_t p) {
+      return Expected({atoms[a]},
+                      with_heads(oracle::bottom_right(length.q, length.k), kProblems[p]));
+    };
     std::vector<std::vector<Expected>> expected;
-    for (const oracle::Expr& atom : atoms) {
-      expected.push_back({Expected({atom}, oracle::bottom_right(length.q, length.k))});
-    }
+    for (std::size_t a = 0; a < atoms.size(); ++a) expected.push_back({expected_of_atom(a, 0)});
     for (std::size_t p = 0; p < kProblems.size(); ++p) {
       const int batch = length.q <= 1024 ? 2 : 1;
       HashedWorkload workload(mask_case(kProblems[p], batch, length), 100 + p);
       for (std::size_t a = 0; a < atoms.size(); ++a) {
         const std::size_t index = p * atoms.size() + a;
         if (!bound[index].kernel) continue;
+        if (p > 0 && oracle::depends_on_head(atoms[a])) {
+          if (length.q > 2048) continue;  // the oracle would take long
+          expected[a] = {expected_of_atom(a, p)};
+        }
         const auto outcome = workload.check(*bound[index].kernel, expected[a]);
         CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}", bindings[index].pattern,
                                            describe(kProblems[p]), length.q, length.k));
@@ -347,9 +414,9 @@ std::size_t check_tiles(const std::vector<Problem>& problems, const std::vector<
   }
 
   for (const Lengths length : lengths) {
-    const std::vector<Expected> expected = {
-        Expected(classes, oracle::bottom_right(length.q, length.k))};
     for (std::size_t begin = 0; begin < bindings.size(); begin += tiles.size()) {
+      const std::vector<Expected> expected = {Expected(
+          classes, with_heads(oracle::bottom_right(length.q, length.k), bindings[begin].problem))};
       HashedWorkload workload(mask_case(bindings[begin].problem, 1, length), 7);
       for (std::size_t i = begin; i < begin + tiles.size(); ++i) {
         if (!bound[i].kernel) continue;
@@ -513,10 +580,55 @@ TEST_CASE("200 random expressions show exactly their keys") {
   }
 }
 
+TEST_CASE("the heads of tensor-parallel ranks show exactly the model's") {
+  const std::vector<oracle::Expr> classes = {
+      causal(), both(causal(), strided({.left = 3, .right = 3, .stride = 7, .block = 20})),
+      strided({.left = 1,
+               .right = 1,
+               .stride = 9,
+               .block = 32,
+               .kv_heads = true,
+               .step = 2,
+               .dense_heads = 1})};
+  const int num_heads = kHashes * static_cast<int>(classes.size());
+  for (const int group_size : {1, 2}) {
+    for (int rank = 0; rank < static_cast<int>(classes.size()); ++rank) {
+      Problem problem = make_problem(DType::bfloat16, 64, kHashes, kHashes / group_size);
+      problem.head_offset = rank * kHashes;
+      problem.num_heads_total = num_heads;
+      const std::vector<Binding> bindings = {{pattern_text(classes, kHashes), problem, {}}};
+      const std::vector<Bound> bound = bind_all(bindings);
+      require_bound(bindings, bound);
+      if (!bound[0].kernel) continue;
+      for (const Lengths length : {Lengths{203, 113}, {700, 1000}}) {
+        const Case c = mask_case(problem, 2, length);
+        HashedWorkload workload(c, 5);
+        const auto outcome =
+            workload.check(*bound[0].kernel,
+                           {Expected({classes[static_cast<std::size_t>(rank)]}, sizes_of(c)[0])});
+        CHECK_OUTCOME(outcome, fmt::format("rank {}, {} at {} x {}", rank, describe(problem),
+                                           length.q, length.k));
+      }
+    }
+  }
+}
+
 TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072") {
   const int length = 1 << 17;
-  const std::vector<oracle::Expr> positive = {dense(), causal(), window(255, -1),
-                                              window(1000, 1000), sink(200)};
+  const std::vector<oracle::Expr> positive = {
+      dense(),
+      causal(),
+      window(255, -1),
+      window(1000, 1000),
+      sink(200),
+      atom(Kind::last_keys, {300}),
+      atom(Kind::last_queries, {100}),
+      atom(Kind::queries, {1000, 70000}),
+      atom(Kind::keys, {1000, 70000}),
+      atom(Kind::chunk, {8192}),
+      atom(Kind::block_window, {15, 0, 64}),
+      atom(Kind::block_streaming, {1, 8, 128, 1}),
+      strided({.left = 16, .right = 16, .stride = 8, .block = 64, .offset = 1})};
   std::vector<oracle::Expr> atoms = positive;
   for (const oracle::Expr& atom : positive) atoms.push_back(negation(atom));
 
@@ -540,14 +652,17 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
     for (std::size_t a = 0; a < atoms.size(); ++a) {
       if (!bound[a].kernel) continue;
       const auto outcome = workload.check(
-          *bound[a].kernel, {Expected({atoms[a]}, oracle::bottom_right(length, length), rows)});
+          *bound[a].kernel,
+          {Expected({atoms[a]}, with_heads(oracle::bottom_right(length, length), problem), rows)});
       CHECK_OUTCOME(outcome, bindings[a].pattern + " " + describe(problem));
     }
   }
 }
 
 TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
-  const std::vector<oracle::Expr> classes = {dense(), streaming(16, 32), negation(window(63, 17))};
+  const std::vector<oracle::Expr> classes = {
+      dense(), streaming(16, 32),
+      negation(strided({.left = 2, .right = 1, .stride = 3, .block = 10}))};
   std::vector<Case> cases;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
@@ -574,4 +689,217 @@ TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
     CHECK_OUTCOME(outcome,
                   fmt::format("{} at {} x {}", describe(c.problem), c.seqlen_q, c.seqlen_k));
   }
+}
+
+// --- Run-time inputs ----------------------------------------------------------------------------
+
+namespace {
+
+using girih::verify::BlockForm;
+using girih::verify::InputData;
+
+// One of an input's planes as the oracle has it.
+oracle::Expr plane_of(const InputData& data, int plane, int q_block, int kv_block) {
+  const std::uint8_t* first = data.row(plane, 0);
+  const std::int64_t size = std::int64_t{data.num_q_blocks} * data.num_kv_blocks;
+  return {Kind::blocks,
+          {},
+          {},
+          {},
+          {.name = data.name,
+           .q = q_block,
+           .kv = kv_block,
+           .columns = data.num_kv_blocks,
+           .visible = std::vector<char>(first, first + size)}};
+}
+
+enum class Sharing { all, kv_heads, heads };
+
+// What is given for an input of a launch whose classes have kHashes heads, one KV head each, and
+// see alike. `spare` more blocks than the sequences need lie behind each row and plane.
+InputData blocks_for(const Case& c, const std::string& name, int q_block, int kv_block,
+                     Sharing sharing, bool shared_by_batch, double density, double skew,
+                     BlockForm form, int spare) {
+  const int num_classes = c.problem.num_heads_kv;
+  const int rows = (c.seqlen_q + q_block - 1) / q_block + spare;
+  const int columns = (c.seqlen_k + kv_block - 1) / kv_block + spare;
+  const int planes = sharing == Sharing::all ? 1 : num_classes;
+  InputData data = girih::verify::random_blocks(name, shared_by_batch ? 1 : c.batch, planes, rows,
+                                                columns, density, skew, c.seed);
+  data.form = form;
+  if (sharing == Sharing::heads) {  // each class's plane for each of its heads
+    std::vector<std::uint8_t> visible;
+    const auto plane = static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
+    for (std::size_t p = 0; p < data.visible.size() / plane; ++p) {
+      for (int i = 0; i < kHashes; ++i) {
+        const auto from = data.visible.begin() + static_cast<std::ptrdiff_t>(p * plane);
+        visible.insert(visible.end(), from, from + static_cast<std::ptrdiff_t>(plane));
+      }
+    }
+    data.heads = c.problem.num_heads;
+    data.visible = std::move(visible);
+  }
+  return data;
+}
+
+// The classes of every sequence: alone, under causality, and in an expression.
+std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const Case& c, int q_block,
+                                                  int kv_block) {
+  std::vector<std::vector<oracle::Expr>> sequences;
+  for (int b = 0; b < c.batch; ++b) {
+    const auto plane = [&](int head_class) {
+      return plane_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), q_block,
+                      kv_block);
+    };
+    sequences.push_back({plane(0),
+                         both(causal(), plane(1)),
+                         {Kind::any_of, {}, {sink(3), both(window(100, 50), negation(plane(2)))}}});
+  }
+  return sequences;
+}
+
+void check_blocks(const Case& c, const InputData& data, int q_block, int kv_block,
+                  const std::string& description) {
+  const auto sequences = classes_of(data, c, q_block, kv_block);
+  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  if (!bound[0].kernel) return;
+  std::vector<Expected> expected;
+  const std::vector<oracle::Sizes> sizes = sizes_of(c);
+  for (std::size_t b = 0; b < sizes.size(); ++b) expected.emplace_back(sequences[b], sizes[b]);
+  Case with_inputs = c;
+  with_inputs.inputs = {data};
+  HashedWorkload workload(with_inputs, c.seed);
+  const auto outcome = workload.check(*bound[0].kernel, expected);
+  CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k,
+                                     describe(c.problem)));
+}
+
+Case block_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
+  Case c = mask_case(make_problem(DType::bfloat16, head_dim, 3 * kHashes, 3), batch, lengths);
+  c.seed = seed;
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("block masks of every size, form and sharing show exactly their blocks") {
+  constexpr std::pair<int, int> kSizes[] = {{128, 128}, {64, 64},  {128, 64}, {64, 128}, {32, 32},
+                                            {16, 16},   {128, 16}, {16, 128}, {32, 64}};
+  constexpr Lengths kBlockLengths[] = {
+      {1024, 1023}, {128, 217}, {300, 1111}, {700, 333}, {1, 5175}};
+  constexpr BlockForm kForms[] = {BlockForm::list, BlockForm::plane_list, BlockForm::table,
+                                  BlockForm::bytes, BlockForm::bits};
+  constexpr Sharing kSharings[] = {Sharing::all, Sharing::kv_heads, Sharing::heads};
+  std::uint64_t turn = 0;
+  for (const auto& [q_block, kv_block] : kSizes) {
+    for (const Lengths lengths : kBlockLengths) {
+      for (int i = 0; i < 3; ++i, ++turn) {
+        const BlockForm form = kForms[turn % 5];
+        const Sharing sharing = kSharings[i];
+        const bool shared_by_batch = turn % 4 == 3;
+        const Case c = block_case(turn % 2 == 0 ? 64 : 128, 2, lengths, turn + 1);
+        const InputData data = blocks_for(c, "m", q_block, kv_block, sharing, shared_by_batch, 0.3,
+                                          turn % 3 == 0 ? 2 : 0, form, static_cast<int>(turn % 3));
+        check_blocks(c, data, q_block, kv_block,
+                     fmt::format("blocks {} x {}, form {}, sharing {}", q_block, kv_block,
+                                 static_cast<int>(form), i));
+      }
+    }
+  }
+}
+
+TEST_CASE("block masks of every density, of single blocks and of one full row are exact") {
+  std::uint64_t seed = 100;
+  for (const double density : {0.0, 0.1, 0.3, 0.7, 1.0}) {
+    for (const int block : {64, 128}) {
+      const Case c = block_case(128, 2, {2048, 2048}, ++seed);
+      check_blocks(c,
+                   blocks_for(c, "m", block, block, Sharing::kv_heads, false, density, 0,
+                              BlockForm::list, 0),
+                   block, block, fmt::format("density {}", density));
+    }
+  }
+  for (const bool full_row : {false, true}) {
+    const Case c = block_case(64, 1, {2048, 2048}, ++seed);
+    InputData data =
+        blocks_for(c, "m", 128, 128, Sharing::kv_heads, false, 0, 0, BlockForm::table, 0);
+    for (std::size_t row = 0; row < 3 * 16; ++row) data.visible[row * 16 + row * 7 % 16] = 1;
+    if (full_row) std::fill_n(data.visible.begin() + 16 * 5, 16, std::uint8_t{1});
+    check_blocks(c, data, 128, 128, full_row ? "one full row" : "single blocks");
+  }
+}
+
+TEST_CASE("block masks follow the sequences of packed, shortened and padded batches") {
+  std::mt19937_64 random(3);
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    for (const auto& [q_block, kv_block] : {std::pair{128, 128}, {32, 64}}) {
+      Case c = block_case(64, 7, {300, 420}, 500 + static_cast<std::uint64_t>(q_block));
+      c.problem.layout = layout;
+      if (layout == Layout::thd) {
+        c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
+        c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
+      } else {
+        c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
+        c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
+      }
+      check_blocks(
+          c,
+          blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, BlockForm::list, 1),
+          q_block, kv_block, "sequences of their own lengths");
+    }
+  }
+}
+
+TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
+  const int length = 1 << 17;
+  Case c = mask_case(make_problem(DType::bfloat16, 64, kHashes, 1), 1, {length, length});
+  c.seed = 9;
+  for (const auto& [q_block, kv_block] : {std::pair{128, 128}, {64, 16}}) {
+    const InputData data =
+        blocks_for(c, "m", q_block, kv_block, Sharing::all, true, 0.05, 1, BlockForm::list, 0);
+    const std::vector<oracle::Expr> classes = {
+        both(causal(), plane_of(data, 0, q_block, kv_block))};
+    const std::vector<Binding> bindings = {{oracle::text(classes[0]), c.problem, {}}};
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    if (!bound[0].kernel) continue;
+    std::vector<int> rows;
+    for (int q = 0; q < length; q += 1021) rows.push_back(q);
+    rows.push_back(length - 1);
+    Case with_inputs = c;
+    with_inputs.inputs = {data};
+    HashedWorkload workload(with_inputs, 4);
+    const auto outcome = workload.check(
+        *bound[0].kernel,
+        {Expected(classes, with_heads(oracle::bottom_right(length, length), c.problem), rows)});
+    CHECK_OUTCOME(outcome, fmt::format("blocks {} x {}", q_block, kv_block));
+  }
+}
+
+TEST_CASE(
+    "numbers from run-time inputs show exactly their keys, and count as the nearest allowed") {
+  Case c = mask_case(make_problem(DType::bfloat16, 64, 2 * kHashes, 2), 2, {300, 420});
+  const std::vector<Binding> bindings = {
+      {"heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c.problem, {}}};
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  if (!bound[0].kernel) return;
+  const std::vector<std::int32_t> n = {17, 100, -5, 0};  // [batch, KV heads]
+  const std::vector<std::int32_t> w = {30, -9};          // [batch, 1]
+  c.inputs = {
+      {.kind = girih::InputInfo::Kind::number, .name = "w", .batch = 2, .numbers = w},
+      {.kind = girih::InputInfo::Kind::number, .name = "n", .batch = 2, .heads = 2, .numbers = n}};
+  std::vector<Expected> expected;
+  const std::vector<oracle::Sizes> sizes = sizes_of(c);
+  for (std::size_t b = 0; b < 2; ++b) {
+    const oracle::Expr streaming_part = {
+        Kind::any_of, {}, {sink(std::max(n[2 * b], 0)), window(std::max(w[b], -1), -1)}};
+    expected.emplace_back(
+        std::vector{both(causal(), streaming_part), atom(Kind::chunk, {std::max(n[2 * b + 1], 1)})},
+        sizes[b]);
+  }
+  HashedWorkload workload(c, 8);
+  CHECK_OUTCOME(workload.check(*bound[0].kernel, expected), "numbers");
 }

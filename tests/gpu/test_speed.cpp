@@ -120,7 +120,10 @@ TEST_CASE("closed-form patterns take no memory for their mask") {
   const jit::Program program = jit::compile(
       Pattern::parse("heads(0-3: causal, else: causal & (sink(64) | window(left=9)))"));
   const jit::Kernel kernel = program.bind({.num_heads = 8, .num_heads_kv = 2});
-  CHECK(kernel.workspace_bytes(4, 131072, 131072) == 0);
+  Case c;
+  c.problem = kernel.problem();
+  c.seqlen_q = c.seqlen_k = 131072;
+  CHECK(kernel.workspace_bytes(Workload(c).args()) == 0);
 }
 
 TEST_CASE("the portable kernel is as fast as the best of its generation") {
@@ -142,5 +145,28 @@ TEST_CASE("the portable kernel is as fast as the best of its generation") {
     CHECK(tflops >= 240.0);
   } else {
     MESSAGE("skipped: the figure is for sm_90");
+  }
+}
+
+TEST_CASE("block lists of 32 heads and 131072 tokens are built in no time") {
+  const verify::Device device;
+  Case c;
+  c.problem = {.head_dim = 64, .num_heads = 32, .num_heads_kv = 32};
+  c.seqlen_q = c.seqlen_k = 131072;
+  const jit::Kernel kernel =
+      jit::compile(Pattern::parse("causal & blocks(m, q=128, kv=128)"), c.problem);
+  for (const auto& [name, form] :
+       {std::pair{"lists", verify::BlockForm::list}, {"byte masks", verify::BlockForm::bytes}}) {
+    c.inputs = {verify::random_blocks("m", 1, 32, 1024, 1024, 0.1, 0, 1)};
+    c.inputs[0].form = form;
+    const Workload workload(c);
+    const jit::Args args = workload.args();
+    const verify::Buffer memory(kernel.workspace_bytes(args));
+    const double milliseconds =
+        verify::median(verify::time_launches({.repeats = 30, .flush_l2 = true}, [&] {
+          kernel.build_lists(args, {memory.data(), memory.size()});
+        }));
+    MESSAGE(fmt::format("{} are built in {:.3f} ms", name, milliseconds));
+    CHECK(milliseconds <= 0.3);
   }
 }

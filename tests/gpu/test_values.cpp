@@ -60,10 +60,9 @@ std::string text_of(const std::vector<oracle::Expr>& classes, const Case& c) {
   return pattern_text(classes, heads_per_class);
 }
 
-void check_values(const std::vector<oracle::Expr>& classes, const Case& c,
+void check_values(const std::string& text, const std::vector<oracle::Expr>& classes, const Case& c,
                   GpuReference& gpu_reference) {
   const int heads_per_class = c.problem.num_heads / static_cast<int>(classes.size());
-  const std::string text = text_of(classes, c);
   CAPTURE(text);
   const girih::jit::Program program = girih::jit::compile(Pattern::parse(text));
   const Report report = girih::verify::verify_attention(
@@ -72,6 +71,11 @@ void check_values(const std::vector<oracle::Expr>& classes, const Case& c,
   rows_checked += report.rows_checked;
   CHECK_MESSAGE(report.ok(), describe_case(c, report));
   if (report.rows_total > 0) CHECK(report.rows_checked > 0);
+}
+
+void check_values(const std::vector<oracle::Expr>& classes, const Case& c,
+                  GpuReference& gpu_reference) {
+  check_values(text_of(classes, c), classes, c, gpu_reference);
 }
 
 // Many cases: what they compile, they compile on all processors before the first is checked.
@@ -466,6 +470,66 @@ TEST_CASE("the scale of the scores may be zero, small or large") {
       check_values({expr}, c, gpu_reference);
     }
   }
+}
+
+TEST_CASE("soft caps of some heads, of all and at every scale are right") {
+  GpuReference gpu_reference;
+  const std::vector<oracle::Expr> kinds = {dense(), causal(), streaming(16, 64)};
+  unsigned turn = 0;
+  for (const int head_dim : {64, 128, 256}) {
+    for (const float scale : {0.05f, 1.0f, 8.0f}) {  // scores far below the cap, and far above
+      const DType dtype = ++turn % 2 == 0 ? DType::bfloat16 : DType::float16;
+      Case c = make_case(make_problem(dtype, head_dim, 6, 2), 2, 203, 300);
+      c.softmax_scale = scale;
+      c.seed = turn;
+      CAPTURE(scale);
+      c.softcaps = {30, 30, 0, 0, 0.5f, 0.5f};
+      check_values("heads(0-1: dense with softcap(30), 2-3: causal, 4-5: " +
+                       oracle::text(kinds[2]) + " with softcap(0.5))",
+                   kinds, c, gpu_reference);
+      c.softcaps.assign(6, 50);
+      check_values("causal with softcap(50)", {causal()}, c, gpu_reference);
+      c.softcaps.clear();  // the program's
+      check_values("causal with softcap(5)", {causal()}, c, gpu_reference);
+    }
+  }
+}
+
+TEST_CASE("tensor-parallel ranks give the bits of the whole launch") {
+  const oracle::Expr s2 =
+      both(causal(), strided({.left = 2, .right = 2, .stride = 6, .block = 16}));
+  const auto program = girih::jit::compile(Pattern::parse(pattern_text({s2, causal()}, 6)));
+  const Case c = make_case(make_problem(DType::bfloat16, 64, 12, 4), 1, 200, 300);
+  girih::verify::Workload workload(c);
+  workload.fill_normal(1);
+  const auto result_of = [&](int num_ranks) {
+    workload.poison_outputs();
+    Problem problem = c.problem;
+    problem.num_heads /= num_ranks;
+    problem.num_heads_kv /= num_ranks;
+    problem.num_heads_total = c.problem.num_heads;
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      problem.head_offset = rank * problem.num_heads;
+      Args args = workload.args();
+      const auto take_heads = [&](Tensor& tensor, int count) {
+        tensor.data = static_cast<std::uint16_t*>(tensor.data) + rank * count * tensor.stride[2];
+        tensor.shape[2] = count;
+      };
+      take_heads(args.q, problem.num_heads);
+      take_heads(args.k, problem.num_heads_kv);
+      take_heads(args.v, problem.num_heads_kv);
+      take_heads(args.out, problem.num_heads);
+      args.lse += problem.head_offset * c.seqlen_q;
+      program.bind(problem).launch(args);
+    }
+    girih::verify::synchronize();
+    workload.download_outputs();
+    CHECK(workload.touched_padding() == 0);
+    return result_bits(workload);
+  };
+  const std::vector<std::uint16_t> whole = result_of(1);
+  CHECK(result_of(2) == whole);
+  CHECK(result_of(4) == whole);
 }
 
 TEST_CASE("half of Llama's KV heads streaming is right at 32768") {

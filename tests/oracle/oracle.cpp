@@ -6,6 +6,82 @@
 namespace oracle {
 namespace {
 
+using Kind = Expr::Kind;
+
+// --- Definitions. / and % round down.
+
+long long quotient(long long a, long long b) {
+  long long result = a / b;
+  while (result * b > a) --result;
+  return result;
+}
+
+long long remainder(long long a, long long b) { return a - quotient(a, b) * b; }
+
+bool block_streaming(const std::vector<long long>& numbers, const Sizes& sizes, long long q,
+                     long long k) {
+  const long long sink = numbers[0], local = numbers[1], block = numbers[2];
+  const long long offset = sizes.q_start - sizes.k_start;  // Sk - Sq, bottom-right
+  const long long j = quotient(k, block);
+  if (numbers[3] == 0) {
+    const long long blocks = quotient(sizes.seqlen_k + block - 1, block);
+    return j < sink || blocks - local <= j;
+  }
+  const long long end = quotient(q, block) + 1 + quotient(offset + block - 1, block);
+  return (j < sink || (end - local <= j && j < end)) && k <= q + offset;
+}
+
+bool strided(const Strided& s, const Sizes& sizes, long long p, long long key) {
+  const long long i = quotient(p, s.block), j = quotient(key, s.block);
+  long long h = s.kv_heads ? sizes.head / sizes.group_size : sizes.head;
+  const long long owners = s.kv_heads ? sizes.num_heads / sizes.group_size : sizes.num_heads;
+  if (s.homo) h = 0;
+  if (h >= owners - s.dense_heads) return true;
+  if (s.relative) {
+    const long long left = std::max(i - j - s.left + 1, 0LL);
+    const long long right = std::max(j - i - s.right + 1, 0LL);
+    return remainder(left + right, s.stride) == 0;
+  }
+  const auto on_stride = [&](long long stride) {
+    const long long step = s.step.value_or(std::max(1LL, stride / sizes.num_heads));
+    return remainder(j + h * step + s.offset, stride) == 0;
+  };
+  for (std::size_t r = 0; r < s.ranges.size(); ++r) {
+    const bool last = r + 1 == s.ranges.size();
+    if (last || i - j < s.ranges[r].first) return on_stride(s.ranges[r].second);
+  }
+  return (-s.right < i - j && i - j < s.left) || on_stride(s.stride);
+}
+
+// --- Text
+
+std::string strided_text(const Strided& s) {
+  const auto number = [](long long value) { return std::to_string(value); };
+  std::string result = "strided(block=" + number(s.block);
+  if (s.ranges.empty()) {
+    result += s.left == s.right ? ", local=" + number(s.left)
+                                : ", local=(" + number(s.left) + ", " + number(s.right) + ")";
+    result += ", stride=" + number(s.stride);
+  } else {
+    result += ", ranges=[";
+    for (std::size_t r = 0; r < s.ranges.size(); ++r) {
+      result += r == 0 ? "(" : ", (";
+      result += r + 1 == s.ranges.size() ? "inf" : number(s.ranges[r].first);
+      result += ", " + number(s.ranges[r].second) + ")";
+    }
+    result += "]";
+  }
+  if (s.offset != 0) result += ", offset=" + number(s.offset);
+  if (s.kv_heads) result += ", heads=kv";
+  if (s.step) result += ", step=" + number(*s.step);
+  if (s.homo) result += ", homo=true";
+  if (s.dense_heads != 0) result += ", dense_heads=" + number(s.dense_heads);
+  if (s.relative) result += ", relative=true";
+  return result + ")";
+}
+
+// --- Random expressions
+
 long long below(std::mt19937_64& random, long long bound) {  // the same on every platform
   return static_cast<long long>(random() % static_cast<unsigned long long>(bound));
 }
@@ -19,20 +95,47 @@ long long random_bound(std::mt19937_64& random, long long largest) {
   return below(random, 3) == 0 ? -1 : random_number(random, largest);
 }
 
-Expr random_atom(std::mt19937_64& random, long long largest) {
-  switch (below(random, 8)) {
-    case 0:
-      return {Expr::Kind::dense, {}, {}};
-    case 1:
-    case 2:
-      return {Expr::Kind::causal, {}, {}};
-    case 3:
-    case 4:
-      return {Expr::Kind::sink, {random_number(random, largest)}, {}};
-    default:
-      return {
-          Expr::Kind::window, {random_bound(random, largest), random_bound(random, largest)}, {}};
+long long random_block(std::mt19937_64& random, long long largest) {
+  return 1 + random_number(random, std::max(largest / 4, 1LL));
+}
+
+std::vector<long long> random_range(std::mt19937_64& random, long long least, long long largest) {
+  const auto number = [&] { return least + random_number(random, largest - least); };
+  const long long a = number(), b = number();
+  return {std::min(a, b), std::max(a, b)};
+}
+
+Strided random_strided(std::mt19937_64& random, long long largest) {
+  constexpr long long kMostStride = 12;
+  Strided s;
+  s.block = random_block(random, largest);
+  const long long blocks = largest / s.block + 1;
+  const auto local = [&] { return random_number(random, std::min(blocks, largest)); };
+  s.left = s.right = local();
+  if (below(random, 2) == 0) s.right = local();
+  s.stride = 1 + below(random, kMostStride);
+  if (below(random, 4) == 0) s.dense_heads = below(random, 4);
+  s.kv_heads = below(random, 3) == 0;
+  if (below(random, 5) == 0 && s.left + s.right > 0) {
+    s.relative = true;
+    return s;
   }
+  if (below(random, 2) == 0) s.offset = below(random, 2 * kMostStride) - kMostStride / 2;
+  if (below(random, 4) == 0) {
+    s.homo = true;
+    s.dense_heads = 0;
+  } else if (below(random, 2) == 0) {
+    s.step = below(random, 3 * kMostStride) - kMostStride;
+  }
+  if (below(random, 3) == 0) {
+    long long end = below(random, 4) - 2;
+    for (long long count = below(random, 4); count > 0; --count) {
+      s.ranges.emplace_back(end, 1 + below(random, kMostStride));
+      end += 1 + below(random, 4);
+    }
+    s.ranges.emplace_back(0, 1 + below(random, kMostStride));
+  }
+  return s;
 }
 
 }  // namespace
@@ -42,26 +145,51 @@ Sizes bottom_right(long long seqlen_q, long long seqlen_k) {
 }
 
 std::string text(const Expr& expr) {
-  const auto number = [&](int i) { return std::to_string(expr.numbers[i]); };
+  const auto number = [&](std::size_t i) { return std::to_string(expr.numbers[i]); };
   switch (expr.kind) {
-    case Expr::Kind::dense:
+    case Kind::dense:
       return "dense";
-    case Expr::Kind::causal:
+    case Kind::causal:
       return "causal";
-    case Expr::Kind::window:
+    case Kind::window:
       return "window(left=" + number(0) + ", right=" + number(1) + ")";
-    case Expr::Kind::sink:
+    case Kind::sink:
       return "sink(n=" + number(0) + ")";
-    default:
+    case Kind::last_keys:
+      return "last_keys(" + number(0) + ")";
+    case Kind::first_queries:
+      return "first_queries(" + number(0) + ")";
+    case Kind::last_queries:
+      return "last_queries(n=" + number(0) + ")";
+    case Kind::queries:
+      return "queries(" + number(0) + ".." + number(1) + ")";
+    case Kind::keys:
+      return "keys(" + number(0) + " .. " + number(1) + ")";
+    case Kind::chunk:
+      return "chunk(" + number(0) + ")";
+    case Kind::block_window:
+      return "block_window(left=" + number(0) + ", right=" + number(1) + ", block=" + number(2) +
+             ")";
+    case Kind::block_streaming:
+      return "block_streaming(sink=" + number(0) + ", local=" + number(1) + ", block=" + number(2) +
+             ", causal=" + (expr.numbers[3] != 0 ? "true" : "false") + ")";
+    case Kind::strided:
+      return strided_text(expr.strided);
+    case Kind::blocks:
+      return "blocks(" + expr.blocks.name + ", q=" + std::to_string(expr.blocks.q) +
+             ", kv=" + std::to_string(expr.blocks.kv) + ")";
+    case Kind::all_of:
+    case Kind::any_of:
+    case Kind::negation:
       break;
   }
-  std::string result = expr.kind == Expr::Kind::negation ? "!" : "";
+  std::string result = expr.kind == Kind::negation ? "!" : "";
   const char* separator = "";
   for (const Expr& operand : expr.operands) {
     const std::string inner = text(operand);
     result += separator;
     result += operand.operands.empty() ? inner : "(" + inner + ")";
-    separator = expr.kind == Expr::Kind::all_of ? " & " : " | ";
+    separator = expr.kind == Kind::all_of ? " & " : " | ";
   }
   return result;
 }
@@ -70,34 +198,107 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
   if (q < 0 || q >= sizes.seqlen_q || k < 0 || k >= sizes.seqlen_k) return false;
   const long long p = q + sizes.q_start;
   const long long key = k + sizes.k_start;
+  const std::vector<long long>& n = expr.numbers;
   const auto holds = [&](const Expr& operand) { return visible(operand, sizes, q, k); };
   switch (expr.kind) {
-    case Expr::Kind::dense:
+    case Kind::dense:
       return true;
-    case Expr::Kind::causal:
+    case Kind::causal:
       return key <= p;
-    case Expr::Kind::window: {
-      const long long left = expr.numbers[0], right = expr.numbers[1];
-      return (left == -1 || p - left <= key) && (right == -1 || key <= p + right);
+    case Kind::window:
+      return (n[0] == -1 || p - n[0] <= key) && (n[1] == -1 || key <= p + n[1]);
+    case Kind::sink:
+      return key < n[0];
+    case Kind::last_keys:
+      return k >= sizes.seqlen_k - n[0];
+    case Kind::first_queries:
+      return q < n[0];
+    case Kind::last_queries:
+      return q >= sizes.seqlen_q - n[0];
+    case Kind::queries:
+      return n[0] <= p && p < n[1];
+    case Kind::keys:
+      return n[0] <= key && key < n[1];
+    case Kind::chunk:
+      return p >= 0 && quotient(p, n[0]) == quotient(key, n[0]);
+    case Kind::block_window: {
+      const long long i = quotient(p, n[2]), j = quotient(key, n[2]);
+      return (n[0] == -1 || i - n[0] <= j) && (n[1] == -1 || j <= i + n[1]);
     }
-    case Expr::Kind::sink:
-      return key < expr.numbers[0];
-    case Expr::Kind::all_of:
+    case Kind::block_streaming:
+      return block_streaming(n, sizes, q, k);
+    case Kind::strided:
+      return strided(expr.strided, sizes, p, key);
+    case Kind::blocks: {
+      const long long index = q / expr.blocks.q * expr.blocks.columns + k / expr.blocks.kv;
+      return expr.blocks.visible[static_cast<std::size_t>(index)] != 0;
+    }
+    case Kind::all_of:
       return std::all_of(expr.operands.begin(), expr.operands.end(), holds);
-    case Expr::Kind::any_of:
+    case Kind::any_of:
       return std::any_of(expr.operands.begin(), expr.operands.end(), holds);
-    case Expr::Kind::negation:
+    case Kind::negation:
       return !holds(expr.operands[0]);
   }
   return false;
 }
 
-Expr random_expr(std::mt19937_64& random, int depth, long long largest) {
-  if (depth <= 1 || below(random, 5) == 0) return random_atom(random, largest);
-  if (below(random, 4) == 0) {
-    return {Expr::Kind::negation, {}, {random_expr(random, depth - 1, largest)}};
+bool depends_on_head(const Expr& expr) {
+  return expr.kind == Kind::strided ||
+         std::any_of(expr.operands.begin(), expr.operands.end(), depends_on_head);
+}
+
+Expr random_atom(std::mt19937_64& random, Kind kind, long long largest) {
+  const auto number = [&] { return random_number(random, largest); };
+  const auto bound = [&] { return random_bound(random, largest); };
+  switch (kind) {
+    case Kind::window: {
+      const long long left = bound();
+      return {kind, {left, bound()}, {}};
+    }
+    case Kind::sink:
+    case Kind::last_keys:
+    case Kind::first_queries:
+    case Kind::last_queries:
+      return {kind, {number()}, {}};
+    case Kind::queries:
+      return {kind, random_range(random, -largest, largest), {}};
+    case Kind::keys:
+      return {kind, random_range(random, 0, largest), {}};
+    case Kind::chunk:
+      return {kind, {random_block(random, largest)}, {}};
+    case Kind::block_window: {
+      const long long block = random_block(random, largest);
+      const long long left = random_bound(random, largest / block);
+      return {kind, {left, random_bound(random, largest / block), block}, {}};
+    }
+    case Kind::block_streaming: {
+      const long long block = random_block(random, largest);
+      const long long sink = random_number(random, std::min(largest / block, 3LL));
+      return {kind,
+              {sink, random_number(random, largest / block), block, below(random, 3) == 0 ? 0 : 1},
+              {}};
+    }
+    case Kind::strided:
+      return {kind, {}, {}, random_strided(random, largest)};
+    default:
+      return {kind, {}, {}};
   }
-  Expr expr{below(random, 2) == 0 ? Expr::Kind::all_of : Expr::Kind::any_of, {}, {}};
+}
+
+Expr random_expr(std::mt19937_64& random, int depth, long long largest) {
+  if (depth <= 1 || below(random, 5) == 0) {
+    constexpr Kind kFrequent[] = {Kind::causal, Kind::causal, Kind::causal, Kind::window,
+                                  Kind::window, Kind::window, Kind::sink,   Kind::sink};
+    const long long choice = below(random, kNumAtoms + std::size(kFrequent));
+    return random_atom(
+        random, choice < kNumAtoms ? static_cast<Kind>(choice) : kFrequent[choice - kNumAtoms],
+        largest);
+  }
+  if (below(random, 4) == 0) {
+    return {Kind::negation, {}, {random_expr(random, depth - 1, largest)}};
+  }
+  Expr expr{below(random, 2) == 0 ? Kind::all_of : Kind::any_of, {}, {}};
   const long long count = 2 + below(random, 2);
   for (long long i = 0; i < count; ++i) {
     expr.operands.push_back(random_expr(random, depth - 1, largest));

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace oracle {
@@ -14,20 +16,71 @@ struct Sizes {
   long long seqlen_k = 0;
   long long q_start = 0;  ///< bottom-right alignment: k_start + seqlen_k - seqlen_q
   long long k_start = 0;
+  long long head = 0;  ///< query head of the model
+  long long num_heads = 1;
+  long long group_size = 1;  ///< query heads to a key/value head
 };
 Sizes bottom_right(long long seqlen_q, long long seqlen_k);
 
+/// S2-Attention's arguments.
+struct Strided {
+  long long left = 0, right = 0, stride = 1;  ///< unless there are ranges
+  long long block = 1;
+  long long offset = 0;
+  bool kv_heads = false;
+  std::optional<long long> step = {};
+  bool homo = false;
+  long long dense_heads = 0;
+  bool relative = false;
+  std::vector<std::pair<long long, long long>> ranges = {};  ///< (N, v); the last N is infinite
+};
+
+/// One plane of a run-time block mask.
+struct Blocks {
+  std::string name = {};
+  long long q = 0, kv = 0;         ///< block sizes
+  long long columns = 0;           ///< of `visible`
+  std::vector<char> visible = {};  ///< [rows, columns]
+};
+
 struct Expr {
-  enum class Kind { dense, causal, window, sink, all_of, any_of, negation };
+  enum class Kind {
+    dense,
+    causal,
+    window,           ///< left, right
+    sink,             ///< n
+    last_keys,        ///< n
+    first_queries,    ///< n
+    last_queries,     ///< n
+    queries,          ///< a, b
+    keys,             ///< a, b
+    chunk,            ///< n
+    block_window,     ///< left, right, block
+    block_streaming,  ///< sink, local, block, causal (0 or 1)
+    strided,
+    blocks,
+    all_of,
+    any_of,
+    negation
+  };
   Kind kind = Kind::dense;
-  std::vector<long long> numbers;  ///< window: left, right; sink: n
+  std::vector<long long> numbers;
   std::vector<Expr> operands;
+  Strided strided = {};
+  Blocks blocks = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.
 std::string text(const Expr& expr);
 
 bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k);
+
+/// Whether heads may differ.
+bool depends_on_head(const Expr& expr);
+
+/// An atom of this kind with numbers up to about `largest`.
+Expr random_atom(std::mt19937_64& random, Expr::Kind kind, long long largest);
+constexpr int kNumAtoms = static_cast<int>(Expr::Kind::blocks);
 
 /// An expression of at most `depth` levels, with numbers up to about `largest`.
 Expr random_expr(std::mt19937_64& random, int depth, long long largest);

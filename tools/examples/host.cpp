@@ -112,14 +112,7 @@ int run() {
               kernel.info().registers, kernel.info().cache_hit ? "from the cache" : "compiled");
 
   // As often as needed: only launches.
-  girih::jit::Workspace workspace{.bytes = kernel.workspace_bytes(kBatch, kSeqlen, kSeqlen)};
-  CUdeviceptr scratch = 0;
-  if (workspace.bytes > 0) {
-    check(cuMemAlloc(&scratch, workspace.bytes), "cuMemAlloc");
-    workspace.data = reinterpret_cast<void*>(scratch);
-  }
-  kernel.launch({.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .stream = stream},
-                workspace);
+  kernel.launch({.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .stream = stream});
   check(cuStreamSynchronize(stream), "cuStreamSynchronize");
 
   out.read_back();
@@ -134,7 +127,6 @@ int run() {
     }
   }
   std::printf("%d rows, %d wrong elements\n", kSeqlen * kHeads, wrong);
-  if (scratch != 0) cuMemFree(scratch);
   cuStreamDestroy(stream);
   return wrong == 0 ? 0 : 1;
 }

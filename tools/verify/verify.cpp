@@ -281,19 +281,28 @@ std::vector<Row> select_rows(std::span<const int> seqlens_q, std::span<const int
   return rows;
 }
 
-Report verify_attention(const jit::Program& program, const Case& c, const MaskRow& mask_row,
+Report verify_attention(const jit::Program& program, const Case& given, const MaskRow& mask_row,
                         GpuReference& gpu_reference) {
+  Case c = given;
   const jit::Kernel kernel = program.bind(c.problem);
   const std::vector<int> class_of_head =
-      program.pattern().class_of_head(c.problem.num_heads, c.problem.num_heads_kv);
+      program.pattern().class_of_head(c.problem.num_heads, c.problem.num_heads_kv,
+                                      c.problem.head_offset, c.problem.num_heads_total);
+  if (c.softcaps.empty()) {
+    const std::vector<Pattern::HeadClass>& classes = program.pattern().classes();
+    for (const int head_class : class_of_head) {
+      c.softcaps.push_back(classes[static_cast<std::size_t>(head_class)].modifiers.softcap);
+    }
+  }
 
   Workload workload(c);
   workload.fill_normal(c.seed);
   workload.poison_outputs();
-  const std::size_t workspace_bytes = kernel.workspace_bytes(c.batch, c.seqlen_q, c.seqlen_k);
+  const std::size_t workspace_bytes = kernel.workspace_bytes(workload.args());
   const Buffer workspace_memory(workspace_bytes);
   const jit::Workspace workspace{workspace_bytes == 0 ? nullptr : workspace_memory.data(),
                                  workspace_bytes};
+  kernel.build_lists(workload.args(), workspace);
   kernel.launch(workload.args(), workspace);
   synchronize();
   workload.download_outputs();

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "girih/jit.hpp"
 #include "verify/device.hpp"
+#include "verify/inputs.hpp"
 #include "verify/reference.hpp"
 
 namespace girih::verify {
@@ -25,7 +27,8 @@ struct Case {
   int seqlen_q = 0;  ///< of every sequence, or the maximum where `lengths` says more
   int seqlen_k = 0;
   SequenceLengths lengths;
-  std::vector<float> softcaps;  ///< the pattern's, of query heads, 0 for none; empty: none at all
+  std::vector<float> softcaps;    ///< of query heads, 0 for none; empty: the program's, or none
+  std::vector<InputData> inputs;  ///< of the pattern
   std::optional<float> softmax_scale;
   std::optional<int> q_start;
   int k_start = 0;
@@ -75,8 +78,11 @@ class PaddedTensor {
   void poison();    ///< device
   void upload();    ///< host to device
   void download();  ///< device to host
+  void download_row(std::int64_t b, std::int64_t s, std::int64_t h);
   /// Elements of the host copy that are not poison.
   std::int64_t count_written() const;
+  /// Elements on the device that are not poison before and after the rows, where there are no gaps.
+  std::int64_t count_written_around() const;
 
   const Shape& shape() const { return shape_; }
   /// Dimensions in the order [batch, row, head, width], whatever the layout.
@@ -104,6 +110,8 @@ struct Workload {
   void upload_inputs();
   void poison_outputs();
   void download_outputs();
+  /// Only these rows. @return elements written before and after the rows of each batch.
+  std::int64_t download_outputs(std::span<const Row> rows);
   /// Elements of out and lse written where no sequence has a row, as of download_outputs().
   std::int64_t touched_padding() const;
 
@@ -130,6 +138,7 @@ struct Workload {
   AttentionInputs inputs(Tensor q_view, Tensor k_view, Tensor v_view) const;
 
   // What the launch needs beside tensors; without a value where it gets null.
+  std::vector<DeviceInput> pattern_inputs_;
   std::optional<Buffer> cu_seqlens_q_, cu_seqlens_k_, seqused_k_, leftpad_k_;
 };
 

@@ -23,11 +23,15 @@ struct WarpMask {
   __device__ __forceinline__ void evaluate(int head_class, const int* numbers,
                                            const Geometry& geometry, int first_row, int first_key) {
     const int lane = threadIdx.x % 32;
-#pragma unroll
+#pragma unroll 1  // the pattern's code appears once
     for (int i = 0; i < kWordsPerLane; ++i) {
       const int word = i * kLanesPerRow + lane / kRows;
-      words[i] = Classes::row_bits(head_class, numbers, geometry, first_row + lane % kRows,
-                                   KeyWord{first_key + 32 * word});
+      const uint32 bits = Classes::row_bits(head_class, numbers, geometry, first_row + lane % kRows,
+                                            KeyWord{first_key + 32 * word});
+#pragma unroll
+      for (int j = 0; j < kWordsPerLane; ++j) {
+        if (i == j) words[j] = bits;
+      }
     }
   }
 

@@ -1,5 +1,6 @@
 // An entry as the generator writes them, for clangd to open; the tests compile it with NVRTC and,
 // where it is installed, with nvcc. It holds every atom and every operator.
+#include "girih/build_lists.cuh"
 #include "girih/fwd_sm80.cuh"
 
 namespace girih {
@@ -13,13 +14,22 @@ struct Config {
   static constexpr int kNumWarps = 4;
   static constexpr bool kSoftcap = true;
   using Classes = HeadClasses<  //
-      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, Leaf<Dense>, Not<Leaf<Window>>>;
+      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,
+      Any<Leaf<FirstQueries>, Leaf<LastQueries>, Leaf<LastKeys>, Leaf<BlockWindow>>,
+      Any<All<Leaf<Queries>, Leaf<Keys>>, All<Leaf<Causal>, Leaf<Chunk>>>, Leaf<BlockStreaming>,
+      Leaf<Dense>, Not<Leaf<Window>>, All<Leaf<Blocks>, Leaf<Window, 0x1>>>;
   using Heads = HeadTable<32, Classes::kNumNumbers>;
 };
 }  // namespace girih
 
 extern "C" __global__ void __launch_bounds__(128, 2)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
-              const __grid_constant__ girih::Config::Heads heads) {
-  girih::FwdSm80<girih::Config>::run(params, heads);
+              const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::InputTable<2> inputs) {
+  girih::FwdSm80<girih::Config>::run(params, heads, inputs.views);
+}
+
+extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
+    girih_build_lists(const __grid_constant__ girih::BuildListsParams params) {
+  girih::BuildLists::run(params);
 }

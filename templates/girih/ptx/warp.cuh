@@ -1,4 +1,5 @@
-// Warps as actors: one lane of them, and their registers (PTX ISA, "elect.sync", "setmaxnreg").
+// Warps as actors: one lane of them, and their registers (PTX ISA, "%tid", "elect.sync",
+// "setmaxnreg").
 #pragma once
 
 #include "girih/shared/platform.cuh"

@@ -1,10 +1,15 @@
 // The atoms of patterns: what each is called, which numbers it takes and which keys a row sees.
 //
-// An atom is a struct whose members are its numbers, in the order of kInfo.params, with
-//   Span span(geometry, q)               the keys that row q sees
-//   Run seek(geometry, rows, tiles, n)   the run of key tiles that tile n starts
-// Where span's bounds never decrease from one row to the next and a row's span reaches the next
-// row's, seek follows from the first and the last row: such atoms derive from MonotoneSpan.
+// An atom is a struct made from its numbers, which lie in the order of kInfo.params, with
+//   Run seek(geometry, rows, tiles, n)         the run of key tiles that tile n starts; exact
+//   uint32 row_bits(geometry, q, key word)     which keys of the word row q sees
+// Bases give both, or the seek, from what the atom offers:
+//   MonotoneSpan  span(geometry, q)            a row sees one span of keys, which moves on with q
+//   WholeRows     rows(geometry)               a row sees everything or nothing
+//   KeySearch     next_keys(geometry, rows, k) the seek of anything else
+// Numbers that cannot stand together are refused by conflict(numbers), which says why or is null.
+// kInfo is all that anything else knows of an atom's arguments. An integer may also be a run-time
+// input (`$name`) unless the atom has a conflict(): Leaf (shared/structure.cuh) reads it.
 // To add an atom: write the struct, add it to GIRIH_ATOMS, test it against a naive predicate.
 #pragma once
 
@@ -12,20 +17,58 @@
 
 namespace girih {
 
+// How an argument is written, and the numbers it becomes.
+enum class ParamKind {
+  integer,  // 5
+  boolean,  // true: 0 or 1
+  choice,   // kv: its index among the choices
+  range,    // 3..8: the first, and the end, which is not in it
+  pair,     // (4, 2), or 4 for (4, 4)
+  pieces,   // [(4, 1), (inf, 8)]: a step function's (end, value), ends ascending to inf
+  input,    // m: the slot of the run-time input that the pattern calls so
+};
+constexpr int kMaxPieces = 4;
+
+// As a fallback: the argument must be given; the atom finds the number itself.
+constexpr int kRequired = kNoLowerBound;
+constexpr int kAutomatic = kNoLowerBound + 1;
+
 struct AtomParam {
-  const char* name;
-  int least;  // smallest allowed; the largest is kMaxNumber
-  bool required;
-  int fallback;  // when it is left out
+  const char* name = nullptr;
+  ParamKind kind = ParamKind::integer;
+  int least = 0;  // of integers, both numbers of a range or pair, and values of pieces
+  int most = kMaxNumber;
+  int fallback = kRequired;  // each of its numbers when it is left out; may be out of bounds
+  const char* choices = "";  // "q|kv"
+
+  GIRIH_HD constexpr int num_numbers() const {
+    return kind == ParamKind::pieces                             ? 2 * kMaxPieces
+           : kind == ParamKind::range || kind == ParamKind::pair ? 2
+                                                                 : 1;
+  }
 };
 
 struct AtomInfo {
   const char* name;  // in pattern text
   const char* type;  // the struct's name, for emitted source
-  int num_params = 0;
-  AtomParam params[4] = {};
+  AtomParam params[10] = {};
+
+  GIRIH_HD constexpr int num_params() const {
+    int count = 0;
+    for (const AtomParam& param : params) count += param.name != nullptr ? 1 : 0;
+    return count;
+  }
+  GIRIH_HD constexpr int num_numbers() const {
+    int count = 0;
+    for (const AtomParam& param : params) count += param.name != nullptr ? param.num_numbers() : 0;
+    return count;
+  }
 };
 
+// --- Bases --------------------------------------------------------------------------------------
+
+// A span's bounds never decrease from one row to the next, and it reaches the next row's: together
+// the rows of a tile see one interval, and so do all of them in common.
 template <class Atom>
 struct MonotoneSpan {
   GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
@@ -34,7 +77,46 @@ struct MonotoneSpan {
     const Span last = atom.span(g, rows.end - 1);
     return seek_interval({first.lo, last.hi}, {last.lo, first.hi}, tiles, n);
   }
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    return keys.inside(static_cast<const Atom&>(*this).span(g, q), g.seqlen_k);
+  }
 };
+
+template <class Atom>
+struct WholeRows {
+  GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int) const {
+    const Span seeing = static_cast<const Atom&>(*this).rows(g);
+    const bool none = max(seeing.lo, rows.begin) >= min(seeing.hi, rows.end);
+    const bool all = seeing.lo <= rows.begin && rows.end <= seeing.hi;
+    return {tiles.count(), none ? TileKind::empty : all ? TileKind::full : TileKind::partial};
+  }
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord) const {
+    return static_cast<const Atom&>(*this).rows(g).contains(q) ? ~0u : 0u;
+  }
+};
+
+// From key k on, the first that some of the rows see and the first that some of them do not see;
+// kNoUpperBound where there is none. May lie beyond the last key.
+struct NextKeys {
+  int visible;
+  int hidden;
+};
+
+template <class Atom>
+struct KeySearch {
+  GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
+    const int begin = n * tiles.block_n;
+    const int end = min(begin + tiles.block_n, tiles.seqlen_k);
+    const NextKeys next = static_cast<const Atom&>(*this).next_keys(g, rows, begin);
+    if (next.visible < end && next.hidden < end) return {n + 1, TileKind::partial};
+    const bool empty = next.visible >= end;
+    const int change = empty ? next.visible : next.hidden;
+    return {change < tiles.seqlen_k ? change / tiles.block_n : tiles.count(),
+            empty ? TileKind::empty : TileKind::full};
+  }
+};
+
+// --- Spans --------------------------------------------------------------------------------------
 
 // Every key.
 struct Dense : MonotoneSpan<Dense> {
@@ -50,10 +132,12 @@ struct Causal : MonotoneSpan<Causal> {
 
 // p - left <= k <= p + right; -1 is unbounded on that side.
 struct Window : MonotoneSpan<Window> {
-  static constexpr AtomInfo kInfo{
-      "window", "Window", 2, {{"left", -1, false, -1}, {"right", -1, false, -1}}};
+  static constexpr AtomInfo kInfo{"window",
+                                  "Window",
+                                  {{.name = "left", .least = -1, .fallback = -1},
+                                   {.name = "right", .least = -1, .fallback = -1}}};
   int left, right;
-  GIRIH_HD Window(int l, int r) : left(l), right(r) {}
+  GIRIH_HD explicit Window(const int* numbers) : left(numbers[0]), right(numbers[1]) {}
   GIRIH_HD Span span(const Geometry& g, int q) const {
     const int diagonal = g.diagonal(q);
     return {left < 0 ? kNoLowerBound : diagonal - left,
@@ -63,20 +147,407 @@ struct Window : MonotoneSpan<Window> {
 
 // k < n, in every row.
 struct Sink : MonotoneSpan<Sink> {
-  static constexpr AtomInfo kInfo{"sink", "Sink", 1, {{"n", 0, true, 0}}};
+  static constexpr AtomInfo kInfo{"sink", "Sink", {{.name = "n"}}};
   int n;
-  GIRIH_HD explicit Sink(int count) : n(count) {}
+  GIRIH_HD explicit Sink(const int* numbers) : n(numbers[0]) {}
   GIRIH_HD Span span(const Geometry& g, int) const { return {kNoLowerBound, n - g.k_start}; }
 };
 
-#define GIRIH_ATOMS(X) X(Dense) X(Causal) X(Window) X(Sink)
+// The last n keys of the sequence, in every row.
+struct LastKeys : MonotoneSpan<LastKeys> {
+  static constexpr AtomInfo kInfo{"last_keys", "LastKeys", {{.name = "n"}}};
+  int n;
+  GIRIH_HD explicit LastKeys(const int* numbers) : n(numbers[0]) {}
+  GIRIH_HD Span span(const Geometry& g, int) const { return {g.seqlen_k - n, kNoUpperBound}; }
+};
+
+// begin <= k < end, in every row.
+struct Keys : MonotoneSpan<Keys> {
+  static constexpr AtomInfo kInfo{
+      "keys", "Keys", {{.name = "positions", .kind = ParamKind::range}}};
+  int begin, end;
+  GIRIH_HD explicit Keys(const int* numbers) : begin(numbers[0]), end(numbers[1]) {}
+  GIRIH_HD Span span(const Geometry& g, int) const { return {begin - g.k_start, end - g.k_start}; }
+};
+
+// p / n == k / n, and nothing where p < 0.
+struct Chunk : MonotoneSpan<Chunk> {
+  static constexpr AtomInfo kInfo{"chunk", "Chunk", {{.name = "n", .least = 1}}};
+  int n;
+  GIRIH_HD explicit Chunk(const int* numbers) : n(numbers[0]) {}
+  GIRIH_HD Span span(const Geometry& g, int q) const {
+    const int p = q + g.q_start;
+    if (p < 0) return {-g.k_start, -g.k_start};  // where the first chunk begins, to stay monotone
+    const int begin = p - p % n - g.k_start;
+    return {begin, begin + n};
+  }
+};
+
+// p / block - left <= k / block <= p / block + right, rounding down; -1 is unbounded.
+struct BlockWindow : MonotoneSpan<BlockWindow> {
+  static constexpr AtomInfo kInfo{"block_window",
+                                  "BlockWindow",
+                                  {{.name = "left", .least = -1, .fallback = -1},
+                                   {.name = "right", .least = -1, .fallback = -1},
+                                   {.name = "block", .least = 1}}};
+  int left, right, block;
+  GIRIH_HD explicit BlockWindow(const int* numbers)
+      : left(numbers[0]), right(numbers[1]), block(numbers[2]) {}
+  GIRIH_HD Span span(const Geometry& g, int q) const {
+    const int own = floor_div(q + g.q_start, block);
+    return {left < 0 ? kNoLowerBound : block_begin(own - left, block) - g.k_start,
+            right < 0 ? kNoUpperBound : block_begin(own + right + 1, block) - g.k_start};
+  }
+};
+
+// --- Rows ---------------------------------------------------------------------------------------
+
+// q < n: rows of this launch.
+struct FirstQueries : WholeRows<FirstQueries> {
+  static constexpr AtomInfo kInfo{"first_queries", "FirstQueries", {{.name = "n"}}};
+  int n;
+  GIRIH_HD explicit FirstQueries(const int* numbers) : n(numbers[0]) {}
+  GIRIH_HD Span rows(const Geometry&) const { return {kNoLowerBound, n}; }
+};
+
+// q >= seqlen_q - n: rows of this launch.
+struct LastQueries : WholeRows<LastQueries> {
+  static constexpr AtomInfo kInfo{"last_queries", "LastQueries", {{.name = "n"}}};
+  int n;
+  GIRIH_HD explicit LastQueries(const int* numbers) : n(numbers[0]) {}
+  GIRIH_HD Span rows(const Geometry& g) const { return {g.seqlen_q - n, kNoUpperBound}; }
+};
+
+// begin <= p < end
+struct Queries : WholeRows<Queries> {
+  static constexpr AtomInfo kInfo{
+      "queries",
+      "Queries",
+      {{.name = "positions", .kind = ParamKind::range, .least = -kMaxNumber}}};
+  int begin, end;
+  GIRIH_HD explicit Queries(const int* numbers) : begin(numbers[0]), end(numbers[1]) {}
+  GIRIH_HD Span rows(const Geometry& g) const { return {begin - g.q_start, end - g.q_start}; }
+};
+
+// --- Blocks -------------------------------------------------------------------------------------
+
+// The first `sink` blocks of keys and `local` blocks about the row's own, as Block-Sparse-Attention
+// has it. Blocks are those of this launch: of q and k, not of positions. With R the number of
+// blocks of keys up to the end of the row's block,
+//   causal:  k / block < sink, or k / block >= R - local; and k <= p
+//            R = q / block + 1 + ceil(offset / block), offset = q_start - k_start, which is
+//            seqlen_k - seqlen_q unless a launch moves the diagonal: the local blocks go with it
+//   not:     k / block < sink, or k / block >= R - local; R = ceil(seqlen_k / block)
+// Causality keeps k / block below R by itself.
+struct BlockStreaming : KeySearch<BlockStreaming> {
+  static constexpr AtomInfo kInfo{"block_streaming",
+                                  "BlockStreaming",
+                                  {{.name = "sink"},
+                                   {.name = "local"},
+                                   {.name = "block", .least = 1, .fallback = 128},
+                                   {.name = "causal", .kind = ParamKind::boolean, .fallback = 1}}};
+  int sink, local, block;
+  bool causal;
+  GIRIH_HD explicit BlockStreaming(const int* numbers)
+      : sink(numbers[0]), local(numbers[1]), block(numbers[2]), causal(numbers[3] != 0) {}
+
+  GIRIH_HD int local_begin(const Geometry& g, int q) const {
+    const int end =
+        causal ? q / block + 1 - floor_div(-g.diagonal(0), block) : ceil_div(g.seqlen_k, block);
+    return block_begin(end - local, block);
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    const uint32 bits = keys.below(block_begin(sink, block)) | ~keys.below(local_begin(g, q));
+    return causal ? bits & keys.below(g.diagonal(q) + 1) : bits;
+  }
+
+  GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
+    const int sink_end = block_begin(sink, block);
+    const int last_hole_end = local_begin(g, rows.end - 1);
+    const int hole = max(k, sink_end);  // rows after the first have the same hole or a longer one
+    const int hidden = hole < last_hole_end ? hole : kNoUpperBound;
+    if (!causal) {
+      return {k < sink_end ? k : max(k, last_hole_end), hidden};
+    }
+    NextKeys next{kNoUpperBound, min(hidden, max(k, g.diagonal(rows.begin) + 1))};
+    const int first_row =
+        max(rows.begin, k - g.diagonal(0));  // that sees k if causality alone counts
+    if (first_row >= rows.end) return next;
+    if (k < sink_end) return {k, next.hidden};
+    // Its block's last row sees most of what the block's rows see. Where the local blocks of a
+    // whole block begin, its last row stands or is beyond, so that no later block of rows sees
+    // less.
+    const int last_row = min((first_row / block + 1) * block, rows.end) - 1;
+    const int first_key = max(k, local_begin(g, first_row));
+    if (first_key <= g.diagonal(last_row)) next.visible = first_key;
+    return next;
+  }
+};
+
+// Blocks at regular distances and a band of blocks about the row's own (S2-Attention). With
+// i = p / block and j = k / block, rounding down, a row sees block j where -right < i - j < left,
+// or where (j + h * step + offset) % stride == 0, or all in the last dense_heads heads.
+//   local      (left, right)
+//   h, heads   counts the model's query heads or its key/value heads; homo: h is 0
+//   step       by itself max(1, stride / query heads)
+//   relative   outside the band, its edge's distance from j must be a multiple of stride
+//   ranges     instead of a band: pairs (end, stride); the first with i - j < end decides
+struct Strided : KeySearch<Strided> {
+  // A block's number, below 2^30, a range's end, an offset and a head's shift, which is below 2^16
+  // times a step, fit an int together.
+  static constexpr int kMaxStride = 1 << 12;
+  static constexpr int kMaxBlocks = kMaxNumber / 2;
+  static constexpr AtomInfo kInfo{
+      "strided",
+      "Strided",
+      {{.name = "local", .kind = ParamKind::pair, .fallback = -1},
+       {.name = "stride", .least = 1, .most = kMaxStride, .fallback = 0},
+       {.name = "block", .least = 1},
+       {.name = "offset", .least = -kMaxBlocks, .most = kMaxBlocks, .fallback = 0},
+       {.name = "heads", .kind = ParamKind::choice, .fallback = 0, .choices = "q|kv"},
+       {.name = "step", .least = -kMaxStride, .most = kMaxStride, .fallback = kAutomatic},
+       {.name = "homo", .kind = ParamKind::boolean, .fallback = 0},
+       {.name = "dense_heads", .fallback = 0},
+       {.name = "relative", .kind = ParamKind::boolean, .fallback = 0},
+       {.name = "ranges",
+        .kind = ParamKind::pieces,
+        .least = 1,
+        .most = kMaxStride,
+        .fallback = 0}}};
+  enum Number {
+    kLeft,
+    kRight,
+    kStride,
+    kBlock,
+    kOffset,
+    kHeads,
+    kStep,
+    kHomo,
+    kDenseHeads,
+    kRelative,
+    kRanges
+  };
+
+  const int* numbers;
+  GIRIH_HD explicit Strided(const int* list) : numbers(list) {}
+
+  GIRIH_HD static constexpr const char* conflict(const int* n) {
+    const bool ranges = n[kRanges + 1] > 0;
+    if (ranges && (n[kLeft] >= 0 || n[kStride] > 0)) return "ranges replace local and stride";
+    if (ranges && n[kRelative]) return "relative goes with local and stride, not with ranges";
+    if (!ranges && n[kLeft] < 0) return "local is missing: give local and stride, or ranges";
+    if (!ranges && n[kStride] < 1) return "stride is missing: give local and stride, or ranges";
+    if (n[kHomo] && n[kStep] != kAutomatic) return "homo heads are all alike: they have no step";
+    if (n[kHomo] && n[kDenseHeads] > 0) return "homo heads are all alike: none can be dense";
+    if (!n[kRelative]) return nullptr;
+    if (n[kLeft] + n[kRight] == 0) return "relative needs a local block on one side at least";
+    if (n[kOffset] != 0 || n[kStep] != kAutomatic || n[kHomo]) {
+      return "relative has neither offset nor step nor homo: it does not depend on the head";
+    }
+    return nullptr;
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    const int block = numbers[kBlock];
+    const int i = floor_div(q + g.q_start, block);
+    int j = static_cast<uint32>(keys.first_key + g.k_start) / block;
+    int end = (j + 1) * block - g.k_start;  // of block j
+    uint32 bits = 0;
+    for (uint32 earlier = 0; earlier != ~0u; ++j, end += block) {
+      const uint32 up_to_end = keys.below(end);
+      const Rule rule = this->rule(g, rule_for(i - j));
+      const int number = numbers[kRelative] ? i - j : j;
+      if (floor_mod(number + rule.shift, rule.stride) == 0) bits |= up_to_end & ~earlier;
+      earlier = up_to_end;
+    }
+    return bits;
+  }
+
+  GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
+    const int block = numbers[kBlock];
+    const int first_row = floor_div(rows.begin + g.q_start, block);
+    const int last_row = floor_div(rows.end - 1 + g.q_start, block);
+    const int from = static_cast<uint32>(k + g.k_start) / block;
+    Next next{kNoUpperBound, kNoUpperBound};
+    int begin = kNoLowerBound;
+    for (int index = 0; begin != kNoUpperBound; ++index) {
+      const Rule rule = this->rule(g, index);
+      if (begin < rule.end) {
+        if (numbers[kRelative]) {
+          rule.search_diagonals(begin, first_row, last_row, from, next);
+        } else {
+          rule.search_columns(begin, first_row, last_row, from, next);
+        }
+        begin = rule.end;
+      }
+    }
+    return {max(k, block_begin(next.visible, block) - g.k_start),
+            max(k, block_begin(next.hidden, block) - g.k_start)};
+  }
+
+  // Whether the heads of two geometries see the same.
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    for (int index = 0;; ++index) {
+      const Rule of_a = rule(a, index), of_b = rule(b, index);
+      if (of_a.end != of_b.end || of_a.stride != of_b.stride ||
+          floor_mod(of_a.shift - of_b.shift, of_a.stride) != 0) {
+        return false;
+      }
+      if (of_a.end == kNoUpperBound) return true;
+    }
+  }
+
+ private:
+  struct Next {  // blocks of keys
+    int visible;
+    int hidden;
+  };
+
+  // What holds for distances i - j below `end`, from the previous rule's end on: visible where
+  // stride divides j + shift, or, under relative, i - j + shift.
+  struct Rule {
+    int end;
+    int stride;
+    int shift;
+
+    GIRIH_HD void search_columns(int begin, int first_row, int last_row, int from,
+                                 Next& next) const {
+      const int lowest = end == kNoUpperBound ? from : max(from, first_row - end + 1);
+      const int highest = begin == kNoLowerBound ? kNoUpperBound - 1 : last_row - begin;
+      if (lowest > highest) return;
+      const int beyond = floor_mod(lowest + shift, stride);
+      const int visible = beyond == 0 ? lowest : lowest + stride - beyond;
+      const int hidden = beyond == 0 ? lowest + 1 : lowest;
+      if (visible <= highest) next.visible = min(next.visible, visible);
+      if (stride > 1 && hidden <= highest) next.hidden = min(next.hidden, hidden);
+    }
+
+    GIRIH_HD void search_diagonals(int begin, int first_row, int last_row, int from,
+                                   Next& next) const {
+      const int farthest = min(last_row - from, end - 1);
+      if (farthest < begin) return;
+      const int beyond = floor_mod(farthest + shift, stride);
+      const int visible = farthest - beyond;
+      const int hidden = beyond == 0 ? farthest - 1 : farthest;
+      if (visible >= begin) next.visible = min(next.visible, max(from, first_row - visible));
+      if (stride > 1 && hidden >= begin)
+        next.hidden = min(next.hidden, max(from, first_row - hidden));
+    }
+  };
+
+  GIRIH_HD bool has_ranges() const { return numbers[kRanges + 1] > 0; }
+
+  // Where rules end: the ranges, or what lies ahead of the band, the band, and what lies behind.
+  GIRIH_HD int end_of_rule(int index) const {
+    if (!has_ranges()) {
+      return index == 0 ? 1 - numbers[kRight] : index == 1 ? numbers[kLeft] : kNoUpperBound;
+    }
+    const int end = numbers[kRanges + 2 * index];
+    return end == kMaxNumber ? kNoUpperBound : end;
+  }
+
+  GIRIH_HD int rule_for(int distance) const {
+    int index = 0;
+    while (distance >= end_of_rule(index)) ++index;
+    return index;
+  }
+
+  GIRIH_HD Rule rule(const Geometry& g, int index) const {
+    const bool kv = numbers[kHeads] != 0;
+    const int h = numbers[kHomo] ? 0 : kv ? g.head_kv : g.head;
+    const int64 queries = kv ? g.group_size : 1;  // query heads to one that is counted
+    if ((h + int64{numbers[kDenseHeads]}) * queries >= g.num_heads) return {kNoUpperBound, 1, 0};
+
+    const int end = end_of_rule(index);
+    if (!has_ranges() && index == 1) return {end, 1, 0};
+    const int stride = has_ranges() ? numbers[kRanges + 2 * index + 1] : numbers[kStride];
+    if (numbers[kRelative]) {
+      return {end, stride, index == 0 ? numbers[kRight] - 1 : 1 - numbers[kLeft]};
+    }
+    const int step = numbers[kStep] == kAutomatic ? max(1, stride / g.num_heads) : numbers[kStep];
+    return {end, stride, h * step + numbers[kOffset]};
+  }
+};
+
+// --- Run-time data ------------------------------------------------------------------------------
+
+// The bit of a block mask that the row's and the key's block have. Blocks are those of the
+// sequence's own rows and keys, wherever a launch puts them.
+struct Blocks : KeySearch<Blocks> {
+  static constexpr AtomInfo kInfo{"blocks",
+                                  "Blocks",
+                                  {{.name = "input", .kind = ParamKind::input},
+                                   {.name = "q", .least = 16, .most = 128},
+                                   {.name = "kv", .least = 16, .most = 128}}};
+  int slot, q_block, kv_block;
+  GIRIH_HD explicit Blocks(const int* numbers)
+      : slot(numbers[0]), q_block(numbers[1]), kv_block(numbers[2]) {}
+
+  GIRIH_HD static constexpr const char* conflict(const int* numbers) {
+    const int q = numbers[1], kv = numbers[2];
+    const bool powers_of_2 = (q & (q - 1)) == 0 && (kv & (kv - 1)) == 0;
+    return powers_of_2 ? nullptr : "q and kv must be 16, 32, 64 or 128";
+  }
+
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    return a.inputs[slot].plane(a.batch, a.local_head) ==
+           b.inputs[slot].plane(b.batch, b.local_head);
+  }
+
+  GIRIH_HD BitRows bit_rows(const Geometry& g, QueryRows rows) const {
+    const InputView& view = g.inputs[slot];
+    const int first = rows.begin / q_block;
+    const int last = (rows.end - 1) / q_block;
+    return {view.plane(g.batch, g.local_head) + int64{first} * view.row_stride, view.row_stride,
+            last - first + 1, ceil_div(g.seqlen_k, kv_block)};
+  }
+
+  GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
+    const BitRows::Next next = bit_rows(g, rows).next(k / kv_block);
+    return {next.set == BitRows::kNone ? kNoUpperBound : max(k, next.set * kv_block),
+            next.clear == BitRows::kNone ? kNoUpperBound : max(k, next.clear * kv_block)};
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    if (q >= g.seqlen_q) return 0;  // there is no such row of bits
+    const BitRows row = bit_rows(g, {q, q + 1});
+    uint32 bits = 0;
+    GIRIH_ROLLED
+    for (int k = keys.first_key; k < min(keys.first_key + 32, g.seqlen_k);) {
+      const int column = k / kv_block;
+      const int end = (column + 1) * kv_block;
+      if (row.contains(column)) bits |= keys.below(end) & ~keys.below(k);
+      k = end;
+    }
+    return bits;
+  }
+};
+
+#define GIRIH_ATOMS(X) \
+  X(Dense)             \
+  X(Causal)            \
+  X(Window)            \
+  X(Sink)              \
+  X(LastKeys)          \
+  X(FirstQueries)      \
+  X(LastQueries)       \
+  X(Queries)           \
+  X(Keys)              \
+  X(Chunk)             \
+  X(BlockWindow)       \
+  X(BlockStreaming)    \
+  X(Strided)           \
+  X(Blocks)
 
 // An atom from its numbers.
 template <class Atom>
 GIRIH_HD Atom make_atom(const int* numbers) {
-  if constexpr (Atom::kInfo.num_params == 0) return Atom();
-  if constexpr (Atom::kInfo.num_params == 1) return Atom(numbers[0]);
-  if constexpr (Atom::kInfo.num_params == 2) return Atom(numbers[0], numbers[1]);
+  if constexpr (Atom::kInfo.num_numbers() == 0) {
+    return Atom();
+  } else {
+    return Atom(numbers);
+  }
 }
 
 }  // namespace girih

@@ -1,8 +1,8 @@
-// Coordinates of one sequence's attention matrix, and the vocabulary of masks: spans of keys, and
-// runs of key tiles.
+// Coordinates of one sequence's attention matrix, and the vocabulary of masks: spans of keys, words
+// of bits, and runs of key tiles.
 #pragma once
 
-#include "girih/shared/platform.cuh"
+#include "girih/shared/inputs.cuh"
 
 namespace girih {
 
@@ -10,13 +10,36 @@ namespace girih {
 // of them fit an int.
 constexpr int kMaxNumber = 1 << 29;
 
+// Rounds down, also below zero; b > 0.
+GIRIH_HD constexpr int floor_div(int a, int b) { return a / b - (a % b < 0 ? 1 : 0); }
+GIRIH_HD constexpr int floor_mod(int a, int b) { return a % b + (a % b < 0 ? b : 0); }
+
+// Where a block of positions begins, kept within what no position reaches.
+GIRIH_HD constexpr int block_begin(int index, int block) {
+  const int64 position = static_cast<int64>(index) * block;
+  constexpr int kMost = 3 * kMaxNumber;
+  return position < -kMost ? -kMost : position > kMost ? kMost : static_cast<int>(position);
+}
+
 // Query rows q in [0, seqlen_q), keys k in [0, seqlen_k). A row's position is p = q + q_start, a
 // key's is k + k_start; bottom-right alignment is q_start = k_start + seqlen_k - seqlen_q.
+// k_start is not negative, hence no key's position is.
 struct Geometry {
   int seqlen_q = 0;
   int seqlen_k = 0;
   int q_start = 0;
   int k_start = 0;
+
+  int head = 0;        // the query head, counted over the whole model
+  int head_kv = 0;     // its key/value head, likewise
+  int group_size = 1;  // query heads for each key/value head
+  int num_heads = 1;   // query heads of the whole model
+
+  // Run-time inputs of the pattern, by slot, and whose data of them to read: the sequence's and
+  // that of a query head of this launch.
+  const InputView* inputs = nullptr;
+  int batch = 0;
+  int local_head = 0;
 
   // The key index at a row's own position; may be negative or beyond the last key.
   GIRIH_HD int diagonal(int q) const { return q + q_start - k_start; }
@@ -31,7 +54,20 @@ struct Span {
 constexpr int kNoLowerBound = -2147483647 - 1;
 constexpr int kNoUpperBound = 2147483647;
 constexpr Span kEveryKey{kNoLowerBound, kNoUpperBound};
-constexpr Span kNoKey{0, 0};
+
+// 32 consecutive keys of a row as a word: bit i is key first_key + i.
+struct KeyWord {
+  int first_key;
+
+  // Bits of the keys below a bound.
+  GIRIH_HD uint32 below(int bound) const {
+    const int count = bound - first_key;
+    return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u;
+  }
+  GIRIH_HD uint32 inside(Span span, int seqlen_k) const {  // clipped first: bounds may be extreme
+    return below(min(span.hi, seqlen_k)) & ~below(max(span.lo, 0));
+  }
+};
 
 // The existing rows [begin, end) of a query tile; never empty.
 struct QueryRows {

@@ -29,10 +29,11 @@ struct FwdParams {
   const int* seqused_k;     // [batch]
   const int* leftpad_k;     // [batch]
 
-  Geometry geometry;  // of every sequence; the longest lengths where the arrays shorten some
+  // Of every sequence, in the first of these heads; the longest lengths where the arrays shorten
+  // some.
+  Geometry geometry;
   bool bottom_right;  // each sequence's q_start follows from its lengths
   int num_heads;
-  int group_size;  // num_heads / num_heads_kv
 
   float softmax_scale;
   float softmax_scale_log2;  // softmax_scale * log2(e)

@@ -2,10 +2,13 @@
 // and include nothing outside this folder.
 #pragma once
 
+// GIRIH_ROLLED stands before a loop whose copies would cost more registers than they save time.
 #ifdef __CUDACC__
 #define GIRIH_HD __host__ __device__ __forceinline__
+#define GIRIH_ROLLED _Pragma("unroll 1")
 #else
 #define GIRIH_HD inline
+#define GIRIH_ROLLED
 #endif
 
 namespace girih {

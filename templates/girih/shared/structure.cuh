@@ -9,29 +9,42 @@
 
 namespace girih {
 
-// 32 consecutive keys of a row as a word: bit i is key first_key + i.
-struct KeyWord {
-  int first_key;
-
-  // Bits of the keys below a bound.
-  GIRIH_HD uint32 below(int bound) const {
-    const int count = bound - first_key;
-    return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u;
-  }
-  GIRIH_HD uint32 inside(Span span, int seqlen_k) const {  // clipped first: bounds may be extreme
-    return below(min(span.hi, seqlen_k)) & ~below(max(span.lo, 0));
-  }
-};
-
-template <class Atom>
+// Bit i of kFromInputs says that number i is the slot of a run-time input that holds the number,
+// one for all or one for each sequence and head.
+template <class Atom, uint32 kFromInputs = 0>
 struct Leaf {
-  static constexpr int kNumNumbers = Atom::kInfo.num_params;
+  static constexpr int kNumNumbers = Atom::kInfo.num_numbers();
   GIRIH_HD static Run seek(const int* numbers, const Geometry& g, QueryRows rows, KeyTiles tiles,
                            int n) {
-    return make_atom<Atom>(numbers).seek(g, rows, tiles, n);
+    return atom(numbers, g).seek(g, rows, tiles, n);
   }
   GIRIH_HD static uint32 row_bits(const int* numbers, const Geometry& g, int q, KeyWord keys) {
-    return keys.inside(make_atom<Atom>(numbers).span(g, q), g.seqlen_k);
+    return atom(numbers, g).row_bits(g, q, keys);
+  }
+
+ private:
+  GIRIH_HD static Atom atom(const int* numbers, const Geometry& g) {
+    if constexpr (kFromInputs == 0) {
+      return make_atom<Atom>(numbers);
+    } else {
+      int own[kNumNumbers];
+      read<0>(numbers, g, own);
+      return make_atom<Atom>(own);
+    }
+  }
+
+  // What lies out of bounds counts as the nearest bound.
+  template <int i>
+  GIRIH_HD static void read(const int* numbers, const Geometry& g, int* own) {
+    if constexpr (i < kNumNumbers) {
+      own[i] = numbers[i];
+      if constexpr ((kFromInputs >> i & 1) != 0) {
+        constexpr AtomParam kParam = Atom::kInfo.params[i];
+        const int value = static_cast<int>(*g.inputs[numbers[i]].plane(g.batch, g.local_head));
+        own[i] = min(max(value, kParam.least), kParam.most);
+      }
+      read<i + 1>(numbers, g, own);
+    }
   }
 };
 

@@ -1,0 +1,90 @@
+// Run-time data of patterns: device memory that a launch hands over under the names that the
+// pattern's text uses. Nothing is copied to the host, and nothing is waited for.
+//
+//   attention({.q = q, .k = k, .v = v, .out = out,
+//              .inputs = {{"m", girih::BlockMask{.data = mask, .num_q_blocks = 64, ...}}}});
+//
+// Extents: `batch` is the number of sequences, or 1 where all share; `heads` is the launch's
+// num_heads, its num_heads_kv, or 1 where all share. Query block i holds the rows [i * q, i * q +
+// q) of a sequence, counted from its own first row, key block j its keys likewise: with blocks(m,
+// q=128, kv=64), num_q_blocks = ceil(seqlen_q / 128) and num_kv_blocks = ceil(seqlen_k / 64), or
+// more.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+
+namespace girih {
+
+/// What a pattern wants under a name; see Pattern::inputs().
+struct InputInfo {
+  enum class Kind : std::uint8_t {
+    blocks,  ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,  ///< HeadNumbers
+  };
+  std::string name;
+  Kind kind = Kind::number;
+  int q_block_size = 0;  ///< tokens; of blocks
+  int kv_block_size = 0;
+
+  /// Type and shape in words, for messages.
+  std::string description() const;
+  friend bool operator==(const InputInfo&, const InputInfo&) = default;
+};
+
+/// Visible blocks as compressed rows (CSR), device int32. Row i of plane (b, h) holds the key
+/// blocks kv_block_indices[kv_block_indptr[b, h, i]] up to, without it, that of [b, h, i + 1], in
+/// any order; indices outside 0 to num_kv_blocks - 1 are ignored.
+struct BlockList {
+  const std::int32_t* kv_block_indptr = nullptr;   ///< contiguous [batch, heads, num_q_blocks + 1]
+  const std::int32_t* kv_block_indices = nullptr;  ///< contiguous [num_indices]
+  std::int64_t num_indices = 0;                    ///< nothing is read from there on
+  /// 0: indptr counts from the first index of all; else each plane's counts from its own, so many
+  /// after the previous plane's.
+  std::int64_t plane_stride = 0;
+  int batch = 1, heads = 1;
+  int num_q_blocks = 0, num_kv_blocks = 0;
+};
+
+/// Visible blocks as padded rows, device int32: row i of plane (b, h) holds the first
+/// kv_num_blocks[b, h, i] of kv_block_indices[b, h, i, :], in any order (FlexAttention's BlockMask,
+/// MInference); indices outside 0 to num_kv_blocks - 1 are ignored.
+struct BlockTable {
+  const std::int32_t* kv_num_blocks = nullptr;     ///< contiguous [batch, heads, num_q_blocks]
+  const std::int32_t* kv_block_indices = nullptr;  ///< contiguous, each row row_capacity long
+  int row_capacity = 0;
+  int batch = 1, heads = 1;
+  int num_q_blocks = 0, num_kv_blocks = 0;
+};
+
+/// One byte for each block, not 0 where it is visible: torch.bool or uint8.
+struct BlockMask {
+  const void* data = nullptr;  ///< [batch, heads, num_q_blocks, num_kv_blocks], the last contiguous
+  std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;  ///< all 0: contiguous
+  int batch = 1, heads = 1;
+  int num_q_blocks = 0, num_kv_blocks = 0;
+};
+
+/// One bit for each block: bit j % 32 of a row's word j / 32. Used where it lies, without a copy.
+struct BlockBits {
+  const std::uint32_t* data = nullptr;  ///< [batch, heads, num_q_blocks, words], last contiguous
+  std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;  ///< words; all 0: contiguous
+  int batch = 1, heads = 1;
+  int num_q_blocks = 0, num_kv_blocks = 0;  ///< a row has ceil(num_kv_blocks / 32) words
+};
+
+/// Numbers of an atom (`sink($n)`), device int32, contiguous [batch, heads]. What the atom cannot
+/// take counts as the nearest number that it can.
+struct HeadNumbers {
+  const std::int32_t* data = nullptr;
+  int batch = 1, heads = 1;
+};
+
+/// One input of a launch.
+struct Input {
+  std::string name;
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers> data;
+};
+
+}  // namespace girih

@@ -1,0 +1,247 @@
+#include "runtime/inputs.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "girih/error.hpp"
+#include "girih/shared/geometry.cuh"
+
+namespace girih::runtime {
+namespace {
+
+constexpr std::size_t kAlignment = 256;                    // of each input's part of the workspace
+constexpr std::int64_t kMaxWords = std::int64_t{1} << 40;  // of an input: sums cannot overflow
+
+[[noreturn]] void refuse(const std::string& message) {
+  throw Error(Errc::invalid_argument, message);
+}
+
+std::string names_of(std::span<const InputInfo> wanted) {
+  std::string names;
+  for (const InputInfo& input : wanted) names += (names.empty() ? "" : ", ") + input.name;
+  return names;
+}
+
+// Checks and lays out one input.
+class InputPlanner {
+ public:
+  InputPlanner(const InputInfo& wanted, int index, const InputExtents& extents, char* workspace,
+               InputPlan& plan)
+      : wanted_(wanted), index_(index), extents_(extents), workspace_(workspace), plan_(plan) {}
+
+  void operator()(const BlockList& list) {
+    check_blocks(list);
+    check_pointer("kv_block_indptr", list.kv_block_indptr, 4);
+    if (list.num_indices < 0) fail("num_indices", list.num_indices, "0 or more");
+    if (list.num_indices > 0) check_pointer("kv_block_indices", list.kv_block_indices, 4);
+    if (list.plane_stride < 0) fail("plane_stride", list.plane_stride, "0 or more");
+    BuildListsParams params{};
+    params.indptr = list.kv_block_indptr;
+    params.indices = list.kv_block_indices;
+    params.num_indices = list.num_indices;
+    params.plane_stride = list.plane_stride;
+    build(list, params);
+  }
+
+  void operator()(const BlockTable& table) {
+    check_blocks(table);
+    check_pointer("kv_num_blocks", table.kv_num_blocks, 4);
+    if (table.row_capacity < 0) fail("row_capacity", table.row_capacity, "0 or more");
+    if (table.row_capacity > 0) check_pointer("kv_block_indices", table.kv_block_indices, 4);
+    BuildListsParams params{};
+    params.counts = table.kv_num_blocks;
+    params.indices = table.kv_block_indices;
+    params.row_capacity = table.row_capacity;
+    build(table, params);
+  }
+
+  void operator()(const BlockMask& mask) {
+    check_blocks(mask);
+    check_pointer("data", mask.data, 1);
+    const Steps steps = steps_of(mask, mask.num_kv_blocks);
+    BuildListsParams params{};
+    params.mask = static_cast<const unsigned char*>(mask.data);
+    params.batch_stride = steps.batch;
+    params.plane_stride = steps.head;
+    params.row_stride = steps.row;
+    build(mask, params);
+  }
+
+  void operator()(const BlockBits& bits) {
+    check_blocks(bits);
+    check_pointer("data", bits.data, 4);
+    const Steps steps = steps_of(bits, ceil_div(bits.num_kv_blocks, 32));
+    if (steps.row > kMaxNumber)
+      fail("row_stride", steps.row, fmt::format("at most {}", kMaxNumber));
+    InputView& view = plan_.views[index_];
+    view.data = bits.data;
+    view.batch_stride = bits.batch == 1 ? 0 : steps.batch;
+    view.head_stride = steps.head;
+    view.row_stride = static_cast<int>(steps.row);
+    view.heads_per_plane = extents_.num_heads / bits.heads;
+  }
+
+  void operator()(const HeadNumbers& numbers) {
+    if (wanted_.kind != InputInfo::Kind::number) wrong_kind("numbers");
+    check_extents(numbers.batch, numbers.heads);
+    check_pointer("data", numbers.data, 4);
+    InputView& view = plan_.views[index_];
+    view.data = reinterpret_cast<const uint32*>(numbers.data);
+    view.batch_stride = numbers.batch == 1 ? 0 : numbers.heads;
+    view.head_stride = 1;
+    view.heads_per_plane = extents_.num_heads / numbers.heads;
+  }
+
+ private:
+  struct Steps {
+    std::int64_t batch, head, row;
+  };
+
+  [[noreturn]] void fail(const char* what, std::int64_t value, const std::string& expected) const {
+    refuse(fmt::format("the input '{}' has {} {}: it must be {}", wanted_.name, what, value,
+                       expected));
+  }
+
+  [[noreturn]] void wrong_kind(const char* given) const {
+    refuse(fmt::format("the input '{}' was given {}, but the pattern wants {}", wanted_.name, given,
+                       wanted_.description()));
+  }
+
+  // A launch without elements reads nothing.
+  bool reads_nothing() const {
+    return extents_.batch == 0 || extents_.seqlen_q == 0 || extents_.seqlen_k == 0;
+  }
+
+  void check_pointer(const char* what, const void* pointer, std::uintptr_t alignment) const {
+    if (reads_nothing()) return;
+    if (pointer == nullptr) refuse(fmt::format("the input '{}' has no {}", wanted_.name, what));
+    if (reinterpret_cast<std::uintptr_t>(pointer) % alignment != 0) {
+      refuse(fmt::format("the input '{}' has its {} at {}, which is not aligned to {} bytes",
+                         wanted_.name, what, pointer, alignment));
+    }
+  }
+
+  void check_extents(int batch, int heads) const {
+    if (batch != 1 && batch != extents_.batch) {
+      fail("batch", batch,
+           fmt::format("1, for all to share it, or the number of sequences, {}", extents_.batch));
+    }
+    if (heads != 1 && heads != extents_.num_heads_kv && heads != extents_.num_heads) {
+      fail("heads", heads,
+           extents_.num_heads_kv == extents_.num_heads
+               ? fmt::format("1, for all to share it, or {}", extents_.num_heads)
+               : fmt::format("1, for all to share it, {} or {}", extents_.num_heads_kv,
+                             extents_.num_heads));
+    }
+  }
+
+  void check_covers(const char* what, int num_blocks, int block_size, const char* length_name,
+                    int length) const {
+    if (num_blocks >= ceil_div(length, block_size) && num_blocks <= kMaxNumber) return;
+    fail(what, num_blocks,
+         fmt::format("at least {}, for {} {} in blocks of {}, and at most {}",
+                     ceil_div(length, block_size), length_name, length, block_size, kMaxNumber));
+  }
+
+  template <class BlockData>
+  void check_blocks(const BlockData& blocks) const {
+    if (wanted_.kind != InputInfo::Kind::blocks) wrong_kind("blocks");
+    check_extents(blocks.batch, blocks.heads);
+    check_covers("num_q_blocks", blocks.num_q_blocks, wanted_.q_block_size, "seqlen_q",
+                 extents_.seqlen_q);
+    check_covers("num_kv_blocks", blocks.num_kv_blocks, wanted_.kv_block_size, "seqlen_k",
+                 extents_.seqlen_k);
+  }
+
+  template <class BlockData>
+  Steps steps_of(const BlockData& blocks, std::int64_t row_length) const {
+    if (blocks.batch_stride == 0 && blocks.head_stride == 0 && blocks.row_stride == 0) {
+      const std::int64_t plane = blocks.num_q_blocks * row_length;
+      return {blocks.heads * plane, plane, row_length};
+    }
+    const std::pair<const char*, std::int64_t> strides[] = {{"batch_stride", blocks.batch_stride},
+                                                            {"head_stride", blocks.head_stride},
+                                                            {"row_stride", blocks.row_stride}};
+    for (const auto& [name, stride] : strides) {
+      if (stride < 0) fail(name, stride, "0 or more");
+    }
+    return {blocks.batch_stride, blocks.head_stride, blocks.row_stride};
+  }
+
+  // Gives the bits of a list or byte mask their place in the workspace.
+  template <class BlockData>
+  void build(const BlockData& blocks, BuildListsParams params) {
+    if (reads_nothing()) return;
+    if (plan_.num_builds == 0) plan_.workspace_bytes = kAlignment;  // holds the ignored counts
+    const std::size_t offset = plan_.workspace_bytes;
+    params.planes_per_batch = blocks.heads;
+    params.num_planes = blocks.batch * blocks.heads;
+    params.num_rows = blocks.num_q_blocks;
+    params.num_columns = blocks.num_kv_blocks;
+    params.words_per_row = ceil_div(blocks.num_kv_blocks, 32);
+    params.bits = workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
+    const std::int64_t plane = std::int64_t{params.num_rows} * params.words_per_row;
+    if (plane > kMaxWords / params.num_planes) {
+      refuse(
+          fmt::format("the input '{}' has {} planes of {} x {} blocks: their bits would take more "
+                      "than {} bytes of workspace",
+                      wanted_.name, params.num_planes, params.num_rows, params.num_columns,
+                      kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+    }
+    const std::size_t bytes = static_cast<std::size_t>(params.num_planes * plane) * sizeof(uint32);
+    plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+
+    InputView& view = plan_.views[index_];
+    view.data = params.bits;
+    view.batch_stride = blocks.batch == 1 ? 0 : blocks.heads * plane;
+    view.head_stride = plane;
+    view.row_stride = params.words_per_row;
+    view.heads_per_plane = extents_.num_heads / blocks.heads;
+    plan_.build_input[plan_.num_builds] = index_;
+    plan_.builds[plan_.num_builds++] = params;
+  }
+
+  const InputInfo& wanted_;
+  int index_;
+  const InputExtents& extents_;
+  char* workspace_;
+  InputPlan& plan_;
+};
+static_assert(kIgnoredCountsBytes <= kAlignment);
+
+}  // namespace
+
+InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
+                      const InputExtents& extents, void* workspace) {
+  InputPlan plan{};
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    const auto same_name = [&](const auto& input) { return input.name == given[i].name; };
+    if (std::none_of(wanted.begin(), wanted.end(), same_name)) {
+      refuse(fmt::format("there is no input {}: {}", pattern::quote(given[i].name),
+                         wanted.empty() ? "the pattern has none"
+                                        : "the pattern's inputs are " + names_of(wanted)));
+    }
+    if (std::any_of(given.begin(), given.begin() + static_cast<std::ptrdiff_t>(i), same_name)) {
+      refuse(fmt::format("the input '{}' is given twice", given[i].name));
+    }
+  }
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const auto found = std::find_if(given.begin(), given.end(), [&](const Input& input) {
+      return input.name == wanted[i].name;
+    });
+    if (found == given.end()) {
+      refuse(fmt::format("the input '{}' is missing: the pattern wants {}", wanted[i].name,
+                         wanted[i].description()));
+    }
+    std::visit(
+        InputPlanner(wanted[i], static_cast<int>(i), extents, static_cast<char*>(workspace), plan),
+        found->data);
+  }
+  return plan;
+}
+
+}  // namespace girih::runtime

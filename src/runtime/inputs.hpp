@@ -1,0 +1,43 @@
+// Run-time inputs of a launch: checked against what the pattern wants, and turned into the views
+// that its kernel reads and the work of `girih_build_lists` that some of them need first.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "girih/build_lists.cuh"
+#include "girih/inputs.hpp"
+#include "girih/problem.hpp"
+#include "pattern/atoms.hpp"
+
+namespace girih::runtime {
+
+/// What the inputs are for.
+struct InputExtents {
+  int num_heads = 0;
+  int num_heads_kv = 0;
+  int batch = 0;
+  int seqlen_q = 0;  ///< of the longest sequence
+  int seqlen_k = 0;
+};
+
+/// In the order of what the pattern wants; formats text only when it throws.
+struct InputPlan {
+  std::array<InputView, pattern::kMaxInputs> views;
+  std::array<BuildListsParams, pattern::kMaxInputs> builds;  ///< of lists and byte masks
+  std::array<int, pattern::kMaxInputs> build_input;          ///< which input each is for
+  int num_builds = 0;
+  std::size_t workspace_bytes = 0;
+};
+
+/// The start of a workspace: for each input, how many of its entries were ignored.
+constexpr std::size_t kIgnoredCountsBytes = pattern::kMaxInputs * sizeof(int);
+
+/// @param workspace where the bits of lists go; may be null when only the size is asked for.
+/// @throws Error invalid_argument naming the input, the value and what it should be.
+InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
+                      const InputExtents& extents, void* workspace);
+
+}  // namespace girih::runtime

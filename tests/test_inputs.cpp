@@ -1,0 +1,419 @@
+// Run-time inputs of a launch: what a kernel is handed for each form, where bits go in the
+// workspace, and every refusal.
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "girih/error.hpp"
+#include "girih/pattern.hpp"
+#include "runtime/inputs.hpp"
+
+using namespace girih;
+using runtime::InputExtents;
+using runtime::InputPlan;
+
+namespace {
+
+// Device memory that is never touched.
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+void* const kWorkspace = at<void>(1 << 20);
+
+constexpr InputExtents kExtents{
+    .num_heads = 8, .num_heads_kv = 2, .batch = 3, .seqlen_q = 1000, .seqlen_k = 2000};
+
+// 128 x 64: 8 rows of 32 blocks cover the sequences, one word a row.
+const std::string kPattern = "causal & blocks(m, q=128, kv=64)";
+
+InputPlan plan_for(const std::string& pattern, const std::vector<Input>& given,
+                   const InputExtents& extents = kExtents, void* workspace = kWorkspace) {
+  return runtime::plan_inputs(Pattern::parse(pattern).inputs(), given, extents, workspace);
+}
+
+template <class Data>
+InputPlan plan_with(const Data& data, const InputExtents& extents = kExtents) {
+  return plan_for(kPattern, {{"m", data}}, extents);
+}
+
+std::string refusal_of(const std::string& pattern, const std::vector<Input>& given,
+                       const InputExtents& extents = kExtents) {
+  try {
+    plan_for(pattern, given, extents);
+  } catch (const Error& error) {
+    CHECK(error.code() == Errc::invalid_argument);
+    return error.what();
+  }
+  return "(accepted)";
+}
+
+template <class Data>
+std::string refusal(const Data& data, const InputExtents& extents = kExtents) {
+  return refusal_of(kPattern, {{"m", data}}, extents);
+}
+
+BlockList list() {
+  return {.kv_block_indptr = at<std::int32_t>(0x1000),
+          .kv_block_indices = at<std::int32_t>(0x2000),
+          .num_indices = 77,
+          .batch = 3,
+          .heads = 8,
+          .num_q_blocks = 8,
+          .num_kv_blocks = 32};
+}
+
+BlockTable table() {
+  return {.kv_num_blocks = at<std::int32_t>(0x1000),
+          .kv_block_indices = at<std::int32_t>(0x2000),
+          .row_capacity = 5,
+          .batch = 3,
+          .heads = 8,
+          .num_q_blocks = 8,
+          .num_kv_blocks = 32};
+}
+
+BlockMask mask() {
+  return {.data = at<void>(0x1001), .batch = 3, .heads = 8, .num_q_blocks = 8, .num_kv_blocks = 32};
+}
+
+BlockBits bits() {
+  return {.data = at<std::uint32_t>(0x1004),
+          .batch = 3,
+          .heads = 8,
+          .num_q_blocks = 8,
+          .num_kv_blocks = 32};
+}
+
+HeadNumbers numbers() { return {.data = at<std::int32_t>(0x1000), .batch = 3, .heads = 8}; }
+
+template <class Data, class Change>
+Data changed(Data data, Change&& change) {
+  change(data);
+  return data;
+}
+
+// The strides of a view count words.
+void check_view(const InputView& view, const void* data, std::int64_t batch_stride,
+                std::int64_t head_stride, int row_stride, int heads_per_plane) {
+  CHECK(view.data == data);
+  CHECK(view.batch_stride == batch_stride);
+  CHECK(view.head_stride == head_stride);
+  CHECK(view.row_stride == row_stride);
+  CHECK(view.heads_per_plane == heads_per_plane);
+}
+
+char* in_workspace(std::size_t offset) { return static_cast<char*>(kWorkspace) + offset; }
+
+}  // namespace
+
+// --- What a kernel is handed ---------------------------------------------------------------------
+
+TEST_CASE("bits are read where they lie and need no workspace") {
+  const InputPlan plan = plan_with(bits());
+  CHECK(plan.num_builds == 0);
+  CHECK(plan.workspace_bytes == 0);
+  check_view(plan.views[0], at<void>(0x1004), 64, 8, 1, 1);
+
+  const auto spread = changed(bits(), [](BlockBits& b) {
+    b.batch_stride = 1000;
+    b.head_stride = 100;
+    b.row_stride = 7;
+  });
+  check_view(plan_with(spread).views[0], at<void>(0x1004), 1000, 100, 7, 1);
+
+  // A row of 33 blocks takes two words; more blocks than the sequences have are fine.
+  const auto wide = changed(bits(), [](BlockBits& b) {
+    b.num_q_blocks = 10;
+    b.num_kv_blocks = 33;
+  });
+  check_view(plan_with(wide).views[0], at<void>(0x1004), 8 * 10 * 2, 10 * 2, 2, 1);
+}
+
+TEST_CASE("planes are shared by key/value heads, by all heads and by sequences") {
+  const auto with = [](int batch, int heads) {
+    return plan_with(changed(bits(),
+                             [&](BlockBits& b) {
+                               b.batch = batch;
+                               b.heads = heads;
+                             }))
+        .views[0];
+  };
+  check_view(with(3, 2), at<void>(0x1004), 16, 8, 1, 4);
+  check_view(with(3, 1), at<void>(0x1004), 8, 8, 1, 8);
+  check_view(with(1, 8), at<void>(0x1004), 0, 8, 1, 1);
+  // Of three sequences, the last; of eight heads in groups of four, the sixth.
+  const InputView view = with(3, 2);
+  CHECK(view.plane(2, 5) == view.data + 2 * 16 + 8);
+  CHECK(with(1, 1).plane(2, 5) == view.data);
+}
+
+TEST_CASE("strides of a dimension that is shared are not stepped over") {
+  const auto one_batch = changed(bits(), [](BlockBits& b) {
+    b.batch = 1;
+    b.batch_stride = 12345;
+    b.head_stride = 100;
+    b.row_stride = 7;
+  });
+  CHECK(plan_with(one_batch).views[0].batch_stride == 0);
+}
+
+TEST_CASE("lists are built behind the counts of what was ignored") {
+  const InputPlan plan = plan_with(list());
+  CHECK(plan.num_builds == 1);
+  CHECK(plan.build_input[0] == 0);
+  check_view(plan.views[0], in_workspace(256), 64, 8, 1, 1);
+  CHECK(plan.workspace_bytes == 256 + 3 * 8 * 8 * sizeof(std::uint32_t));
+
+  const BuildListsParams& build = plan.builds[0];
+  CHECK(build.indptr == at<int>(0x1000));
+  CHECK(build.indices == at<int>(0x2000));
+  CHECK(build.counts == nullptr);
+  CHECK(build.mask == nullptr);
+  CHECK(build.num_indices == 77);
+  CHECK(build.plane_stride == 0);
+  CHECK(build.planes_per_batch == 8);
+  CHECK(build.num_planes == 24);
+  CHECK(build.num_rows == 8);
+  CHECK(build.num_columns == 32);
+  CHECK(build.words_per_row == 1);
+  CHECK(static_cast<const void*>(build.bits) == in_workspace(256));
+  CHECK(build.num_ignored == nullptr);
+
+  const auto by_plane = changed(list(), [](BlockList& l) { l.plane_stride = 9; });
+  CHECK(plan_with(by_plane).builds[0].plane_stride == 9);
+}
+
+TEST_CASE("tables are built from their counts and capacity") {
+  const InputPlan plan = plan_with(changed(table(), [](BlockTable& t) {
+    t.batch = 1;
+    t.heads = 2;
+    t.num_kv_blocks = 65;
+  }));
+  const BuildListsParams& build = plan.builds[0];
+  CHECK(build.indptr == nullptr);
+  CHECK(build.mask == nullptr);
+  CHECK(build.counts == at<int>(0x1000));
+  CHECK(build.indices == at<int>(0x2000));
+  CHECK(build.row_capacity == 5);
+  CHECK(build.num_planes == 2);
+  CHECK(build.words_per_row == 3);
+  check_view(plan.views[0], in_workspace(256), 0, 8 * 3, 3, 4);
+  CHECK(plan.workspace_bytes == 256 + 256);  // 192 bytes of bits, in whole steps of 256
+}
+
+TEST_CASE("byte masks are built from their strides, contiguous where all are 0") {
+  const InputPlan plan = plan_with(mask());
+  const BuildListsParams& build = plan.builds[0];
+  CHECK(static_cast<const void*>(build.mask) == at<void>(0x1001));
+  CHECK(build.indptr == nullptr);
+  CHECK(build.counts == nullptr);
+  CHECK(build.batch_stride == 8 * 8 * 32);
+  CHECK(build.plane_stride == 8 * 32);
+  CHECK(build.row_stride == 32);
+  CHECK(build.planes_per_batch == 8);
+  CHECK(build.num_planes == 24);
+
+  // A plane that lies once for every head, as an expanded tensor has it.
+  const auto expanded = changed(mask(), [](BlockMask& m) {
+    m.batch_stride = 900;
+    m.row_stride = 40;
+  });
+  const InputPlan strided = plan_with(expanded);
+  CHECK(strided.builds[0].batch_stride == 900);
+  CHECK(strided.builds[0].plane_stride == 0);
+  CHECK(strided.builds[0].row_stride == 40);
+  check_view(strided.views[0], in_workspace(256), 64, 8, 1, 1);  // the bits are contiguous
+}
+
+TEST_CASE("numbers are one for all or one for each sequence and head") {
+  const auto with = [](int batch, int heads) {
+    return plan_for("sink($n)", {{"n", changed(numbers(), [&](HeadNumbers& n) {
+                                    n.batch = batch;
+                                    n.heads = heads;
+                                  })}});
+  };
+  CHECK(with(3, 8).workspace_bytes == 0);
+  check_view(with(3, 8).views[0], at<void>(0x1000), 8, 1, 0, 1);
+  check_view(with(3, 2).views[0], at<void>(0x1000), 2, 1, 0, 4);
+  check_view(with(1, 8).views[0], at<void>(0x1000), 0, 1, 0, 1);
+  const InputView shared = with(1, 1).views[0];
+  CHECK(shared.plane(2, 7) == shared.data);
+}
+
+TEST_CASE("inputs stand in the pattern's order, whatever order they are given in") {
+  const std::string pattern =
+      "sink($n) | blocks(a, q=128, kv=64) | blocks(b, q=128, kv=64) | blocks(c, q=128, kv=64)";
+  const InputPlan plan =
+      plan_for(pattern, {{"c", mask()}, {"b", bits()}, {"a", list()}, {"n", numbers()}});
+  CHECK(plan.views[0].data == at<std::uint32_t>(0x1000));
+  CHECK(plan.views[2].data == at<std::uint32_t>(0x1004));
+  CHECK(plan.num_builds == 2);
+  CHECK(plan.build_input[0] == 1);
+  CHECK(plan.build_input[1] == 3);
+  // 768 bytes of bits each.
+  check_view(plan.views[1], in_workspace(256), 64, 8, 1, 1);
+  check_view(plan.views[3], in_workspace(256 + 768), 64, 8, 1, 1);
+  CHECK(plan.workspace_bytes == 256 + 2 * 768);
+}
+
+TEST_CASE("the size of a workspace is known before there is one") {
+  CHECK(plan_for(kPattern, {{"m", list()}}, kExtents, nullptr).workspace_bytes ==
+        plan_with(list()).workspace_bytes);
+  CHECK(plan_for("causal", {}).workspace_bytes == 0);
+}
+
+TEST_CASE("a launch without elements needs no data and builds nothing") {
+  for (const auto& empty : {changed(kExtents, [](InputExtents& e) { e.batch = 0; }),
+                            changed(kExtents, [](InputExtents& e) { e.seqlen_q = 0; }),
+                            changed(kExtents, [](InputExtents& e) { e.seqlen_k = 0; })}) {
+    const BlockList nothing{.num_q_blocks = 8, .num_kv_blocks = 32};
+    const InputPlan plan = plan_with(nothing, empty);
+    CHECK(plan.num_builds == 0);
+    CHECK(plan.workspace_bytes == 0);
+    CHECK_NOTHROW(plan_for("sink($n)", {{"n", HeadNumbers{}}}, empty));
+  }
+}
+
+// --- Refusals ------------------------------------------------------------------------------------
+
+TEST_CASE("an input that is missing is refused with what the pattern wants") {
+  CHECK(refusal_of(kPattern, {}) ==
+        "the input 'm' is missing: the pattern wants blocks [batch, heads, ceil(seqlen_q / 128), "
+        "ceil(seqlen_k / 64)]");
+  CHECK(refusal_of("sink($n) | window(left=$w)", {{"n", numbers()}}) ==
+        "the input 'w' is missing: the pattern wants int32 [batch, heads]");
+}
+
+TEST_CASE("an input that the pattern does not know is refused with those that it has") {
+  CHECK(refusal_of(kPattern + " | sink($n)", {{"m", bits()}, {"n", numbers()}, {"mask", bits()}}) ==
+        "there is no input 'mask': the pattern's inputs are m, n");
+  CHECK(refusal_of("causal", {{"m", bits()}}) == "there is no input 'm': the pattern has none");
+}
+
+TEST_CASE("an input that is given twice is refused") {
+  CHECK(refusal_of(kPattern, {{"m", bits()}, {"m", list()}}) == "the input 'm' is given twice");
+}
+
+TEST_CASE("blocks for a number and numbers for blocks are refused") {
+  CHECK(refusal(numbers()) ==
+        "the input 'm' was given numbers, but the pattern wants blocks [batch, heads, "
+        "ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
+  const std::string wanted =
+      "the input 'n' was given blocks, but the pattern wants int32 [batch, heads]";
+  CHECK(refusal_of("sink($n)", {{"n", list()}}) == wanted);
+  CHECK(refusal_of("sink($n)", {{"n", table()}}) == wanted);
+  CHECK(refusal_of("sink($n)", {{"n", mask()}}) == wanted);
+  CHECK(refusal_of("sink($n)", {{"n", bits()}}) == wanted);
+}
+
+TEST_CASE("a batch that is neither 1 nor the launch's is refused") {
+  const std::string expected =
+      "has batch 2: it must be 1, for all to share it, or the number of sequences, 3";
+  CHECK(refusal(changed(list(), [](BlockList& l) { l.batch = 2; })) == "the input 'm' " + expected);
+  CHECK(refusal_of("sink($n)", {{"n", changed(numbers(), [](HeadNumbers& n) { n.batch = 2; })}}) ==
+        "the input 'n' " + expected);
+}
+
+TEST_CASE("heads that are neither 1 nor the launch's are refused") {
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.heads = 4; })) ==
+        "the input 'm' has heads 4: it must be 1, for all to share it, 2 or 8");
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.heads = 0; })) ==
+        "the input 'm' has heads 0: it must be 1, for all to share it, 2 or 8");
+  const auto alike = changed(kExtents, [](InputExtents& e) { e.num_heads_kv = 8; });
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.heads = 2; }), alike) ==
+        "the input 'm' has heads 2: it must be 1, for all to share it, or 8");
+}
+
+TEST_CASE("planes that do not cover the sequences are refused") {
+  CHECK(refusal(changed(table(), [](BlockTable& t) { t.num_q_blocks = 7; })) ==
+        "the input 'm' has num_q_blocks 7: it must be at least 8, for seqlen_q 1000 in blocks of "
+        "128, and at most 536870912");
+  CHECK(refusal(changed(bits(), [](BlockBits& b) { b.num_kv_blocks = 31; })) ==
+        "the input 'm' has num_kv_blocks 31: it must be at least 32, for seqlen_k 2000 in blocks "
+        "of 64, and at most 536870912");
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.num_kv_blocks = 536870913; })) ==
+        "the input 'm' has num_kv_blocks 536870913: it must be at least 32, for seqlen_k 2000 in "
+        "blocks of 64, and at most 536870912");
+  CHECK(refusal(changed(list(), [](BlockList& l) { l.num_q_blocks = -1; }),
+                changed(kExtents, [](InputExtents& e) { e.seqlen_q = 0; })) ==
+        "the input 'm' has num_q_blocks -1: it must be at least 0, for seqlen_q 0 in blocks of "
+        "128, and at most 536870912");
+}
+
+TEST_CASE("null arrays are refused by name") {
+  CHECK(refusal(changed(list(), [](BlockList& l) { l.kv_block_indptr = nullptr; })) ==
+        "the input 'm' has no kv_block_indptr");
+  CHECK(refusal(changed(list(), [](BlockList& l) { l.kv_block_indices = nullptr; })) ==
+        "the input 'm' has no kv_block_indices");
+  CHECK(refusal(changed(table(), [](BlockTable& t) { t.kv_num_blocks = nullptr; })) ==
+        "the input 'm' has no kv_num_blocks");
+  CHECK(refusal(changed(table(), [](BlockTable& t) { t.kv_block_indices = nullptr; })) ==
+        "the input 'm' has no kv_block_indices");
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.data = nullptr; })) ==
+        "the input 'm' has no data");
+  CHECK(refusal(changed(bits(), [](BlockBits& b) { b.data = nullptr; })) ==
+        "the input 'm' has no data");
+  CHECK(refusal_of("sink($n)", {{"n", HeadNumbers{}}}) == "the input 'n' has no data");
+}
+
+TEST_CASE("a list without an index needs no indices") {
+  CHECK_NOTHROW(plan_with(changed(list(), [](BlockList& l) {
+    l.kv_block_indices = nullptr;
+    l.num_indices = 0;
+  })));
+  CHECK_NOTHROW(plan_with(changed(table(), [](BlockTable& t) {
+    t.kv_block_indices = nullptr;
+    t.row_capacity = 0;
+  })));
+}
+
+TEST_CASE("misaligned arrays are refused by name") {
+  const std::string where = " at 0x1002, which is not aligned to 4 bytes";
+  auto* const odd = at<std::int32_t>(0x1002);
+  CHECK(refusal(changed(list(), [&](BlockList& l) { l.kv_block_indptr = odd; })) ==
+        "the input 'm' has its kv_block_indptr" + where);
+  CHECK(refusal(changed(list(), [&](BlockList& l) { l.kv_block_indices = odd; })) ==
+        "the input 'm' has its kv_block_indices" + where);
+  CHECK(refusal(changed(table(), [&](BlockTable& t) { t.kv_num_blocks = odd; })) ==
+        "the input 'm' has its kv_num_blocks" + where);
+  CHECK(refusal(changed(table(), [&](BlockTable& t) { t.kv_block_indices = odd; })) ==
+        "the input 'm' has its kv_block_indices" + where);
+  CHECK(refusal(changed(bits(), [](BlockBits& b) { b.data = at<std::uint32_t>(0x1002); })) ==
+        "the input 'm' has its data" + where);
+  CHECK(
+      refusal_of("sink($n)", {{"n", changed(numbers(), [&](HeadNumbers& n) { n.data = odd; })}}) ==
+      "the input 'n' has its data" + where);
+}
+
+TEST_CASE("negative lengths and strides are refused") {
+  CHECK(refusal(changed(list(), [](BlockList& l) { l.num_indices = -1; })) ==
+        "the input 'm' has num_indices -1: it must be 0 or more");
+  CHECK(refusal(changed(list(), [](BlockList& l) { l.plane_stride = -2; })) ==
+        "the input 'm' has plane_stride -2: it must be 0 or more");
+  CHECK(refusal(changed(table(), [](BlockTable& t) { t.row_capacity = -3; })) ==
+        "the input 'm' has row_capacity -3: it must be 0 or more");
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.batch_stride = -4; })) ==
+        "the input 'm' has batch_stride -4: it must be 0 or more");
+  CHECK(refusal(changed(mask(), [](BlockMask& m) { m.head_stride = -5; })) ==
+        "the input 'm' has head_stride -5: it must be 0 or more");
+  CHECK(refusal(changed(bits(), [](BlockBits& b) { b.row_stride = -6; })) ==
+        "the input 'm' has row_stride -6: it must be 0 or more");
+}
+
+TEST_CASE("rows of bits too far apart for an int are refused") {
+  CHECK(refusal(changed(bits(), [](BlockBits& b) { b.row_stride = 1LL << 31; })) ==
+        "the input 'm' has row_stride 2147483648: it must be at most 536870912");
+}
+
+TEST_CASE("planes whose bits no workspace could hold are refused") {
+  CHECK(refusal(changed(mask(),
+                        [](BlockMask& m) {
+                          m.num_q_blocks = 1 << 29;
+                          m.num_kv_blocks = 1 << 29;
+                        })) ==
+        "the input 'm' has 24 planes of 536870912 x 536870912 blocks: their bits would take more "
+        "than 4398046511104 bytes of workspace");
+}

@@ -1,0 +1,131 @@
+#include "fill.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "girih/error.hpp"
+#include "girih/shared/geometry.cuh"
+
+namespace girih::tools {
+namespace {
+
+constexpr const char* kForm =
+    "NAME=random:DENSITY[:SKEW] for blocks, or NAME=INTEGER for a number, and then "
+    "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
+
+[[noreturn]] void refuse(const std::string& fill, const std::string& why) {
+  throw Error(Errc::invalid_argument, fmt::format("--fill {}: {}; write {}", fill, why, kForm));
+}
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == separator) {
+      parts.emplace_back();
+    } else {
+      parts.back() += c;
+    }
+  }
+  return parts;
+}
+
+template <class Value>
+Value number(const std::string& fill, const std::string& text, Value least, Value most) {
+  Value value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() ||
+      !(least <= value && value <= most)) {
+    refuse(fill, fmt::format("'{}' is no number from {} to {}", text, least, most));
+  }
+  return value;
+}
+
+verify::BlockForm form_of(const std::string& fill, const std::string& text) {
+  using enum verify::BlockForm;
+  const std::pair<const char*, verify::BlockForm> forms[] = {{"list", list},
+                                                             {"plane_list", plane_list},
+                                                             {"table", table},
+                                                             {"bytes", bytes},
+                                                             {"bits", bits}};
+  for (const auto& [name, form] : forms) {
+    if (text == name) return form;
+  }
+  refuse(fill, fmt::format("'{}' is no form of blocks", text));
+}
+
+}  // namespace
+
+void add_fill_options(CLI::App& verb, FillOptions& options) {
+  verb.add_option("--fill", options.fills, std::string("Data of a run-time input: ") + kForm)
+      ->type_name("NAME=...");
+}
+
+std::vector<verify::InputData> read_fills(const FillOptions& options, const Pattern& pattern,
+                                          const Problem& problem, int batch, int seqlen_q,
+                                          int seqlen_k) {
+  std::vector<verify::InputData> inputs;
+  std::vector<std::string> names;
+  for (const std::string& fill : options.fills) {
+    names.push_back(fill.substr(0, fill.find('=')));
+    const auto named = [&](const InputInfo& input) { return input.name == names.back(); };
+    if (std::none_of(pattern.inputs().begin(), pattern.inputs().end(), named)) {
+      refuse(fill, "the pattern has no such input");
+    }
+    if (std::count(names.begin(), names.end(), names.back()) > 1) {
+      refuse(fill, "this input is given twice");
+    }
+  }
+  for (const InputInfo& wanted : pattern.inputs()) {
+    const auto found = std::find(names.begin(), names.end(), wanted.name);
+    if (found == names.end()) {
+      throw Error(Errc::invalid_argument,
+                  fmt::format("the input '{}' is missing: the pattern wants {}; give --fill {}",
+                              wanted.name, wanted.description(), kForm));
+    }
+    const std::string& fill = options.fills[static_cast<std::size_t>(found - names.begin())];
+    const std::vector<std::string> parts = split(fill.substr(fill.find('=') + 1), ',');
+    if (fill.find('=') == fill.npos) refuse(fill, "it has no '='");
+
+    int heads = problem.num_heads, sequences = batch;
+    verify::BlockForm form = verify::BlockForm::list;
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      const std::string key = parts[i].substr(0, parts[i].find('='));
+      const std::string value = parts[i].substr(std::min(key.size() + 1, parts[i].size()));
+      if (key == "heads" && (value == "1" || value == "kv" || value == "q")) {
+        heads = value == "1" ? 1 : value == "kv" ? problem.num_heads_kv : problem.num_heads;
+      } else if (key == "batch" && (value == "1" || value == "all")) {
+        sequences = value == "1" ? 1 : batch;
+      } else if (key == "as" && wanted.kind == InputInfo::Kind::blocks) {
+        form = form_of(fill, value);
+      } else {
+        refuse(fill, fmt::format("'{}' cannot be read", parts[i]));
+      }
+    }
+
+    const std::uint64_t seed = options.seed + 1000 * inputs.size();
+    const std::vector<std::string> words = split(parts[0], ':');
+    if (wanted.kind == InputInfo::Kind::number) {
+      verify::InputData data{.kind = wanted.kind, .name = wanted.name};
+      data.batch = sequences;
+      data.heads = heads;
+      data.numbers.assign(static_cast<std::size_t>(data.batch) * static_cast<std::size_t>(heads),
+                          number(fill, parts[0], -kMaxNumber, kMaxNumber));
+      inputs.push_back(std::move(data));
+      continue;
+    }
+    if (words[0] != "random" || words.size() < 2 || words.size() > 3) {
+      refuse(fill, fmt::format("'{}' does not describe blocks", parts[0]));
+    }
+    const double density = number(fill, words[1], 0.0, 1.0);
+    const double skew = words.size() == 3 ? number(fill, words[2], 0.0, 100.0) : 0.0;
+    inputs.push_back(verify::random_blocks(
+        wanted.name, sequences, heads, ceil_div(seqlen_q, wanted.q_block_size),
+        ceil_div(seqlen_k, wanted.kv_block_size), density, skew, seed));
+    inputs.back().form = form;
+  }
+  return inputs;
+}
+
+}  // namespace girih::tools

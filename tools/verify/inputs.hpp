@@ -1,0 +1,66 @@
+// Data for a pattern's run-time inputs: made on the host, handed to a launch in any of the forms
+// that it takes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "girih/inputs.hpp"
+#include "verify/device.hpp"
+
+namespace girih::verify {
+
+/// How blocks reach the kernel.
+enum class BlockForm {
+  list,        ///< BlockList whose indptr counts through all planes
+  plane_list,  ///< BlockList whose planes have indices of their own
+  table,       ///< BlockTable
+  bytes,       ///< BlockMask
+  bits,        ///< BlockBits
+};
+
+struct InputData {
+  InputInfo::Kind kind = InputInfo::Kind::blocks;
+  std::string name;
+  int batch = 1, heads = 1;  ///< extents
+
+  BlockForm form = BlockForm::list;
+  int num_q_blocks = 0, num_kv_blocks = 0;
+  std::vector<std::uint8_t> visible = {};  ///< [batch, heads, num_q_blocks, num_kv_blocks]
+
+  std::vector<std::int32_t> numbers = {};  ///< [batch, heads]
+
+  /// Index of the plane of sequence b and query head h of num_heads.
+  int plane(int b, int h, int num_heads) const {
+    return (batch == 1 ? 0 : b) * heads + h / (num_heads / heads);
+  }
+  const std::uint8_t* row(int plane_index, int q_block) const {
+    return visible.data() +
+           (static_cast<std::int64_t>(plane_index) * num_q_blocks + q_block) * num_kv_blocks;
+  }
+};
+
+/// Blocks visible with probability `density` on the whole; rows of blocks differ the more the
+/// larger `skew` is: theirs goes with the skew-th power of a uniform variable.
+InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks, int num_kv_blocks,
+                        double density, double skew, std::uint64_t seed);
+
+/// The rows of all planes as BlockBits has them, each ceil(num_kv_blocks / 32) words.
+std::vector<std::uint32_t> bit_rows(const InputData& blocks);
+
+/// An input on the device. Lists come in random order, with entries that must be ignored.
+class DeviceInput {
+ public:
+  explicit DeviceInput(const InputData& data);
+  const Input& input() const { return input_; }
+
+ private:
+  template <class T>
+  const T* upload(const std::vector<T>& values);
+
+  std::vector<Buffer> buffers_;
+  Input input_;
+};
+
+}  // namespace girih::verify
