@@ -23,11 +23,13 @@ std::string tile_origin(const TileConfig& given, const std::string& otherwise) {
   for (const auto& [name, value] : {std::pair{"block_m", given.block_m},
                                     {"block_n", given.block_n},
                                     {"stages", given.num_stages},
-                                    {"warps", given.num_warps}}) {
+                                    {"warps", given.num_warps},
+                                    {"q_stages", given.num_q_stages},
+                                    {"portable", given.portable ? 1 : 0}}) {
     if (value != 0) names.push_back(name);
   }
   if (names.empty()) return otherwise;
-  if (names.size() == 4) return "given";
+  if (given.block_m && given.block_n && given.num_stages && given.num_warps) return "given";
   return fmt::format("{} given, the rest heuristic", fmt::join(names, ", "));
 }
 
@@ -124,7 +126,8 @@ std::string text_of(const Json& report, const Problem& problem) {
                                 text(report["reason"]));
   }
   const Json &tile = report["tile"], &cache = report["cache"];
-  result += fmt::format("supported   yes, by a kernel for {}\n", text(report["arch"]));
+  result +=
+      fmt::format("supported   yes, by {} for {}\n", text(report["kernel"]), text(report["arch"]));
   result +=
       fmt::format("tile        {} x {}, {} stages, {} warps ({})\n", tile["block_m"].get<int>(),
                   tile["block_n"].get<int>(), tile["num_stages"].get<int>(),
@@ -230,6 +233,7 @@ void add_explain(CLI::App& app, Context& context) {
       const plan::Plan plan = plan::make_plan(pattern, problem, parsed, jit.tile);
       const jit::KernelInfo& info = artifact.info;
       report["arch"] = info.arch;
+      report["kernel"] = info.kernel;
       report["tile"] = to_json(info.tile);
       report["tile_origin"] = tile_origin(options->jit.tile, choice.source);
       if (choice.record) report["record"] = json_of(*choice.record);

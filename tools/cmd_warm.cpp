@@ -60,7 +60,8 @@ Group parse_line(const std::string& line, const Group& defaults) {
   const std::map<std::string, int*> tile{{"block_m", &group.tile.block_m},
                                          {"block_n", &group.tile.block_n},
                                          {"stages", &group.tile.num_stages},
-                                         {"warps", &group.tile.num_warps}};
+                                         {"warps", &group.tile.num_warps},
+                                         {"q_stages", &group.tile.num_q_stages}};
   for (const auto& [name, value] : json.items()) {
     if (name == "pattern") {
       group.patterns = one_or_more<std::string>(value);
@@ -80,13 +81,16 @@ Group parse_line(const std::string& line, const Group& defaults) {
       group.problem.head_offset = value.get<int>();
     } else if (name == "heads_total") {
       group.problem.num_heads_total = value.get<int>();
+    } else if (name == "portable") {
+      group.tile.portable = value.get<bool>();
     } else if (const auto member = tile.find(name); member != tile.end()) {
       *member->second = value.get<int>();
     } else {
       throw Error(
           Errc::invalid_argument,
           fmt::format("'{}' is not known: pattern, head_dim, head_dim_v, dtype, arch, heads, "
-                      "kv_heads, head_offset, heads_total, block_m, block_n, stages and warps are",
+                      "kv_heads, head_offset, heads_total, block_m, block_n, stages, warps, "
+                      "q_stages and portable are",
                       name));
     }
   }

@@ -160,6 +160,10 @@ void add_tile_options(CLI::App& verb, TileConfig& tile) {
   verb.add_option("--block-n", tile.block_n, "Keys of a tile")->group(group);
   verb.add_option("--stages", tile.num_stages, "K/V tiles in flight")->group(group);
   verb.add_option("--warps", tile.num_warps, "Warps of a CTA")->group(group);
+  verb.add_option("--q-stages", tile.num_q_stages, "Q tiles in flight (Hopper's kernel)")
+      ->group(group);
+  verb.add_flag("--portable", tile.portable, "Take the kernel that runs on every GPU")
+      ->group(group);
 }
 
 void add_cache_options(CLI::App& verb, jit::Options& options) {
@@ -259,7 +263,8 @@ Json to_json(const TileConfig& tile) {
   return {{"block_m", tile.block_m},
           {"block_n", tile.block_n},
           {"num_stages", tile.num_stages},
-          {"num_warps", tile.num_warps}};
+          {"num_warps", tile.num_warps},
+          {"num_q_stages", tile.num_q_stages}};
 }
 
 Json to_json(const Problem& problem) {
@@ -271,6 +276,7 @@ Json to_json(const Problem& problem) {
 
 Json to_json(const jit::KernelInfo& info) {
   return {{"arch", info.arch},
+          {"kernel", info.kernel},
           {"key", info.key},
           {"tile", to_json(info.tile)},
           {"tile_source", info.tile_source},
@@ -302,15 +308,15 @@ std::string to_text(const TileConfig& tile) {
 
 std::string to_text(const jit::KernelInfo& info) {
   return fmt::format(
-      "arch        {}\n"
+      "arch        {}, kernel {}\n"
       "tile        {} ({})\n"
       "registers   {} a thread, {} bytes spilled, {} bytes of stack\n"
       "CTA         {} threads, {} bytes of shared memory\n"
       "compiled    in {:.0f} ms by {}{}\n"
       "key         {}\n",
-      info.arch, to_text(info.tile), info.tile_source, info.registers, info.spill_bytes,
-      info.stack_bytes, info.threads, info.shared_bytes, info.compile_ms, info.compiler,
-      info.cache_hit ? ", found in the cache" : "", info.key);
+      info.arch, info.kernel, to_text(info.tile), info.tile_source, info.registers,
+      info.spill_bytes, info.stack_bytes, info.threads, info.shared_bytes, info.compile_ms,
+      info.compiler, info.cache_hit ? ", found in the cache" : "", info.key);
 }
 
 std::string bytes_text(std::uintmax_t bytes) {

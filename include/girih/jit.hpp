@@ -94,8 +94,9 @@ struct Workspace {
 
 /// How a kernel came about and what it uses.
 struct KernelInfo {
-  std::string arch;  ///< of the cubin, e.g. "sm_90"
-  std::string key;   ///< in the cache
+  std::string arch;    ///< of the cubin, e.g. "sm_90a"
+  std::string kernel;  ///< "fwd_sm80", which runs everywhere, or "fwd_sm90", Hopper's
+  std::string key;     ///< in the cache
   TileConfig tile;
   /// "given", "tuned", "tuned on another GPU" (of the same architecture; a hint) or "heuristic"
   std::string tile_source;

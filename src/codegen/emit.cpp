@@ -17,20 +17,8 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
 }}
 )";
 
-}  // namespace
-
-std::string emit(const plan::KernelSpec& spec) {
-  const TileConfig& tile = spec.tile;
-  const std::string inputs_parameter =
-      spec.num_inputs == 0
-          ? ""
-          : fmt::format(",\n              const __grid_constant__ girih::InputTable<{}> inputs",
-                        spec.num_inputs);
-  const std::string build_lists =
-      spec.builds_lists ? fmt::format(kBuildLists, kBuildListsSymbol) : "";
-  return fmt::format(R"(// Girih {version}: attention forward, {dtype}, head_dim {head_dim}, {arch}.
-{build_lists_include}#include "girih/fwd_sm80.cuh"
-
+// What the two families' entries have in common.
+constexpr const char* kConfig = R"(
 namespace girih {{
 struct Config {{
   using Element = {element};
@@ -39,35 +27,70 @@ struct Config {{
   static constexpr int kBlockM = {block_m};
   static constexpr int kBlockN = {block_n};
   static constexpr int kNumStages = {num_stages};
-  static constexpr int kNumWarps = {num_warps};
+  static constexpr int {last_name} = {last_value};
   static constexpr bool kSoftcap = {softcap};
   using Classes = HeadClasses<  //
       {structures}>;
   using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers>;
 }};
 }}  // namespace girih
+)";
 
+constexpr const char* kFwdSm80 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
     {symbol}(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads{inputs_parameter}) {{
   girih::FwdSm80<girih::Config>::run(params, heads, {inputs});
 }}
-{build_lists})",
-                     fmt::arg("version", GIRIH_VERSION), fmt::arg("dtype", to_string(spec.dtype)),
+)";
+
+constexpr const char* kFwdSm90 = R"(
+extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
+    {symbol}(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads{inputs_parameter},
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {{
+  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter);
+}}
+)";
+
+std::string config_of(const plan::KernelSpec& spec) {
+  const TileConfig& tile = spec.tile;
+  const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
+  return fmt::format(kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
                      fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
-                     fmt::arg("softcap", spec.softcap), fmt::arg("arch", spec.arch.name()),
-                     fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
                      fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
-                     fmt::arg("num_stages", tile.num_stages), fmt::arg("num_warps", tile.num_warps),
+                     fmt::arg("num_stages", tile.num_stages),
+                     fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
+                     fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
+                     fmt::arg("softcap", spec.softcap),
                      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
-                     fmt::arg("head_capacity", spec.head_capacity),
-                     fmt::arg("threads", 32 * tile.num_warps),
-                     fmt::arg("inputs_parameter", inputs_parameter),
-                     fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"),
-                     fmt::arg("build_lists_include",
-                              spec.builds_lists ? "#include \"girih/build_lists.cuh\"\n" : ""),
-                     fmt::arg("build_lists", build_lists),
-                     fmt::arg("min_ctas", spec.min_ctas_per_sm), fmt::arg("symbol", kKernelSymbol));
+                     fmt::arg("head_capacity", spec.head_capacity));
+}
+
+std::string kernel_of(const plan::KernelSpec& spec) {
+  const std::string inputs_parameter =
+      spec.num_inputs == 0
+          ? ""
+          : fmt::format(",\n              const __grid_constant__ girih::InputTable<{}> inputs",
+                        spec.num_inputs);
+  return fmt::format(
+      fmt::runtime(spec.family == plan::KernelFamily::fwd_sm90 ? kFwdSm90 : kFwdSm80),
+      fmt::arg("threads", 32 * spec.tile.num_warps), fmt::arg("min_ctas", spec.min_ctas_per_sm),
+      fmt::arg("symbol", kKernelSymbol), fmt::arg("inputs_parameter", inputs_parameter),
+      fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
+}
+
+}  // namespace
+
+std::string emit(const plan::KernelSpec& spec) {
+  std::string source =
+      fmt::format("// Girih {}: attention forward, {}, head_dim {}, {}.\n", GIRIH_VERSION,
+                  to_string(spec.dtype), spec.head_dim, spec.arch.name());
+  if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
+  source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
+  source += config_of(spec) + kernel_of(spec);
+  if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
+  return source;
 }
 
 }  // namespace girih::codegen

@@ -17,7 +17,8 @@ namespace girih::cuda {
   X(cuCtxGetCurrent) X(cuCtxSetCurrent) X(cuCtxGetDevice) X(cuCtxSynchronize)         \
   X(cuLibraryLoadData) X(cuLibraryUnload) X(cuLibraryGetKernel)                       \
   X(cuKernelSetAttribute) X(cuKernelGetFunction) X(cuLaunchKernelEx) X(cuCtxGetId)    \
-  X(cuStreamIsCapturing) X(cuStreamSynchronize)                                       \
+  X(cuStreamIsCapturing) X(cuStreamSynchronize) X(cuStreamGetId) X(cuStreamGetCtx)      \
+  X(cuTensorMapEncodeTiled)                                                           \
   X(cuMemAlloc) X(cuMemFree) X(cuMemcpyHtoD) X(cuMemcpyDtoH) X(cuMemsetD8)            \
   X(cuMemAllocAsync) X(cuMemFreeAsync) X(cuMemcpyDtoHAsync) X(cuMemsetD8Async)        \
   X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <string_view>
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
+#include "girih/shared/tensor_map.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/tiles.hpp"
@@ -94,8 +96,30 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
   return weighted <= kFewKeys * work ? KeysPerRow::few : KeysPerRow::many;
 }
 
+// Many atoms, or one whose code needs many registers.
+struct MaskSize {
+  int atoms = 0;
+  bool large_atom = false;
+
+  void add(const Mask& mask) {
+    for (const Mask& operand : mask.operands()) add(operand);
+    if (mask.op() != Mask::Op::atom) return;
+    ++atoms;
+    const std::string_view type = pattern::atom_table()[mask.atom_index()].type;
+    large_atom = large_atom || type == "Strided";
+    for (const std::string& input : mask.inputs()) large_atom = large_atom || !input.empty();
+  }
+};
+
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem) {
   PatternTraits traits{.keys = keys_per_row(pattern, problem)};
+  constexpr int kFewAtoms = 6;  // compiled in this and other mixtures without spills
+  MaskSize masks;
+  for (const Pattern::HeadClass& head_class : pattern.classes()) {
+    masks.add(head_class.mask);
+    traits.softcap = traits.softcap || head_class.modifiers.softcap > 0;
+  }
+  traits.elaborate = masks.large_atom || masks.atoms > kFewAtoms;
   for (const InputInfo& input : pattern.inputs()) {
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
@@ -152,7 +176,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
-                       pattern.inputs().size() * sizeof(InputView);
+                       pattern.inputs().size() * sizeof(InputView) + sizeof(FwdTensorMaps) +
+                       2 * alignof(FwdTensorMaps);
   if (bytes > kMaxParamBytes) {
     throw Error(Errc::unsupported,
                 fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
@@ -162,6 +187,10 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
 }
 
 }  // namespace
+
+const char* to_string(KernelFamily family) {
+  return family == KernelFamily::fwd_sm90 ? "fwd_sm90" : "fwd_sm80";
+}
 
 std::string structure_of(const Mask& mask) {
   std::vector<std::string> operands;
@@ -215,7 +244,9 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
 
   Plan plan;
-  plan.spec.arch = arch.plain();
+  plan.spec.family = family_of(tile);
+  const bool hopper = plan.spec.family == KernelFamily::fwd_sm90;
+  plan.spec.arch = hopper ? Arch{arch.number, "a"} : arch.plain();
   plan.spec.dtype = problem.dtype;
   plan.spec.head_dim = problem.head_dim;
   plan.spec.head_dim_v = problem.width_v();
@@ -224,7 +255,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
-  plan.spec.min_ctas_per_sm = std::clamp(fitting_ctas, 1, 8 / tile.num_warps);
+  plan.spec.min_ctas_per_sm = std::clamp(fitting_ctas, 1, std::max(8 / tile.num_warps, 1));
   plan_heads(pattern, problem, plan);
   return plan;
 }

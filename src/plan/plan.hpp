@@ -11,8 +11,13 @@
 
 namespace girih::plan {
 
+/// fwd_sm80 runs on every architecture from sm_80 up, fwd_sm90 on Hopper.
+enum class KernelFamily { fwd_sm80, fwd_sm90 };
+const char* to_string(KernelFamily family);
+
 /// The only input of codegen::emit: the same spec gives the same bytes.
 struct KernelSpec {
+  KernelFamily family = KernelFamily::fwd_sm80;
   Arch arch;
   DType dtype = DType::bfloat16;
   int head_dim = 0;

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "girih/shared/smem_layout.cuh"
+#include "plan/tiles_sm90.hpp"
 
 namespace girih::plan {
 namespace {
@@ -25,13 +26,22 @@ TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
           .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
 }
 
+auto order_of(const TileConfig& tile) {
+  return std::tuple(tile.block_m, tile.block_n, tile.num_stages, tile.num_warps, tile.num_q_stages);
+}
+
 bool rows_divide(const TileConfig& tile) {
   return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
 }
 
 }  // namespace
 
+KernelFamily family_of(const TileConfig& tile) {
+  return tile.num_q_stages == 0 ? KernelFamily::fwd_sm80 : KernelFamily::fwd_sm90;
+}
+
 int shared_bytes(const TileConfig& tile, const Problem& problem) {
+  if (family_of(tile) == KernelFamily::fwd_sm90) return shared_bytes_sm90(tile, problem);
   return fwd_sm80_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
                          tile.num_stages)
       .bytes;
@@ -46,6 +56,10 @@ int shared_bytes(const TileConfig& tile, const Problem& problem) {
 // they are not taken, down to 64 rows and 32 keys, below which tiles are slower than that.
 TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTraits& pattern,
                        const TileConfig& requested) {
+  if (arch.number == 90 && !requested.portable) {
+    const auto tile = choose_tile_sm90(arch, problem, pattern, requested);
+    if (tile) return *tile;
+  }
   const bool blocks = pattern.q_block_size > 0;
   const int most_rows = blocks ? std::max(pattern.q_block_size, 64) : 128;
   const int most_keys = blocks ? std::max(pattern.kv_block_size, 32) : 128;
@@ -76,6 +90,7 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTr
 
 std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
                                          const Arch& arch) {
+  if (family_of(tile) == KernelFamily::fwd_sm90) return reasons_against_sm90(tile, problem, arch);
   std::vector<std::string> reasons;
   if (tile.num_warps != 4 && tile.num_warps != 8) {
     reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
@@ -114,25 +129,38 @@ std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& 
   return reasons;
 }
 
-std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
-                                        const Arch& arch) {
+static std::vector<TileConfig> candidates_sm80(const Problem& problem) {
   std::vector<TileConfig> tiles;
   for (const int num_warps : {4, 8}) {
     for (const int block_m : {16 * num_warps, 32 * num_warps}) {
       for (const int block_n : {16, 32, 48, 64, 96, 128}) {
         if (block_n == 16 && std::max(problem.head_dim, problem.width_v()) <= 128) continue;
         for (const int num_stages : {2, 3}) {
-          const TileConfig tile{block_m, block_n, num_stages, num_warps};
-          if (tile != first && reasons_against(tile, problem, arch).empty()) tiles.push_back(tile);
+          tiles.push_back({block_m, block_n, num_stages, num_warps});
         }
       }
     }
   }
-  const auto order = [](const TileConfig& tile) {
-    return std::tuple(tile.block_m, tile.block_n, tile.num_stages, tile.num_warps);
-  };
+  return tiles;
+}
+
+std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
+                                        const Arch& arch) {
+  std::vector<TileConfig> tiles;
+  if (family_of(first) == KernelFamily::fwd_sm90) {
+    tiles = candidates_sm90();
+    for (const KeysPerRow keys : {KeysPerRow::many, KeysPerRow::few}) {  // seldom faster
+      tiles.push_back(choose_tile(arch, problem, {.keys = keys}, {.portable = true}));
+    }
+  } else {
+    tiles = candidates_sm80(problem);
+  }
+  std::erase_if(tiles, [&](const TileConfig& tile) {
+    return tile == first || !reasons_against(tile, problem, arch).empty();
+  });
   std::sort(tiles.begin(), tiles.end(),
-            [&](const TileConfig& a, const TileConfig& b) { return order(a) < order(b); });
+            [](const TileConfig& a, const TileConfig& b) { return order_of(a) < order_of(b); });
+  tiles.erase(std::unique(tiles.begin(), tiles.end()), tiles.end());
   tiles.insert(tiles.begin(), first);
   return tiles;
 }

@@ -1,4 +1,4 @@
-// Tiles of the portable kernel: what they cost, which fit, the one that is used unless somebody
+// Tiles: what they cost, which fit, the one that is used unless somebody
 // asks for another, and those worth measuring.
 #pragma once
 
@@ -11,17 +11,23 @@
 
 namespace girih::plan {
 
+/// Which kernel a complete tile is for.
+KernelFamily family_of(const TileConfig& tile);
+
 /// Dynamic shared memory of a CTA.
 int shared_bytes(const TileConfig& tile, const Problem& problem);
 
 /// What of a pattern matters to its tile.
 struct PatternTraits {
   KeysPerRow keys = KeysPerRow::many;
-  int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
+  bool softcap = false;    ///< whether some class of heads has one
+  bool elaborate = false;  ///< whether its masks take many registers
+  int q_block_size = 0;    ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
 };
 
-/// The tile that is used: what was requested, its zeros filled in by measured experience.
+/// The tile that is used: what was requested, its zeros filled in by measured experience. It is the
+/// Hopper kernel's where that runs and can have what was requested.
 TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTraits& pattern,
                        const TileConfig& requested = {});
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <limits>
 
+#include "cuda/tensor_map.hpp"
 #include "girih/error.hpp"
 
 namespace girih::runtime {
@@ -233,6 +234,34 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   params.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
   params.empty_lse = args.empty_lse;
   return params;
+}
+
+FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
+                          const TileConfig& tile) {
+  const Dims dims = dims_of(args.layout);
+  const auto map = [&](const Tensor& tensor, const void* data, const Strides& strides,
+                       int box_rows) {
+    return cuda::encode_tensor_map(
+        {.data = data,
+         .type = problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+         .columns = tensor.shape[kDim],
+         .rows = tensor.shape[dims.row],
+         .heads = tensor.shape[dims.head],
+         .batch = tensor.shape[dims.batch],
+         .row_stride = strides.row,
+         .head_stride = strides.head,
+         .batch_stride = strides.batch},
+        box_rows);
+  };
+  // Without keys a row is read and masked: of tensors that are as wide and have memory.
+  const bool keys = args.k.shape[dims.row] > 0;
+  return {.q = map(args.q, params.q, params.q_strides, tile.block_m),
+          .k = keys ? map(args.k, params.k, params.k_strides, tile.block_n)
+                    : map(args.q, params.q, params.q_strides, tile.block_n),
+          .v = keys ? map(args.v, params.v, params.v_strides, tile.block_n)
+                    : map(args.out, params.out, params.out_strides, tile.block_n),
+          .out = map(args.out, params.out, params.out_strides, tile.block_m)};
 }
 
 }  // namespace girih::runtime

@@ -3,11 +3,16 @@
 
 #include "girih/jit.hpp"
 #include "girih/shared/params.cuh"
+#include "girih/shared/tensor_map.cuh"
 
 namespace girih::runtime {
 
 /// The problem that these tensors pose. @throws Error invalid_argument when their shapes disagree.
 Problem problem_of(const jit::Args& args);
+
+/// The tensors of `params`, as the Hopper kernel wants them. @throws Error driver.
+FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
+                          const TileConfig& tile);
 
 /// Everything but the order of tiles. Formats text only when it throws.
 /// @throws Error invalid_argument naming the tensor, the value and what it should be.

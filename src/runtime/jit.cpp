@@ -16,6 +16,7 @@
 #include "codegen/templates.hpp"
 #include "compile/nvrtc.hpp"
 #include "cuda/module.hpp"
+#include "cuda/stream_counters.hpp"
 #include "girih/error.hpp"
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
@@ -161,6 +162,7 @@ const char* source_of(const TileConfig& requested) {
 KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::string tile_source,
                    bool hit) {
   return {.arch = entry.arch,
+          .kernel = plan::to_string(plan.spec.family),
           .key = entry.key,
           .tile = plan.spec.tile,
           .tile_source = std::move(tile_source),
@@ -302,9 +304,11 @@ struct Kernel::Impl {
   std::vector<InputInfo> inputs;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
-  CUfunction build_lists = nullptr;  // null where the pattern has no lists
+  CUfunction build_lists = nullptr;                // null where the pattern has no lists
+  const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
   int l2_bytes = 0;
+  int num_sms = 0;
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
@@ -403,9 +407,19 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   check_workspace(workspace, inputs.workspace_bytes);
   if (params.num_tiles == 0) return;
 
-  const int num_ctas =
-      args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
-  void* parameters[] = {&params, const_cast<int*>(impl.head_table.data()), inputs.views.data()};
+  int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
+  void* parameters[5] = {&params, const_cast<int*>(impl.head_table.data())};
+  int count = 2;
+  if (!impl.inputs.empty()) parameters[count++] = inputs.views.data();
+  FwdTensorMaps maps;
+  int* counter = nullptr;
+  if (impl.counters != nullptr) {  // the Hopper kernel: a CTA takes one tile after the other
+    num_ctas = std::min(num_ctas, impl.num_sms);
+    maps = runtime::tensor_maps(args, params, impl.problem, impl.info.tile);
+    counter = impl.counters->of(args.stream);
+    parameters[count++] = &maps;
+    parameters[count++] = &counter;
+  }
   impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
               parameters);
 }
@@ -488,6 +502,10 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->inputs = pattern.inputs();
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
+  impl->num_sms = device.id.num_sms;
+  if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
+    impl->counters = &cuda::StreamCounters::of_context(device.context_id);
+  }
   impl->loaded = loaded_slot(source.key);
   Loaded& loaded = *impl->loaded;
   const std::lock_guard lock(loaded.mutex);
@@ -605,6 +623,7 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
   Artifact artifact;
   artifact.source = source.text;
   artifact.info = {.arch = source.key.arch,
+                   .kernel = plan::to_string(plan.spec.family),
                    .key = source.key.hex,
                    .tile = plan.spec.tile,
                    .tile_source = source_of(options.tile),

@@ -74,7 +74,7 @@ Record record_of(const Json& json) {
                   positive(shape, "seqlen_k"), positive(shape, "num_heads")};
   const Json& tile = json.at("tile");
   record.tile = {positive(tile, "block_m"), positive(tile, "block_n"), positive(tile, "num_stages"),
-                 positive(tile, "num_warps")};
+                 positive(tile, "num_warps"), tile.value("num_q_stages", 0)};
   record.ms = milliseconds(json, "ms");
   record.p10 = milliseconds(json, "p10");
   record.p90 = milliseconds(json, "p90");
@@ -147,14 +147,15 @@ const Record& best_of(const Pointers& records, const Query& query) {
 
   // Comparable times: the latest run's shape and pattern, and the last word on each tile.
   const Record& latest = *own.back();
-  std::map<std::tuple<int, int, int, int>, const Record*> of_tile;
+  std::map<std::tuple<int, int, int, int, int>, const Record*> of_tile;
   for (const Record* record : own) {
     if (record->device != latest.device || record->shape != latest.shape ||
         record->pattern != latest.pattern) {
       continue;
     }
     const TileConfig& tile = record->tile;
-    of_tile[{tile.block_m, tile.block_n, tile.num_stages, tile.num_warps}] = record;
+    of_tile[{tile.block_m, tile.block_n, tile.num_stages, tile.num_warps, tile.num_q_stages}] =
+        record;
   }
   const Record* fastest = &latest;
   const Record* first = nullptr;
@@ -227,7 +228,8 @@ std::string to_line(const Record& r) {
        {{"block_m", r.tile.block_m},
         {"block_n", r.tile.block_n},
         {"num_stages", r.tile.num_stages},
-        {"num_warps", r.tile.num_warps}}},
+        {"num_warps", r.tile.num_warps},
+        {"num_q_stages", r.tile.num_q_stages}}},
       {"ms", r.ms},
       {"p10", r.p10},
       {"p90", r.p90},

@@ -50,8 +50,12 @@ struct FwdSm90 {
 
   // What setmaxnreg gives each role: together no more than the kernel has at entry, which is 168 a
   // thread for three warpgroups and 128 for four.
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160 : 232;
-  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : 40;
+  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV);
+  static constexpr bool kFullConsumers = kFragmentRegisters > kFwdSm90RoomyFragments;
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160
+                                            : kFullConsumers       ? 232
+                                                                   : 224;
+  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : kFullConsumers ? 40 : 56;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
@@ -107,14 +111,14 @@ struct FwdSm90 {
     Run run;
     bool asks_late;  // for the next query tile: when near the end of its walk
 
-    // The walk from a position on; most of its state is here, not in the producer's registers.
-    __device__ __forceinline__ KeyWalk<Classes> walk(int n, Run from) const {
+    // The walk from there on; its state is here, for a seek takes all the registers there are.
+    __device__ __forceinline__ KeyWalk<Classes> walk() const {
       return {{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
               {kBlockN, geometry.seqlen_k},
               head_class,
               numbers,
-              n,
-              from};
+              walked,
+              run};
     }
   };
   static constexpr int kNumWorks = 4;
@@ -168,7 +172,8 @@ struct FwdSm90 {
 
   // Fills in the query tile `index`; false when it has no rows.
   static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
-                                                  const Heads& heads, int index) {
+                                                  const Heads& heads, const InputView* inputs,
+                                                  int index) {
     const QueryTile at = query_tile(params, index);
     const Sequence sequence = sequence_of(params, at.batch);
     const int first_row = at.m_block * kBlockM;
@@ -176,10 +181,16 @@ struct FwdSm90 {
 
     const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
     const int head_class = Classes::kCount == 1 ? 0 : head.head_class;
+    const int kv_head = at.head / sequence.geometry.group_size;
     work.first_row = first_row;
     work.queries = {0, sequence.q_row + first_row, at.head, sequence.q_batch};
-    work.keys = {0, sequence.k_row, at.head / params.group_size, sequence.k_batch};
+    work.keys = {0, sequence.k_row, kv_head, sequence.k_batch};
     work.geometry = sequence.geometry;
+    work.geometry.head += at.head;
+    work.geometry.head_kv += kv_head;
+    work.geometry.inputs = inputs;
+    work.geometry.batch = at.batch;
+    work.geometry.local_head = at.head;
     work.head_class = head_class;
     work.numbers = head.numbers;
     work.softcap = head.softcap;
@@ -198,7 +209,7 @@ struct FwdSm90 {
 #pragma unroll 1  // a seek is long
     for (int i = 0; i < 2; ++i) {
       tiles[0] = tiles[1];
-      tiles[1] = walk.next(sequence.geometry);
+      tiles[1] = walk.next(work.geometry);
     }
     work.tile = tiles[0];
     if (!exists(work.tile)) work.tile = {0, static_cast<int>(TileKind::partial)};
@@ -214,21 +225,36 @@ struct FwdSm90 {
     return !exists(next) || run.end - walked < kNearEnd;
   }
 
-  // Takes query tiles and describes them; by one lane. The first ones are the CTAs' by number, the
-  // others go to whoever asks next. During short walks a CTA asks up to kNumWorks ahead; during
-  // long ones, and for the launch's last tiles, it asks near the end, for whoever asked early and
-  // still has much to do would end last (8 % where long and short tiles mix). Who takes the last
+  // The query tiles of a CTA, one after the other. The first ones are the CTAs' by number, the
+  // others go to whoever asks next; without a counter they go round, back and forth, so that
+  // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
   // tile leaves the counter as the next launch needs it.
+  static __device__ __forceinline__ int next_tile(const FwdParams& params, int* counter,
+                                                  int round) {
+    if (counter == nullptr) {
+      const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+      return round * gridDim.x + place;
+    }
+    const int taken = atomicAdd(counter, 1);
+    if (taken == params.num_tiles - 1) *counter = 0;
+    return gridDim.x + taken;
+  }
+
+  // Takes query tiles and describes them; by one lane. During short walks a CTA asks up to
+  // kNumWorks ahead; during long ones, and for the launch's last tiles, it asks near the end, for
+  // whoever asked early and still has much to do would end last (8 % where long and short tiles
+  // mix).
   static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
-                                                  int* counter, Control& control) {
+                                                  const InputView* inputs, int* counter,
+                                                  Control& control) {
     uint32 count = 0;
     uint32 parity = 0;
     int index = blockIdx.x;
-    while (index < params.num_tiles) {
+    for (int round = 1; index < params.num_tiles; ++round) {
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
-      if (describe(work, params, heads, index)) {
+      if (describe(work, params, heads, inputs, index)) {
         const bool asks_late = work.asks_late;
         arrive(control.work_full[at.stage]);
         ++count;
@@ -237,9 +263,7 @@ struct FwdSm90 {
           parity ^= 1;
         }
       }
-      const int taken = atomicAdd(counter, 1);
-      if (taken == params.num_tiles - 1) *counter = 0;
-      index = gridDim.x + taken;
+      index = next_tile(params, counter, round);
     }
     const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
     wait(control.work_empty[at.stage], at.parity ^ 1);
@@ -311,12 +335,10 @@ struct FwdSm90 {
       }
       __syncwarp();
 
-      TileDescriptor next = work.next;
-      int walked = work.walked;
-      Run run = work.run;
       bool announced = !work.asks_late;
       while (true) {
         const TileDescriptor tile = work.tile;
+        const TileDescriptor next = work.next;
         BoxOrigin at = work.keys;
         at.row += tile.n_block * kBlockN;
         const int k_stage = keys.stage;
@@ -330,24 +352,29 @@ struct FwdSm90 {
         __syncwarp();
         load_values(maps, control, shared);
         if (elect_one()) {
-          const bool foreign_tail = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
+          const bool foreign_tail = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr ||
+                                    work.geometry.seqlen_k == 0;  // no row is a key
           control.pending = {
               at, foreign_tail ? work.geometry.seqlen_k - tile.n_block * kBlockN : kBlockN, keys};
         }
         __syncwarp();
         keys.advance();
-        if (!announced && near_end(next, run, walked)) {
+        if (!announced && near_end(next, work.run, work.walked)) {
           announced = true;
           if (elect_one()) arrive(control.work_wanted);
           __syncwarp();
         }
         if (!exists(next)) break;
-        if (elect_one()) work.tile = next;
+        KeyWalk<Classes> walk = work.walk();
+        const TileDescriptor found = walk.next(work.geometry);
         __syncwarp();
-        KeyWalk<Classes> walk = work.walk(walked, run);
-        next = walk.next(work.geometry);
-        walked = walk.n;
-        run = walk.run;
+        if (elect_one()) {
+          work.tile = work.next;
+          work.next = found;
+          work.walked = walk.n;
+          work.run = walk.run;
+        }
+        __syncwarp();
       }
       if (elect_one()) arrive(control.work_empty[works.stage]);
       __syncwarp();
@@ -627,8 +654,11 @@ struct FwdSm90 {
     }
   }
 
+  // `inputs`: the pattern's, by slot; null where it has none. `counter` is 0, and is again in the
+  // end; launches that may run at once have different ones, or null.
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
-                                             const FwdTensorMaps& maps, int* counter) {
+                                             const InputView* inputs, const FwdTensorMaps& maps,
+                                             int* counter) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -669,7 +699,7 @@ struct FwdSm90 {
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
       if (warp == 0) load(params, maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
-      if (warp == 2 && elect_one()) schedule(params, heads, counter, control);
+      if (warp == 2 && elect_one()) schedule(params, heads, inputs, counter, control);
     } else {
       grow_registers<kConsumerRegisters>();
       consume(params, control, shared, warpgroup - 1);

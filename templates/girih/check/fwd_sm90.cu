@@ -13,7 +13,10 @@ struct Config {
   static constexpr int kNumQStages = 2;
   static constexpr bool kSoftcap = true;
   using Classes = HeadClasses<  //
-      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, Leaf<Dense>, Not<Leaf<Window>>>;
+      All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,
+      Any<Leaf<FirstQueries>, Leaf<LastQueries>, Leaf<LastKeys>, Leaf<BlockWindow>>,
+      Any<All<Leaf<Queries>, Leaf<Keys>>, All<Leaf<Causal>, Leaf<Chunk>>>, Leaf<BlockStreaming>,
+      Leaf<Dense>, Not<Leaf<Window>>, All<Leaf<Blocks>, Leaf<Window, 0x1>>>;
   using Heads = HeadTable<32, Classes::kNumNumbers>;
 };
 }  // namespace girih
@@ -21,6 +24,7 @@ struct Config {
 extern "C" __global__ void __launch_bounds__(girih::FwdSm90<girih::Config>::kNumThreads, 1)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::InputTable<2> inputs,
               const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {
-  girih::FwdSm90<girih::Config>::run(params, heads, maps, counter);
+  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter);
 }

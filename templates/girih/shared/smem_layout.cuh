@@ -53,6 +53,13 @@ struct FwdSm90Layout {
 };
 constexpr int kFwdSm90ControlBytes = 1024;
 
+// Registers of a consumer's thread that hold scores, probabilities and output; and up to how many
+// of them the producer may have 56 registers, which any pattern's walk fits, instead of 40.
+GIRIH_HD constexpr int fwd_sm90_fragment_registers(int block_n, int head_dim_v) {
+  return (block_n + head_dim_v) / 2 + block_n / 4;
+}
+constexpr int kFwdSm90RoomyFragments = 176;
+
 GIRIH_HD constexpr FwdSm90Layout fwd_sm90_layout(int block_m, int block_n, int head_dim,
                                                  int head_dim_v, int num_stages, int num_q_stages) {
   FwdSm90Layout layout{};

@@ -1,0 +1,136 @@
+#include "plan/tiles_sm90.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "girih/shared/smem_layout.cuh"
+
+namespace girih::plan {
+namespace {
+
+// Registers of a consumer's thread for scores, probabilities and output, by what was compiled
+// without spills: of 160 with three consumer warpgroups and 232 with two.
+constexpr int kMostFragmentsOfThree = 128;
+constexpr int kMostFragments = 188;
+constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
+constexpr int kMostFragmentsElaborateSoftcap = 172;
+
+int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
+
+int fragment_registers(const TileConfig& tile, const Problem& problem) {
+  return fwd_sm90_fragment_registers(tile.block_n, problem.width_v());
+}
+
+int most_fragments(const TileConfig& tile) {
+  return tile.block_m == 192 ? kMostFragmentsOfThree : kMostFragments;
+}
+
+}  // namespace
+
+int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
+  return fwd_sm90_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
+                         tile.num_stages, tile.num_q_stages)
+      .bytes;
+}
+
+// The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
+// best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups pay where
+// V is narrow and the mask leaves them registers. Tiles are not longer than the blocks of a
+// run-time mask, down to 64 keys.
+std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
+                                           const PatternTraits& pattern,
+                                           const TileConfig& requested) {
+  const bool three =
+      std::max(problem.head_dim, problem.width_v()) <= 64 && !pattern.elaborate && !pattern.softcap;
+  TileConfig tile;
+  tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
+  tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
+  const int limit = !pattern.elaborate ? most_fragments(tile)
+                    : pattern.softcap  ? kMostFragmentsElaborateSoftcap
+                                       : kMostFragmentsElaborate;
+  const int most_keys = requested.block_n ? requested.block_n
+                        : pattern.kv_block_size > 0
+                            ? std::clamp(pattern.kv_block_size / 16 * 16, 64, 128)
+                            : 128;
+  for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
+    for (const int num_stages : {tile.block_n <= 64 ? 4 : 2, 2}) {
+      for (const int num_q_stages : {2, 1}) {
+        tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
+        tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
+        const bool roomy = requested.block_n != 0 || fragment_registers(tile, problem) <= limit;
+        if (roomy && reasons_against_sm90(tile, problem, arch).empty()) return tile;
+      }
+    }
+    if (requested.block_n != 0) break;
+  }
+  if (requested.num_q_stages == 0) return std::nullopt;
+  tile.block_n = most_keys;
+  return tile;
+}
+
+std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Problem& problem,
+                                              const Arch& arch) {
+  std::vector<std::string> reasons;
+  if (arch.number != 90) {
+    reasons.push_back(
+        fmt::format("num_q_stages {} is not supported on {}: only Hopper's kernel, "
+                    "for sm_90, has Q tiles in flight; leave it 0",
+                    tile.num_q_stages, arch.name()));
+    return reasons;
+  }
+  if (tile.block_m != 128 && tile.block_m != 192) {
+    reasons.push_back(fmt::format(
+        "block_m {} is not supported by the Hopper kernel: 128 and 192 are", tile.block_m));
+    return reasons;
+  }
+  if (tile.num_warps != warps_of(tile.block_m)) {
+    reasons.push_back(fmt::format("num_warps {} is not supported with block_m {}: {} is",
+                                  tile.num_warps, tile.block_m, warps_of(tile.block_m)));
+  }
+  if (tile.block_n < 16 || tile.block_n > 256 || tile.block_n % 16 != 0) {
+    reasons.push_back(fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are",
+                                  tile.block_n));
+  }
+  if (tile.num_stages < 2 || tile.num_stages > 8) {
+    reasons.push_back(fmt::format("num_stages {} is not supported: 2 to 8 are", tile.num_stages));
+  }
+  if (tile.num_q_stages < 1 || tile.num_q_stages > 2) {
+    reasons.push_back(
+        fmt::format("num_q_stages {} is not supported: 1 and 2 are", tile.num_q_stages));
+  }
+  if (!reasons.empty()) return reasons;
+
+  const int fragments = fragment_registers(tile, problem);
+  if (fragments > most_fragments(tile)) {
+    reasons.push_back(fmt::format(
+        "block_m {} x block_n {} at head_dim_v {} takes {} registers a thread for scores, "
+        "probabilities and output, more than {}: take a smaller block_n",
+        tile.block_m, tile.block_n, problem.width_v(), fragments, most_fragments(tile)));
+  }
+  const int bytes = shared_bytes_sm90(tile, problem);
+  if (bytes > arch.shared_bytes_per_cta()) {
+    reasons.push_back(fmt::format(
+        "block_m {} x block_n {} with {} stages and {} of Q takes {} bytes of shared memory, more "
+        "than the {} of {}: take smaller blocks or fewer stages",
+        tile.block_m, tile.block_n, tile.num_stages, tile.num_q_stages, bytes,
+        arch.shared_bytes_per_cta(), arch.name()));
+  }
+  return reasons;
+}
+
+std::vector<TileConfig> candidates_sm90() {
+  std::vector<TileConfig> tiles;
+  for (const int block_m : {128, 192}) {
+    for (const int block_n : {64, 80, 96, 112, 128, 160, 176}) {
+      for (const int num_stages : {2, 3, 4}) {
+        for (const int num_q_stages : {1, 2}) {
+          tiles.push_back({block_m, block_n, num_stages, warps_of(block_m), num_q_stages});
+        }
+      }
+    }
+  }
+  return tiles;
+}
+
+}  // namespace girih::plan

@@ -1,0 +1,26 @@
+// Tiles of the Hopper kernel: what they cost, which fit, and which are worth having.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "plan/tiles.hpp"
+
+namespace girih::plan {
+
+int shared_bytes_sm90(const TileConfig& tile, const Problem& problem);
+
+/// Empty where the kernel cannot have what was requested, unless num_q_stages was: only this kernel
+/// has that, and what is wrong with the rest is to be said.
+std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
+                                           const PatternTraits& pattern,
+                                           const TileConfig& requested);
+
+std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Problem& problem,
+                                              const Arch& arch);
+
+/// Not all of them fit every problem.
+std::vector<TileConfig> candidates_sm90();
+
+}  // namespace girih::plan
