@@ -74,12 +74,13 @@ struct GoldenEntry {
 };
 
 const GoldenEntry kGolden[] = {
+    {"blocks_d256_bf16_sm90a.cu", "causal & blocks(m, q=64, kv=64)", {.head_dim = 256}, "sm_90"},
     {"dense_d64_fp16_sm80.cu",
      "dense",
      {.dtype = DType::float16, .head_dim = 64, .num_heads = 8, .num_heads_kv = 8},
      "sm_80"},
     {"causal_d128_bf16_sm120.cu", "causal", {.head_dim = 128}, "sm_120"},
-    {"mixed_d128_bf16_sm90.cu",
+    {"mixed_d128_bf16_sm90a.cu",
      "heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
      {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
      "sm_90a"},
@@ -107,12 +108,14 @@ struct MatrixCase {
 };
 
 // Compiles all of them, on two threads, and checks each.
-void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) {
+void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases,
+                 bool portable = false) {
   const TemporaryFolder folder;
   jit::Options options;  // nothing from the environment
   options.mode = jit::Mode::automatic;
   options.cache_dir = folder / "cache";
   options.cache_layers.emplace();
+  options.tile.portable = portable;
   std::vector<Compiled> results(cases.size());
   std::atomic<std::size_t> next{0};
   const auto work = [&] {
@@ -154,7 +157,7 @@ void check_matrix(const std::string& arch) {
 }
 
 // Every atom by itself and in mixtures, with and without a soft cap.
-void check_atoms(const std::string& arch) {
+void check_atoms(const std::string& arch, bool portable = false) {
   const std::string streaming = "causal & (sink(128) | window(left=255))";
   std::vector<MatrixCase> cases;
   for (const std::string& pattern :
@@ -163,6 +166,8 @@ void check_atoms(const std::string& arch) {
         std::string("causal & chunk(7)"), std::string("block_window(left=1, right=0, block=64)"),
         std::string("block_streaming(sink=1, local=2)"),
         std::string("causal & strided(local=16, stride=8, block=64, offset=1)"),
+        std::string("causal & blocks(m, q=64, kv=64)"),
+        std::string("blocks(m, q=128, kv=128) | sink($n) with softcap(30)"),
         std::string("causal & strided(block=64, ranges=[(4, 1), (inf, 8)]) with softcap(30)"),
         "heads(0: causal, 1: " + streaming + ", else: causal & chunk(8192))",
         "heads(0: block_streaming(1, 2), 1: " + streaming +
@@ -175,14 +180,16 @@ void check_atoms(const std::string& arch) {
     cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}});
   }
   for (const int head_dim : {16, 96, 192, 256}) {
-    cases.push_back({"causal & strided(local=16, stride=8, block=64) with softcap(30)",
-                     {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+    for (const char* pattern : {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
+                                "blocks(m, q=128, kv=128) | sink($n)"}) {
+      cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+    }
   }
-  check_cases(arch, cases);
+  check_cases(arch, cases, portable);
 }
 
 // Every head_dim, and pairs that differ, with one mixed pattern, for sm_90 with `causal` too.
-void check_widths(const std::string& arch) {
+void check_widths(const std::string& arch, bool portable = false) {
   std::vector<MatrixCase> cases;
   const auto add = [&](int head_dim, int head_dim_v) {
     if (head_dim_v == 0 && arch == "sm_90") {
@@ -197,7 +204,7 @@ void check_widths(const std::string& arch) {
        {std::pair{64, 128}, {128, 64}, {192, 128}, {64, 256}, {256, 16}, {16, 256}}) {
     add(head_dim, head_dim_v);
   }
-  check_cases(arch, cases);
+  check_cases(arch, cases, portable);
 }
 
 }  // namespace
@@ -243,11 +250,17 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.tile.block_n += 16; });
   with([](KernelSpec& s) { s.tile.num_stages += 1; });
   with([](KernelSpec& s) { s.tile.num_warps += 4; });
+  with([](KernelSpec& s) { s.family = plan::KernelFamily::fwd_sm90; });
   with([](KernelSpec& s) { s.min_ctas_per_sm += 1; });
   with([](KernelSpec& s) { s.structures.pop_back(); });
   with([](KernelSpec& s) { s.structures.push_back("Leaf<Window>"); });
   with([](KernelSpec& s) { s.head_capacity *= 2; });
-  CHECK(sources.size() == 15);
+  CHECK(sources.size() == 16);
+
+  KernelSpec hopper = spec_for("causal", problem, "sm_90");
+  const std::string two = codegen::emit(hopper);
+  hopper.tile.num_q_stages = 1;
+  CHECK(codegen::emit(hopper) != two);
 }
 
 TEST_CASE("the matrix compiles for sm_80 without spills") { check_matrix("sm_80"); }
@@ -258,11 +271,13 @@ TEST_CASE("the matrix compiles for sm_120 without spills") { check_matrix("sm_12
 
 TEST_CASE("every atom compiles for sm_80 without spills") { check_atoms("sm_80"); }
 TEST_CASE("every atom compiles for sm_90 without spills") { check_atoms("sm_90"); }
+TEST_CASE("every atom compiles portably for sm_90 without spills") { check_atoms("sm_90", true); }
 TEST_CASE("every atom compiles for sm_120 without spills") { check_atoms("sm_120"); }
 
 TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
 TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }
 TEST_CASE("every width compiles for sm_90 without spills") { check_widths("sm_90"); }
+TEST_CASE("every width compiles portably for sm_90 without spills") { check_widths("sm_90", true); }
 TEST_CASE("every width compiles for sm_100 without spills") { check_widths("sm_100"); }
 
 // What a committed entry is written for, by its name.
@@ -293,14 +308,34 @@ TEST_CASE("committed entries compile with NVRTC") {
   CHECK(count > 0);
 }
 
+TEST_CASE(
+    "the Hopper kernel multiplies with wgmma and copies whole boxes, the portable one neither") {
+  const TemporaryFolder folder;
+  jit::Options options;
+  options.mode = jit::Mode::automatic;
+  options.cache_dir = folder / "cache";
+  options.cache_layers.emplace();
+  const auto ptx = [&] {
+    return jit::build(causal(), {.head_dim = 128}, "sm_90", options, jit::Emit::ptx).ptx;
+  };
+  const std::string hopper = ptx();
+  options.tile.portable = true;
+  const std::string portable = ptx();
+  for (const char* instruction : {"wgmma.mma_async", "cp.async.bulk.tensor", "setmaxnreg"}) {
+    CHECK(hopper.find(instruction) != hopper.npos);
+    CHECK(portable.find(instruction) == portable.npos);
+  }
+  CHECK(portable.find("mma.sync") != portable.npos);
+}
+
 TEST_CASE("the Hopper kernel compiles at every width without spills or serialised wgmma") {
   struct Shape {
     int head_dim, head_dim_v, block_m, block_n, num_q_stages;
     bool softcap;
   };
-  constexpr Shape kShapes[] = {{64, 64, 192, 128, 2, false}, {64, 64, 128, 128, 2, true},
-                               {96, 96, 128, 128, 2, true},  {192, 192, 128, 112, 1, true},
-                               {192, 128, 128, 96, 1, true}, {256, 256, 128, 80, 1, true}};
+  constexpr Shape kShapes[] = {{64, 64, 128, 128, 2, true},   {96, 96, 128, 128, 2, true},
+                               {192, 192, 128, 96, 1, true},  {192, 128, 128, 128, 1, true},
+                               {256, 256, 128, 64, 1, false}, {256, 256, 128, 48, 1, true}};
   const fs::path path = source_dir() / "templates" / "girih" / "check" / "fwd_sm90.cu";
   const std::string committed = support::read_file(path).value_or("");
   for (const Shape& shape : kShapes) {

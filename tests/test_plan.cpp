@@ -102,8 +102,70 @@ TEST_CASE("what is no architecture is refused with an example") {
   CHECK(old.what() == std::string("sm_75 is not supported: the kernels need sm_80 or newer"));
 }
 
-TEST_CASE("a plan names the plain architecture") {
-  CHECK(plan_for("causal", {}, "sm_90a").spec.arch.name() == "sm_90");
+TEST_CASE("the portable kernel is for the plain architecture, Hopper's for its own features") {
+  const auto check = [](const char* asked, const TileConfig& tile, const char* arch,
+                        plan::KernelFamily family) {
+    const Plan plan = plan_for("causal", {}, asked, tile);
+    CHECK(plan.spec.arch.name() == arch);
+    CHECK(plan.spec.family == family);
+  };
+  for (const char* asked : {"sm_90", "sm_90a"}) {
+    check(asked, {}, "sm_90a", plan::KernelFamily::fwd_sm90);
+    check(asked, {.portable = true}, "sm_90", plan::KernelFamily::fwd_sm80);
+    check(asked, {.num_warps = 4}, "sm_90", plan::KernelFamily::fwd_sm80);  // Hopper's has 12 or 16
+  }
+  check("sm_100a", {}, "sm_100", plan::KernelFamily::fwd_sm80);
+  check("sm_89", {.portable = true}, "sm_89", plan::KernelFamily::fwd_sm80);
+}
+
+TEST_CASE("Hopper's tile is the largest that its registers and shared memory hold") {
+  const auto tile = [](const char* pattern, int head_dim, int head_dim_v = 0) {
+    return plan_for(pattern, {.head_dim = head_dim, .head_dim_v = head_dim_v}, "sm_90").spec.tile;
+  };
+  CHECK(tile("causal", 64) == TileConfig{192, 128, 2, 16, 2});
+  CHECK(tile("causal", 96) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("causal", 128) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("causal", 192) == TileConfig{128, 112, 2, 12, 1});
+  CHECK(tile("causal", 192, 128) == TileConfig{128, 128, 2, 12, 1});
+  CHECK(tile("causal", 256) == TileConfig{128, 80, 2, 12, 1});
+  // Masks of much code, and soft caps, leave fewer registers.
+  const char* strided = "causal & strided(local=16, stride=8, block=64)";
+  const char* capped = "causal & strided(local=16, stride=8, block=64) with softcap(30)";
+  CHECK(tile("causal with softcap(30)", 64) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile(strided, 64) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile(strided, 192) == TileConfig{128, 96, 2, 12, 1});
+  CHECK(tile(strided, 256) == TileConfig{128, 64, 2, 12, 1});
+  CHECK(tile(capped, 256) == TileConfig{128, 48, 2, 12, 1});
+  CHECK(tile("causal with softcap(30)", 256) == TileConfig{128, 80, 2, 12, 1});
+  // Nor are tiles longer than a run-time mask's blocks, down to 64 keys.
+  CHECK(tile("blocks(m, q=128, kv=128)", 128) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("blocks(m, q=64, kv=64)", 128) == TileConfig{128, 64, 4, 12, 2});
+  CHECK(tile("blocks(m, q=16, kv=16)", 128) == TileConfig{128, 64, 4, 12, 2});
+
+  const Plan plan = plan_for("causal", {.head_dim = 128}, "sm_90");
+  CHECK(plan.threads == 384);
+  CHECK(plan.shared_bytes == 2 * 32768 + 2 * 2 * 32768 + 1024);
+  CHECK(plan.spec.min_ctas_per_sm == 1);
+}
+
+TEST_CASE("tiles that Hopper's kernel cannot have are refused with every reason") {
+  const auto message = [](const TileConfig& tile, const char* arch = "sm_90") {
+    return std::string(error_of([&] { plan_for("causal", {}, arch, tile); }).what());
+  };
+  CHECK(message({64, 64, 2, 12, 1}) ==
+        "block_m 64 is not supported by the Hopper kernel: 128 and 192 are");
+  CHECK(message({128, 40, 1, 4, 3}) ==
+        "num_warps 4 is not supported with block_m 128: 12 is; "
+        "block_n 40 is not supported: multiples of 16 from 16 to 256 are; "
+        "num_stages 1 is not supported: 2 to 8 are; num_q_stages 3 is not supported: 1 and 2 are");
+  CHECK(message({192, 256, 4, 16, 2}) ==
+        "block_m 192 x block_n 256 at head_dim_v 128 takes 256 registers a thread for scores, "
+        "probabilities and output, more than 128: take a smaller block_n; "
+        "block_m 192 x block_n 256 with 4 stages and 2 of Q takes 623616 bytes of shared memory, "
+        "more than the 232448 of sm_90: take smaller blocks or fewer stages");
+  CHECK(message({.num_q_stages = 2}, "sm_89") ==
+        "num_q_stages 2 is not supported on sm_89: only Hopper's kernel, for sm_90, has Q tiles in "
+        "flight; leave it 0");
 }
 
 TEST_CASE("structure and numbers follow the mask's text") {
@@ -346,7 +408,8 @@ TEST_CASE("a head that no set covers is refused by plan") {
         std::string("head 4 of 6 is covered by no set: name it, or add 'else: MASK'"));
 }
 
-TEST_CASE("default tiles fit every architecture, eight warps a multiprocessor") {
+TEST_CASE(
+    "the portable kernel's default tiles fit every architecture, eight warps a multiprocessor") {
   struct Limits {
     const char* arch;
     int kib_per_cta;
@@ -363,7 +426,7 @@ TEST_CASE("default tiles fit every architecture, eight warps a multiprocessor") 
     CHECK(arch.shared_bytes_per_sm() == limits.kib_per_sm * 1024);
     for (int head_dim = 16; head_dim <= 256; head_dim += 16) {
       CAPTURE(head_dim);
-      const Plan plan = plan_for("causal", {.head_dim = head_dim}, limits.arch);
+      const Plan plan = plan_for("causal", {.head_dim = head_dim}, limits.arch, {.portable = true});
       const TileConfig& tile = plan.spec.tile;
       const int tiles_bytes =
           2 * ((head_dim + 63) / 64 * 64) *                     // rows take whole 128 bytes
@@ -395,16 +458,22 @@ TEST_CASE("a requested tile is taken, and its zeros are filled in") {
   const TileConfig whole{64, 48, 3, 4};
   CHECK(plan_for("causal", {}, "sm_90", whole).spec.tile == whole);
 
-  CHECK(plan_for("causal", {}, "sm_90").spec.tile == TileConfig{128, 64, 2, 4});
+  CHECK(plan_for("causal", {}, "sm_90", {.portable = true}).spec.tile == TileConfig{128, 64, 2, 4});
   // A third stage leaves two CTAs no room for 64 keys; eight warps have 16 rows each.
-  CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3}).spec.tile == TileConfig{128, 32, 3, 4});
+  CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3, .portable = true}).spec.tile ==
+        TileConfig{128, 32, 3, 4});
+  CHECK(plan_for("causal", {}, "sm_90", {.block_n = 64}).spec.tile ==
+        TileConfig{128, 64, 4, 12, 2});
+  CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3}).spec.tile ==
+        TileConfig{128, 128, 3, 12, 1});
   CHECK(plan_for("causal", {}, "sm_86", {.num_warps = 8}).spec.tile == TileConfig{128, 64, 2, 8});
 }
 
-TEST_CASE("narrow heads whose rows see few keys get a small tile on sm_90") {
+TEST_CASE("narrow heads whose rows see few keys get a small portable tile on sm_90") {
   const TileConfig wide{128, 128, 2, 4}, small{64, 64, 2, 4};
   const auto tile = [](const char* pattern, int head_dim = 64, const char* arch = "sm_90") {
-    return plan_for(pattern, {.head_dim = head_dim, .num_heads = 8, .num_heads_kv = 8}, arch)
+    return plan_for(pattern, {.head_dim = head_dim, .num_heads = 8, .num_heads_kv = 8}, arch,
+                    {.portable = true})
         .spec.tile;
   };
   CHECK(tile("causal & window(left=127)") == small);

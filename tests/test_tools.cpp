@@ -137,7 +137,7 @@ TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
   CHECK(kernels[4]["pattern"] == "sink(2)");
   CHECK(kernels[4]["problem"]["head_dim"] == 128);
   CHECK(kernels[4]["problem"]["dtype"] == "fp16");
-  CHECK(kernels[4]["arch"] == "sm_90");
+  CHECK(kernels[4]["arch"] == "sm_90a");
   CHECK(kernels[5]["problem"]["num_heads_kv"] == 2);
   CHECK(kernels[5]["problem"]["head_offset"] == 8);
   CHECK(kernels[5]["problem"]["num_heads_total"] == 16);
@@ -231,7 +231,8 @@ TEST_CASE("explain says what kernel there would be, and where its numbers come f
                           "--arch",     "sm_90a"};
   const Json report = program.json(explain + Arguments{"--seqlen-k", "1024"});
   CHECK(report["supported"] == true);
-  CHECK(report["arch"] == "sm_90");
+  CHECK(report["arch"] == "sm_90a");
+  CHECK(report["kernel"] == "fwd_sm90");
   CHECK(report["tile_origin"] == "heuristic");
   CHECK(report["threads"] > 0);
   CHECK(report["shared_bytes"] > 0);

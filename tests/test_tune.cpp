@@ -132,12 +132,13 @@ TEST_CASE("every candidate tile has a plan, and the heuristic one comes first") 
       const auto candidates = plan::candidate_tiles(own, problem, arch);
       REQUIRE(!candidates.empty());
       CHECK(candidates.front() == own);
-      std::set<std::tuple<int, int, int, int>> distinct;
+      std::set<std::tuple<int, int, int, int, int>> distinct;
       for (const TileConfig& tile : candidates) {
         const plan::Plan plan = plan::make_plan(causal(), problem, arch, tile);
         CHECK(plan.spec.tile == tile);
         CHECK(plan.shared_bytes <= arch.shared_bytes_per_cta());
-        distinct.insert({tile.block_m, tile.block_n, tile.num_stages, tile.num_warps});
+        distinct.insert(
+            {tile.block_m, tile.block_n, tile.num_stages, tile.num_warps, tile.num_q_stages});
       }
       CHECK(distinct.size() == candidates.size());
       const auto smaller = [](const TileConfig& a, const TileConfig& b) {

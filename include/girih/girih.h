@@ -92,7 +92,9 @@ typedef struct girih_options {
   int32_t block_n;           // keys,
   int32_t num_stages;        // K/V tiles in flight
   int32_t num_warps;
-  girih_tune tune;  // GIRIH_TUNE
+  girih_tune tune;       // GIRIH_TUNE
+  int32_t num_q_stages;  // Q tiles in flight, in Hopper's kernel
+  int32_t portable;      // 1: the kernel that runs on every GPU, where one has its own
 } girih_options;
 
 // Parses a pattern. `options` may be NULL. The text is not kept. On failure *program is NULL.
@@ -156,6 +158,9 @@ typedef struct girih_kernel_info {
   int32_t registers;  // per thread
   int32_t spill_bytes, stack_bytes;
   int32_t shared_bytes;  // dynamic, per CTA
+  const char* kernel;    // "fwd_sm80", which runs on every GPU, or "fwd_sm90", Hopper's
+  int32_t num_q_stages;  // of Hopper's; else 0
+  int32_t reserved;      // 0
 } girih_kernel_info;
 
 // Fills in the first info->size bytes of *info; the caller sets info->size.

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <string_view>
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
@@ -97,29 +96,22 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
 }
 
 // Many atoms, or one whose code needs many registers.
-struct MaskSize {
+bool is_elaborate(const std::vector<std::string>& structures) {
+  constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
-  bool large_atom = false;
-
-  void add(const Mask& mask) {
-    for (const Mask& operand : mask.operands()) add(operand);
-    if (mask.op() != Mask::Op::atom) return;
-    ++atoms;
-    const std::string_view type = pattern::atom_table()[mask.atom_index()].type;
-    large_atom = large_atom || type == "Strided";
-    for (const std::string& input : mask.inputs()) large_atom = large_atom || !input.empty();
+  for (const std::string& structure : structures) {
+    for (const char* large : {"Leaf<Strided", "Leaf<Blocks", ", 0x"}) {  // 0x: from an input
+      if (structure.find(large) != structure.npos) return true;
+    }
+    for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
   }
-};
+  return atoms > kFewAtoms;
+}
 
-PatternTraits traits_of(const Pattern& pattern, const Problem& problem) {
-  PatternTraits traits{.keys = keys_per_row(pattern, problem)};
-  constexpr int kFewAtoms = 6;  // compiled in this and other mixtures without spills
-  MaskSize masks;
-  for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    masks.add(head_class.mask);
-    traits.softcap = traits.softcap || head_class.modifiers.softcap > 0;
-  }
-  traits.elaborate = masks.large_atom || masks.atoms > kFewAtoms;
+PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
+  PatternTraits traits{.keys = keys_per_row(pattern, problem),
+                       .softcap = spec.softcap,
+                       .elaborate = is_elaborate(spec.structures)};
   for (const InputInfo& input : pattern.inputs()) {
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
@@ -233,17 +225,17 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
-  std::vector<std::string> reasons = reasons_against_widths(problem, arch);
-  PatternTraits traits;
-  TileConfig tile;
-  if (reasons.empty()) {
-    traits = traits_of(pattern, problem);
-    tile = choose_tile(arch, problem, traits, requested);
-    reasons = reasons_against(tile, problem, arch);
-  }
-  if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
-
+  const auto refuse_for = [](const std::vector<std::string>& reasons) {
+    if (reasons.empty()) return;
+    throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
+  };
+  refuse_for(reasons_against_widths(problem, arch));
   Plan plan;
+  plan_heads(pattern, problem, plan);
+  const PatternTraits traits = traits_of(pattern, problem, plan.spec);
+  const TileConfig tile = choose_tile(arch, problem, traits, requested);
+  refuse_for(reasons_against(tile, problem, arch));
+
   plan.spec.family = family_of(tile);
   const bool hopper = plan.spec.family == KernelFamily::fwd_sm90;
   plan.spec.arch = hopper ? Arch{arch.number, "a"} : arch.plain();
@@ -256,7 +248,6 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
   plan.spec.min_ctas_per_sm = std::clamp(fitting_ctas, 1, std::max(8 / tile.num_warps, 1));
-  plan_heads(pattern, problem, plan);
   return plan;
 }
 

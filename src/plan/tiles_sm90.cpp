@@ -119,13 +119,16 @@ std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Prob
   return reasons;
 }
 
-std::vector<TileConfig> candidates_sm90() {
+std::vector<TileConfig> candidates_sm90(const Problem& problem, const Arch& arch) {
   std::vector<TileConfig> tiles;
   for (const int block_m : {128, 192}) {
     for (const int block_n : {64, 80, 96, 112, 128, 160, 176}) {
       for (const int num_stages : {2, 3, 4}) {
-        for (const int num_q_stages : {1, 2}) {
-          tiles.push_back({block_m, block_n, num_stages, warps_of(block_m), num_q_stages});
+        for (const int num_q_stages : {2, 1}) {  // two are never worse
+          const TileConfig tile{block_m, block_n, num_stages, warps_of(block_m), num_q_stages};
+          if (!reasons_against_sm90(tile, problem, arch).empty()) continue;
+          tiles.push_back(tile);
+          break;
         }
       }
     }

@@ -20,7 +20,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
 std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Problem& problem,
                                               const Arch& arch);
 
-/// Not all of them fit every problem.
-std::vector<TileConfig> candidates_sm90();
+/// Those worth measuring.
+std::vector<TileConfig> candidates_sm90(const Problem& problem, const Arch& arch);
 
 }  // namespace girih::plan

@@ -193,7 +193,9 @@ girih::jit::Options options_of(const girih_options* pointer) {
   options.tile = {.block_m = c.block_m,
                   .block_n = c.block_n,
                   .num_stages = c.num_stages,
-                  .num_warps = c.num_warps};
+                  .num_warps = c.num_warps,
+                  .num_q_stages = c.num_q_stages,
+                  .portable = c.portable != 0};
   return options;
 }
 
@@ -379,7 +381,10 @@ girih_status girih_kernel_get_info(const girih_kernel* kernel, girih_kernel_info
                                   .registers = from.registers,
                                   .spill_bytes = from.spill_bytes,
                                   .stack_bytes = from.stack_bytes,
-                                  .shared_bytes = from.shared_bytes};
+                                  .shared_bytes = from.shared_bytes,
+                                  .kernel = from.kernel.c_str(),
+                                  .num_q_stages = from.tile.num_q_stages,
+                                  .reserved = 0};
     std::memset(static_cast<void*>(info), 0, size);
     std::memcpy(static_cast<void*>(info), &known, std::min(size, sizeof(known)));
   });

@@ -63,7 +63,8 @@ class _Options(_Struct):
     _fields_ = [("size", _size_t), ("cache_dir", _char_p), ("cache_layers", _char_p),
                 ("nvrtc", _char_p), ("template_dir", _char_p), ("dump_dir", _char_p),
                 ("jit", _int32), ("block_m", _int32), ("block_n", _int32), ("num_stages", _int32),
-                ("num_warps", _int32), ("tune", _int32)]
+                ("num_warps", _int32), ("tune", _int32), ("num_q_stages", _int32),
+                ("portable", _int32)]
 
 
 class _Problem(_Struct):
@@ -77,7 +78,8 @@ class _KernelInfo(_Struct):
                 ("compile_ms", ctypes.c_double), ("cache_hit", _int32), ("block_m", _int32),
                 ("block_n", _int32), ("num_stages", _int32), ("num_warps", _int32),
                 ("threads", _int32), ("registers", _int32), ("spill_bytes", _int32),
-                ("stack_bytes", _int32), ("shared_bytes", _int32)]
+                ("stack_bytes", _int32), ("shared_bytes", _int32), ("kernel", _char_p),
+                ("num_q_stages", _int32), ("reserved", _int32)]
 
 
 class _Tensor(_Struct):
@@ -400,7 +402,7 @@ def compile(pattern, **options):
 
     Options, each with an environment variable for its default: cache_dir, cache_layers ("a:b"),
     jit ("auto" or "off"), tune ("db", "auto" or "off"), nvrtc, template_dir, dump_dir. The tile,
-    chosen by Girih where not given: block_m, block_n, num_stages, num_warps. A kernel is compiled
+    chosen by Girih where not given: block_m, block_n, num_stages, num_warps, num_q_stages, portable. A kernel is compiled
     at the first call for a problem, or by Program.bind.
     """
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))

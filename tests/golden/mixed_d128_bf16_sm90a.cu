@@ -1,5 +1,5 @@
-// Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90.
-#include "girih/fwd_sm80.cuh"
+// Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
+#include "girih/fwd_sm90.cuh"
 
 namespace girih {
 struct Config {
@@ -7,9 +7,9 @@ struct Config {
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
   static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 64;
+  static constexpr int kBlockN = 128;
   static constexpr int kNumStages = 2;
-  static constexpr int kNumWarps = 4;
+  static constexpr int kNumQStages = 2;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>,
@@ -18,8 +18,9 @@ struct Config {
 };
 }  // namespace girih
 
-extern "C" __global__ void __launch_bounds__(128, 2)
+extern "C" __global__ void __launch_bounds__(384, 1)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
-              const __grid_constant__ girih::Config::Heads heads) {
-  girih::FwdSm80<girih::Config>::run(params, heads, nullptr);
+              const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {
+  girih::FwdSm90<girih::Config>::run(params, heads, nullptr, maps, counter);
 }
