@@ -23,7 +23,8 @@ TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
   return {.block_m = requested.block_m ? requested.block_m : fallback.block_m,
           .block_n = requested.block_n ? requested.block_n : fallback.block_n,
           .num_stages = requested.num_stages ? requested.num_stages : fallback.num_stages,
-          .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
+          .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps,
+          .num_q_stages = requested.num_q_stages};
 }
 
 auto order_of(const TileConfig& tile) {

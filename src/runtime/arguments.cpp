@@ -241,6 +241,14 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
   const Dims dims = dims_of(args.layout);
   const auto map = [&](const Tensor& tensor, const void* data, const Strides& strides,
                        int box_rows) {
+    for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
+      constexpr std::int64_t kEnd = std::int64_t{1} << 39;  // 2^40 bytes
+      if (stride >= 0 && stride < kEnd) continue;
+      refuse(
+          fmt::format("a tensor has stride {}: the kernel for Hopper takes strides from 0 to {}; "
+                      "bind the portable one (tile.portable)",
+                      stride, kEnd - 8));
+    }
     return cuda::encode_tensor_map(
         {.data = data,
          .type = problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16

@@ -249,7 +249,9 @@ inline std::string describe(const girih::Problem& problem) {
 
 inline std::string describe(const girih::TileConfig& tile) {
   return std::to_string(tile.block_m) + "x" + std::to_string(tile.block_n) + " stages " +
-         std::to_string(tile.num_stages) + " warps " + std::to_string(tile.num_warps);
+         std::to_string(tile.num_stages) + " warps " + std::to_string(tile.num_warps) +
+         (tile.num_q_stages > 0 ? " Q stages " + std::to_string(tile.num_q_stages) : "") +
+         (tile.portable ? " portable" : "");
 }
 
 }  // namespace gpu_tests

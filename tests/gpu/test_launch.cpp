@@ -405,3 +405,42 @@ TEST_CASE("a capture refuses an unbound problem and records a bound one") {
   DRIVER(cuGraphExecDestroy)(executable);
   DRIVER(cuGraphDestroy)(graph);
 }
+
+TEST_CASE("a captured launch may run beside itself and beside others on its stream") {
+  girih::verify::Case c = small_case();
+  c.seqlen_q = c.seqlen_k = 2000;
+  c.max_ctas = 3;  // each takes many query tiles
+  Workload workload(c), other(c);
+  workload.fill_normal(5);
+  other.fill_normal(5);
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), c.problem);
+  const Stream stream, second;
+  Args args = workload.args(), direct = other.args();
+  args.stream = direct.stream = stream.get();
+  kernel.launch(direct);
+  girih::verify::synchronize();
+  const auto expected = results(other);
+
+  girih::cuda::check(DRIVER(cuStreamBeginCapture)(stream.get(), CU_STREAM_CAPTURE_MODE_GLOBAL),
+                     "begin");
+  kernel.launch(args);
+  CUgraph graph = nullptr;
+  girih::cuda::check(DRIVER(cuStreamEndCapture)(stream.get(), &graph), "end");
+  CUgraphExec executables[2] = {};
+  for (CUgraphExec& executable : executables) {
+    girih::cuda::check(DRIVER(cuGraphInstantiate)(&executable, graph, 0), "instantiate");
+  }
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    workload.poison_outputs();
+    other.poison_outputs();
+    girih::verify::synchronize();
+    girih::cuda::check(DRIVER(cuGraphLaunch)(executables[0], second.get()), "launch");
+    kernel.launch(direct);
+    girih::cuda::check(DRIVER(cuGraphLaunch)(executables[1], stream.get()), "launch");
+    girih::verify::synchronize();
+    CHECK(results(workload) == expected);
+    CHECK(results(other) == expected);
+  }
+  for (const CUgraphExec executable : executables) DRIVER(cuGraphExecDestroy)(executable);
+  DRIVER(cuGraphDestroy)(graph);
+}

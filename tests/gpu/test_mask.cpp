@@ -441,9 +441,11 @@ const int kMixedHeads = kHashes * static_cast<int>(mixed_classes().size());
 TEST_CASE("every tile configuration shows exactly the keys of all atoms in one launch") {
   // All that the plan accepts are tried; block_n beyond 128 takes more words for a row's mask.
   const std::vector<TileConfig> tiles = {
-      {64, 16, 2, 4},  {64, 32, 3, 4},   {64, 48, 2, 4},   {64, 64, 4, 4},  {64, 128, 2, 4},
-      {64, 144, 2, 4}, {64, 256, 2, 4},  {128, 32, 4, 4},  {128, 64, 2, 4}, {128, 64, 2, 8},
-      {128, 64, 3, 8}, {128, 128, 2, 4}, {128, 128, 2, 8}, {256, 64, 2, 8}};
+      {64, 16, 2, 4},      {64, 32, 3, 4},       {64, 48, 2, 4},       {64, 64, 4, 4},
+      {64, 128, 2, 4},     {64, 144, 2, 4},      {64, 256, 2, 4},      {128, 32, 4, 4},
+      {128, 64, 2, 4},     {128, 64, 2, 8},      {128, 64, 3, 8},      {128, 128, 2, 4},
+      {128, 128, 2, 8},    {256, 64, 2, 8},      {128, 128, 2, 12, 2}, {128, 64, 4, 12, 2},
+      {128, 16, 2, 12, 1}, {128, 176, 2, 12, 1}, {192, 128, 2, 16, 2}, {192, 48, 3, 16, 1}};
   std::vector<Problem> problems;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128})
@@ -451,11 +453,12 @@ TEST_CASE("every tile configuration shows exactly the keys of all atoms in one l
   }
   const std::size_t num_bound =
       check_tiles(problems, tiles, {{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}});
-  CHECK(num_bound >= problems.size() * tiles.size() / 2);
+  CHECK(num_bound >= problems.size() * tiles.size() / 3);
 }
 
 TEST_CASE("every width of heads shows exactly the keys of all atoms in one launch") {
-  const std::vector<TileConfig> tiles = {{}, {64, 16, 3, 4}, {64, 64, 2, 4}, {128, 48, 2, 8}};
+  const std::vector<TileConfig> tiles = {
+      {}, {.portable = true}, {64, 16, 3, 4}, {64, 64, 2, 4}, {128, 48, 2, 8}};
   std::vector<Problem> problems;
   for (const int head_dim : {16, 48, 80, 96, 160, 192, 256}) {
     const bool even = problems.size() % 2 == 0;

@@ -61,10 +61,12 @@ std::string text_of(const std::vector<oracle::Expr>& classes, const Case& c) {
 }
 
 void check_values(const std::string& text, const std::vector<oracle::Expr>& classes, const Case& c,
-                  GpuReference& gpu_reference) {
+                  GpuReference& gpu_reference, const girih::TileConfig& tile = {}) {
   const int heads_per_class = c.problem.num_heads / static_cast<int>(classes.size());
   CAPTURE(text);
-  const girih::jit::Program program = girih::jit::compile(Pattern::parse(text));
+  girih::jit::Options options;
+  options.tile = tile;
+  const girih::jit::Program program = girih::jit::compile(Pattern::parse(text), options);
   const Report report = girih::verify::verify_attention(
       program, c, oracle_mask(classes, heads_per_class, c), gpu_reference);
   ++kernels_bound;
@@ -220,6 +222,7 @@ TEST_CASE("values are right for every shape, type, width and number of KV heads"
         if (turn % 7 == 1) c.max_ctas = 2;
         c.with_lse = turn % 6 != 5;
         check_values({expr}, c, gpu_reference);
+        check_values(text_of({expr}, c), {expr}, c, gpu_reference, {.portable = true});
       }
     }
   }

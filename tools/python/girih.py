@@ -402,8 +402,9 @@ def compile(pattern, **options):
 
     Options, each with an environment variable for its default: cache_dir, cache_layers ("a:b"),
     jit ("auto" or "off"), tune ("db", "auto" or "off"), nvrtc, template_dir, dump_dir. The tile,
-    chosen by Girih where not given: block_m, block_n, num_stages, num_warps, num_q_stages, portable. A kernel is compiled
-    at the first call for a problem, or by Program.bind.
+    chosen by Girih where not given: block_m, block_n, num_stages, num_warps, num_q_stages, and
+    portable=True for the kernel of every GPU where one has its own. A kernel is compiled at the
+    first call for a problem, or by Program.bind.
     """
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:

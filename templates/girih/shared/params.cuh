@@ -1,4 +1,5 @@
-// What a forward kernel is launched with: two parameters, FwdParams and a HeadTable.
+// What a forward kernel is launched with: FwdParams, a HeadTable, where the pattern has inputs an
+// InputTable, and for fwd_sm90 tensor maps and a counter.
 #pragma once
 
 #include "girih/shared/geometry.cuh"
