@@ -125,21 +125,13 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
     if (found == inputs.end()) {
       if (inputs.size() == kMaxInputs) {
         return fmt::format(
-            "the input {} is one more than the {} run-time inputs that a pattern can "
-            "have",
+            "the input {} is one more than the {} run-time inputs a pattern can have",
             quote(wanted.name), kMaxInputs);
       }
       inputs.push_back(std::move(wanted));
     } else if (*found != wanted) {
-<<<<<<< HEAD
       return fmt::format("the input {} is used as {} and as {}: give the two different names",
                          quote(wanted.name), found->description(), wanted.description());
-=======
-      throw Error(
-          Errc::invalid_argument,
-          fmt::format("the input {} is used as {} and as {}: give the two different names",
-                      pattern::quote(wanted.name), found->description(), wanted.description()));
->>>>>>> lists
     }
   }
   return "";
