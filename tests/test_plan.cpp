@@ -16,6 +16,7 @@
 
 using namespace girih;
 using plan::Arch;
+using plan::KeysPerRow;
 using plan::make_plan;
 using plan::Plan;
 
@@ -398,6 +399,32 @@ TEST_CASE("a requested tile is taken, and its zeros are filled in") {
   // A third stage leaves two CTAs no room for 64 keys; eight warps have 16 rows each.
   CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3}).spec.tile == TileConfig{128, 32, 3, 4});
   CHECK(plan_for("causal", {}, "sm_86", {.num_warps = 8}).spec.tile == TileConfig{128, 64, 2, 8});
+}
+
+TEST_CASE("narrow heads whose rows see few keys get a small tile on sm_90") {
+  const TileConfig wide{128, 128, 2, 4}, small{64, 64, 2, 4};
+  const auto tile = [](const char* pattern, int head_dim = 64, const char* arch = "sm_90") {
+    return plan_for(pattern, {.head_dim = head_dim, .num_heads = 8, .num_heads_kv = 8}, arch)
+        .spec.tile;
+  };
+  CHECK(tile("causal & window(left=127)") == small);
+  CHECK(tile("causal & window(left=511)") == small);
+  CHECK(tile("causal & window(left=512)") == wide);
+  CHECK(tile("causal & (sink(128) | window(left=255))", 32) == small);
+  CHECK(tile("window(left=200, right=300)") == small);
+  CHECK(tile("causal") == wide);
+  CHECK(tile("dense & sink(512)") == small);
+  // One dense head makes most of the work.
+  CHECK(tile("heads(0: causal, else: causal & window(left=127))") == wide);
+  CHECK(tile("heads(0: causal & window(left=5), else: causal & window(left=127))") == small);
+  // A class without heads is no reason for anything.
+  CHECK(tile("heads(0-7: window(left=1, right=1), else: dense)") == small);
+
+  CHECK(tile("causal & window(left=127)", 128) == tile("causal", 128));
+  CHECK(tile("causal & window(left=127)", 64, "sm_80") == tile("causal", 64, "sm_80"));
+  CHECK(plan_for("window(left=9)", {.head_dim = 64}, "sm_90", wide).spec.tile == wide);
+  CHECK(plan_for("window(left=9)", {.head_dim = 64}, "sm_90").keys == KeysPerRow::many);
+  CHECK(plan_for("window(left=9, right=9)", {}, "sm_90").keys == KeysPerRow::few);
 }
 
 TEST_CASE("problems that make no sense are refused with their numbers") {

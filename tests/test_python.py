@@ -155,6 +155,8 @@ class PatternTest(unittest.TestCase):
             girih.compile("causal", cachedir="/tmp")
         with self.assertRaisesRegex(girih.Error, "jit 'on' is not"):
             girih.compile("causal", jit="on")
+        with self.assertRaisesRegex(girih.Error, "tune 'on' is not 'db', 'auto' or 'off'"):
+            girih.compile("causal", tune="on")
 
 
 class ArgumentTest(unittest.TestCase):

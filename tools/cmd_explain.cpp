@@ -10,12 +10,15 @@
 #include "plan/plan.hpp"
 #include "reading.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/tile_choice.hpp"
+#include "tune/tune_on_gpu.hpp"
+#include "verify/device.hpp"
 
 namespace girih::tools {
 namespace {
 
-// Which of the tile's numbers were given.
-std::string tile_origin(const TileConfig& given) {
+// Which of the tile's numbers were given, or where it comes from when none was.
+std::string tile_origin(const TileConfig& given, const std::string& otherwise) {
   std::vector<const char*> names;
   for (const auto& [name, value] : {std::pair{"block_m", given.block_m},
                                     {"block_n", given.block_n},
@@ -23,9 +26,56 @@ std::string tile_origin(const TileConfig& given) {
                                     {"warps", given.num_warps}}) {
     if (value != 0) names.push_back(name);
   }
-  if (names.empty()) return "heuristic";
+  if (names.empty()) return otherwise;
   if (names.size() == 4) return "given";
   return fmt::format("{} given, the rest heuristic", fmt::join(names, ", "));
+}
+
+// The present GPU where it is one of these, else one without a name: of its records, those of
+// others are hints.
+tune::DeviceId device_of(const plan::Arch& arch) {
+  if (verify::device_available()) {
+    tune::DeviceId device = present_device();
+    if (device.arch == arch.name()) return device;
+  }
+  return {.name = "", .arch = arch.name(), .num_sms = 0};
+}
+
+// What a bind would take: the first choice, unless its kernel would have to be compiled and must
+// not be.
+runtime::TileChoice choice_of(const Pattern& pattern, const Problem& problem,
+                              const plan::Arch& arch, const jit::Options& options) {
+  const runtime::Settings settings = runtime::resolve(options);
+  const auto choices =
+      runtime::tile_choices({pattern, problem, arch, device_of(arch)}, options.tile, settings);
+  if (settings.mode == jit::Mode::automatic) return choices.front();
+  for (const runtime::TileChoice& choice : choices) {
+    jit::Options own = options;
+    own.tile = choice.tile;
+    const jit::KernelInfo info =
+        jit::build(pattern, problem, arch.name(), own, jit::Emit::source).info;
+    if (cache::DiskCache(settings.cache).find({info.arch, info.key})) return choice;
+  }
+  return choices.back();
+}
+
+Json json_of(const tune::Record& record) {
+  return {{"device", record.device.name},
+          {"pattern", record.pattern},
+          {"batch", record.shape.batch},
+          {"seqlen_q", record.shape.seqlen_q},
+          {"seqlen_k", record.shape.seqlen_k},
+          {"num_heads", record.shape.num_heads},
+          {"ms", record.ms},
+          {"date", record.date}};
+}
+
+std::string text_of_record(const Json& record) {
+  return fmt::format(
+      "            {:.4g} ms for {}, batch {}, {} queries, {} keys, {} heads on {}, {}\n",
+      record["ms"].get<double>(), record["pattern"].get<std::string>(), record["batch"].get<int>(),
+      record["seqlen_q"].get<int>(), record["seqlen_k"].get<int>(), record["num_heads"].get<int>(),
+      record["device"].get<std::string>(), record["date"].get<std::string>());
 }
 
 Json classes_json(const Pattern& pattern, const Problem& problem, const TileConfig& tile,
@@ -74,13 +124,15 @@ std::string text_of(const Json& report, const Problem& problem) {
                                 text(report["reason"]));
   }
   const Json &tile = report["tile"], &cache = report["cache"];
+  result += fmt::format("supported   yes, by a kernel for {}\n", text(report["arch"]));
+  result +=
+      fmt::format("tile        {} x {}, {} stages, {} warps ({})\n", tile["block_m"].get<int>(),
+                  tile["block_n"].get<int>(), tile["num_stages"].get<int>(),
+                  tile["num_warps"].get<int>(), text(report["tile_origin"]));
+  if (report.contains("record")) result += text_of_record(report["record"]);
   result += fmt::format(
-      "supported   yes, by a kernel for {}\n"
-      "tile        {} x {}, {} stages, {} warps ({})\n"
-      "CTA         {} threads, {} bytes of shared memory{}\n",
-      text(report["arch"]), tile["block_m"].get<int>(), tile["block_n"].get<int>(),
-      tile["num_stages"].get<int>(), tile["num_warps"].get<int>(), text(report["tile_origin"]),
-      report["threads"].get<int>(), report["shared_bytes"].get<int>(),
+      "CTA         {} threads, {} bytes of shared memory{}\n", report["threads"].get<int>(),
+      report["shared_bytes"].get<int>(),
       cache["hit"] ? fmt::format(", {} registers a thread", report["registers"].get<int>()) : "");
   for (const Json& entry : report["classes"]) {
     result += fmt::format("heads       {}: {}\n            {}\n", text(entry["heads"]),
@@ -170,14 +222,17 @@ void add_explain(CLI::App& app, Context& context) {
                 {"asked_arch", arch},
                 {"supported", true}};
     try {
-      const jit::Artifact artifact =
-          jit::build(pattern, problem, arch, options->jit, jit::Emit::source);
-      const plan::Plan plan =
-          plan::make_plan(pattern, problem, plan::Arch::parse(arch), options->jit.tile);
+      const plan::Arch parsed = plan::Arch::parse(arch);
+      const runtime::TileChoice choice = choice_of(pattern, problem, parsed.plain(), options->jit);
+      jit::Options jit = options->jit;
+      jit.tile = choice.tile;
+      const jit::Artifact artifact = jit::build(pattern, problem, arch, jit, jit::Emit::source);
+      const plan::Plan plan = plan::make_plan(pattern, problem, parsed, jit.tile);
       const jit::KernelInfo& info = artifact.info;
       report["arch"] = info.arch;
       report["tile"] = to_json(info.tile);
-      report["tile_origin"] = tile_origin(options->jit.tile);
+      report["tile_origin"] = tile_origin(options->jit.tile, choice.source);
+      if (choice.record) report["record"] = json_of(*choice.record);
       report["threads"] = info.threads;
       report["shared_bytes"] = info.shared_bytes;
       report["classes"] = classes_json(pattern, problem, info.tile, geometry);

@@ -11,14 +11,6 @@
 namespace girih::tools {
 namespace {
 
-Layout parse_layout(const std::string& text) {
-  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    if (text == to_string(layout)) return layout;
-  }
-  throw Error(Errc::invalid_argument,
-              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
-}
-
 Json report_json(const verify::Report& report, double milliseconds, double tflops) {
   Json failures = Json::array();
   for (const verify::Failure& failure : report.failures) {
@@ -95,11 +87,7 @@ void add_verify(CLI::App& app, Context& context) {
   verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
   verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
   add_problem_options(*verb, options->problem);
-  verb->add_option_function<std::string>(
-          "--layout",
-          [layout = &options->layout](const std::string& text) { *layout = parse_layout(text); },
-          "bshd, bhsd or thd: sequences packed one after another")
-      ->default_str("bshd");
+  add_layout_option(*verb, options->layout);
   verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--q-start", c.q_start,
                    "Position of the first query; default: k-start + seqlen-k - seqlen-q");

@@ -46,6 +46,22 @@ jit::Mode parse_mode(std::string_view text) {
               fmt::format("--jit '{}' is not known: auto and off are", text));
 }
 
+jit::Tune parse_tune(std::string_view text) {
+  if (text == "db") return jit::Tune::db;
+  if (text == "auto") return jit::Tune::automatic;
+  if (text == "off") return jit::Tune::off;
+  throw Error(Errc::invalid_argument,
+              fmt::format("--tune '{}' is not known: db, auto and off are", text));
+}
+
+Layout parse_layout(const std::string& text) {
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    if (text == to_string(layout)) return layout;
+  }
+  throw Error(Errc::invalid_argument,
+              fmt::format("'{}' is not a layout: bshd, bhsd and thd are", text));
+}
+
 const char* const kJitGroup = "Compiling and caching (each overrides the variable beside it)";
 
 void add_path_option(CLI::App& verb, const char* name, std::optional<std::filesystem::path>& path,
@@ -131,6 +147,13 @@ void add_problem_options(CLI::App& verb, ProblemOptions& options) {
   add_head_options(verb, options);
 }
 
+void add_layout_option(CLI::App& verb, Layout& layout) {
+  verb.add_option_function<std::string>(
+          "--layout", [&layout](const std::string& text) { layout = parse_layout(text); },
+          "bshd, bhsd or thd: sequences packed one after another")
+      ->default_str(to_string(layout));
+}
+
 void add_tile_options(CLI::App& verb, TileConfig& tile) {
   const std::string group = "Tile (what is left out, Girih chooses)";
   verb.add_option("--block-m", tile.block_m, "Query rows of a tile")->group(group);
@@ -155,6 +178,10 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
   verb.add_option_function<std::string>(
           "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
           "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
+      ->group(kJitGroup);
+  verb.add_option_function<std::string>(
+          "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
+          "Whether tiles are measured ones: db, auto (measures them, too) or off (GIRIH_TUNE)")
       ->group(kJitGroup);
   add_compile_options(verb, options);
 }
@@ -246,6 +273,7 @@ Json to_json(const jit::KernelInfo& info) {
   return {{"arch", info.arch},
           {"key", info.key},
           {"tile", to_json(info.tile)},
+          {"tile_source", info.tile_source},
           {"registers", info.registers},
           {"spill_bytes", info.spill_bytes},
           {"stack_bytes", info.stack_bytes},
@@ -275,13 +303,13 @@ std::string to_text(const TileConfig& tile) {
 std::string to_text(const jit::KernelInfo& info) {
   return fmt::format(
       "arch        {}\n"
-      "tile        {}\n"
+      "tile        {} ({})\n"
       "registers   {} a thread, {} bytes spilled, {} bytes of stack\n"
       "CTA         {} threads, {} bytes of shared memory\n"
       "compiled    in {:.0f} ms by {}{}\n"
       "key         {}\n",
-      info.arch, to_text(info.tile), info.registers, info.spill_bytes, info.stack_bytes,
-      info.threads, info.shared_bytes, info.compile_ms, info.compiler,
+      info.arch, to_text(info.tile), info.tile_source, info.registers, info.spill_bytes,
+      info.stack_bytes, info.threads, info.shared_bytes, info.compile_ms, info.compiler,
       info.cache_hit ? ", found in the cache" : "", info.key);
 }
 

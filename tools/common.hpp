@@ -48,6 +48,7 @@ void add_explain(CLI::App& app, Context& context);
 void add_import(CLI::App& app, Context& context);
 void add_show(CLI::App& app, Context& context);
 void add_source(CLI::App& app, Context& context);
+void add_tune(CLI::App& app, Context& context);
 void add_verify(CLI::App& app, Context& context);
 void add_warm(CLI::App& app, Context& context);
 
@@ -80,6 +81,9 @@ void add_problem_options(CLI::App& verb, ProblemOptions& options);
 /// Only --heads --kv-heads --head-offset --heads-total.
 void add_head_options(CLI::App& verb, ProblemOptions& options);
 
+/// --layout
+void add_layout_option(CLI::App& verb, Layout& layout);
+
 /// --block-m --block-n --stages --warps; left out, the plan chooses.
 void add_tile_options(CLI::App& verb, TileConfig& tile);
 
@@ -89,7 +93,7 @@ void add_cache_options(CLI::App& verb, jit::Options& options);
 /// These and --nvrtc --template-dir --dump.
 void add_compile_options(CLI::App& verb, jit::Options& options);
 
-/// These and --jit. All are twins of environment variables.
+/// These, --jit and --tune. All are twins of environment variables.
 void add_jit_options(CLI::App& verb, jit::Options& options);
 
 /// --arch; empty means the present device's.

@@ -60,6 +60,7 @@ int main(int argc, char** argv) {
   add_source(app, context);
   add_explain(app, context);
   add_verify(app, context);
+  add_tune(app, context);
   add_bench(app, context);
   add_cache(app, context);
   add_import(app, context);

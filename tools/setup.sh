@@ -37,6 +37,28 @@ has_cuda_headers() {
   has_header nvrtc.h
 }
 
+# Where src/compile/nvrtc.cpp looks, too. The build needs only its header, but nothing compiles a
+# kernel without the library.
+has_nvrtc() {
+  [[ -n ${GIRIH_NVRTC:-} ]] && return
+  /sbin/ldconfig -p 2>/dev/null | grep -q 'libnvrtc\.so' && return
+  local root folder python='lib/python3*/*-packages/nvidia/*/lib'
+  for root in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do
+    [[ -n $root ]] || continue
+    for folder in "$root/lib64" "$root/lib"; do
+      compgen -G "$folder/libnvrtc.so*" >/dev/null && return
+    done
+  done
+  compgen -G "/usr/lib/python3/dist-packages/nvidia/*/lib/libnvrtc.so*" >/dev/null && return
+  for root in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}" "${HOME:-}/.local" /usr/local /opt/venv \
+    /opt/*/venv /opt/*/.venv; do
+    [[ -n $root ]] || continue
+    compgen -G "$root/$python/libnvrtc.so*" >/dev/null && return
+    compgen -G "$root/lib/libnvrtc.so*" >/dev/null && return
+  done
+  return 1
+}
+
 set_up() {
   local packages
   packages=$(missing_packages | tr '\n' ' ')
@@ -54,6 +76,12 @@ set_up() {
     echo "Missing: nvrtc.h and cuda.h, which come with NVIDIA's CUDA toolkit; Debian's main archive" >&2
     echo "does not have them. Install CUDA 13.0's NVRTC and headers from" >&2
     echo "https://developer.nvidia.com/cuda-downloads, or set CUDA_HOME to where they are." >&2
+    exit 1
+  fi
+  if ! has_nvrtc; then
+    echo "Missing: libnvrtc, CUDA's run-time compiler (12.1 or later; 13.0 is what is tested)." >&2
+    echo "Install cuda-nvrtc-13-0 from NVIDIA's Debian repository, or 'pip install" >&2
+    echo "nvidia-cuda-nvrtc', or set GIRIH_NVRTC to the library or its folder." >&2
     exit 1
   fi
 }

@@ -71,6 +71,14 @@ enum {
   GIRIH_JIT_OFF = 2       // what is not cached is GIRIH_JIT_DISABLED
 };
 
+typedef int32_t girih_tune;
+enum {
+  GIRIH_TUNE_DEFAULT = 0,  // as the environment variable GIRIH_TUNE says
+  GIRIH_TUNE_DB = 1,       // a tile that was measured, where there is a record
+  GIRIH_TUNE_OFF = 2,      // the tile that Girih would choose without records
+  GIRIH_TUNE_AUTO = 3      // as DB; girih_attention measures lengths without a record first
+};
+
 // What is not given (NULL, "" or 0) comes from the variable named beside it, or is chosen by Girih.
 typedef struct girih_options {
   size_t size;
@@ -84,7 +92,7 @@ typedef struct girih_options {
   int32_t block_n;           // keys,
   int32_t num_stages;        // K/V tiles in flight
   int32_t num_warps;
-  int32_t reserved;  // 0
+  girih_tune tune;  // GIRIH_TUNE
 } girih_options;
 
 // Parses a pattern. `options` may be NULL. The text is not kept. On failure *program is NULL.

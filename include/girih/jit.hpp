@@ -26,10 +26,18 @@ namespace girih::jit {
 /// Whether a cache miss may compile.
 enum class Mode { automatic, off };
 
+/// Where a tile that nobody asked for comes from.
+enum class Tune {
+  db,         ///< the fastest on record (of `girih tune`, say), else the plan's own
+  off,        ///< the plan's own
+  automatic,  ///< as db, but a Program called with lengths that have no record measures them first
+};
+
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
-  TileConfig tile = {};                                 ///< zeros: chosen by plan
+  TileConfig tile = {};                                 ///< zeros: chosen from records or by plan
   std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
+  std::optional<Tune> tune = {};                        ///< GIRIH_TUNE=db|auto|off
   std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
   std::optional<std::vector<std::filesystem::path>> cache_layers =
       {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
@@ -89,6 +97,8 @@ struct KernelInfo {
   std::string arch;  ///< of the cubin, e.g. "sm_90"
   std::string key;   ///< in the cache
   TileConfig tile;
+  /// "given", "tuned", "tuned on another GPU" (of the same architecture; a hint) or "heuristic"
+  std::string tile_source;
   int registers = 0;  ///< per thread
   int spill_bytes = 0;
   int stack_bytes = 0;
@@ -128,7 +138,9 @@ class Kernel {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// A pattern ready to be bound to problems; remembers the kernels it has bound.
+/// A pattern ready to be bound to problems; remembers the kernels it has bound. What a kernel was
+/// loaded from stays in the driver until the process ends, so that handles never dangle and a later
+/// program finds it there.
 class Program {
  public:
   explicit Program(Pattern pattern, Options options = {});
@@ -143,6 +155,11 @@ class Program {
   /// that is taken from and given back to the driver's pool in the order of the stream. While
   /// args.stream is being captured only an already bound problem is accepted. The tensors' heads
   /// count as the whole model's: on a tensor-parallel rank bind() and launch the kernel.
+  ///
+  /// With Tune::automatic the first use of a problem that bind() has not bound, with lengths in
+  /// other powers of two than before, takes some seconds: it compiles other tiles and times them on
+  /// args.stream with these inputs, into outputs of its own, and records the times. Where there is
+  /// no memory for those outputs it warns and goes on without.
   void operator()(const Args& args) const;
 
  private:

@@ -107,8 +107,8 @@ Nvrtc bind(void* handle, const std::string& file) {
 #undef GIRIH_RESOLVE
 
   nvrtc.nvrtcVersion(&nvrtc.major, &nvrtc.minor);
-  if (!nvrtc.at_least(12, 0))  // the first with C++20
-    throw Error(Errc::compile_failed, fmt::format("{} is NVRTC {}.{}; 12.0 or later is needed",
+  if (!nvrtc.at_least(12, 1))  // the first with kernel parameters of more than 4096 bytes
+    throw Error(Errc::compile_failed, fmt::format("{} is NVRTC {}.{}; 12.1 or later is needed",
                                                   file, nvrtc.major, nvrtc.minor));
 
   Dl_info info{};
@@ -144,25 +144,27 @@ Nvrtc open_explicit(const fs::path& path) {
 }
 
 Nvrtc open_anywhere() {
-  for (const char* name : kFileNames)  // e.g. PyTorch's
-    if (void* handle = ::dlopen(name, RTLD_LAZY | RTLD_NOLOAD); handle != nullptr)
-      return bind(handle, name);
-
   const std::vector<std::string> patterns = usual_folders();
   std::vector<std::string> files(std::begin(kFileNames), std::end(kFileNames));
   for (const std::string& folder : existing_folders(patterns))
     for (const char* name : kFileNames) files.push_back(fmt::format("{}/{}", folder, name));
 
   std::string unusable;
-  for (const std::string& file : files) {
-    void* const handle = ::dlopen(file.c_str(), RTLD_LAZY | RTLD_LOCAL);
-    if (handle == nullptr) continue;
+  const auto try_open = [&](const std::string& file, int flags) -> std::optional<Nvrtc> {
+    void* const handle = ::dlopen(file.c_str(), RTLD_LAZY | flags);
+    if (handle == nullptr) return std::nullopt;
     try {
       return bind(handle, file);
     } catch (const Error& error) {
       unusable += fmt::format("\n  {}", error.what());
+      return std::nullopt;
     }
-  }
+  };
+  for (const char* name :
+       kFileNames)  // loaded already, PyTorch's say; an old one is in nobody's way
+    if (auto nvrtc = try_open(name, RTLD_NOLOAD)) return *nvrtc;
+  for (const std::string& file : files)
+    if (auto nvrtc = try_open(file, RTLD_LOCAL)) return *nvrtc;
   throw Error(Errc::compile_failed,
               fmt::format("NVRTC, CUDA's run-time compiler, was not found. Install it (Debian and "
                           "Ubuntu: cuda-nvrtc-13-0 from NVIDIA's repository; pip: "

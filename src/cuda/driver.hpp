@@ -19,7 +19,7 @@ namespace girih::cuda {
   X(cuKernelSetAttribute) X(cuKernelGetFunction) X(cuLaunchKernelEx) X(cuCtxGetId)    \
   X(cuStreamIsCapturing) X(cuStreamSynchronize)                                       \
   X(cuMemAlloc) X(cuMemFree) X(cuMemcpyHtoD) X(cuMemcpyDtoH) X(cuMemsetD8)            \
-  X(cuMemAllocAsync) X(cuMemFreeAsync) X(cuMemsetD8Async)                             \
+  X(cuMemAllocAsync) X(cuMemFreeAsync) X(cuMemcpyDtoHAsync) X(cuMemsetD8Async)        \
   X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)
 // clang-format on
 

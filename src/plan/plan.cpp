@@ -8,72 +8,14 @@
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
-#include "girih/shared/smem_layout.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/interpret.hpp"
+#include "plan/tiles.hpp"
 
 namespace girih::plan {
 namespace {
 
-constexpr int kMaxFragmentRegisters = 192;  // of 255; the rest is for everything else
-constexpr int kMaxParamBytes = 32764;       // of a kernel, from CUDA 12.1 on
-
-int shared_bytes(const TileConfig& tile, const Problem& problem) {
-  return fwd_sm80_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
-                         tile.num_stages)
-      .bytes;
-}
-
-// Registers of a thread that hold scores and output: a 16 x 8 fragment takes four.
-int fragment_registers(const TileConfig& tile, const Problem& problem) {
-  const int row_fragments = tile.block_m / tile.num_warps / 16;
-  return row_fragments * (tile.block_n + problem.width_v()) / 2;
-}
-
-TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
-  return {.block_m = requested.block_m ? requested.block_m : fallback.block_m,
-          .block_n = requested.block_n ? requested.block_n : fallback.block_n,
-          .num_stages = requested.num_stages ? requested.num_stages : fallback.num_stages,
-          .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
-}
-
-bool rows_divide(const TileConfig& tile) {
-  return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
-}
-
-// The tile that is used: of the candidates, completed with what was requested, the first that fits,
-// two CTAs a multiprocessor where that is possible, for they hide each other's barriers and
-// softmax. A warp with 32 query rows reads each key fragment half as often as two with 16. The
-// order was measured on sm_90 (tools/bench/NOTES.md).
-//
-// Tiles larger than the blocks of a run-time mask compute what is not visible, or must be masked:
-// they are not taken, down to 64 rows and 32 keys, below which tiles are slower than that.
-TileConfig choose_tile(const Arch& arch, const Pattern& pattern, const Problem& problem,
-                       const TileConfig& requested) {
-  int most_rows = 128, most_keys = 128;
-  for (const InputInfo& input : pattern.inputs()) {
-    if (input.kind != InputInfo::Kind::blocks) continue;
-    most_rows = std::min(most_rows, std::max(input.q_block_size, 64));
-    most_keys = std::min(most_keys, std::max(input.kv_block_size, 32));
-  }
-  static constexpr TileConfig kCandidates[] = {{128, 128, 2, 4}, {128, 64, 2, 4}, {128, 32, 2, 4},
-                                               {128, 64, 2, 8},  {128, 32, 2, 8}, {64, 64, 2, 4},
-                                               {64, 32, 2, 4},   {64, 16, 2, 4}};
-  for (const TileConfig& candidate : kCandidates) {
-    // 128 keys at once pay where the exponentials weigh most; only there were they measured.
-    if (candidate.block_n == 128 && (arch.number != 90 || problem.width_v() > 64)) continue;
-    if (candidate.block_m > most_rows || candidate.block_n > most_keys) continue;
-    const TileConfig tile = complete(requested, candidate);
-    if (!rows_divide(tile)) continue;
-    const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
-    const int bytes = ctas * (shared_bytes(tile, problem) + 1024);
-    if (bytes <= arch.shared_bytes_per_sm() &&
-        fragment_registers(tile, problem) <= kMaxFragmentRegisters) {
-      return tile;
-    }
-  }
-  return complete(requested, kCandidates[std::size(kCandidates) - 1]);
-}
+constexpr int kMaxParamBytes = 32764;  // of a kernel, from driver and NVRTC 12.1 on
 
 void check_problem(const Problem& problem) {
   const auto refuse = [](const std::string& message) {
@@ -100,8 +42,7 @@ void check_problem(const Problem& problem) {
   }
 }
 
-std::vector<std::string> reasons_against(const Problem& problem, const Arch& arch,
-                                         const TileConfig& tile) {
+std::vector<std::string> reasons_against_widths(const Problem& problem, const Arch& arch) {
   std::vector<std::string> reasons;
   const auto check_width = [&](const char* name, int width) {
     if (width % 16 == 0 && width >= 16 && width <= 256) return;
@@ -113,42 +54,55 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
   };
   check_width("head_dim", problem.head_dim);
   if (problem.head_dim_v != 0) check_width("head_dim_v", problem.head_dim_v);
-  if (!reasons.empty()) return reasons;
-  if (tile.num_warps != 4 && tile.num_warps != 8) {
-    reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
-    return reasons;
-  }
-  if (!rows_divide(tile)) {
-    reasons.push_back(fmt::format("block_m {} is not supported with {} warps: {} and {} are",
-                                  tile.block_m, tile.num_warps, 16 * tile.num_warps,
-                                  32 * tile.num_warps));
-  }
-  if (tile.block_n < 16 || tile.block_n > 256 || tile.block_n % 16 != 0) {
-    reasons.push_back(fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are",
-                                  tile.block_n));
-  }
-  if (tile.num_stages < 2 || tile.num_stages > 4) {
-    reasons.push_back(fmt::format("num_stages {} is not supported: 2 to 4 are", tile.num_stages));
-  }
-  if (!reasons.empty()) return reasons;
-
-  const int fragments = fragment_registers(tile, problem);
-  if (fragments > kMaxFragmentRegisters) {
-    reasons.push_back(fmt::format(
-        "block_m {} x block_n {} with {} warps at head_dim_v {} takes {} registers a thread for "
-        "scores and output, more than {}: take more warps or a smaller block_n",
-        tile.block_m, tile.block_n, tile.num_warps, problem.width_v(), fragments,
-        kMaxFragmentRegisters));
-  }
-  const int bytes = shared_bytes(tile, problem);
-  if (bytes > arch.shared_bytes_per_cta()) {
-    reasons.push_back(fmt::format(
-        "block_m {} x block_n {} with {} stages takes {} bytes of shared memory, more than the {} "
-        "of {}: take smaller blocks or fewer stages",
-        tile.block_m, tile.block_n, tile.num_stages, bytes, arch.shared_bytes_per_cta(),
-        arch.name()));
-  }
   return reasons;
+}
+
+// Up to so many keys a row small tiles won at narrow heads, by 3 to 30 % (tools/bench/NOTES.md).
+// That is worth a second kernel to a model whose layers lie on both sides; no other number chooses.
+constexpr int kFewKeys = 512;
+
+// Over some rows of a long sequence, for lengths are not known here, and where they are short a
+// wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
+// microseconds a class.
+KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
+  constexpr int kSeqlen = 16384, kRows = 16;
+  constexpr int kStep = kSeqlen / kRows - 1;  // odd, lest all rows stand at one place in a block
+  const auto& classes = pattern.classes();
+  std::vector<double> heads(classes.size());
+  for (const int c : pattern.class_of_head(problem.num_heads, problem.num_heads_kv,
+                                           problem.head_offset, problem.num_heads_total)) {
+    ++heads[c];
+  }
+  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
+
+  Geometry geometry;
+  geometry.seqlen_q = geometry.seqlen_k = kSeqlen;
+  geometry.group_size = problem.group_size();
+  geometry.num_heads = problem.heads_total();
+  double work = 0, weighted = 0;
+  for (size_t c = 0; c < classes.size(); ++c) {
+    if (heads[c] == 0) continue;
+    for (int row = kStep; row < kSeqlen; row += kStep) {
+      double keys = 0;
+      for (const Span& span : pattern::row_spans(classes[c].mask, geometry, row)) {
+        keys += span.hi - span.lo;
+      }
+      work += heads[c] * keys;
+      weighted += heads[c] * keys * keys;
+    }
+  }
+  return weighted <= kFewKeys * work ? KeysPerRow::few : KeysPerRow::many;
+}
+
+PatternTraits traits_of(const Pattern& pattern, const Problem& problem) {
+  PatternTraits traits{.keys = keys_per_row(pattern, problem)};
+  for (const InputInfo& input : pattern.inputs()) {
+    if (input.kind != InputInfo::Kind::blocks) continue;
+    const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
+    traits.q_block_size = finest(traits.q_block_size, input.q_block_size);
+    traits.kv_block_size = finest(traits.kv_block_size, input.kv_block_size);
+  }
+  return traits;
 }
 
 // Fills in the pattern's part of the plan: structures and head table.
@@ -250,8 +204,14 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
-  const TileConfig tile = choose_tile(arch, pattern, problem, requested);
-  const std::vector<std::string> reasons = reasons_against(problem, arch, tile);
+  std::vector<std::string> reasons = reasons_against_widths(problem, arch);
+  PatternTraits traits;
+  TileConfig tile;
+  if (reasons.empty()) {
+    traits = traits_of(pattern, problem);
+    tile = choose_tile(arch, problem, traits, requested);
+    reasons = reasons_against(tile, problem, arch);
+  }
   if (!reasons.empty()) throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
 
   Plan plan;
@@ -260,6 +220,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.head_dim = problem.head_dim;
   plan.spec.head_dim_v = problem.width_v();
   plan.spec.tile = tile;
+  plan.keys = traits.keys;
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);

@@ -28,8 +28,12 @@ struct KernelSpec {
   int head_capacity = 1;      ///< rows of the head table; 1 for a pattern without `heads`
 };
 
+/// How many keys the rows see that make most of the work, where the sequence is long.
+enum class KeysPerRow { many, few };
+
 struct Plan {
   KernelSpec spec;
+  KeysPerRow keys = KeysPerRow::many;
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,

@@ -152,7 +152,6 @@ girih::jit::Options options_of(const girih_options* pointer) {
   girih::jit::Options options;
   if (pointer == nullptr) return options;
   const girih_options c = known_part("girih_options", "options", pointer);
-  check_reserved("options", c.reserved);
   if (is_given(c.cache_dir)) options.cache_dir = c.cache_dir;
   if (is_given(c.cache_layers)) options.cache_layers = girih::runtime::split_paths(c.cache_layers);
   if (is_given(c.nvrtc)) options.nvrtc = c.nvrtc;
@@ -172,6 +171,24 @@ girih::jit::Options options_of(const girih_options* pointer) {
           fmt::format("options.jit is {}: it must be GIRIH_JIT_DEFAULT ({}), GIRIH_JIT_AUTO "
                       "({}) or GIRIH_JIT_OFF ({})",
                       c.jit, +GIRIH_JIT_DEFAULT, +GIRIH_JIT_AUTO, +GIRIH_JIT_OFF));
+  }
+  switch (c.tune) {
+    case GIRIH_TUNE_DEFAULT:
+      break;
+    case GIRIH_TUNE_DB:
+      options.tune = girih::jit::Tune::db;
+      break;
+    case GIRIH_TUNE_OFF:
+      options.tune = girih::jit::Tune::off;
+      break;
+    case GIRIH_TUNE_AUTO:
+      options.tune = girih::jit::Tune::automatic;
+      break;
+    default:
+      refuse(fmt::format(
+          "options.tune is {}: it must be GIRIH_TUNE_DEFAULT ({}), GIRIH_TUNE_DB ({}), "
+          "GIRIH_TUNE_OFF ({}) or GIRIH_TUNE_AUTO ({})",
+          c.tune, +GIRIH_TUNE_DEFAULT, +GIRIH_TUNE_DB, +GIRIH_TUNE_OFF, +GIRIH_TUNE_AUTO));
   }
   options.tile = {.block_m = c.block_m,
                   .block_n = c.block_n,

@@ -19,9 +19,12 @@
 #include "girih/error.hpp"
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
+#include "runtime/auto_tune.hpp"
 #include "runtime/inputs.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/tile_choice.hpp"
 #include "support/fs.hpp"
 #include "support/log.hpp"
 
@@ -151,10 +154,16 @@ Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Sour
   return {std::move(*entry), true, ""};
 }
 
-KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, bool hit) {
+const char* source_of(const TileConfig& requested) {
+  return requested == TileConfig{} ? "heuristic" : "given";
+}
+
+KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::string tile_source,
+                   bool hit) {
   return {.arch = entry.arch,
           .key = entry.key,
           .tile = plan.spec.tile,
+          .tile_source = std::move(tile_source),
           .registers = entry.registers,
           .spill_bytes = entry.spill_bytes,
           .stack_bytes = entry.stack_bytes,
@@ -222,6 +231,7 @@ struct Device {
   CUdevice handle = 0;
   unsigned long long context_id = 0;
   plan::Arch arch;
+  tune::DeviceId id;
   int l2_bytes = 0;
 };
 
@@ -244,6 +254,9 @@ Device current_device() {
   const int minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
   device.arch = plan::Arch::parse(fmt::format("sm_{}{}", major, minor));
   device.l2_bytes = attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+  char name[256] = {};
+  cuda::check(api.cuDeviceGetName(name, sizeof(name), device.handle), "asking for a device's name");
+  device.id = {name, device.arch.name(), attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)};
   return device;
 }
 
@@ -423,17 +436,37 @@ struct Program::State {
   std::shared_mutex mutex;
   struct Bound {
     unsigned long long context_id;
+    std::optional<tune::Bucket> bucket;  // of the lengths that it is for; empty: all
     Kernel kernel;
   };
   std::vector<Bound> bound;
 
-  const Kernel* find(unsigned long long context_id, const Problem& problem) const {
+  Kernel make_kernel(const Problem& problem, const Device& device,
+                     const runtime::TileChoice& choice, const Settings& settings) const;
+  Kernel make_first(const Problem& problem, const Device& device,
+                    const std::vector<runtime::TileChoice>& choices,
+                    const Settings& settings) const;
+  Kernel bind_tuned(const Problem& problem, const Args& args, const Settings& settings);
+
+  // For the bucket's lengths or all, without one for all only; with `mutex` held.
+  const Kernel* find(unsigned long long context_id, const Problem& problem,
+                     const std::optional<tune::Bucket>& bucket = {}) const {
     for (const Bound& candidate : bound) {
-      if (candidate.context_id == context_id && candidate.kernel.problem() == problem) {
+      if (candidate.context_id == context_id && candidate.kernel.problem() == problem &&
+          (!candidate.bucket || candidate.bucket == bucket)) {
         return &candidate.kernel;
       }
     }
     return nullptr;
+  }
+
+  // What another thread bound meanwhile is kept.
+  Kernel remember(unsigned long long context_id, const std::optional<tune::Bucket>& bucket,
+                  Kernel kernel) {
+    const std::unique_lock lock(mutex);
+    if (const Kernel* known = find(context_id, kernel.problem(), bucket)) return *known;
+    bound.push_back({context_id, bucket, std::move(kernel)});
+    return bound.back().kernel;
   }
 };
 
@@ -442,49 +475,101 @@ Program::Program(Pattern pattern, Options options)
 
 const Pattern& Program::pattern() const { return state_->pattern; }
 
-Kernel Program::bind(const Problem& problem) const {
-  {
-    const std::shared_lock lock(state_->mutex);
-    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
-  }
-
-  const Device device = current_device();
-  const Settings settings = runtime::resolve(state_->options);
-  const plan::Plan plan =
-      plan::make_plan(state_->pattern, problem, device.arch, state_->options.tile);
+// Plans, obtains and loads one kernel.
+Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
+                                   const runtime::TileChoice& choice,
+                                   const Settings& settings) const {
+  const plan::Plan plan = plan::make_plan(pattern, problem, device.arch, choice.tile);
   const Source source = make_source(plan, settings);
 
   auto impl = std::make_shared<Kernel::Impl>();
   impl->problem = problem;
   impl->head_table = plan.head_table;
-  impl->inputs = state_->pattern.inputs();
+  impl->inputs = pattern.inputs();
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->loaded = loaded_slot(source.key);
-  {
-    Loaded& loaded = *impl->loaded;
-    const std::lock_guard lock(loaded.mutex);
-    const bool hit = load(loaded, state_->pattern, plan, source, settings);
-    if (!loaded.prepared.contains(device.context_id)) {
-      loaded.module->prepare(device.handle, plan.shared_bytes);
-      loaded.prepared.insert(device.context_id);
+  Loaded& loaded = *impl->loaded;
+  const std::lock_guard lock(loaded.mutex);
+  const bool hit = load(loaded, pattern, plan, source, settings);
+  if (!loaded.prepared.contains(device.context_id)) {
+    loaded.module->prepare(device.handle, plan.shared_bytes);
+    loaded.prepared.insert(device.context_id);
+  }
+  impl->function = loaded.module->function();
+  if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
+  impl->info = info_of(loaded.entry, plan, choice.source, hit);
+  return Kernel(std::move(impl));
+}
+
+// The kernel of the first choice that can be had.
+Kernel Program::State::make_first(const Problem& problem, const Device& device,
+                                  const std::vector<runtime::TileChoice>& choices,
+                                  const Settings& settings) const {
+  for (std::size_t i = 0;; ++i) {
+    try {
+      return make_kernel(problem, device, choices[i], settings);
+    } catch (const Error& error) {
+      const bool unavailable =
+          error.code() == Errc::jit_disabled || error.code() == Errc::compile_failed;
+      if (!unavailable || i + 1 == choices.size()) throw;
+      support::log(support::LogLevel::info,
+                   fmt::format("the {} tile's kernel cannot be had, trying the {} one: {}",
+                               choices[i].source, choices[i + 1].source, error.what()));
     }
-    impl->function = loaded.module->function();
-    if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
-    impl->info = info_of(loaded.entry, plan, hit);
+  }
+}
+
+Kernel Program::bind(const Problem& problem) const {
+  {
+    const std::shared_lock lock(state_->mutex);
+    if (const Kernel* kernel = state_->find(current_context_id(), problem)) return *kernel;
+  }
+  const Device device = current_device();
+  const Settings settings = runtime::resolve(state_->options);
+  const std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      {state_->pattern, problem, device.arch, device.id}, state_->options.tile, settings);
+  return state_->remember(device.context_id, std::nullopt,
+                          state_->make_first(problem, device, choices, settings));
+}
+
+// Tune::automatic: a kernel for these lengths, measured unless there are times on record.
+Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
+                                  const Settings& settings) {
+  static std::mutex one_at_a_time;  // two at once would time each other
+  const std::lock_guard turn(one_at_a_time);
+  const Device device = current_device();
+  const tune::Shape shape = runtime::shape_of(args, problem);
+  const tune::Bucket bucket = tune::bucket_of(shape);
+  {
+    const std::shared_lock lock(mutex);
+    if (const Kernel* kernel = find(device.context_id, problem, bucket)) return *kernel;
   }
 
-  const std::unique_lock lock(state_->mutex);
-  if (const Kernel* kernel = state_->find(device.context_id, problem)) return *kernel;
-  state_->bound.push_back({device.context_id, Kernel(std::move(impl))});
-  return state_->bound.back().kernel;
+  std::vector<runtime::TileChoice> choices = runtime::tile_choices(
+      {pattern, problem, device.arch, device.id, bucket}, options.tile, settings);
+  if (!choices.front().exact && settings.mode == Mode::automatic) {
+    const runtime::TileUse use{
+        .make_kernel =
+            [&](const TileConfig& tile) {
+              return make_kernel(problem, device, {tile, "tuned"}, settings);
+            },
+        .launch = [this](const Kernel& kernel,
+                         const Args& trial) { launch_with_pool(pattern, kernel, trial); }};
+    const runtime::TileQuery query{pattern, problem, device.arch, device.id};
+    if (const auto tile = runtime::measure_tiles(query, args, shape, use, settings)) {
+      choices.insert(choices.begin(), {*tile, "tuned"});
+    }
+  }
+  return remember(device.context_id, bucket, make_first(problem, device, choices, settings));
 }
 
 void Program::operator()(const Args& args) const {
   const Problem problem = runtime::problem_of(args);
   {
+    const tune::Bucket bucket = tune::bucket_of(runtime::shape_of(args, problem));
     std::shared_lock lock(state_->mutex);
-    if (const Kernel* found = state_->find(current_context_id(), problem)) {
+    if (const Kernel* found = state_->find(current_context_id(), problem, bucket)) {
       const Kernel kernel = *found;
       lock.unlock();
       return launch_with_pool(state_->pattern, kernel, args);
@@ -497,7 +582,11 @@ void Program::operator()(const Args& args) const {
                 "this problem is not bound yet, and binding cannot be captured into a graph: call "
                 "Program::bind before the capture begins");
   }
-  launch_with_pool(state_->pattern, bind(problem), args);
+  const Settings settings = runtime::resolve(state_->options);
+  const bool measured = settings.tune == Tune::automatic && state_->options.tile == TileConfig{};
+  if (!measured) return launch_with_pool(state_->pattern, bind(problem), args);
+  runtime::forward_params(args, problem);  // refuses what no kernel takes
+  launch_with_pool(state_->pattern, state_->bind_tuned(problem, args, settings), args);
 }
 
 Program compile(Pattern pattern, Options options) {
@@ -518,19 +607,21 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
   artifact.info = {.arch = source.key.arch,
                    .key = source.key.hex,
                    .tile = plan.spec.tile,
+                   .tile_source = source_of(options.tile),
                    .shared_bytes = plan.shared_bytes,
                    .threads = plan.threads,
                    .compiler = ""};
   if (emit == Emit::source) return artifact;
   if (emit == Emit::ptx) {
     compiler::Output output = compile_source(source, settings);
-    artifact.info = info_of(make_entry(pattern, plan, source, output), plan, false);
+    artifact.info =
+        info_of(make_entry(pattern, plan, source, output), plan, source_of(options.tile), false);
     artifact.ptx = std::move(output.ptx);
     artifact.log = std::move(output.log);
     return artifact;
   }
   Obtained obtained = obtain_cubin(pattern, plan, source, settings);
-  artifact.info = info_of(obtained.entry, plan, obtained.hit);
+  artifact.info = info_of(obtained.entry, plan, source_of(options.tile), obtained.hit);
   artifact.cubin = std::move(obtained.entry.cubin);
   artifact.log = std::move(obtained.log);
   return artifact;

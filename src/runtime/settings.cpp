@@ -27,6 +27,16 @@ jit::Mode mode_setting(const std::optional<jit::Mode>& option) {
   throw Error(Errc::invalid_argument, fmt::format("GIRIH_JIT={} is neither auto nor off", value));
 }
 
+jit::Tune tune_setting(const std::optional<jit::Tune>& option) {
+  if (option) return *option;
+  const std::string value = support::env("TUNE").value_or("db");
+  if (value == "db") return jit::Tune::db;
+  if (value == "off") return jit::Tune::off;
+  if (value == "auto") return jit::Tune::automatic;
+  throw Error(Errc::invalid_argument,
+              fmt::format("GIRIH_TUNE={} is not known: db, auto and off are", value));
+}
+
 }  // namespace
 
 std::vector<std::filesystem::path> split_paths(std::string_view text) {
@@ -43,6 +53,7 @@ Settings resolve(const jit::Options& options) {
   support::warn_about_unknown_variables();
   Settings settings;
   settings.mode = mode_setting(options.mode);
+  settings.tune = tune_setting(options.tune);
   if (const auto directory = path_setting(options.cache_dir, "CACHE_DIR")) {
     settings.cache.directory = *directory;
   } else {

@@ -13,6 +13,7 @@ namespace girih::runtime {
 
 struct Settings {
   jit::Mode mode = jit::Mode::automatic;
+  jit::Tune tune = jit::Tune::db;
   cache::DiskCacheOptions cache;
   std::optional<std::filesystem::path> nvrtc;
   std::optional<std::filesystem::path> template_dir;
@@ -22,7 +23,7 @@ struct Settings {
 /// "a:b" -> a, b, without empty ones.
 std::vector<std::filesystem::path> split_paths(std::string_view text);
 
-/// @throws Error invalid_argument when GIRIH_JIT is neither auto nor off.
+/// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has a value that is not known.
 Settings resolve(const jit::Options& options);
 
 }  // namespace girih::runtime

@@ -38,6 +38,8 @@ const std::vector<Variable>& known_variables() {
       {"GIRIH_CACHE_DIR", "folder of cached kernels (default ~/.cache/girih)"},
       {"GIRIH_CACHE_LAYERS", "read-only cache folders to look in after it, separated by ':'"},
       {"GIRIH_JIT", "auto (default) compiles what is not cached; off refuses to"},
+      {"GIRIH_TUNE",
+       "tiles: db (default) takes measured ones, auto also measures them, off neither"},
       {"GIRIH_NVRTC", "the NVRTC library to use, or its folder"},
       {"GIRIH_TEMPLATE_DIR", "folder whose kernel templates replace the built-in ones"},
       {"GIRIH_DUMP", "folder to which the source and cubin of each kernel are written"},

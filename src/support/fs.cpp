@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -52,6 +53,33 @@ int write_all(int fd, std::string_view bytes) {
     bytes.remove_prefix(static_cast<std::size_t>(written));
   }
   return 0;
+}
+
+/// @return 0 or an errno.
+int make_private_folders(const std::filesystem::path& folder) {
+  std::error_code error;
+  if (folder.empty() || std::filesystem::is_directory(folder, error)) return 0;
+  if (const int above = make_private_folders(folder.parent_path()); above != 0) return above;
+  return ::mkdir(folder.c_str(), 0700) == 0 || errno == EEXIST ? 0 : errno;
+}
+
+/// To a file that is open for reading and appending, and locked. @return 0 or an errno.
+int append_to(int fd, std::string_view header, std::string_view lines) {
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) return errno;
+  std::string text;
+  if (info.st_size == 0) {
+    text = header;
+  } else {
+    char last = 0;
+    if (::pread(fd, &last, 1, info.st_size - 1) != 1) return EIO;
+    if (last != '\n') text = "\n";
+  }
+  text += lines;
+  const int error = write_all(fd, text);
+  // Not even the next writer may take half a line for a whole one.
+  if (error != 0 && ::ftruncate(fd, info.st_size) != 0) return errno;
+  return error;
 }
 
 }  // namespace
@@ -112,6 +140,22 @@ std::string write_file_atomically(const std::filesystem::path& path, std::string
   if (error == 0) return {};
   ::unlink(temporary.c_str());
   return error_text(error);
+}
+
+std::string append_lines(const std::filesystem::path& path, std::string_view header,
+                         std::string_view lines) {
+  if (const int error = make_private_folders(path.parent_path()); error != 0) {
+    return error_text(error);
+  }
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd < 0) return error_text(errno);
+  int error = 0;
+  while (::flock(fd, LOCK_EX) != 0 && error == 0) {
+    if (errno != EINTR) error = errno;
+  }
+  if (error == 0) error = append_to(fd, header, lines);
+  if (::close(fd) != 0 && error == 0) error = errno;  // which also gives the lock back
+  return error == 0 ? "" : error_text(error);
 }
 
 }  // namespace girih::support

@@ -22,6 +22,14 @@ std::optional<std::string> read_all(int fd);
 /// @return an empty string, or why it failed ("No space left on device").
 std::string write_file_atomically(const std::filesystem::path& path, std::string_view bytes);
 
+/// Appends whole lines, each ended by a line break, under an exclusive lock and by one write, so
+/// that neither readers nor other writers see half of them; what a failed write left is cut off
+/// again. An empty file gets `header`, a line too, first; a torn last line is ended before. Folders
+/// that are missing are made for this user alone.
+/// @return an empty string, or why it failed.
+std::string append_lines(const std::filesystem::path& path, std::string_view header,
+                         std::string_view lines);
+
 /// What the names of temporary files begin with. One stays behind where a writer is killed.
 inline constexpr std::string_view kTemporaryPrefix = ".girih-tmp-";
 

@@ -44,6 +44,7 @@ def _refuse(message):
 _DTYPES = {"float16": 1, "half": 1, "fp16": 1, "bfloat16": 2, "bf16": 2}
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
+_TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -62,7 +63,7 @@ class _Options(_Struct):
     _fields_ = [("size", _size_t), ("cache_dir", _char_p), ("cache_layers", _char_p),
                 ("nvrtc", _char_p), ("template_dir", _char_p), ("dump_dir", _char_p),
                 ("jit", _int32), ("block_m", _int32), ("block_n", _int32), ("num_stages", _int32),
-                ("num_warps", _int32), ("reserved", _int32)]
+                ("num_warps", _int32), ("tune", _int32)]
 
 
 class _Problem(_Struct):
@@ -333,9 +334,11 @@ class Kernel:
 class Program:
     """A parsed pattern. Calling it is attention(); compile() makes one."""
 
-    def __init__(self, pattern, *, jit=None, **options):
+    def __init__(self, pattern, *, jit=None, tune=None, **options):
         if jit not in _JIT:
             _refuse("jit %r is not 'auto' or 'off'" % (jit,))
+        if tune not in _TUNE:
+            _refuse("tune %r is not 'db', 'auto' or 'off'" % (tune,))
         for name, value in options.items():
             if name not in _OPTION_NAMES:
                 raise TypeError("unknown option %r: there are %s"
@@ -344,7 +347,8 @@ class Program:
                 options[name] = os.fsencode(value)
         self._handle = _void_p()
         self._free = _library().girih_program_free
-        _check(_library().girih_compile(pattern.encode(), _Options(jit=_JIT[jit], **options),
+        _check(_library().girih_compile(pattern.encode(),
+                                        _Options(jit=_JIT[jit], tune=_TUNE[tune], **options),
                                         self._handle))
 
     def __del__(self):
@@ -386,7 +390,7 @@ class Program:
         return call.run(lambda: _library().girih_attention(self._handle, call.args))
 
 
-_OPTION_NAMES = {name for name, _ in _Options._fields_} - {"size", "jit", "reserved"}
+_OPTION_NAMES = {name for name, _ in _Options._fields_} - {"size", "jit", "tune"}
 _programs = {}
 _programs_lock = threading.Lock()
 
@@ -395,9 +399,9 @@ def compile(pattern, **options):
     """The Program of a pattern's text; the same one when asked again with the same options.
 
     Options, each with an environment variable for its default: cache_dir, cache_layers ("a:b"),
-    jit ("auto" or "off"), nvrtc, template_dir, dump_dir. The tile, chosen by Girih where not given:
-    block_m, block_n, num_stages, num_warps. A kernel is compiled at the first call for a problem,
-    or by Program.bind.
+    jit ("auto" or "off"), tune ("db", "auto" or "off"), nvrtc, template_dir, dump_dir. The tile,
+    chosen by Girih where not given: block_m, block_n, num_stages, num_warps. A kernel is compiled
+    at the first call for a problem, or by Program.bind.
     """
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:

@@ -176,8 +176,32 @@ void PaddedTensor::upload() { device_.upload(host_.data(), device_.size()); }
 
 void PaddedTensor::download() { device_.download(host_.data(), device_.size()); }
 
+void PaddedTensor::download_row(std::int64_t b, std::int64_t s, std::int64_t h) {
+  device_.download(row(b, s, h), sizeof(std::uint16_t) * static_cast<std::size_t>(shape_.width),
+                   sizeof(std::uint16_t) * static_cast<std::size_t>(offset(b, s, h)));
+}
+
 std::int64_t PaddedTensor::count_written() const {
   return static_cast<std::int64_t>(host_.size()) - std::count(host_.begin(), host_.end(), kPoison);
+}
+
+std::int64_t PaddedTensor::count_written_around() const {
+  const bool by_heads = head_stride_ > row_stride_;  // each head has its own rows
+  const std::int64_t piece = by_heads ? head_stride_ : batch_stride_;
+  const std::int64_t used = shape_.rows * row_stride_;
+  std::vector<std::uint16_t> around;
+  std::int64_t count = 0;
+  const auto look = [&](std::int64_t first, std::int64_t size) {
+    around.resize(static_cast<std::size_t>(size));
+    device_.download(around.data(), around.size() * sizeof(std::uint16_t),
+                     static_cast<std::size_t>(first) * sizeof(std::uint16_t));
+    count += size - std::count(around.begin(), around.end(), kPoison);
+  };
+  look(0, first_);
+  for (std::int64_t i = 0; i < shape_.batch * (by_heads ? shape_.heads : 1); ++i) {
+    look(first_ + i * piece + used, piece - used);
+  }
+  return count;
 }
 
 Tensor PaddedTensor::view(void* memory) const {
@@ -245,6 +269,18 @@ void Workload::poison_outputs() {
 void Workload::download_outputs() {
   out.download();
   lse_device.download(lse.data(), lse_device.size());
+}
+
+std::int64_t Workload::download_outputs(std::span<const Row> rows) {
+  for (const Row& row : rows) {
+    const Sequence& s = sequences[static_cast<std::size_t>(row.b)];
+    out.download_row(s.batch, s.q_row + row.q, row.h);
+  }
+  lse_device.download(lse.data(), lse_device.size());
+  const auto touched = [](float value) { return std::bit_cast<std::uint32_t>(value) != ~0u; };
+  return out.count_written_around() +
+         std::count_if(lse.begin(), lse.begin() + kLsePadding, touched) +
+         std::count_if(lse.end() - kLsePadding, lse.end(), touched);
 }
 
 std::int64_t Workload::touched_padding() const {

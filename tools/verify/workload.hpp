@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "girih/jit.hpp"
@@ -77,8 +78,11 @@ class PaddedTensor {
   void poison();    ///< device
   void upload();    ///< host to device
   void download();  ///< device to host
+  void download_row(std::int64_t b, std::int64_t s, std::int64_t h);
   /// Elements of the host copy that are not poison.
   std::int64_t count_written() const;
+  /// Elements on the device that are not poison before and after the rows, where there are no gaps.
+  std::int64_t count_written_around() const;
 
   const Shape& shape() const { return shape_; }
   /// Dimensions in the order [batch, row, head, width], whatever the layout.
@@ -106,6 +110,8 @@ struct Workload {
   void upload_inputs();
   void poison_outputs();
   void download_outputs();
+  /// Only these rows. @return elements written before and after the rows of each batch.
+  std::int64_t download_outputs(std::span<const Row> rows);
   /// Elements of out and lse written where no sequence has a row, as of download_outputs().
   std::int64_t touched_padding() const;
 

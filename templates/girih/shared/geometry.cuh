@@ -54,7 +54,6 @@ struct Span {
 constexpr int kNoLowerBound = -2147483647 - 1;
 constexpr int kNoUpperBound = 2147483647;
 constexpr Span kEveryKey{kNoLowerBound, kNoUpperBound};
-constexpr Span kNoKey{0, 0};
 
 // 32 consecutive keys of a row as a word: bit i is key first_key + i.
 struct KeyWord {

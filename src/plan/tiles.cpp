@@ -1,0 +1,140 @@
+#include "plan/tiles.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "girih/shared/smem_layout.cuh"
+
+namespace girih::plan {
+namespace {
+
+constexpr int kMaxFragmentRegisters = 192;  // of 255; the rest is for everything else
+
+// Registers of a thread that hold scores and output: a 16 x 8 fragment takes four.
+int fragment_registers(const TileConfig& tile, const Problem& problem) {
+  const int row_fragments = tile.block_m / tile.num_warps / 16;
+  return row_fragments * (tile.block_n + problem.width_v()) / 2;
+}
+
+TileConfig complete(const TileConfig& requested, const TileConfig& fallback) {
+  return {.block_m = requested.block_m ? requested.block_m : fallback.block_m,
+          .block_n = requested.block_n ? requested.block_n : fallback.block_n,
+          .num_stages = requested.num_stages ? requested.num_stages : fallback.num_stages,
+          .num_warps = requested.num_warps ? requested.num_warps : fallback.num_warps};
+}
+
+bool rows_divide(const TileConfig& tile) {
+  return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
+}
+
+}  // namespace
+
+int shared_bytes(const TileConfig& tile, const Problem& problem) {
+  return fwd_sm80_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
+                         tile.num_stages)
+      .bytes;
+}
+
+// Of the candidates, completed with what was requested, the first that fits, two CTAs a
+// multiprocessor where that is possible, for they hide each other's barriers and softmax. A warp
+// with 32 query rows reads each key fragment half as often as two with 16. The order was measured
+// on sm_90 (tools/bench/NOTES.md).
+//
+// Tiles larger than the blocks of a run-time mask compute what is not visible, or must be masked:
+// they are not taken, down to 64 rows and 32 keys, below which tiles are slower than that.
+TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTraits& pattern,
+                       const TileConfig& requested) {
+  const bool blocks = pattern.q_block_size > 0;
+  const int most_rows = blocks ? std::max(pattern.q_block_size, 64) : 128;
+  const int most_keys = blocks ? std::max(pattern.kv_block_size, 32) : 128;
+  static constexpr TileConfig kCandidates[] = {{128, 64, 2, 4}, {128, 32, 2, 4}, {128, 64, 2, 8},
+                                               {128, 32, 2, 8}, {64, 64, 2, 4},  {64, 32, 2, 4},
+                                               {64, 16, 2, 4}};
+  std::vector<TileConfig> candidates(std::begin(kCandidates), std::end(kCandidates));
+  // 128 keys at once pay where the exponentials weigh most, but not where a row's few keys fill
+  // no such tile; only on sm_90 was either measured.
+  if (arch.number == 90 && problem.width_v() <= 64) {
+    candidates.insert(candidates.begin(), pattern.keys == KeysPerRow::few
+                                              ? TileConfig{64, 64, 2, 4}
+                                              : TileConfig{128, 128, 2, 4});
+  }
+  for (const TileConfig& candidate : candidates) {
+    if (candidate.block_m > most_rows || candidate.block_n > most_keys) continue;
+    const TileConfig tile = complete(requested, candidate);
+    if (!rows_divide(tile)) continue;
+    const int ctas = std::max(8 / tile.num_warps, 1);  // eight warps have all the registers
+    const int bytes = ctas * (shared_bytes(tile, problem) + 1024);
+    if (bytes <= arch.shared_bytes_per_sm() &&
+        fragment_registers(tile, problem) <= kMaxFragmentRegisters) {
+      return tile;
+    }
+  }
+  return complete(requested, candidates.back());
+}
+
+std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
+                                         const Arch& arch) {
+  std::vector<std::string> reasons;
+  if (tile.num_warps != 4 && tile.num_warps != 8) {
+    reasons.push_back(fmt::format("num_warps {} is not supported: 4 and 8 are", tile.num_warps));
+    return reasons;
+  }
+  if (!rows_divide(tile)) {
+    reasons.push_back(fmt::format("block_m {} is not supported with {} warps: {} and {} are",
+                                  tile.block_m, tile.num_warps, 16 * tile.num_warps,
+                                  32 * tile.num_warps));
+  }
+  if (tile.block_n < 16 || tile.block_n > 256 || tile.block_n % 16 != 0) {
+    reasons.push_back(fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are",
+                                  tile.block_n));
+  }
+  if (tile.num_stages < 2 || tile.num_stages > 4) {
+    reasons.push_back(fmt::format("num_stages {} is not supported: 2 to 4 are", tile.num_stages));
+  }
+  if (!reasons.empty()) return reasons;
+
+  const int fragments = fragment_registers(tile, problem);
+  if (fragments > kMaxFragmentRegisters) {
+    reasons.push_back(fmt::format(
+        "block_m {} x block_n {} with {} warps at head_dim_v {} takes {} registers a thread for "
+        "scores and output, more than {}: take more warps or a smaller block_n",
+        tile.block_m, tile.block_n, tile.num_warps, problem.width_v(), fragments,
+        kMaxFragmentRegisters));
+  }
+  const int bytes = shared_bytes(tile, problem);
+  if (bytes > arch.shared_bytes_per_cta()) {
+    reasons.push_back(fmt::format(
+        "block_m {} x block_n {} with {} stages takes {} bytes of shared memory, more than the {} "
+        "of {}: take smaller blocks or fewer stages",
+        tile.block_m, tile.block_n, tile.num_stages, bytes, arch.shared_bytes_per_cta(),
+        arch.name()));
+  }
+  return reasons;
+}
+
+std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
+                                        const Arch& arch) {
+  std::vector<TileConfig> tiles;
+  for (const int num_warps : {4, 8}) {
+    for (const int block_m : {16 * num_warps, 32 * num_warps}) {
+      for (const int block_n : {16, 32, 48, 64, 96, 128}) {
+        if (block_n == 16 && std::max(problem.head_dim, problem.width_v()) <= 128) continue;
+        for (const int num_stages : {2, 3}) {
+          const TileConfig tile{block_m, block_n, num_stages, num_warps};
+          if (tile != first && reasons_against(tile, problem, arch).empty()) tiles.push_back(tile);
+        }
+      }
+    }
+  }
+  const auto order = [](const TileConfig& tile) {
+    return std::tuple(tile.block_m, tile.block_n, tile.num_stages, tile.num_warps);
+  };
+  std::sort(tiles.begin(), tiles.end(),
+            [&](const TileConfig& a, const TileConfig& b) { return order(a) < order(b); });
+  tiles.insert(tiles.begin(), first);
+  return tiles;
+}
+
+}  // namespace girih::plan

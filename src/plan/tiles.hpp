@@ -1,0 +1,37 @@
+// Tiles of the portable kernel: what they cost, which fit, the one that is used unless somebody
+// asks for another, and those worth measuring.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "girih/problem.hpp"
+#include "plan/arch.hpp"
+#include "plan/plan.hpp"
+
+namespace girih::plan {
+
+/// Dynamic shared memory of a CTA.
+int shared_bytes(const TileConfig& tile, const Problem& problem);
+
+/// What of a pattern matters to its tile.
+struct PatternTraits {
+  KeysPerRow keys = KeysPerRow::many;
+  int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
+  int kv_block_size = 0;
+};
+
+/// The tile that is used: what was requested, its zeros filled in by measured experience.
+TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTraits& pattern,
+                       const TileConfig& requested = {});
+
+/// Why no kernel has this tile; empty when one has.
+std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
+                                         const Arch& arch);
+
+/// Tiles for a tuner to measure: `first`, the plan's own, then every other that fits, in ascending
+/// order.
+std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
+                                        const Arch& arch);
+
+}  // namespace girih::plan
