@@ -1,0 +1,33 @@
+// Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90.
+#include "girih/build_lists.cuh"
+#include "girih/fwd_sm80.cuh"
+
+namespace girih {
+struct Config {
+  using Element = Bf16;
+  static constexpr int kHeadDim = 128;
+  static constexpr int kHeadDimV = 128;
+  static constexpr int kBlockM = 128;
+  static constexpr int kBlockN = 64;
+  static constexpr int kNumStages = 2;
+  static constexpr int kNumWarps = 4;
+  static constexpr bool kSoftcap = false;
+  using Classes = HeadClasses<  //
+      All<Leaf<Causal>, Leaf<Blocks>>,
+      Any<Leaf<Sink, 0x1>, Leaf<Window, 0x2>>,
+      Leaf<Causal>>;
+  using Heads = HeadTable<32, Classes::kNumNumbers>;
+};
+}  // namespace girih
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    girih_fwd(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::InputTable<3> inputs) {
+  girih::FwdSm80<girih::Config>::run(params, heads, inputs.views);
+}
+
+extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
+    girih_build_lists(const __grid_constant__ girih::BuildListsParams params) {
+  girih::BuildLists::run(params);
+}
