@@ -389,6 +389,9 @@ TEST_CASE("as many CTAs a multiprocessor are claimed as memory and registers all
   CHECK(ctas("sm_90", {128, 64, 4, 4}) == 1);  // 160 KiB
   CHECK(ctas("sm_90", {128, 16, 2, 8}) == 1);  // 256 threads may take every register
   CHECK(ctas("sm_90", {64, 16, 2, 4}) == 2);   // four would fit
+  const TileConfig narrow{64, 64, 2, 4};       // half of the registers do
+  CHECK(plan_for("causal", {.head_dim = 64}, "sm_90", narrow).spec.min_ctas_per_sm == 4);
+  CHECK(plan_for("causal", {.head_dim = 64}, "sm_86", narrow).spec.min_ctas_per_sm == 2);
 }
 
 TEST_CASE("a requested tile is taken, and its zeros are filled in") {
