@@ -147,6 +147,72 @@ static void bad_values_are_refused(void) {
   girih_program_free(program);
 }
 
+static void inputs_are_checked(void) {
+  const girih_status wrong = GIRIH_INVALID_ARGUMENT;
+  girih_program* program = NULL;
+  CHECK(girih_compile("causal & blocks(m, q=128, kv=64) | sink($n)", NULL, &program) == GIRIH_OK);
+  CHECK(strcmp(girih_program_text(program), "causal & blocks(m, q=128, kv=64) | sink($n)") == 0);
+  const girih_tensor tensor = {.size = sizeof(tensor),
+                               .shape = {1, 2, 1, 64},
+                               .stride = {128, 64, 64, 1},
+                               .dtype = GIRIH_FLOAT16};
+  const int32_t some = 0;
+  const girih_input right = {.size = sizeof(right),
+                             .name = "m",
+                             .kind = GIRIH_BLOCK_LIST,
+                             .num_q_blocks = 1,
+                             .num_kv_blocks = 1,
+                             .indptr = &some,
+                             .indices = &some,
+                             .num_indices = 1};
+  girih_input inputs[2] = {right, {.size = sizeof(right), .name = "n", .kind = GIRIH_HEAD_NUMBERS}};
+  girih_args args = {
+      .size = sizeof(args), .q = &tensor, .k = &tensor, .v = &tensor, .out = &tensor};
+  args.num_inputs = -1;
+  CHECK(refused(girih_attention(program, &args), wrong, "args.num_inputs is -1"));
+  args.num_inputs = 2;
+  CHECK(refused(girih_attention(program, &args), wrong, "args.inputs is null"));
+  args.inputs = inputs;
+  args.reserved = 1;
+  CHECK(refused(girih_attention(program, &args), wrong, "args.reserved is 1"));
+  args.reserved = 0;
+  CHECK(refused(girih_attention(program, &args), GIRIH_NO_DEVICE, "CUDA"));  // nothing to refuse
+
+  inputs[1].name = NULL;
+  CHECK(refused(girih_attention(program, &args), wrong, "inputs[1].name is null"));
+  inputs[1].name = "n";
+  inputs[1].size = sizeof(right) + 8;
+  CHECK(refused(girih_attention(program, &args), wrong, "inputs[1].size is"));
+  inputs[1].size = sizeof(right);
+  inputs[0].size = 0;
+  CHECK(refused(girih_attention(program, &args), wrong, "set it to sizeof(girih_input)"));
+  inputs[0].size = sizeof(right);
+  for (int32_t kind = -1; kind <= 6; ++kind) {
+    if (1 <= kind && kind <= 5) continue;
+    inputs[0].kind = kind;
+    CHECK(refused(girih_attention(program, &args), wrong, "inputs[0].kind is"));
+    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_HEAD_NUMBERS (5)"));
+  }
+
+  // What another kind has is not taken for this one's.
+  inputs[0].kind = GIRIH_BLOCK_TABLE;
+  CHECK(refused(girih_attention(program, &args), wrong,
+                "inputs[0].indptr is set, but GIRIH_BLOCK_TABLE has none"));
+  inputs[0] = right;
+  inputs[0].row_stride = 3;
+  CHECK(refused(girih_attention(program, &args), wrong,
+                "inputs[0].row_stride is set, but GIRIH_BLOCK_LIST has none"));
+  inputs[0] = right;
+  inputs[1].num_q_blocks = 2;
+  CHECK(refused(girih_attention(program, &args), wrong,
+                "inputs[1].num_q_blocks is set, but GIRIH_HEAD_NUMBERS has none"));
+  girih_program_free(program);
+
+  size_t bytes = 0;
+  CHECK(refused(girih_workspace_bytes(NULL, &args, &bytes), wrong, "kernel is null"));
+  CHECK(refused(girih_build_lists(NULL, &args, NULL, 0, 1), wrong, "kernel is null"));
+}
+
 // This thread has made no context current, so neither machine can bind.
 static void binding_needs_a_context(void) {
   girih_program* program = NULL;
@@ -194,6 +260,7 @@ int main(void) {
   nulls_are_refused();
   structs_may_grow();
   bad_values_are_refused();
+  inputs_are_checked();
   binding_needs_a_context();
   each_thread_has_its_last_error();
   printf("c_api: %d checks passed, %d failed\n", passed, failed);

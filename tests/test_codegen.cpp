@@ -53,6 +53,7 @@ struct Compiled {
   compiler::Resources resources;
   std::string log;
   std::string cubin;
+  bool builds_lists = false;  // whether there is a second kernel
 };
 
 void check_compiled(const Compiled& compiled) {
@@ -64,6 +65,7 @@ void check_compiled(const Compiled& compiled) {
   CHECK(compiled.resources.stack_bytes == 0);
   CHECK(compiler::performance_warnings(compiled.log).empty());
   CHECK(holds_symbol(compiled.cubin, codegen::kKernelSymbol));
+  CHECK(holds_symbol(compiled.cubin, codegen::kBuildListsSymbol) == compiled.builds_lists);
 }
 
 struct GoldenEntry {
@@ -74,7 +76,6 @@ struct GoldenEntry {
 };
 
 const GoldenEntry kGolden[] = {
-    {"blocks_d256_bf16_sm90a.cu", "causal & blocks(m, q=64, kv=64)", {.head_dim = 256}, "sm_90"},
     {"dense_d64_fp16_sm80.cu",
      "dense",
      {.dtype = DType::float16, .head_dim = 64, .num_heads = 8, .num_heads_kv = 8},
@@ -89,6 +90,15 @@ const GoldenEntry kGolden[] = {
      "else: window(left=127, right=127))",
      {.head_dim = 64, .num_heads = 40, .num_heads_kv = 8},
      "sm_89"},
+    {"blocks_d128_bf16_sm90a.cu",
+     "heads(0-7: causal, 8-15: causal & blocks(m, q=128, kv=64), else: sink($n) | "
+     "window(left=3, right=$w))",
+     {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
+     "sm_90a"},
+    {"number_d64_fp16_sm80.cu",
+     "causal | sink($prefix)",
+     {.dtype = DType::float16, .head_dim = 64},
+     "sm_80"},
 };
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
@@ -132,6 +142,7 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases,
                             .stack_bytes = artifact.info.stack_bytes};
         result.log = std::move(artifact.log);
         result.cubin = std::move(artifact.cubin);
+        result.builds_lists = pattern.find("blocks(") != pattern.npos;
       } catch (const std::exception& error) {
         result.error = error.what();
       }
@@ -186,6 +197,35 @@ void check_atoms(const std::string& arch, bool portable = false) {
     }
   }
   check_cases(arch, cases, portable);
+}
+
+// Block masks, numbers from inputs, and both in mixtures of heads. Sizes of blocks that share a
+// kernel, for only its tile goes with them, are compiled once.
+void check_inputs(const std::string& arch) {
+  std::vector<MatrixCase> cases;
+  std::set<std::string> sources;
+  const auto add = [&](const std::string& pattern, int head_dim) {
+    const Problem problem{.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8};
+    const bool first = sources.insert(codegen::emit(spec_for(pattern, problem, arch))).second;
+    if (first) cases.push_back({pattern, problem});
+  };
+  for (const auto& [q, kv] : {std::pair{16, 16}, {32, 128}, {64, 64}, {128, 32}, {128, 128}}) {
+    const std::string blocks = fmt::format("blocks(m, q={}, kv={})", q, kv);
+    const bool largest = q == 128 && kv == 128;
+    for (const int head_dim : {64, 128, 256}) {
+      add("causal & " + blocks, head_dim);
+      if (!largest) continue;
+      add(blocks, head_dim);
+      add("heads(0-9: causal, 10-19: causal & " + blocks +
+              ", else: causal & (sink(128) | window(left=255)))",
+          head_dim);
+    }
+  }
+  add("causal & (sink($s) | window(left=$l, right=$r) | !chunk($c)) & block_streaming($a, $b)",
+      128);
+  add("blocks(a, q=64, kv=64) & !blocks(b, q=128, kv=16) | sink($n) & causal with softcap(30)",
+      128);
+  check_cases(arch, cases);
 }
 
 // Every head_dim, and pairs that differ, with one mixed pattern, for sm_90 with `causal` too.
@@ -255,7 +295,10 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.structures.pop_back(); });
   with([](KernelSpec& s) { s.structures.push_back("Leaf<Window>"); });
   with([](KernelSpec& s) { s.head_capacity *= 2; });
-  CHECK(sources.size() == 16);
+  with([](KernelSpec& s) { s.num_inputs = 1; });
+  with([](KernelSpec& s) { s.num_inputs = 2; });
+  with([](KernelSpec& s) { s.builds_lists = true; });
+  CHECK(sources.size() == 19);
 
   KernelSpec hopper = spec_for("causal", problem, "sm_90");
   const std::string two = codegen::emit(hopper);
@@ -273,6 +316,9 @@ TEST_CASE("every atom compiles for sm_80 without spills") { check_atoms("sm_80")
 TEST_CASE("every atom compiles for sm_90 without spills") { check_atoms("sm_90"); }
 TEST_CASE("every atom compiles portably for sm_90 without spills") { check_atoms("sm_90", true); }
 TEST_CASE("every atom compiles for sm_120 without spills") { check_atoms("sm_120"); }
+
+TEST_CASE("run-time inputs compile for sm_80 without spills") { check_inputs("sm_80"); }
+TEST_CASE("run-time inputs compile for sm_90 without spills") { check_inputs("sm_90"); }
 
 TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
 TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }
@@ -295,7 +341,7 @@ Compiled compile_entry(const std::string& what, const std::string& source,
   request.arch = arch;
   request.options = compiler::default_options();
   const compiler::Output output = compiler::compile(request);
-  return {what, "", output.resources, output.log, output.cubin};
+  return {what, "", output.resources, output.log, output.cubin, true};
 }
 
 TEST_CASE("committed entries compile with NVRTC") {

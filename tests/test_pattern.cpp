@@ -414,7 +414,7 @@ TEST_CASE("a pattern has at most 16 run-time inputs") {
   for (int i = 1; i < 16; ++i) mask = mask | sink(girih::input("n" + std::to_string(i)));
   CHECK(Pattern(mask | sink(girih::input("n3"))).inputs().size() == 16);
   const std::string refused =
-      "the input 'last' is one more than the 16 run-time inputs that a pattern can have";
+      "the input 'last' is one more than the 16 run-time inputs a pattern can have";
   const Mask last = girih::chunk(girih::input("last"));
   CHECK(refusal([&] { Pattern(mask & last); }) == refused);
   CHECK(refusal([&] { girih::heads({{"0", mask}, {"else", last}}); }) == refused);

@@ -227,15 +227,15 @@ TEST_CASE("names and sizes of inputs are no part of a kernel, unless its tile go
         source("blocks(n, q=128, kv=128) & sink($sink)"));
   CHECK(source("causal & sink($n)") != source("causal & sink(3)"));
   CHECK(source("sink($n) | window(left=$n)") != source("sink($n) | window(left=$m)"));
-  const auto tile = [](const char* pattern) {
-    const TileConfig config = plan_for(pattern, heads_64(4, 4), "sm_80").spec.tile;
-    return std::pair(config.block_m, config.block_n);
+  const auto tile_for = [](const char* pattern) {
+    const TileConfig tile = plan_for(pattern, heads_64(4, 4), "sm_80").spec.tile;
+    return std::pair(tile.block_m, tile.block_n);
   };
   // A tile lies within a block down to 64 rows and 32 keys.
-  const auto [rows, keys] = tile("blocks(m, q=128, kv=128)");
-  CHECK(tile("blocks(m, q=64, kv=32)") == std::pair(64, 32));
-  CHECK(tile("blocks(m, q=16, kv=16)") == std::pair(64, 32));
-  CHECK(tile("blocks(m, q=128, kv=32) | blocks(n, q=32, kv=128)") == std::pair(64, 32));
+  const auto [rows, keys] = tile_for("blocks(m, q=128, kv=128)");
+  CHECK(tile_for("blocks(m, q=64, kv=32)") == std::pair(64, 32));
+  CHECK(tile_for("blocks(m, q=16, kv=16)") == std::pair(64, 32));
+  CHECK(tile_for("blocks(m, q=128, kv=32) | blocks(n, q=32, kv=128)") == std::pair(64, 32));
   CHECK(rows == 128);
   CHECK(keys >= 32);
 }
@@ -452,6 +452,9 @@ TEST_CASE("as many CTAs a multiprocessor are claimed as memory and registers all
   CHECK(ctas("sm_90", {128, 64, 4, 4}) == 1);  // 160 KiB
   CHECK(ctas("sm_90", {128, 16, 2, 8}) == 1);  // 256 threads may take every register
   CHECK(ctas("sm_90", {64, 16, 2, 4}) == 2);   // four would fit
+  const TileConfig narrow{64, 64, 2, 4};       // half of the registers do
+  CHECK(plan_for("causal", {.head_dim = 64}, "sm_90", narrow).spec.min_ctas_per_sm == 4);
+  CHECK(plan_for("causal", {.head_dim = 64}, "sm_86", narrow).spec.min_ctas_per_sm == 2);
 }
 
 TEST_CASE("a requested tile is taken, and its zeros are filled in") {

@@ -21,13 +21,16 @@ CC = shutil.which(os.environ.get("CC", "cc"))
 LIBRARY = os.environ.get("GIRIH_LIBRARY", str(ROOT / "build" / "bin" / "libgirih.so"))
 STRUCTS = {"girih_options": girih._Options, "girih_problem": girih._Problem,
            "girih_kernel_info": girih._KernelInfo, "girih_tensor": girih._Tensor,
-           "girih_args": girih._Args}
+           "girih_input": girih._Input, "girih_args": girih._Args}
 CONSTANTS = {
     "GIRIH_OK": 0, "GIRIH_NO_DEVICE": girih._NO_DEVICE,
     "GIRIH_FLOAT16": girih._DTYPES["float16"], "GIRIH_BFLOAT16": girih._DTYPES["bfloat16"],
     "GIRIH_BSHD": girih._LAYOUTS["bshd"], "GIRIH_BHSD": girih._LAYOUTS["bhsd"],
     "GIRIH_THD": girih._LAYOUTS["thd"], "GIRIH_JIT_DEFAULT": girih._JIT[None],
     "GIRIH_JIT_AUTO": girih._JIT["auto"], "GIRIH_JIT_OFF": girih._JIT["off"],
+    "GIRIH_BLOCK_LIST": girih._BLOCK_LIST, "GIRIH_BLOCK_TABLE": girih._BLOCK_TABLE,
+    "GIRIH_BLOCK_MASK": girih._BLOCK_MASK, "GIRIH_BLOCK_BITS": girih._BLOCK_BITS,
+    "GIRIH_HEAD_NUMBERS": girih._HEAD_NUMBERS,
     "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
     "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
 
@@ -221,6 +224,122 @@ class ArgumentTest(unittest.TestCase):
                          (512, 1024, 2048, 77))
         self.assertEqual(list(args.q.contents.stride), [16 * 4 * 64, 4 * 64, 64, 1])
         self.assertEqual(list(args.k.contents.shape), [2, 32, 2, 64])
+
+
+class InputTest(unittest.TestCase):
+    """What becomes of a launch's inputs; the library checks their extents."""
+
+    q = Fake(2, 16, 4, 64)
+    kv = Fake(2, 32, 2, 64)
+
+    def made(self, value, name="m"):
+        """The members of girih_input that are not zero, without name and size."""
+        call = girih._Call(self.q, self.kv, self.kv, out=self.q, inputs={name: value})
+        self.assertEqual(call.args.num_inputs, 1)
+        made = call.args.inputs[0]
+        self.assertEqual((made.name, made.size), (name.encode(), ctypes.sizeof(girih._Input)))
+        values = {member: getattr(made, member) for member, _ in made._fields_}
+        return {member: value for member, value in values.items()
+                if value and member not in ("name", "size")}
+
+    def refused(self, message, value, name="m"):
+        with self.assertRaisesRegex(girih.Error, message) as caught:
+            self.made(value, name)
+        self.assertEqual(caught.exception.code, "invalid_argument")
+
+    def test_a_bool_or_byte_tensor_is_a_block_mask_with_its_strides(self):
+        for dtype in ("bool", "uint8", "torch.bool"):
+            self.assertEqual(self.made(Fake(2, 4, 3, 5, dtype=dtype, stride=(700, 90, 20, 1))),
+                             dict(kind=3, batch=2, heads=4, num_q_blocks=3, num_kv_blocks=5,
+                                  data=4096, batch_stride=700, head_stride=90, row_stride=20))
+        shared = self.made(Fake(4, 3, 5, dtype="bool"))
+        self.assertEqual((shared["batch"], shared["heads"], shared["head_stride"]), (1, 4, 15))
+        one_plane = self.made(Fake(3, 5, dtype="bool"))
+        self.assertEqual((one_plane["batch"], one_plane["heads"], one_plane["row_stride"]),
+                         (1, 1, 5))
+        # Expanded over the heads: a stride of 0 is one, where a dimension of one element has none.
+        expanded = self.made(Fake(1, 4, 3, 5, dtype="bool", stride=(0, 0, 5, 1)))
+        self.assertNotIn("head_stride", expanded)
+        self.assertEqual(expanded["row_stride"], 5)
+
+    def test_bad_block_masks_are_refused(self):
+        self.refused(r"inputs\['m'\] has 1 dimensions: it must have 2 to 4", Fake(5, dtype="bool"))
+        self.refused("has 5 dimensions", Fake(1, 2, 4, 3, 5, dtype="bool"))
+        self.refused(r"inputs\['m'\] has stride 3 between the blocks of a row: it must be 1",
+                     Fake(3, 5, dtype="bool", stride=(1, 3)))
+        self.refused(r"is one row, expanded: call contiguous\(\)",
+                     Fake(2, 4, 3, 5, dtype="bool", stride=(0, 0, 0, 1)))
+        self.refused(r"inputs\['m'\] is int64: block masks are bool or uint8, numbers are int32",
+                     Fake(3, 5, dtype="int64"))
+        self.refused(r"inputs\['m'\] is list: it must be a tensor on the GPU", [True])
+        cpu = Fake(3, 5, dtype="bool")
+        cpu.is_cuda = False
+        self.refused(r"inputs\['m'\] is on the CPU", cpu)
+
+    def test_an_int32_tensor_is_numbers(self):
+        numbers = dict(kind=5, data=4096)
+        self.assertEqual(self.made(Fake(dtype="int32")), dict(numbers, batch=1, heads=1))
+        self.assertEqual(self.made(Fake(4, dtype="int32")), dict(numbers, batch=1, heads=4))
+        self.assertEqual(self.made(Fake(2, 1, dtype="int32")), dict(numbers, batch=2, heads=1))
+        self.refused("has 3 dimensions: it must have 0 to 2", Fake(2, 4, 3, dtype="int32"))
+        self.refused(r"inputs\['n'\] is not contiguous", Fake(2, 4, dtype="int32", stride=(1, 2)),
+                     name="n")
+
+    def test_a_block_list_counts_through_all_planes_or_in_each(self):
+        indptr = Fake(2, 4, 4, dtype="int32", address=512)
+        self.assertEqual(self.made(girih.BlockList(indptr, Fake(77, dtype="int32"), 9)),
+                         dict(kind=1, batch=2, heads=4, num_q_blocks=3, num_kv_blocks=9, indptr=512,
+                              indices=4096, num_indices=77))
+        own = self.made(girih.BlockList(indptr, Fake(2, 4, 20, dtype="int32"), 9))
+        self.assertEqual((own["num_indices"], own["plane_stride"]), (160, 20))
+        shared = self.made(girih.BlockList(Fake(4, dtype="int32"), Fake(7, dtype="int32"), 9))
+        self.assertEqual((shared["batch"], shared["heads"], shared["num_q_blocks"]), (1, 1, 3))
+        self.refused(r"inputs\['m'\]\.indptr is int64: it must be int32",
+                     girih.BlockList(Fake(4, dtype="int64"), Fake(7, dtype="int32"), 9))
+        self.refused(r"\.indices is not contiguous",
+                     girih.BlockList(indptr, Fake(7, dtype="int32", stride=(2,)), 9))
+        self.refused(r"\.indices has shape \[2, 3, 20\]: it must be \[2, 4, 20\]",
+                     girih.BlockList(indptr, Fake(2, 3, 20, dtype="int32"), 9))
+        self.refused(r"\.indptr has 4 dimensions: it must have 1 to 3",
+                     girih.BlockList(Fake(1, 2, 4, 4, dtype="int32"), Fake(7, dtype="int32"), 9))
+
+    def test_a_block_table_has_its_capacity_and_columns(self):
+        counts = Fake(2, 1, 3, dtype="int32", address=512)
+        table = Fake(2, 1, 3, 6, dtype="int32")
+        made = dict(kind=2, batch=2, heads=1, num_q_blocks=3, num_kv_blocks=6, row_capacity=6,
+                    counts=512, indices=4096)
+        self.assertEqual(self.made(girih.BlockTable(counts, table)), made)
+        self.assertEqual(self.made(girih.BlockTable(counts, table, 40)),
+                         dict(made, num_kv_blocks=40))
+        self.refused(r"\.indices has shape \[3, 6\]: it must be \[2, 1, 3, 6\]",
+                     girih.BlockTable(counts, Fake(3, 6, dtype="int32")))
+        self.refused(r"\.num_blocks is int64",
+                     girih.BlockTable(Fake(3, dtype="int64"), Fake(3, 6, dtype="int32")))
+
+    def test_block_bits_are_words_by_their_strides(self):
+        self.assertEqual(self.made(girih.BlockBits(Fake(4, 3, 2, dtype="int32"), 33)),
+                         dict(kind=4, batch=1, heads=4, num_q_blocks=3, num_kv_blocks=33, data=4096,
+                              batch_stride=1, head_stride=6, row_stride=2))
+        self.refused(r"\.words has rows of 1 words: 33 blocks take 2",
+                     girih.BlockBits(Fake(3, 1, dtype="int32"), 33))
+        self.refused(r"\.words is bool: it must be int32",
+                     girih.BlockBits(Fake(3, 1, dtype="bool"), 32))
+
+    def test_inputs_outlive_the_call_and_stand_in_any_order(self):
+        mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)
+        call = girih._Call(self.q, self.kv, self.kv, out=self.q, inputs={"m": mask, "n": numbers})
+        self.assertEqual([call.args.inputs[i].name for i in range(2)], [b"m", b"n"])
+        self.assertEqual([call.args.inputs[i].kind for i in range(2)], [3, 5])
+        self.assertIs(call.inputs["m"], mask)
+        none = girih._Call(self.q, self.kv, self.kv, out=self.q)
+        self.assertEqual(none.args.num_inputs, 0)
+
+    def test_good_inputs_reach_the_library(self):
+        with self.assertRaisesRegex(girih.Error, "CUDA") as caught:
+            girih.attention(self.q, self.kv, self.kv, "causal & blocks(m, q=16, kv=16) | sink($n)",
+                            out=self.q, inputs={"m": Fake(1, 2, dtype="bool"),
+                                                "n": Fake(2, 1, dtype="int32")})
+        self.assertEqual(caught.exception.code, "no_device")
 
 
 if __name__ == "__main__":

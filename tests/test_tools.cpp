@@ -543,3 +543,135 @@ TEST_CASE("bench refuses bad input before it looks for a GPU") {
   check_refused({"warm", "--pattern", "causal"}, 5, "no_device", {"--arch"});
   check_refused({"explain", "causal"}, 5, "no_device", {"--arch"});
 }
+
+// --- Run-time inputs ----------------------------------------------------------------------------
+
+namespace {
+
+const Arguments kSquare{"--seqlen-q", "256", "--seqlen-k", "256"};
+
+Arguments filled(const std::string& verb, const std::string& pattern,
+                 const std::vector<std::string>& fills) {
+  Arguments arguments{verb};
+  for (const std::string& fill : fills) arguments = arguments + Arguments{"--fill", fill};
+  return arguments + Arguments{pattern};
+}
+
+}  // namespace
+
+TEST_CASE("show draws block masks that --fill makes, the same ones for the same seed") {
+  const Program program;
+  const auto show = [&](const std::string& fill, const Arguments& more = {}) {
+    return program.json(filled("show", "causal & blocks(m, q=64, kv=64)", {fill}) + kSquare + more);
+  };
+  CHECK(show("m=random:1")["density"] ==
+        program.json(Arguments{"show", "causal"} + kSquare)["density"]);
+  CHECK(show("m=random:0")["density"] == 0);
+  const Json half = show("m=random:0.5");
+  CHECK(half["density"] > 0);
+  CHECK(half["density"] < 0.5);
+  CHECK(half["pattern"] == "causal & blocks(m, q=64, kv=64)");
+  CHECK(half == show("m=random:0.5"));
+  CHECK(half == show("m=random:0.5,as=bits,batch=all"));  // how it reaches a kernel is no matter
+  CHECK(half != show("m=random:0.5", {"--seed", "2"}));
+  CHECK(half != show("m=random:0.5:3"));
+
+  const Json tiles =
+      program.json(filled("show", "blocks(m, q=64, kv=64)", {"m=random:0.5"}) + kSquare +
+                   Arguments{"--block-m", "64", "--block-n", "64"})["classes"][0]["tiles"];
+  CHECK(tiles["partial"] == 0);
+  CHECK(tiles["full"].get<int>() + tiles["empty"].get<int>() == 16);
+}
+
+TEST_CASE("show groups heads by what their run-time inputs make them see") {
+  const Program program;
+  const auto heads = [&](const std::string& fill) {
+    std::vector<std::string> result;
+    const Json report = program.json(filled("show", "blocks(m, q=16, kv=16)", {fill}) + kSquare +
+                                     Arguments{"--heads", "4", "--kv-heads", "2"});
+    for (const Json& group : report["classes"]) result.push_back(group["heads"]);
+    return result;
+  };
+  CHECK(heads("m=random:0.5") == std::vector<std::string>{"0", "1", "2", "3"});
+  CHECK(heads("m=random:0.5,heads=q") == heads("m=random:0.5"));
+  CHECK(heads("m=random:0.5,heads=kv") == std::vector<std::string>{"0-1", "2-3"});
+  CHECK(heads("m=random:0.5,heads=1") == std::vector<std::string>{"0-3"});
+
+  const Json numbers =
+      program.json(filled("show", "heads(0: sink($n), else: window(left=$w) & chunk($zero))",
+                          {"zero=0", "n=64,heads=1", "w=-7"}) +
+                   kSquare + Arguments{"--heads", "3"});
+  REQUIRE(numbers["classes"].size() == 2);
+  CHECK(numbers["classes"][0]["mask"] == "sink(64)");
+  CHECK(numbers["classes"][0]["density"] == 0.25);
+  CHECK(numbers["classes"][1]["mask"] == "window & chunk(1)");  // the nearest that the atoms take
+  CHECK(numbers["classes"][1]["visible"] == 256);
+}
+
+TEST_CASE("explain counts tiles with the inputs that --fill makes, and names what a launch needs") {
+  const Program program;
+  const std::string pattern = "heads(0: blocks(m, q=128, kv=64), else: sink($n))";
+  const Arguments more{"--heads", "4", "--kv-heads", "2", "--arch", "sm_80"};
+  const Json report =
+      program.json(filled("explain", pattern, {"m=random:1", "n=64"}) + more +
+                   Arguments{"--seqlen-q", "256", "--block-m", "64", "--block-n", "64"});
+  CHECK(report["classes"][0]["tiles"]["full"] == 16);
+  CHECK(report["classes"][0]["structure"] == "Leaf<Blocks>");
+  CHECK(report["classes"][1]["mask"] == "sink(64)");
+  CHECK(report["classes"][1]["structure"] == "Leaf<Sink, 0x1>");
+  CHECK(report["tiles"]["full"] == 16 + 3 * 4);
+  CHECK(report["inputs"][0]["name"] == "m");
+  CHECK(report["inputs"][1]["wants"] == "int32 [batch, heads]");
+
+  // Without lengths nothing is counted, and no data is needed.
+  const Result text = program.run(Arguments{"explain", pattern} + more);
+  CHECK(text.exit_code == 0);
+  CHECK(contains(text.out, "heads       1-3: sink($n)\n"));
+  CHECK(contains(text.out, "input       m: blocks [batch, heads, ceil(seqlen_q / 128), "));
+  CHECK(!contains(text.out, "tiles"));
+  CHECK(program.json(Arguments{"explain", "causal", "--arch", "sm_80"})["inputs"].empty());
+}
+
+TEST_CASE("what --fill cannot make is refused with how to write it") {
+  const std::string form =
+      "; write NAME=random:DENSITY[:SKEW] for blocks, or NAME=INTEGER for a "
+      "number, and then [,heads=1|kv|q][,batch=1|all]"
+      "[,as=list|plane_list|table|bytes|bits]";
+  const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
+                           const std::string& why) {
+    check_refused(filled("show", pattern, fills) + kSquare, 2, "invalid_argument",
+                  {"--fill " + fills.back() + ": " + why + form});
+  };
+  const std::string blocks = "blocks(m, q=64, kv=64)", number = "sink($n)";
+  refused(blocks, {"m=random:0.5", "m=random:0.5"}, "this input is given twice");
+  refused(blocks, {"n=random:0.5"}, "the pattern has no such input");
+  refused("causal", {"m=random:0.5"}, "the pattern has no such input");
+  refused(blocks, {"m"}, "it has no '='");
+  refused(blocks, {"m="}, "'' does not describe blocks");
+  refused(blocks, {"m=3"}, "'3' does not describe blocks");
+  refused(blocks, {"m=random"}, "'random' does not describe blocks");
+  refused(blocks, {"m=random:0.1:1:1"}, "'random:0.1:1:1' does not describe blocks");
+  refused(blocks, {"m=random:1.5"}, "'1.5' is no number from 0 to 1");
+  refused(blocks, {"m=random:nan"}, "'nan' is no number from 0 to 1");
+  refused(blocks, {"m=random:0.5x"}, "'0.5x' is no number from 0 to 1");
+  refused(blocks, {"m=random:0.5:-1"}, "'-1' is no number from 0 to 100");
+  refused(blocks, {"m=random:0.5,heads=2"}, "'heads=2' cannot be read");
+  refused(blocks, {"m=random:0.5,batch=3"}, "'batch=3' cannot be read");
+  refused(blocks, {"m=random:0.5,as=csr"}, "'csr' is no form of blocks");
+  refused(blocks, {"m=random:0.5,"}, "'' cannot be read");
+  refused(number, {"n=random:0.5"}, "'random:0.5' is no number from -536870912 to 536870912");
+  refused(number, {"n=536870913"}, "'536870913' is no number from -536870912 to 536870912");
+  refused(number, {"n=3,as=bits"}, "'as=bits' cannot be read");
+
+  check_refused({"show", blocks}, 2, "invalid_argument",
+                {"the input 'm' is missing: the pattern wants blocks [batch, heads, ceil(seqlen_q "
+                 "/ 64), ceil(seqlen_k / 64)]; give --fill NAME=random:"});
+  check_refused({"show", number}, 2, "invalid_argument",
+                {"the input 'n' is missing: the pattern wants int32 [batch, heads]; give --fill"});
+  check_refused({"explain", blocks, "--arch", "sm_80", "--seqlen-q", "64"}, 2, "invalid_argument",
+                {"the input 'm' is missing"});
+  check_refused({"explain", blocks, "--arch", "sm_80", "--fill", "m=random:1"}, 2,
+                "invalid_argument", {"give --seqlen-q or --seqlen-k as well"});
+  check_refused({"verify", blocks}, 2, "invalid_argument", {"the input 'm' is missing"});
+  check_refused({"bench", blocks}, 2, "invalid_argument", {"the input 'm' is missing"});
+}

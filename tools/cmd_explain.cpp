@@ -146,6 +146,9 @@ std::string text_of(const Json& report, const Problem& problem) {
                           tiles["full"].get<std::int64_t>(), tiles["partial"].get<std::int64_t>(),
                           tiles["empty"].get<std::int64_t>());
   }
+  for (const Json& input : report["inputs"]) {
+    result += fmt::format("input       {}: {}\n", text(input["name"]), text(input["wants"]));
+  }
   if (report.contains("tiles")) {
     const Json& tiles = report["tiles"];
     result += fmt::format(
@@ -244,6 +247,10 @@ void add_explain(CLI::App& app, Context& context) {
         report["seqlen_q"] = geometry->seqlen_q;
         report["seqlen_k"] = geometry->seqlen_k;
         report["tiles"] = total_tiles(report["classes"], info.tile);
+      }
+      report["inputs"] = Json::array();
+      for (const InputInfo& input : pattern.inputs()) {
+        report["inputs"].push_back({{"name", input.name}, {"wants", input.description()}});
       }
       report["structures"] = plan.spec.structures;
       report["head_capacity"] = plan.spec.head_capacity;

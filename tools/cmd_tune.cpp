@@ -6,6 +6,7 @@
 #include <charconv>
 
 #include "common.hpp"
+#include "fill.hpp"
 #include "progress.hpp"
 #include "reading.hpp"
 #include "tune/tune_on_gpu.hpp"
@@ -119,6 +120,7 @@ struct TuneOptions {
   std::vector<std::string> shapes{"1x16384x16384"};
   std::string budget = "60s";
   ProblemOptions problem;
+  FillOptions fill;
   Layout layout = Layout::bshd;
   jit::Options jit;
 };
@@ -141,6 +143,8 @@ void run_tune(const TuneOptions& options, Context& context) {
   std::size_t num_records = 0;
   for (verify::Case& c : cases) {
     c.problem = request.problem;
+    c.inputs =
+        read_fills(options.fill, request.pattern, request.problem, c.batch, c.seqlen_q, c.seqlen_k);
     request.parameters = c;
     request.mask_row = reading_of(request.pattern, c);
     const TuneResult result = tune_on_gpu(request);
@@ -180,6 +184,8 @@ void add_tune(CLI::App& app, Context& context) {
       ->capture_default_str();
   add_problem_options(*verb, options->problem);
   add_layout_option(*verb, options->layout);
+  add_fill_options(*verb, options->fill);
+  verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   add_compile_options(*verb, options->jit);
   options->jit.tune = jit::Tune::off;  // records to come need none
   verb->callback([options, &context] { run_tune(*options, context); });

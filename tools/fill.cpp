@@ -59,7 +59,8 @@ verify::BlockForm form_of(const std::string& fill, const std::string& text) {
 
 void add_fill_options(CLI::App& verb, FillOptions& options) {
   verb.add_option("--fill", options.fills, std::string("Data of a run-time input: ") + kForm)
-      ->type_name("NAME=...");
+      ->type_name("NAME=...")
+      ->allow_extra_args(false);
 }
 
 std::vector<verify::InputData> read_fills(const FillOptions& options, const Pattern& pattern,

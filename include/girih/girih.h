@@ -32,8 +32,7 @@ extern "C" {
 
 struct CUstream_st;  // CUstream and cudaStream_t point to it
 
-// --- Results
-// --------------------------------------------------------------------------------------
+// --- Results ------------------------------------------------------------------------------------
 
 typedef int32_t girih_status;
 enum {
@@ -58,8 +57,7 @@ GIRIH_C_API const char* girih_last_error(void);
 // The library's version, such as "0.1.0".
 GIRIH_C_API const char* girih_version(void);
 
-// --- Programs
-// -------------------------------------------------------------------------------------
+// --- Programs -----------------------------------------------------------------------------------
 
 // A pattern ready to be bound to problems; remembers the kernels that it has bound.
 typedef struct girih_program girih_program;
@@ -107,8 +105,7 @@ GIRIH_C_API const char* girih_program_text(const girih_program* program);
 // NULL is fine. Kernels that the program has bound stay valid.
 GIRIH_C_API void girih_program_free(girih_program* program);
 
-// --- Kernels
-// --------------------------------------------------------------------------------------
+// --- Kernels ------------------------------------------------------------------------------------
 
 typedef int32_t girih_dtype;
 enum { GIRIH_FLOAT16 = 1, GIRIH_BFLOAT16 = 2 };  // 0 is refused: a type must be given
@@ -166,8 +163,7 @@ typedef struct girih_kernel_info {
 // Fills in the first info->size bytes of *info; the caller sets info->size.
 GIRIH_C_API girih_status girih_kernel_get_info(const girih_kernel* kernel, girih_kernel_info* info);
 
-// --- Launches
-// -------------------------------------------------------------------------------------
+// --- Launches -----------------------------------------------------------------------------------
 
 // A view of device memory: aligned to 16 bytes, the last dimension contiguous, the other strides
 // multiples of 8 elements.
@@ -180,33 +176,39 @@ typedef struct girih_tensor {
   int32_t reserved;  // 0
 } girih_tensor;
 
+// How the data of a run-time input lies in device memory. A plane is what one sequence and head
+// sees: a row for each block of queries, with the blocks of keys that are visible to it.
 typedef int32_t girih_input_kind;
 enum {
-  GIRIH_BLOCK_LIST = 1,    // rows of `indices` from indptr[i] up to indptr[i + 1] (CSR)
-  GIRIH_BLOCK_TABLE = 2,   // padded rows of `indices`, the first counts[i] of each
-  GIRIH_BLOCK_MASK = 3,    // `data`: a byte for each block, not 0 where visible
-  GIRIH_BLOCK_BITS = 4,    // `data`: words of 32 bits, bit j % 32 of word j / 32 for block j
-  GIRIH_HEAD_NUMBERS = 5,  // `data`: int32, contiguous [batch, heads]
+  GIRIH_BLOCK_LIST = 1,   // row i: entries of `indices` from indptr[i] up to indptr[i + 1] (CSR)
+  GIRIH_BLOCK_TABLE = 2,  // row i: the first counts[i] entries of the i-th row of `indices`
+  GIRIH_BLOCK_MASK = 3,   // row i: a byte of `data` for each block of keys, not 0 where visible
+  GIRIH_BLOCK_BITS = 4,   // row i: 32-bit words of `data`; block j is bit j % 32 of word j / 32
+  GIRIH_HEAD_NUMBERS = 5  // no planes: an int32 of `data` for each sequence and head
 };
 
-// A run-time input of a pattern, such as m of blocks(m, q=128, kv=128). Members that its kind does
-// not have stay zero. Arrays are device memory; indices outside 0 to num_kv_blocks - 1 are ignored.
+// A run-time input of a pattern: m of blocks(m, q=128, kv=64), or n of sink($n). Members that its
+// kind does not have stay zero. Entries of `indices` may stand in any order, and those outside 0 to
+// num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;
   girih_input_kind kind;
-  int32_t batch;  // number of sequences, or 1 where all share
-  int32_t heads;  // num_heads, num_heads_kv, or 1 where all share
-  int32_t num_q_blocks;
-  int32_t num_kv_blocks;
-  int32_t row_capacity;    // table: length of a row of `indices`
-  const int32_t* indptr;   // list: contiguous [batch, heads, num_q_blocks + 1]
-  const int32_t* counts;   // table: contiguous [batch, heads, num_q_blocks]
-  const int32_t* indices;  // list: contiguous [num_indices]; table: [..., row_capacity]
-  int64_t num_indices;     // list
-  int64_t plane_stride;    // list: 0, or how far apart the planes' own indices begin
-  const void* data;
-  // mask in bytes, bits in words; all 0: contiguous [batch, heads, num_q_blocks, row].
+  int32_t batch;          // the number of sequences, or 1 where all share; 0: 1
+  int32_t heads;          // num_heads, num_heads_kv, or 1 where all share; 0: 1
+  int32_t num_q_blocks;   // of a plane: ceil(seqlen_q / q) or more,
+  int32_t num_kv_blocks;  // ceil(seqlen_k / kv) or more
+  int32_t row_capacity;   // table: entries in a row of `indices`
+  const int32_t* indptr;  // list: contiguous [batch, heads, num_q_blocks + 1]
+  const int32_t* counts;  // table: contiguous [batch, heads, num_q_blocks]
+  // list: contiguous [num_indices]; table: [batch, heads, num_q_blocks, row_capacity]
+  const int32_t* indices;
+  int64_t num_indices;  // list: nothing is read from there on
+  // list: 0 where indptr counts from the first index of all, or else how far apart, in entries, the
+  // first indices of two planes lie: each plane's indptr then counts from its own.
+  int64_t plane_stride;
+  const void* data;  // mask, bits: [batch, heads, num_q_blocks, row]; numbers: [batch, heads]
+  // Of mask, in bytes, and of bits, in words; all 0: contiguous.
   int64_t batch_stride, head_stride, row_stride;
 } girih_input;
 
@@ -218,8 +220,8 @@ enum { GIRIH_GIVEN_SOFTMAX_SCALE = 1, GIRIH_GIVEN_Q_START = 2 };
 //   k    [batch, seqlen_k, num_heads_kv, head_dim]
 //   v    [batch, seqlen_k, num_heads_kv, head_dim_v]
 //   out  [batch, seqlen_q, num_heads, head_dim_v]
-// A row that sees no key gives out = 0 and lse = empty_lse. The tensors' structs are read during
-// the call only.
+// A row that sees no key gives out = 0 and lse = empty_lse. The structs of tensors and inputs are
+// read during the call only.
 typedef struct girih_args {
   size_t size;
   const girih_tensor *q, *k, *v, *out;
@@ -243,29 +245,31 @@ typedef struct girih_args {
   int32_t max_seqlen_q;   // thd: no sequence has more queries
   int32_t max_seqlen_k;   // thd: nor more keys
   int32_t max_ctas;       // caps the grid, for tests; 0: no cap
-  const girih_input* inputs;  // [num_inputs]: all that the pattern wants, in any order
+  const girih_input* inputs;  // [num_inputs]: each that the pattern names, in any order
   int32_t num_inputs;
   int32_t reserved;  // 0
 } girih_args;
 
-// Device scratch memory that these arguments need: 0 unless the pattern has block lists or masks.
+// Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
+// block lists, tables or masks.
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
-// Enqueues on args->stream what prepares the block lists and masks among the inputs: once for any
-// number of launches with the same ones and the same workspace. `check` other than 0 waits for the
-// stream and refuses entries out of range.
+// Enqueues on args->stream what turns the block lists, tables and masks among the inputs into bits
+// in `workspace`: once for any number of launches with the same ones. `check` other than 0 waits
+// for the stream and refuses entries out of range, which are ignored otherwise.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 
 // Enqueues one attention forward on args->stream; does not wait for it. Never compiles or
-// allocates. `workspace`: at least girih_workspace_bytes of device memory, into which
-// girih_build_lists built; NULL where that is 0.
+// allocates. `workspace`: at least girih_workspace_bytes of device memory aligned to 16 bytes, into
+// which girih_build_lists has built; NULL where that is 0.
 GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_args* args,
                                       void* workspace, size_t workspace_bytes);
 
-// Binds to the tensors' types and heads on first use, then launches. While the stream is being
-// captured only an already bound problem is accepted.
+// Binds to the tensors' types and heads on first use, builds lists into memory from the driver's
+// pool where that is needed, and launches. While the stream is being captured only an already bound
+// problem is accepted.
 GIRIH_C_API girih_status girih_attention(const girih_program* program, const girih_args* args);
 
 #ifdef __cplusplus

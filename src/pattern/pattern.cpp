@@ -125,8 +125,7 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
     if (found == inputs.end()) {
       if (inputs.size() == kMaxInputs) {
         return fmt::format(
-            "the input {} is one more than the {} run-time inputs that a pattern can "
-            "have",
+            "the input {} is one more than the {} run-time inputs a pattern can have",
             quote(wanted.name), kMaxInputs);
       }
       inputs.push_back(std::move(wanted));

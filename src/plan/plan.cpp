@@ -247,7 +247,8 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
-  plan.spec.min_ctas_per_sm = std::clamp(fitting_ctas, 1, std::max(8 / tile.num_warps, 1));
+  plan.spec.min_ctas_per_sm =
+      hopper ? 1 : std::clamp(fitting_ctas, 1, warps_per_sm(tile, problem) / tile.num_warps);
   return plan;
 }
 

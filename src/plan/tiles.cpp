@@ -48,6 +48,13 @@ int shared_bytes(const TileConfig& tile, const Problem& problem) {
       .bytes;
 }
 
+// Eight warps have 255 registers a thread. Where scores and output take few, twice as many warps
+// with half of them are faster, most of all where rows see few keys (tools/bench/NOTES.md).
+int warps_per_sm(const TileConfig& tile, const Problem& problem) {
+  constexpr int kFewFragmentRegisters = 64;
+  return fragment_registers(tile, problem) <= kFewFragmentRegisters ? 16 : 8;
+}
+
 // Of the candidates, completed with what was requested, the first that fits, two CTAs a
 // multiprocessor where that is possible, for they hide each other's barriers and softmax. A warp
 // with 32 query rows reads each key fragment half as often as two with 16. The order was measured

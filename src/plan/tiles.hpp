@@ -17,6 +17,9 @@ KernelFamily family_of(const TileConfig& tile);
 /// Dynamic shared memory of a CTA.
 int shared_bytes(const TileConfig& tile, const Problem& problem);
 
+/// How many warps the registers of a multiprocessor should hold.
+int warps_per_sm(const TileConfig& tile, const Problem& problem);
+
 /// What of a pattern matters to its tile.
 struct PatternTraits {
   KeysPerRow keys = KeysPerRow::many;

@@ -29,8 +29,7 @@ struct girih_kernel {
 
 namespace {
 
-// --- Errors
-// ---------------------------------------------------------------------------------------
+// --- Errors -------------------------------------------------------------------------------------
 
 thread_local std::string last_error;
 
@@ -81,8 +80,7 @@ girih_status guarded(Body&& body) noexcept {
   }
 }
 
-// --- Arguments
-// ------------------------------------------------------------------------------------
+// --- Arguments ----------------------------------------------------------------------------------
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(Errc::invalid_argument, message);
@@ -220,12 +218,50 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {
   return tensor;
 }
 
+// Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
+void check_members_of_kind(const std::string& where, const girih_input& c) {
+  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16 };
+  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST", "GIRIH_BLOCK_TABLE",
+                                           "GIRIH_BLOCK_MASK", "GIRIH_BLOCK_BITS",
+                                           "GIRIH_HEAD_NUMBERS"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_HEAD_NUMBERS) {
+    refuse(
+        fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
+                    "GIRIH_HEAD_NUMBERS ({})",
+                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
+  }
+  const int kind = c.kind - GIRIH_BLOCK_LIST;
+  const struct {
+    const char* name;
+    bool is_set;
+    unsigned kinds;
+  } members[] = {{"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
+                 {"num_kv_blocks", c.num_kv_blocks != 0, kList | kTable | kMask | kBits},
+                 {"row_capacity", c.row_capacity != 0, kTable},
+                 {"indptr", c.indptr != nullptr, kList},
+                 {"counts", c.counts != nullptr, kTable},
+                 {"indices", c.indices != nullptr, kList | kTable},
+                 {"num_indices", c.num_indices != 0, kList},
+                 {"plane_stride", c.plane_stride != 0, kList},
+                 {"data", c.data != nullptr, kMask | kBits | kNumbers},
+                 {"batch_stride", c.batch_stride != 0, kMask | kBits},
+                 {"head_stride", c.head_stride != 0, kMask | kBits},
+                 {"row_stride", c.row_stride != 0, kMask | kBits}};
+  for (const auto& [name, is_set, kinds] : members) {
+    if (!is_set || (kinds >> kind & 1) != 0) continue;
+    refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
+  }
+}
+
 girih::Input input_of(int index, const girih_input* pointer) {
   const std::string where = fmt::format("inputs[{}]", index);
   const girih_input c = known_part("girih_input", where.c_str(), pointer);
+  check_members_of_kind(where, c);
+  const int batch = c.batch == 0 ? 1 : c.batch;
+  const int heads = c.heads == 0 ? 1 : c.heads;
   const auto blocks = [&](auto data) {
-    data.batch = c.batch;
-    data.heads = c.heads;
+    data.batch = batch;
+    data.heads = heads;
     data.num_q_blocks = c.num_q_blocks;
     data.num_kv_blocks = c.num_kv_blocks;
     return data;
@@ -257,13 +293,10 @@ girih::Input input_of(int index, const girih_input* pointer) {
       break;
     case GIRIH_HEAD_NUMBERS:
       input.data = girih::HeadNumbers{
-          .data = static_cast<const std::int32_t*>(c.data), .batch = c.batch, .heads = c.heads};
+          .data = static_cast<const std::int32_t*>(c.data), .batch = batch, .heads = heads};
       break;
-    default:
-      refuse(
-          fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                      "GIRIH_HEAD_NUMBERS ({})",
-                      where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
+    default:  // was refused
+      break;
   }
   return input;
 }
@@ -308,7 +341,13 @@ girih::jit::Args args_of(const girih_args* pointer) {
   const char* next = reinterpret_cast<const char*>(c.inputs);
   for (int i = 0; i < c.num_inputs; ++i) {  // as far apart as the caller's compiler put them
     const auto* const given = reinterpret_cast<const girih_input*>(next);
-    args.inputs.push_back(input_of(i, &required("args.inputs", given)));
+    if (required("args.inputs", given).size != c.inputs->size) {
+      refuse(
+          fmt::format("inputs[{}].size is {}, but inputs[0].size is {}: set each to "
+                      "sizeof(girih_input)",
+                      i, given->size, c.inputs->size));
+    }
+    args.inputs.push_back(input_of(i, given));
     next += c.inputs->size;
   }
   return args;
@@ -316,8 +355,7 @@ girih::jit::Args args_of(const girih_args* pointer) {
 
 }  // namespace
 
-// --- The interface
-// --------------------------------------------------------------------------------
+// --- The interface ------------------------------------------------------------------------------
 
 const char* girih_status_name(girih_status status) {
   if (status == GIRIH_OK) return "ok";

@@ -169,6 +169,13 @@ struct FwdSm80 {
   };
   static_assert(sizeof(Producer) <= kFwdSm80ProducerBytes);
 
+  // Read where it is used: the walk has no register to spare for it.
+  static __device__ __forceinline__ ScoreScale scale_of(const FwdParams& params,
+                                                        const Producer& producer) {
+    const ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
+    return Config::kSoftcap ? capped_scale(scale, producer.softcap) : scale;
+  }
+
   // All threads: starts the copies of the t-th visited tile, or of nothing after the last.
   static __device__ __forceinline__ void load_visited(const FwdParams& params,
                                                       const Producer& producer, uint32 shared,
@@ -192,12 +199,13 @@ struct FwdSm80 {
   // nobody reads Q after the barrier that ended the walk.
   static __device__ __forceinline__ void store(const FwdParams& params, const Producer& producer,
                                                Output& output,
-                                               OnlineSoftmax (&softmax)[kRowFragments], float scale,
+                                               OnlineSoftmax (&softmax)[kRowFragments],
                                                unsigned char* staging) {
     const int warp = fresh_thread_index() / 32;
     const int lane = fresh_thread_index() % 32;
     const int first_row = producer.first_row;
     const int seqlen_q = producer.geometry.seqlen_q;
+    const float scale = scale_of(params, producer).natural;
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -244,8 +252,6 @@ struct FwdSm80 {
 
     Output output = {};
     OnlineSoftmax softmax[kRowFragments];
-    ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
-    if constexpr (Config::kSoftcap) scale = capped_scale(scale, producer.softcap);
     for (uint32 t = 0;; ++t) {
       cp_async_wait<kNumStages - 2>();
       __syncthreads();  // tile t has arrived, and nobody reads tile t - 1 any more
@@ -292,7 +298,7 @@ struct FwdSm80 {
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
         float shrink[2];
-        softmax[i].update(scores[i], scale.log2, shrink);
+        softmax[i].update(scores[i], scale_of(params, producer).log2, shrink);
         pack_row_fragment(probabilities[i], scores[i]);
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {  // seldom later on
 #pragma unroll
@@ -305,7 +311,7 @@ struct FwdSm80 {
       accumulate(output, probabilities, q_tile + kLayout.v_offset + stage * kLayout.v_stage_bytes,
                  lane);
     }
-    store(params, producer, output, softmax, scale.natural, shared);
+    store(params, producer, output, softmax, shared);
   }
 
   // `inputs`: the pattern's, by slot; null where it has none.

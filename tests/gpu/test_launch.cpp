@@ -444,3 +444,111 @@ TEST_CASE("a captured launch may run beside itself and beside others on its stre
   for (const CUgraphExec executable : executables) DRIVER(cuGraphExecDestroy)(executable);
   DRIVER(cuGraphDestroy)(graph);
 }
+
+namespace {
+
+Case listed_case(girih::verify::BlockForm form) {
+  Case c = small_case();
+  const int rows = (c.seqlen_q + 63) / 64, columns = (c.seqlen_k + 31) / 32;
+  c.inputs = {
+      girih::verify::random_blocks("m", c.batch, c.problem.num_heads, rows, columns, 0.5, 0, 3)};
+  c.inputs[0].form = form;
+  return c;
+}
+
+constexpr const char* kListed = "causal & blocks(m, q=64, kv=32)";
+
+std::vector<std::uint16_t> downloaded(Workload& workload) {
+  girih::verify::synchronize();
+  workload.download_outputs();
+  return result_bits(workload);
+}
+
+}  // namespace
+
+TEST_CASE("a program builds lists by itself, also in a capture, as a kernel does in a workspace") {
+  using girih::verify::BlockForm;
+  for (const BlockForm form : {BlockForm::list, BlockForm::table, BlockForm::bytes}) {
+    Workload workload(listed_case(form));
+    workload.fill_normal(5);
+    const auto attention = girih::jit::compile(Pattern::parse(kListed));
+    const auto kernel = attention.bind(kProblem);
+    const Stream stream;
+    Args args = workload.args();
+    args.stream = stream.get();
+
+    const girih::verify::Buffer memory(kernel.workspace_bytes(args));
+    CHECK(memory.size() > 0);
+    workload.poison_outputs();
+    kernel.build_lists(args, {memory.data(), memory.size()});
+    kernel.launch(args, {memory.data(), memory.size()});
+    const auto expected = downloaded(workload);
+
+    workload.poison_outputs();
+    attention(args);
+    CHECK(downloaded(workload) == expected);
+
+    girih::cuda::check(DRIVER(cuStreamBeginCapture)(stream.get(), CU_STREAM_CAPTURE_MODE_GLOBAL),
+                       "begin");
+    attention(args);
+    CUgraph graph = nullptr;
+    girih::cuda::check(DRIVER(cuStreamEndCapture)(stream.get(), &graph), "end");
+    CUgraphExec executable = nullptr;
+    girih::cuda::check(DRIVER(cuGraphInstantiate)(&executable, graph, 0), "instantiate");
+    for (int run = 0; run < 2; ++run) {
+      workload.poison_outputs();
+      girih::verify::synchronize();
+      girih::cuda::check(DRIVER(cuGraphLaunch)(executable, stream.get()), "launch");
+      CHECK(downloaded(workload) == expected);
+    }
+    DRIVER(cuGraphExecDestroy)(executable);
+    DRIVER(cuGraphDestroy)(graph);
+  }
+}
+
+TEST_CASE("entries out of range are ignored, and refused where a check is asked for") {
+  using girih::verify::BlockForm;
+  for (const BlockForm form :
+       {BlockForm::list, BlockForm::plane_list, BlockForm::table, BlockForm::bytes}) {
+    const Workload workload(listed_case(form));  // lists come with such entries
+    const auto kernel = girih::jit::compile(Pattern::parse(kListed), kProblem);
+    const Args args = workload.args();
+    const girih::verify::Buffer memory(kernel.workspace_bytes(args));
+    const girih::jit::Workspace workspace{memory.data(), memory.size()};
+    kernel.build_lists(args, workspace);
+    std::string message;
+    try {
+      kernel.build_lists(args, workspace, girih::jit::Check::yes);
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    CAPTURE(message);
+    const bool refused = message.find("the input 'm' has ") != std::string::npos;
+    CHECK(refused == (form != BlockForm::bytes));
+  }
+}
+
+TEST_CASE("a workspace that lists do not fit in is refused") {
+  const Workload workload(listed_case(girih::verify::BlockForm::list));
+  const auto kernel = girih::jit::compile(Pattern::parse(kListed), kProblem);
+  const Args args = workload.args();
+  const girih::verify::Buffer memory(kernel.workspace_bytes(args));
+  for (const girih::jit::Workspace& workspace :
+       {girih::jit::Workspace{}, girih::jit::Workspace{memory.data(), memory.size() - 1},
+        girih::jit::Workspace{static_cast<char*>(memory.data()) + 4, memory.size()}}) {
+    for (const bool launch : {false, true}) {
+      std::string message;
+      try {
+        if (launch) {
+          kernel.launch(args, workspace);
+        } else {
+          kernel.build_lists(args, workspace);
+        }
+      } catch (const Error& error) {
+        message = error.what();
+      }
+      CAPTURE(message);
+      CHECK(message.find("workspace") != std::string::npos);
+    }
+  }
+}

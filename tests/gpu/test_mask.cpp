@@ -906,3 +906,17 @@ TEST_CASE(
   HashedWorkload workload(c, 8);
   CHECK_OUTCOME(workload.check(*bound[0].kernel, expected), "numbers");
 }
+
+TEST_CASE("sanitizer: block masks show exactly their blocks") {
+  for (const auto& [q_block, kv_block, form] : {std::tuple{128, 128, BlockForm::list},
+                                                {16, 32, BlockForm::table},
+                                                {64, 64, BlockForm::bytes}}) {
+    Case c = block_case(64, 3, {150, 210}, 40 + static_cast<std::uint64_t>(q_block));
+    c.problem.layout = Layout::thd;
+    c.lengths.q = {150, 0, 129};
+    c.lengths.k = {210, 64, 1};
+    c.max_ctas = 2;
+    check_blocks(c, blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, form, 0),
+                 q_block, kv_block, "sanitizer");
+  }
+}

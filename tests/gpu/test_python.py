@@ -102,10 +102,8 @@ class AttentionTest(unittest.TestCase):
         self.assertTrue(kernel.info["arch"].startswith("sm_%d%d" % (major, minor)))
         self.assertGreater(kernel.info["registers"], 0)
         self.assertGreater(kernel.info["block_m"], 0)
-        size = kernel.workspace_bytes(2, 70, 100)
-        workspace = torch.empty(size, device="cuda", dtype=torch.uint8)
-        self.assertTrue(torch.equal(kernel(q, k, v, workspace=workspace),
-                                    girih.attention(q, k, v, PATTERN)))
+        self.assertEqual(kernel.workspace_bytes(q, k, v), 0)
+        self.assertTrue(torch.equal(kernel(q, k, v), girih.attention(q, k, v, PATTERN)))
         with self.assertRaisesRegex(girih.Error, "bound for"):
             kernel(*(x.half() for x in (q, k, v)))
         with self.assertRaisesRegex(girih.Error, "head_dim 60"):
@@ -148,6 +146,138 @@ class AttentionTest(unittest.TestCase):
             girih.attention(q, k, v, "causal")
         with self.assertRaisesRegex(girih.Error, "v has shape"):
             girih.attention(q.detach(), k, v[:, 1:], "causal")
+
+
+MIXED = ("heads(0-3: dense, 4-7: causal & blocks(m, q=64, kv=32), "
+         "else: causal & (sink($n) | window(left=40)))")
+
+
+class InputTest(unittest.TestCase):
+    """A third of the heads each dense, block-sparse and streaming, as Block-Sparse-Attention mixes
+    them, with everything that comes at run time in each of its forms."""
+
+    batch, seqlen_q, seqlen_k, heads, heads_kv = 2, 200, 330, 12, 6
+    rows, columns = 4, 11  # of 64 x 32
+
+    def setUp(self):
+        torch.manual_seed(2)
+        make = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+        self.q = make(self.batch, self.seqlen_q, self.heads, 64)
+        self.k, self.v = (make(self.batch, self.seqlen_k, self.heads_kv, 64) for _ in range(2))
+        self.blocks = torch.rand(self.batch, self.heads_kv, self.rows, self.columns,
+                                 device="cuda") < 0.4
+        self.sinks = torch.tensor([[3], [150]], device="cuda", dtype=torch.int32)
+
+    def expected(self, blocks, sinks):
+        """scaled_dot_product_attention under MIXED as a dense mask; rows without a key are 0."""
+        expand = lambda x: x.expand(self.batch, *x.shape[-3:])  # noqa: E731
+        blocks = expand(blocks).repeat_interleave(self.heads // blocks.shape[-3], dim=1)
+        tokens = blocks.repeat_interleave(64, dim=2).repeat_interleave(32, dim=3)
+        tokens = tokens[:, :, :self.seqlen_q, :self.seqlen_k]
+        p = (torch.arange(self.seqlen_q, device="cuda") + self.seqlen_k - self.seqlen_q)[:, None]
+        k = torch.arange(self.seqlen_k, device="cuda")
+        streaming = (k <= p) & ((k < sinks[..., None, None]) | (k >= p - 40))
+        mask = torch.ones(self.batch, self.heads, self.seqlen_q, self.seqlen_k, dtype=torch.bool,
+                          device="cuda")
+        mask[:, 4:8] = tokens[:, 4:8] & (k <= p)
+        mask[:, 8:] = streaming
+        q, k, v = (x.transpose(1, 2).float() for x in (self.q, self.k, self.v))
+        k, v = (x.repeat_interleave(self.heads // self.heads_kv, dim=1) for x in (k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return out.masked_fill(~mask.any(-1, keepdim=True), 0).transpose(1, 2)
+
+    def check(self, out, blocks=None, sinks=None):
+        blocks = self.blocks if blocks is None else blocks
+        expected = self.expected(blocks, self.sinks if sinks is None else sinks)
+        torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+    def attention(self, m, n=None, **arguments):
+        inputs = {"m": m, "n": self.sinks if n is None else n}
+        return girih.attention(self.q, self.k, self.v, MIXED, inputs=inputs, **arguments)
+
+    def lists(self, blocks):
+        """The key blocks of every row of every plane, each row in random order."""
+        return [row.nonzero()[:, 0][torch.randperm(int(row.sum()), device="cuda")].int()
+                for row in blocks.reshape(-1, blocks.shape[-1])]
+
+    def test_block_masks_match_the_dense_mask(self):
+        for blocks in (self.blocks, self.blocks[:1], self.blocks[0], self.blocks[:, :1]):
+            self.check(self.attention(blocks), blocks)
+        self.check(self.attention(self.blocks.to(torch.uint8) * 255))
+        wide = torch.ones(self.batch, self.heads_kv, 6, 40, device="cuda", dtype=torch.bool)
+        wide[:, :, :4, :11] = self.blocks
+        self.check(self.attention(wide))
+        self.check(self.attention(wide[:, :, :4, :11]))  # not contiguous
+        by_head = self.blocks.repeat_interleave(2, dim=1)
+        self.assertTrue(torch.equal(self.attention(by_head), self.attention(self.blocks)))
+
+    def test_block_lists_match_the_dense_mask(self):
+        lists = self.lists(self.blocks)
+        counts = torch.tensor([len(row) for row in lists], device="cuda")
+        indices = torch.cat(lists)
+        ends = counts.cumsum(0).reshape(self.batch, self.heads_kv, self.rows)
+        begin = ends[..., :1] - counts.reshape(ends.shape)[..., :1]
+        indptr = torch.cat([begin, ends], -1).int()
+        self.check(self.attention(girih.BlockList(indptr, indices, self.columns)))
+
+        capacity = self.rows * self.columns
+        own = torch.full((self.batch, self.heads_kv, capacity), -7, device="cuda",
+                         dtype=torch.int32)
+        flat = indptr.reshape(-1, self.rows + 1).tolist()
+        for plane, bounds in zip(own.reshape(-1, capacity), flat):
+            plane[:bounds[-1] - bounds[0]] = indices[bounds[0]:bounds[-1]]
+        self.check(self.attention(girih.BlockList((indptr - begin).int(), own, self.columns)))
+
+    def test_block_tables_and_bits_match_the_dense_mask(self):
+        counts = self.blocks.sum(-1).int()
+        table = torch.full(self.blocks.shape, 99, device="cuda", dtype=torch.int32)
+        for row, indices in zip(table.reshape(-1, self.columns), self.lists(self.blocks)):
+            row[:len(indices)] = indices
+        self.check(self.attention(girih.BlockTable(counts, table)))
+        weights = 2 ** torch.arange(self.columns, device="cuda")
+        words = (self.blocks * weights).sum(-1, keepdim=True).int()
+        self.check(self.attention(girih.BlockBits(words, self.columns)))
+
+    def test_numbers_are_shared_or_by_sequence_and_head(self):
+        for numbers in (torch.tensor(9), torch.tensor([[5], [70]]), torch.full((1, 6), 33),
+                        torch.full((12,), 2)):
+            numbers = numbers.to("cuda", torch.int32)
+            shared = numbers.reshape(-1, 1) if numbers.numel() < 6 else numbers.reshape(-1)[:1]
+            self.check(self.attention(self.blocks, numbers), sinks=shared)
+
+    def test_a_bound_kernel_builds_its_lists_once(self):
+        kernel = girih.compile(MIXED).bind(dtype=self.q.dtype, head_dim=64, num_heads=self.heads,
+                                           num_heads_kv=self.heads_kv)
+        tensors = self.q, self.k, self.v
+        inputs = {"m": self.blocks, "n": self.sinks}
+        size = kernel.workspace_bytes(*tensors, inputs=inputs)
+        self.assertGreater(size, 0)
+        workspace = torch.empty(size, device="cuda", dtype=torch.uint8)
+        kernel.build_lists(*tensors, inputs=inputs, workspace=workspace)
+        for _ in range(2):
+            self.check(kernel(*tensors, inputs=inputs, workspace=workspace))
+        self.check(kernel(*tensors, inputs=inputs))  # lists are built for this call
+        with self.assertRaisesRegex(girih.Error, "bytes of workspace, and 8 were given"):
+            kernel(*tensors, inputs=inputs, workspace=workspace[:8])
+
+        counts = torch.full((self.rows,), 2, device="cuda", dtype=torch.int32)
+        table = torch.tensor([[0, self.columns]] * self.rows, device="cuda", dtype=torch.int32)
+        outside = {"m": girih.BlockTable(counts, table, self.columns), "n": self.sinks}
+        kernel.build_lists(*tensors, inputs=outside, workspace=workspace)
+        with self.assertRaisesRegex(girih.Error, "'m' has 4 entries out of range"):
+            kernel.build_lists(*tensors, inputs=outside, workspace=workspace, check=True)
+
+    def test_what_does_not_fit_the_pattern_is_refused(self):
+        with self.assertRaisesRegex(girih.Error, "the input 'n' is missing"):
+            girih.attention(self.q, self.k, self.v, MIXED, inputs={"m": self.blocks})
+        with self.assertRaisesRegex(girih.Error, "'m' was given numbers"):
+            self.attention(self.sinks)
+        with self.assertRaisesRegex(girih.Error, "'m' has num_kv_blocks 10"):
+            self.attention(self.blocks[..., :10].contiguous())
+        with self.assertRaisesRegex(girih.Error, "'m' has heads 5"):
+            self.attention(self.blocks[:, :5])
+        with self.assertRaisesRegex(girih.Error, "is on the CPU"):
+            self.attention(self.blocks.cpu())
 
 
 if __name__ == "__main__":

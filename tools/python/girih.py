@@ -18,7 +18,8 @@ import os
 import sys
 import threading
 
-__all__ = ["Error", "Kernel", "Program", "attention", "compile", "version"]
+__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "attention",
+           "compile", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -45,6 +46,7 @@ _DTYPES = {"float16": 1, "half": 1, "fp16": 1, "bfloat16": 2, "bf16": 2}
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
+_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS = 1, 2, 3, 4, 5
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -87,6 +89,15 @@ class _Tensor(_Struct):
                 ("stride", _int64 * 4), ("dtype", _int32), ("reserved", _int32)]
 
 
+class _Input(_Struct):
+    _fields_ = [("size", _size_t), ("name", _char_p), ("kind", _int32), ("batch", _int32),
+                ("heads", _int32), ("num_q_blocks", _int32), ("num_kv_blocks", _int32),
+                ("row_capacity", _int32), ("indptr", _void_p), ("counts", _void_p),
+                ("indices", _void_p), ("num_indices", _int64), ("plane_stride", _int64),
+                ("data", _void_p), ("batch_stride", _int64), ("head_stride", _int64),
+                ("row_stride", _int64)]
+
+
 class _Args(_Struct):
     _fields_ = [("size", _size_t), ("q", ctypes.POINTER(_Tensor)), ("k", ctypes.POINTER(_Tensor)),
                 ("v", ctypes.POINTER(_Tensor)), ("out", ctypes.POINTER(_Tensor)),
@@ -95,7 +106,8 @@ class _Args(_Struct):
                 ("layout", _int32), ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
                 ("empty_lse", ctypes.c_float), ("q_start", _int32), ("k_start", _int32),
                 ("num_sequences", _int32), ("max_seqlen_q", _int32), ("max_seqlen_k", _int32),
-                ("max_ctas", _int32)]
+                ("max_ctas", _int32), ("inputs", ctypes.POINTER(_Input)), ("num_inputs", _int32),
+                ("reserved", _int32)]
 
 
 _P = ctypes.POINTER
@@ -109,7 +121,8 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_bind": (_int32, [_void_p, _P(_Problem), _P(_void_p)]),
     "girih_kernel_free": (None, [_void_p]),
     "girih_kernel_get_info": (_int32, [_void_p, _P(_KernelInfo)]),
-    "girih_workspace_bytes": (_int32, [_void_p, _int32, _int32, _int32, _P(_size_t)]),
+    "girih_workspace_bytes": (_int32, [_void_p, _P(_Args), _P(_size_t)]),
+    "girih_build_lists": (_int32, [_void_p, _P(_Args), _void_p, _size_t, _int32]),
     "girih_launch": (_int32, [_void_p, _P(_Args), _void_p, _size_t]),
     "girih_attention": (_int32, [_void_p, _P(_Args)]),
 }
@@ -207,7 +220,7 @@ def _array(name, tensor, dtype, shape, device):
     _check_device(name, tensor, device)
     if _dtype_name(tensor.dtype) != dtype:
         _refuse("%s is %s: it must be %s" % (name, _dtype_name(tensor.dtype), dtype))
-    if tuple(tensor.shape) != shape:
+    if tuple(tensor.shape) != tuple(shape):
         _refuse("%s has shape %s: it must be %s" % (name, list(tensor.shape), list(shape)))
     contiguous = 1
     for size, stride in zip(reversed(shape), reversed(tuple(tensor.stride()))):
@@ -215,6 +228,135 @@ def _array(name, tensor, dtype, shape, device):
             _refuse("%s is not contiguous" % name)
         contiguous *= max(size, 1)
     return tensor.data_ptr()
+
+
+# --- Run-time inputs ------------------------------------------------------------------------------
+
+
+class BlockList:
+    """Visible blocks as compressed rows (CSR): row i of a plane, one for each block of queries, has
+    the key blocks indices[indptr[i]] up to, without it, indices[indptr[i + 1]], in any order.
+
+    indptr: int32 [batch, heads, num_q_blocks + 1]; without batch, or without both, all share.
+    indices: int32 [num_indices], which indptr counts through from plane to plane; or [batch, heads,
+      capacity], as many dimensions as indptr has, where each plane's indptr counts from its own.
+    num_kv_blocks: of a row, ceil(seqlen_k / kv) or more; indices outside of them are ignored.
+    """
+
+    def __init__(self, indptr, indices, num_kv_blocks):
+        self.indptr, self.indices, self.num_kv_blocks = indptr, indices, num_kv_blocks
+
+    def _input(self, name, device):
+        planes = _planes(name + ".indptr", self.indptr, 1)
+        indptr = _array(name + ".indptr", self.indptr, "int32", self.indptr.shape, device)
+        shape = tuple(self.indices.shape)
+        own = len(shape) > 1  # each plane's
+        if own:
+            shape = tuple(self.indptr.shape[:-1]) + shape[-1:]
+        indices = _array(name + ".indices", self.indices, "int32", shape, device)
+        return _Input(kind=_BLOCK_LIST, batch=planes[0], heads=planes[1],
+                      num_q_blocks=self.indptr.shape[-1] - 1, num_kv_blocks=self.num_kv_blocks,
+                      indptr=indptr, indices=indices, num_indices=math.prod(shape),
+                      plane_stride=shape[-1] if own else 0)
+
+
+class BlockTable:
+    """Visible blocks as padded rows: row i of a plane, one for each block of queries, has the first
+    num_blocks[i] key blocks of indices[i], in any order.
+
+    num_blocks: int32 [batch, heads, num_q_blocks]; without batch, or without both, all share.
+    indices: int32 [batch, heads, num_q_blocks, capacity], one dimension more than num_blocks has.
+    num_kv_blocks: of a row, ceil(seqlen_k / kv) or more; the capacity where not given. Indices
+      outside of them are ignored.
+
+    These are kv_num_blocks and kv_indices (or full_kv_…) of PyTorch's flex_attention.BlockMask.
+    """
+
+    def __init__(self, num_blocks, indices, num_kv_blocks=None):
+        self.num_blocks, self.indices, self.num_kv_blocks = num_blocks, indices, num_kv_blocks
+
+    def _input(self, name, device):
+        planes = _planes(name + ".num_blocks", self.num_blocks, 1)
+        counts = _array(name + ".num_blocks", self.num_blocks, "int32", self.num_blocks.shape,
+                        device)
+        capacity = self.indices.shape[-1] if len(self.indices.shape) > 0 else 0
+        indices = _array(name + ".indices", self.indices, "int32",
+                         tuple(self.num_blocks.shape) + (capacity,), device)
+        columns = capacity if self.num_kv_blocks is None else self.num_kv_blocks
+        return _Input(kind=_BLOCK_TABLE, batch=planes[0], heads=planes[1],
+                      num_q_blocks=self.num_blocks.shape[-1], num_kv_blocks=columns,
+                      row_capacity=capacity, counts=counts, indices=indices)
+
+
+class BlockBits:
+    """Visible blocks as bits, which are read where they lie: bit j % 32 of word j / 32 of a row.
+
+    words: int32 [batch, heads, num_q_blocks, ceil(num_kv_blocks / 32)], the last dimension
+      contiguous; without batch, or without both, all share.
+    """
+
+    def __init__(self, words, num_kv_blocks):
+        self.words, self.num_kv_blocks = words, num_kv_blocks
+
+    def _input(self, name, device):
+        if _dtype_name(self.words.dtype) not in ("int32", "uint32"):
+            _refuse("%s.words is %s: it must be int32" % (name, _dtype_name(self.words.dtype)))
+        needed = (self.num_kv_blocks + 31) // 32
+        if self.words.shape[-1] < needed:
+            _refuse("%s.words has rows of %d words: %d blocks take %d"
+                    % (name, self.words.shape[-1], self.num_kv_blocks, needed))
+        return _rows(name + ".words", self.words, device, kind=_BLOCK_BITS,
+                     num_kv_blocks=self.num_kv_blocks)
+
+
+def _planes(name, tensor, own):
+    """[batch, heads] of a tensor whose last `own` dimensions are a plane's; 1 where they lack."""
+    shape = tuple(tensor.shape)
+    if not own <= len(shape) <= own + 2:
+        _refuse("%s has %d dimensions: it must have %d to %d, a plane's behind [batch, heads]"
+                % (name, len(shape), own, own + 2))
+    return ((1, 1) + shape[:len(shape) - own])[-2:]
+
+
+def _rows(name, tensor, device, **members):
+    """An input of rows that lie at any distance."""
+    batch, heads = _planes(name, tensor, 2)
+    _check_device(name, tensor, device)
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if shape[-1] > 1 and stride[-1] != 1:
+        _refuse("%s has stride %d between the blocks of a row: it must be 1; call contiguous()"
+                % (name, stride[-1]))
+    # A dimension of one element is never stepped over.
+    steps = [step if size > 1 else 1 for size, step in zip(shape[:-1], stride[:-1])]
+    if not any(steps):
+        _refuse("%s is one row, expanded: call contiguous()" % name)
+    steps = [1] * (3 - len(steps)) + steps
+    return _Input(batch=batch, heads=heads, num_q_blocks=shape[-2], data=tensor.data_ptr(),
+                  batch_stride=steps[0], head_stride=steps[1], row_stride=steps[2], **members)
+
+
+def _input(name, value, device):
+    """What a launch is given for the input of this name."""
+    where = "inputs[%r]" % name
+    if isinstance(value, (BlockList, BlockTable, BlockBits)):
+        result = value._input(where, device)
+    elif not hasattr(value, "data_ptr"):
+        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable or BlockBits"
+                % (where, type(value).__name__))
+    elif _dtype_name(value.dtype) in ("bool", "uint8"):
+        result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
+    elif _dtype_name(value.dtype) == "int32":
+        batch, heads = _planes(where, value, 0)
+        result = _Input(kind=_HEAD_NUMBERS, batch=batch, heads=heads,
+                        data=_array(where, value, "int32", value.shape, device))
+    else:
+        _refuse("%s is %s: block masks are bool or uint8, numbers are int32"
+                % (where, _dtype_name(value.dtype)))
+    result.name = name.encode()
+    return result
+
+
+# --- Calls ----------------------------------------------------------------------------------------
 
 
 def _torch_of(tensor):
@@ -241,7 +383,7 @@ class _Call:
     def __init__(self, q, k, v, *, softmax_scale=None, return_lse=False, layout="bshd", out=None,
                  lse=None, empty_lse=-math.inf, q_start=None, k_start=0, seqused_k=None,
                  leftpad_k=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
-                 max_seqlen_k=None, max_ctas=0, stream=None):
+                 max_seqlen_k=None, inputs=None, max_ctas=0, stream=None):
         self.args = args = _Args(layout=_layout(layout), k_start=k_start, empty_lse=empty_lse,
                                  max_ctas=max_ctas)
         self.torch = torch = _torch_of(q)
@@ -284,6 +426,10 @@ class _Call:
             args.softmax_scale, args.given = softmax_scale, args.given | _GIVEN_SOFTMAX_SCALE
         if q_start is not None:
             args.q_start, args.given = q_start, args.given | _GIVEN_Q_START
+        self.inputs = inputs = dict(inputs or {})
+        args.inputs = (_Input * len(inputs))(*(_input(name, value, device)
+                                               for name, value in inputs.items()))
+        args.num_inputs = len(inputs)
         if stream is None and torch:
             stream = torch.cuda.current_stream(device)
         args.stream = getattr(stream, "cuda_stream", stream)
@@ -294,6 +440,14 @@ class _Call:
 
 
 # --- Programs and kernels -------------------------------------------------------------------------
+
+
+def _memory(workspace, device):
+    """The address and the bytes of a workspace, or of none."""
+    if workspace is None:
+        return None, 0
+    _check_device("workspace", workspace, device)
+    return workspace.data_ptr(), workspace.numel() * workspace.element_size()
 
 
 class Kernel:
@@ -317,20 +471,39 @@ class Kernel:
                   for name, value in values.items()}
         return dict(values, cache_hit=bool(info.cache_hit))
 
-    def workspace_bytes(self, batch, seqlen_q, seqlen_k):
-        """Device scratch memory that a launch with these lengths needs; often 0."""
+    def workspace_bytes(self, q, k, v, **arguments):
+        """Device scratch memory that such a launch needs: 0 unless some of the inputs are block
+        lists, tables or masks."""
+        return self._workspace_bytes(_Call(q, k, v, **arguments))
+
+    def _workspace_bytes(self, call):
         size = _size_t()
-        _check(_library().girih_workspace_bytes(self._handle, batch, seqlen_q, seqlen_k, size))
+        _check(_library().girih_workspace_bytes(self._handle, call.args, size))
         return size.value
 
-    def __call__(self, q, k, v, *, workspace=None, **arguments):
-        """As attention(), without a pattern; never compiles. workspace: a contiguous tensor."""
+    def build_lists(self, q, k, v, *, workspace, check=False, **arguments):
+        """Prepares the block lists, tables and masks among the inputs in `workspace`, a contiguous
+        tensor: once for any number of launches with the same ones. check=True waits for that, and
+        refuses entries out of range, which are ignored otherwise."""
         call = _Call(q, k, v, **arguments)
-        pointer, size = None, 0
-        if workspace is not None:
-            _check_device("workspace", workspace, call.device)
-            pointer, size = workspace.data_ptr(), workspace.numel() * workspace.element_size()
-        return call.run(lambda: _library().girih_launch(self._handle, call.args, pointer, size))
+        memory = _memory(workspace, call.device)
+        call.run(lambda: _library().girih_build_lists(self._handle, call.args, *memory, check))
+
+    def __call__(self, q, k, v, *, workspace=None, **arguments):
+        """As attention(), without a pattern; never compiles. workspace: that of build_lists; where
+        one is needed and none is given, lists are built anew, in memory from PyTorch."""
+        call = _Call(q, k, v, **arguments)
+        if workspace is None and call.inputs:
+            size = self._workspace_bytes(call)
+            if size > 0 and (call.torch is None or arguments.get("stream") is not None):
+                _refuse("a launch with a stream= of its own, or without PyTorch, needs workspace=: "
+                        "%d bytes, see build_lists" % size)
+            if size > 0:
+                workspace = q.new_empty(size, dtype=call.torch.uint8)
+                memory = _memory(workspace, call.device)
+                call.run(lambda: _library().girih_build_lists(self._handle, call.args, *memory, 0))
+        memory = _memory(workspace, call.device)
+        return call.run(lambda: _library().girih_launch(self._handle, call.args, *memory))
 
 
 class Program:
@@ -372,8 +545,9 @@ class Program:
         dtype: a torch dtype, "bf16" or "fp16". num_heads_kv: as num_heads where not given.
         head_offset, num_heads_total: on a tensor-parallel rank, the model's number of the first
         query head here, and of all of them; launch such a kernel by calling it, for a call of the
-        program takes the tensors' heads for the whole model's. device: PyTorch's current one where not given. Calls of the program for the same problem use
-        the same kernel from then on, also while a CUDA graph is captured.
+        program takes the tensors' heads for the whole model's. device: PyTorch's current one where
+        not given. Calls of the program for the same problem use the same kernel from then on, also
+        while a CUDA graph is captured.
         """
         problem = _Problem(dtype=_dtype("dtype", dtype), head_dim=head_dim, head_dim_v=head_dim_v,
                            num_heads=num_heads, num_heads_kv=num_heads_kv, layout=_layout(layout),
@@ -433,6 +607,13 @@ def attention(q, k, v, pattern="dense", **arguments):
       exist in a sequence.
     q_start, k_start: positions of the first query and key. Where q_start is not given, the last
       query stands at the last key.
+    inputs: the run-time data that the pattern names, e.g. {"m": mask, "n": lengths}
+      blocks(m, q=128, kv=64): visible blocks. A bool or uint8 tensor [batch, heads, ceil(seqlen_q /
+        128), ceil(seqlen_k / 64)], or more, the last dimension contiguous; or a BlockList,
+        BlockTable or BlockBits.
+      sink($n): numbers, int32, contiguous [batch, heads].
+      batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
+      out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.
     stream: a torch.cuda.Stream or an address; PyTorch's current stream where not given.
 

@@ -28,8 +28,10 @@ class Bench {
   Bench(const TuneRequest& request, const verify::Case& c) : workload_(c), args_(workload_.args()) {
     workload_.fill_normal(c.seed);
     const std::vector<int> class_of_head =
-        request.pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv);
+        request.pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv,
+                                      c.problem.head_offset, c.problem.num_heads_total);
     const std::vector<int> seqlens_q(static_cast<std::size_t>(c.batch), c.seqlen_q);
+    workload_.parameters.softcaps = verify::softcaps_of(request.pattern, class_of_head);
     rows_ = verify::select_rows(seqlens_q, class_of_head, kCheckedRows, c.seed);
     const auto words = static_cast<std::size_t>(verify::mask_words(c.seqlen_k));
     std::vector<std::uint32_t> masks(rows_.size() * words);
@@ -45,7 +47,9 @@ class Bench {
   std::string check(const jit::Kernel& kernel) {
     const verify::Case& c = workload_.parameters;
     workload_.poison_outputs();
-    kernel.launch(args_);
+    if (workspace_.size() == 0) workspace_ = verify::Buffer(kernel.workspace_bytes(args_));
+    kernel.build_lists(args_, {workspace_.data(), workspace_.size()});
+    launch(kernel);
     verify::synchronize();
     verify::Report report;
     report.touched_padding = workload_.download_outputs(rows_);  // all of it takes long
@@ -70,17 +74,24 @@ class Bench {
   }
 
   std::vector<double> measure(const jit::Kernel& kernel) {
-    const auto launch = [&] { kernel.launch(args_); };
+    const auto launch_once = [&] { launch(kernel); };
     // A long launch needs no warm-up, and few of them fit into a budget. Where it is short, what
     // the one before left in the L2 would count too much.
-    const std::vector<double> once = verify::time_launches({.warmups = 0, .repeats = 1}, launch);
+    const std::vector<double> once =
+        verify::time_launches({.warmups = 0, .repeats = 1}, launch_once);
     if (once.front() >= kLongMs) return once;
     return verify::time_launches({.warmups = 0, .repeats = 3, .flush_l2 = once.front() < kShortMs},
-                                 launch);
+                                 launch_once);
   }
 
  private:
+  // Tiles read the same lists, built by the first check.
+  void launch(const jit::Kernel& kernel) const {
+    kernel.launch(args_, {workspace_.data(), workspace_.size()});
+  }
+
   verify::Workload workload_;
+  verify::Buffer workspace_{0};
   jit::Args args_;
   std::vector<verify::Row> rows_;
   std::vector<std::int64_t> num_visible_;

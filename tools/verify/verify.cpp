@@ -281,6 +281,15 @@ std::vector<Row> select_rows(std::span<const int> seqlens_q, std::span<const int
   return rows;
 }
 
+std::vector<float> softcaps_of(const Pattern& pattern, std::span<const int> class_of_head) {
+  std::vector<float> softcaps;
+  for (const int head_class : class_of_head) {
+    const auto index = static_cast<std::size_t>(head_class);
+    softcaps.push_back(pattern.classes()[index].modifiers.softcap);
+  }
+  return softcaps;
+}
+
 Report verify_attention(const jit::Program& program, const Case& given, const MaskRow& mask_row,
                         GpuReference& gpu_reference) {
   Case c = given;
@@ -288,12 +297,7 @@ Report verify_attention(const jit::Program& program, const Case& given, const Ma
   const std::vector<int> class_of_head =
       program.pattern().class_of_head(c.problem.num_heads, c.problem.num_heads_kv,
                                       c.problem.head_offset, c.problem.num_heads_total);
-  if (c.softcaps.empty()) {
-    const std::vector<Pattern::HeadClass>& classes = program.pattern().classes();
-    for (const int head_class : class_of_head) {
-      c.softcaps.push_back(classes[static_cast<std::size_t>(head_class)].modifiers.softcap);
-    }
-  }
+  if (c.softcaps.empty()) c.softcaps = softcaps_of(program.pattern(), class_of_head);
 
   Workload workload(c);
   workload.fill_normal(c.seed);

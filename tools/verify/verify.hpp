@@ -71,6 +71,9 @@ std::vector<Row> select_rows(std::span<const int> seqlens_q, std::span<const int
 /// hold the longest sequence. Called from several threads.
 using MaskRow = std::function<void(Row row, std::span<std::uint32_t> words)>;
 
+/// Of each head, 0 for none.
+std::vector<float> softcaps_of(const Pattern& pattern, std::span<const int> class_of_head);
+
 /// Binds, launches and checks. @throws Error what binding and launching throw.
 Report verify_attention(const jit::Program& program, const Case& c, const MaskRow& mask_row,
                         GpuReference& gpu_reference);

@@ -1,5 +1,6 @@
-// An entry of the Hopper kernel, for clangd to open; the tests compile it with NVRTC. It holds every
-// atom and every operator.
+// An entry of the Hopper kernel, for clangd to open; the tests compile it with NVRTC. It holds
+// every atom and every operator.
+#include "girih/build_lists.cuh"
 #include "girih/fwd_sm90.cuh"
 
 namespace girih {
@@ -27,4 +28,9 @@ extern "C" __global__ void __launch_bounds__(girih::FwdSm90<girih::Config>::kNum
               const __grid_constant__ girih::InputTable<2> inputs,
               const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {
   girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter);
+}
+
+extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
+    girih_build_lists(const __grid_constant__ girih::BuildListsParams params) {
+  girih::BuildLists::run(params);
 }
