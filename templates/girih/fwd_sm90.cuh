@@ -48,14 +48,17 @@ struct FwdSm90 {
   static constexpr FwdSm90Layout kLayout =
       fwd_sm90_layout(kBlockM, kBlockN, kHeadDim, kHeadDimV, kNumStages, kNumQStages);
 
-  // What setmaxnreg gives each role: together no more than the kernel has at entry, which is 168 a
-  // thread for three warpgroups and 128 for four.
+  // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
+  // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
+  // the producer's walk.
   static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV);
-  static constexpr bool kFullConsumers = kFragmentRegisters > kFwdSm90RoomyFragments;
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3 ? 160
-                                            : kFullConsumers       ? 232
-                                                                   : 224;
-  static constexpr int kProducerRegisters = kNumMmaWarpgroups == 3 ? 32 : kFullConsumers ? 40 : 56;
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
+                                            : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
+                                            : kFragmentRegisters > 160                    ? 224
+                                            : kFragmentRegisters > 144                    ? 216
+                                                                                          : 208;
+  static constexpr int kProducerRegisters =
+      kNumMmaWarpgroups == 3 ? 32 : 3 * 168 - 2 * kConsumerRegisters;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");

@@ -54,7 +54,7 @@ struct FwdSm90Layout {
 constexpr int kFwdSm90ControlBytes = 1024;
 
 // Registers of a consumer's thread that hold scores, probabilities and output; and up to how many
-// of them the producer may have 56 registers, which any pattern's walk fits, instead of 40.
+// of them the producer has registers for any pattern's walk.
 GIRIH_HD constexpr int fwd_sm90_fragment_registers(int block_n, int head_dim_v) {
   return (block_n + head_dim_v) / 2 + block_n / 4;
 }
