@@ -12,7 +12,7 @@ namespace {
 // Registers of a consumer's thread for scores, probabilities and output, by what was compiled
 // without spills: of 160 with three consumer warpgroups and 232 with two.
 constexpr int kMostFragmentsOfThree = 128;
-constexpr int kMostFragments = 188;
+constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 

@@ -14,10 +14,10 @@
 // HeadTable) and Classes (HeadClasses).
 #pragma once
 
+#include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
-#include "girih/attn/walk.cuh"
 #include "girih/ptx/mbarrier.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
@@ -92,10 +92,6 @@ struct FwdSm90 {
     return {static_cast<int>(count % kStages), count / kStages % 2};
   }
 
-  static __device__ __forceinline__ bool exists(TileDescriptor tile) {
-    return tile.kind != static_cast<int>(TileKind::empty);
-  }
-
   // A query tile, as the scheduler describes it.
   struct Work {
     int first_row;      // in its sequence; negative when no tile is left
@@ -107,47 +103,52 @@ struct FwdSm90 {
     float softcap;
     float* lse;   // of the sequence and head, or null
     uint16* out;  // likewise
-
-    TileDescriptor tile;  // the key tile to load: at first the first that is visited
-    TileDescriptor next;  // the second; empty when there is none
-    int walked;           // the walk's position after these
-    Run run;
-    bool asks_late;  // for the next query tile: when near the end of its walk
-
-    // The walk from there on; its state is here, for a seek takes all the registers there are.
-    __device__ __forceinline__ KeyWalk<Classes> walk() const {
-      return {{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
-              {kBlockN, geometry.seqlen_k},
-              head_class,
-              numbers,
-              walked,
-              run};
-    }
   };
   static constexpr int kNumWorks = 4;
-  static constexpr int kLateTiles = 5;  // query tiles a CTA, at the end of the launch
-  static constexpr int kNearEnd = 4;    // key tiles: describing a query tile takes about two
+
+  // A key tile that a query tile visits, as the scheduler finds it. The flags hold a TileKind for
+  // each consumer warpgroup, two bits each, and whether the query tile begins or ends here.
+  struct Visit {
+    int n_block;
+    uint32 flags;
+
+    __device__ __forceinline__ uint32 kind(int warpgroup) const {
+      return flags >> 2 * warpgroup & 3;
+    }
+  };
+  static constexpr uint32 kFirstVisit = 1 << 6;
+  static constexpr uint32 kLastVisit = 1 << 7;
+  static constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
+
+  // How far ahead of the copies key tiles are looked for. More would take the next query tile
+  // early, and whoever asked early and still has much to do ends last.
+  static constexpr int kNumVisits = 4;
+
+  // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V
+  // until it has found the next tile to look at, and copies wait for that stage.
+  static constexpr int kMostPassed = kNumStages - 1;
+
+  using Scan = KeyScan<Classes, kNumMmaWarpgroups, 64>;
 
   // A key tile whose V is to be loaded.
   struct Pending {
     static constexpr int kNone = -1;
     BoxOrigin at;
-    int rows;  // that may be read, or kNone
+    int rows = kNone;  // that may be read, or that nothing is pending
     Ring<kNumStages> ring;
   };
 
   // Barriers, and what the warps tell one another. `full` ends when data has come, `empty` when its
   // readers are done.
   struct Control {
-    uint64 work_full[kNumWorks], work_empty[kNumWorks];
-    uint64 work_wanted;  // the loading warp is near the end of a walk
+    uint64 work_empty[kNumWorks];
+    uint64 visit_full[kNumVisits], visit_empty[kNumVisits];
     uint64 q_full[kNumQStages], q_empty[kNumQStages], out_full[kNumQStages];
     uint64 k_full[kNumStages], k_empty[kNumStages];
     uint64 v_full[kNumStages], v_empty[kNumStages];
     uint64 v_tail;  // a V tile has come whose tail must be cleared
-    uint32 v_tail_parity;
-    Pending pending;
-    TileDescriptor tiles[kNumStages];
+    Visit visits[kNumVisits];
+    Visit tiles[kNumStages];  // in K's stages
     Work work[kNumWorks];
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
@@ -203,29 +204,7 @@ struct FwdSm90 {
     work.out = static_cast<uint16*>(params.out) +
                offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
 
-    // Rows that see nothing still visit one tile, all masked: their output is written as others'.
-    KeyWalk<Classes> walk{{first_row, min(first_row + kBlockM, sequence.geometry.seqlen_q)},
-                          {kBlockN, sequence.geometry.seqlen_k},
-                          head_class,
-                          head.numbers};
-    TileDescriptor tiles[2];
-#pragma unroll 1  // a seek is long
-    for (int i = 0; i < 2; ++i) {
-      tiles[0] = tiles[1];
-      tiles[1] = walk.next(work.geometry);
-    }
-    work.tile = tiles[0];
-    if (!exists(work.tile)) work.tile = {0, static_cast<int>(TileKind::partial)};
-    work.next = tiles[1];
-    work.walked = walk.n;
-    work.run = walk.run;
-    work.asks_late = index >= params.num_tiles - kLateTiles * static_cast<int>(gridDim.x) ||
-                     !near_end(work.next, work.run, work.walked);
     return true;
-  }
-
-  static __device__ __forceinline__ bool near_end(TileDescriptor next, Run run, int walked) {
-    return !exists(next) || run.end - walked < kNearEnd;
   }
 
   // The query tiles of a CTA, one after the other. The first ones are the CTAs' by number, the
@@ -238,46 +217,101 @@ struct FwdSm90 {
       const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       return round * gridDim.x + place;
     }
-    const int taken = atomicAdd(counter, 1);
-    if (taken == params.num_tiles - 1) *counter = 0;
-    return gridDim.x + taken;
+    int taken = 0;
+    if (fresh_thread_index() % 32 == 0) {
+      taken = atomicAdd(counter, 1);
+      if (taken == params.num_tiles - 1) *counter = 0;
+    }
+    return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
 
-  // Takes query tiles and describes them; by one lane. During short walks a CTA asks up to
-  // kNumWorks ahead; during long ones, and for the launch's last tiles, it asks near the end, for
-  // whoever asked early and still has much to do would end last (8 % where long and short tiles
-  // mix).
+  // The scheduler's end of the ring of visits.
+  struct Announcer {
+    Ring<kNumVisits> ring;
+    int passed = 0;  // key tiles in a row that this lane's warpgroup was let pass over
+    int seen = 0;    // whether it was given one of this query tile
+
+    // Every warpgroup is given at least one key tile of a query tile, were it all masked: the
+    // output of rows that see nothing is written as others' is.
+    __device__ __forceinline__ void announce(Control& control, Visit visit) {
+      const int lane = fresh_thread_index() % 32;
+      if (visit.flags & kFirstVisit) seen = 0;
+      bool sees = visit.kind(lane % kNumMmaWarpgroups) != 0;
+      const bool forced =
+          !sees && (passed == kMostPassed || ((visit.flags & kLastVisit) != 0 && seen == 0));
+      sees |= forced;
+      passed = sees ? 0 : passed + 1;
+      seen |= sees;
+      visit.flags |= __reduce_or_sync(
+          0xffffffff, forced && lane < kNumMmaWarpgroups ? kPartial << 2 * lane : 0);
+      wait(control.visit_empty[ring.stage], ring.parity ^ 1);
+      if (lane == 0) {
+        control.visits[ring.stage] = visit;
+        arrive(control.visit_full[ring.stage]);
+      }
+      __syncwarp();
+      ring.advance();
+    }
+  };
+
+  // Takes query tiles, describes them and finds the key tiles that they visit; by a warp.
   static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
                                                   const InputView* inputs, int* counter,
                                                   Control& control) {
+    Announcer announcer;
     uint32 count = 0;
-    uint32 parity = 0;
     int index = blockIdx.x;
-    for (int round = 1; index < params.num_tiles; ++round) {
+#pragma unroll 1
+    for (int round = 1;; ++round) {
+      const bool none_left = index >= params.num_tiles;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
-      if (describe(work, params, heads, inputs, index)) {
-        const bool asks_late = work.asks_late;
-        arrive(control.work_full[at.stage]);
+      bool described = none_left;
+      if (fresh_thread_index() % 32 == 0) {
+        work.first_row = -1;
+        if (!none_left) described = describe(work, params, heads, inputs, index);
+      }
+      described = __shfl_sync(0xffffffff, described, 0);
+      __syncwarp();
+      if (described) {
         ++count;
-        if (asks_late) {
-          wait(control.work_wanted, parity);
-          parity ^= 1;
-        }
+        find_visits(control, work, announcer);
+        if (none_left) return;
       }
       index = next_tile(params, counter, round);
     }
-    const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
-    wait(control.work_empty[at.stage], at.parity ^ 1);
-    control.work[at.stage].first_row = -1;
-    arrive(control.work_full[at.stage]);
+  }
+
+  // A visit is announced when the next one has been found, or that there is none.
+  static __device__ __forceinline__ void find_visits(Control& control, const Work& work,
+                                                     Announcer& announcer) {
+    Scan scan;
+    Visit found{0, kFirstVisit};
+    bool any = work.first_row < 0;
+#pragma unroll 1
+    while (true) {
+      typename Scan::Found next;
+      const bool more =
+          work.first_row >= 0 && scan.next(work.head_class, work.numbers, work.geometry,
+                                           work.first_row, {kBlockN, work.geometry.seqlen_k}, next);
+      if (!more) found.flags |= kLastVisit;
+      if (any || !more) announcer.announce(control, found);
+      if (!more) return;
+      found = {next.n,
+               (any ? 0 : kFirstVisit) | two_bits_each(next.visible) + two_bits_each(next.full)};
+      any = true;
+    }
+  }
+
+  static __device__ __forceinline__ uint32 two_bits_each(uint32 bits) {
+    return (bits & 1) | (bits & 2) << 1 | (bits & 4) << 2;
   }
 
   // Starts the copy of the pending V, which goes one tile behind K, as it is used.
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
-                                                     unsigned char* shared) {
-    const Pending pending = control.pending;
+                                                     unsigned char* shared, Pending& pending,
+                                                     uint32& tail_parity) {
     if (pending.rows == Pending::kNone) return;
     const int stage = pending.ring.stage;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
@@ -288,14 +322,19 @@ struct FwdSm90 {
                                      whole ? control.v_full[stage] : control.v_tail, pending.at);
     }
     __syncwarp();
-    if (!whole) zero_tail(control, tile, pending.rows, control.v_full[stage]);
+    if (!whole) {
+      wait(control.v_tail, tail_parity);
+      tail_parity ^= 1;
+      zero_tail(tile, pending.rows);
+      if (elect_one()) arrive(control.v_full[stage]);
+      __syncwarp();
+    }
+    pending.rows = Pending::kNone;
   }
 
   // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
   // times NaN would be NaN.
-  static __device__ __forceinline__ void zero_tail(Control& control, unsigned char* tile, int rows,
-                                                   const uint64& full) {
-    wait(control.v_tail, control.v_tail_parity);
+  static __device__ __forceinline__ void zero_tail(unsigned char* tile, int rows) {
     for (int panel = 0; panel < kPanelsV; ++panel) {
       for (int chunk = rows * 8 + fresh_thread_index() % 32; chunk < kBlockN * 8; chunk += 32) {
         *reinterpret_cast<uint4*>(tile + panel * kBlockN * kPanelRowBytes + chunk * 16) = {};
@@ -303,84 +342,72 @@ struct FwdSm90 {
     }
     fence_proxy_async();
     __syncwarp();
-    if (elect_one()) {
-      control.v_tail_parity ^= 1;
-      arrive(full);
-    }
-    __syncwarp();
   }
 
-  // Loads Q, K and V of one query tile after the other. Copies start as soon as their stage is
-  // free: looking for the next key tile comes after.
+  // Loads Q, K and V of what is visited, as soon as stages are free.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
                                               Control& control, unsigned char* shared) {
+    Ring<kNumVisits> visits;
     Ring<kNumStages> keys;
-    for (uint32 count = 0;; ++count) {
-      const Ring<kNumWorks> works = ring_at<kNumWorks>(count);
-      const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
-      wait(control.work_full[works.stage], works.parity);
-      Work& work = control.work[works.stage];
-      // The output of the tile before needs its last V before it makes room in Q's only stage.
-      if (kNumQStages == 1 || work.first_row < 0) {
-        load_values(maps, control, shared);
-        if (elect_one()) control.pending.rows = Pending::kNone;
-        __syncwarp();
+    Pending pending{};
+    uint32 tail_parity = 0;
+    uint32 count = 0;  // of query tiles
+    const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
+    const auto load_pending = [&] { load_values(maps, control, shared, pending, tail_parity); };
+#pragma unroll 1
+    while (true) {
+      if (!mbarrier_try_wait(shared_address(&control.visit_full[visits.stage]), visits.parity)) {
+        load_pending();
+        wait(control.visit_full[visits.stage], visits.parity);
       }
-      const int stage = queries.stage;
-      wait(control.q_empty[stage], queries.parity ^ 1);
-      if (work.first_row < 0) {
-        if (elect_one()) arrive(control.q_full[stage]);
-        return;
-      }
-      if (elect_one()) {
-        load_panels<kBlockM, kPanels>(shared_address(shared) + stage * kLayout.q_stage_bytes,
-                                      maps.q, control.q_full[stage], work.queries);
-      }
+      const Visit visit = control.visits[visits.stage];
       __syncwarp();
+      if (elect_one()) arrive(control.visit_empty[visits.stage]);
+      __syncwarp();
+      visits.advance();
 
-      bool announced = !work.asks_late;
-      while (true) {
-        const TileDescriptor tile = work.tile;
-        const TileDescriptor next = work.next;
-        BoxOrigin at = work.keys;
-        at.row += tile.n_block * kBlockN;
-        const int k_stage = keys.stage;
-        wait(control.k_empty[k_stage], keys.parity ^ 1);
+      const Work& work = control.work[count % kNumWorks];
+      if (visit.flags & kFirstVisit) {
+        const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
+        const bool none_left = work.first_row < 0;
+        // The output of the tile before needs its last V before it makes room in Q's only stage.
+        if (kNumQStages == 1 || none_left) load_pending();
+        wait(control.q_empty[queries.stage], queries.parity ^ 1);
         if (elect_one()) {
-          control.tiles[k_stage] = {tile.n_block, tile.kind | (exists(next) ? 0 : kLastTile)};
-          load_panels<kBlockN, kPanels>(
-              shared_address(shared) + kLayout.k_offset + k_stage * kLayout.k_stage_bytes, maps.k,
-              control.k_full[k_stage], at);
+          if (none_left) {
+            arrive(control.q_full[queries.stage]);
+          } else {
+            load_panels<kBlockM, kPanels>(
+                shared_address(shared) + queries.stage * kLayout.q_stage_bytes, maps.q,
+                control.q_full[queries.stage], work.queries);
+          }
         }
         __syncwarp();
-        load_values(maps, control, shared);
-        if (elect_one()) {
-          const bool foreign_tail = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr ||
-                                    work.geometry.seqlen_k == 0;  // no row is a key
-          control.pending = {
-              at, foreign_tail ? work.geometry.seqlen_k - tile.n_block * kBlockN : kBlockN, keys};
-        }
-        __syncwarp();
-        keys.advance();
-        if (!announced && near_end(next, work.run, work.walked)) {
-          announced = true;
-          if (elect_one()) arrive(control.work_wanted);
-          __syncwarp();
-        }
-        if (!exists(next)) break;
-        KeyWalk<Classes> walk = work.walk();
-        const TileDescriptor found = walk.next(work.geometry);
-        __syncwarp();
-        if (elect_one()) {
-          work.tile = work.next;
-          work.next = found;
-          work.walked = walk.n;
-          work.run = walk.run;
-        }
-        __syncwarp();
+        if (none_left) return;
       }
-      if (elect_one()) arrive(control.work_empty[works.stage]);
+
+      const int first_key = visit.n_block * kBlockN;
+      const int seqlen_k = work.geometry.seqlen_k;
+      BoxOrigin at = work.keys;
+      at.row += first_key;
+      wait(control.k_empty[keys.stage], keys.parity ^ 1);
+      if (elect_one()) {
+        control.tiles[keys.stage] = visit;
+        load_panels<kBlockN, kPanels>(
+            shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes, maps.k,
+            control.k_full[keys.stage], at);
+      }
       __syncwarp();
+      if (visit.flags & kLastVisit) {
+        if (elect_one()) arrive(control.work_empty[count % kNumWorks]);
+        __syncwarp();
+        ++count;
+      }
+      load_pending();
+      // Without keys no row of the tile may be read.
+      const bool whole = !foreign_tails && seqlen_k > 0;
+      pending = {at, whole ? kBlockN : seqlen_k - first_key, keys};
+      keys.advance();
     }
   }
 
@@ -476,12 +503,12 @@ struct FwdSm90 {
 
   // Softcap and mask.
   static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
-                                                const Work& work, TileDescriptor tile, int warp_row,
-                                                int lane) {
+                                                const Work& work, Visit tile, int warpgroup,
+                                                int warp_row, int lane) {
     if constexpr (Config::kSoftcap) {
       if (work.softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / work.softcap);
     }
-    if (tile.kind & static_cast<int>(TileKind::partial)) {
+    if (tile.kind(warpgroup) == kPartial) {
       WarpMask<16, kBlockN> mask;
       mask.template evaluate<Classes>(work.head_class, work.numbers, work.geometry,
                                       work.first_row + warp_row, tile.n_block * kBlockN);
@@ -553,6 +580,8 @@ struct FwdSm90 {
     };
 
     Ring<kNumStages> keys, values;
+    int passed = 0;  // key tiles whose V is to be released after that of `values`
+    Visit tile{};
     uint32 count = 0;  // of query tiles
     Ring<kNumQStages> queries;
     Ring<kNumWorks> works;
@@ -568,6 +597,12 @@ struct FwdSm90 {
       release(control.v_empty[values.stage]);
       values.advance();
     };
+    const auto release_passed = [&] {
+      for (; passed > 0; --passed) {
+        wait(control.v_full[values.stage], values.parity);
+        release_values();
+      }
+    };
     const auto finish_tile = [&](int stage, int work_stage) {
       release_values();
       named_barrier_sync<128>(kWarpgroupBarrier + warpgroup);  // Q's rows have been read
@@ -578,10 +613,21 @@ struct FwdSm90 {
       release(control.work_empty[work_stage]);
     };
 
-    TileDescriptor tile{};
     const auto await_keys = [&] { wait(control.k_full[keys.stage], keys.parity); };
+    // The next key tile that the warpgroup's rows see, once its K has come; false when the query
+    // tile has no more. Others are passed over: their K is released here, their V in its turn.
+    const auto next_tile = [&] {
+      while (!(tile.flags & kLastVisit)) {
+        await_keys();
+        tile = control.tiles[keys.stage];
+        if (tile.kind(warpgroup) != 0) return true;
+        release(control.k_empty[keys.stage]);
+        keys.advance();
+        ++passed;
+      }
+      return false;
+    };
     const auto start_scores = [&] {
-      tile = control.tiles[keys.stage];
       score(scores,
             RowOperand<kBlockM>(shared + queries.stage * kLayout.q_stage_bytes +
                                 warpgroup * 64 * kPanelRowBytes),
@@ -591,15 +637,14 @@ struct FwdSm90 {
       pin_registers(scores);
       release(control.k_empty[keys.stage]);
       keys.advance();
-      modify(scores, params, control.work[works.stage], tile, warp_row, lane);
+      modify(scores, params, control.work[works.stage], tile, warpgroup, warp_row, lane);
       softmax.update_seldom(scores, scale_log2, shrink);
       pin_registers(scores);
     };
-    const auto more = [&] {
+    const auto next_query_tile = [&] {
       wait(control.q_full[queries.stage], queries.parity);
-      const bool another = control.work[works.stage].first_row >= 0;
-      if (another) await_keys();
-      return another;
+      tile.flags = 0;
+      return control.work[works.stage].first_row >= 0 && next_tile();
     };
 
     for (bool under_way = false;; under_way = true) {
@@ -621,16 +666,17 @@ struct FwdSm90 {
         wgmma_wait<0>();
         pin_registers(output);
         if (under_way) finish_tile(finished, finished_works.stage);
-        another = more();
+        another = next_query_tile();
         start_scores();
       } else {
-        another = more();
+        another = next_query_tile();
         start_scores();
         start_values();
       }
       wgmma_wait<0>();
       pin_registers(output);
       if (kNumQStages > 1 && under_way) finish_tile(finished, finished_works.stage);
+      release_passed();
       if (!another) return;
 
       clear(output);
@@ -638,17 +684,17 @@ struct FwdSm90 {
       scale_log2 = score_scale(params, control.work[works.stage]).log2;
       finish_scores();
       pack_probabilities(probabilities, scores);
-      if (!(tile.kind & kLastTile)) await_keys();
-      while (!(tile.kind & kLastTile)) {
+      for (bool more = next_tile(); more; more = next_tile()) {
         start_scores();
         wait(control.v_full[values.stage], values.parity);
         start_values();
         wgmma_wait<1>();
         finish_scores();
-        if (!(tile.kind & kLastTile)) await_keys();  // also keeps ptxas from waiting any earlier
+        if (!(tile.flags & kLastVisit)) await_keys();  // also keeps ptxas from waiting any earlier
         wgmma_wait<0>();
         pin_registers(output);
         release_values();
+        release_passed();
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
           rescale(output, shrink);
         }
@@ -670,11 +716,11 @@ struct FwdSm90 {
         mbarrier_init(shared_address(&barrier), arrivals);
       };
       constexpr int kConsumerWarps = 4 * kNumMmaWarpgroups;
-      for (int i = 0; i < kNumWorks; ++i) {
-        init(control.work_full[i], 1);
-        init(control.work_empty[i], kConsumerWarps + 2);
+      for (int i = 0; i < kNumWorks; ++i) init(control.work_empty[i], kConsumerWarps + 2);
+      for (int i = 0; i < kNumVisits; ++i) {
+        init(control.visit_full[i], 1);
+        init(control.visit_empty[i], 1);
       }
-      init(control.work_wanted, 1);
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
         init(control.q_empty[i], 1);
@@ -687,8 +733,6 @@ struct FwdSm90 {
         init(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
-      control.v_tail_parity = 0;
-      control.pending.rows = Pending::kNone;
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
       tma_prefetch_map(maps.k);
@@ -702,7 +746,7 @@ struct FwdSm90 {
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
       if (warp == 0) load(params, maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
-      if (warp == 2 && elect_one()) schedule(params, heads, inputs, counter, control);
+      if (warp == 2) schedule(params, heads, inputs, counter, control);
     } else {
       grow_registers<kConsumerRegisters>();
       consume(params, control, shared, warpgroup - 1);
