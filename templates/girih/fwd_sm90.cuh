@@ -583,8 +583,6 @@ struct FwdSm90 {
     int passed = 0;  // key tiles whose V is to be released after that of `values`
     Visit tile{};
     uint32 count = 0;  // of query tiles
-    Ring<kNumQStages> queries;
-    Ring<kNumWorks> works;
     Scores scores = {};
     Probabilities probabilities = {};
     Output output = {};
@@ -592,6 +590,7 @@ struct FwdSm90 {
     float shrink[2];
     float scale_log2;
 
+    const auto work = [&]() -> const Work& { return control.work[count % kNumWorks]; };
     const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
     const auto release_values = [&] {
       release(control.v_empty[values.stage]);
@@ -603,7 +602,9 @@ struct FwdSm90 {
         release_values();
       }
     };
-    const auto finish_tile = [&](int stage, int work_stage) {
+    const auto finish_tile = [&](uint32 finished) {
+      const int stage = finished % kNumQStages;
+      const int work_stage = finished % kNumWorks;
       release_values();
       named_barrier_sync<128>(kWarpgroupBarrier + warpgroup);  // Q's rows have been read
       stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, control.work[work_stage],
@@ -613,23 +614,26 @@ struct FwdSm90 {
       release(control.work_empty[work_stage]);
     };
 
-    const auto await_keys = [&] { wait(control.k_full[keys.stage], keys.parity); };
-    // The next key tile that the warpgroup's rows see, once its K has come; false when the query
-    // tile has no more. Others are passed over: their K is released here, their V in its turn.
-    const auto next_tile = [&] {
-      while (!(tile.flags & kLastVisit)) {
-        await_keys();
-        tile = control.tiles[keys.stage];
-        if (tile.kind(warpgroup) != 0) return true;
+    // The key tile whose K is in the next stage.
+    const auto await_tile = [&] {
+      wait(control.k_full[keys.stage], keys.parity);
+      return control.tiles[keys.stage];
+    };
+    // From `tile` on, the next one that the warpgroup's rows see; false when the query tile has
+    // none left. Others are passed over: their K is released here, their V in its turn.
+    const auto pass_over = [&] {
+      while (tile.kind(warpgroup) == 0) {
         release(control.k_empty[keys.stage]);
         keys.advance();
         ++passed;
+        if (tile.flags & kLastVisit) return false;
+        tile = await_tile();
       }
-      return false;
+      return true;
     };
     const auto start_scores = [&] {
       score(scores,
-            RowOperand<kBlockM>(shared + queries.stage * kLayout.q_stage_bytes +
+            RowOperand<kBlockM>(shared + count % kNumQStages * kLayout.q_stage_bytes +
                                 warpgroup * 64 * kPanelRowBytes),
             k_tile(keys.stage));
     };
@@ -637,14 +641,16 @@ struct FwdSm90 {
       pin_registers(scores);
       release(control.k_empty[keys.stage]);
       keys.advance();
-      modify(scores, params, control.work[works.stage], tile, warpgroup, warp_row, lane);
+      modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       softmax.update_seldom(scores, scale_log2, shrink);
       pin_registers(scores);
     };
     const auto next_query_tile = [&] {
+      const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
       wait(control.q_full[queries.stage], queries.parity);
-      tile.flags = 0;
-      return control.work[works.stage].first_row >= 0 && next_tile();
+      if (work().first_row < 0) return false;
+      tile = await_tile();
+      return pass_over();
     };
 
     for (bool under_way = false;; under_way = true) {
@@ -652,12 +658,8 @@ struct FwdSm90 {
       // Q has another stage. Before the first and after the last query tile one of the products is
       // of what happens to lie there, and nobody looks at it: ptxas serialises wgmma under
       // conditions, and code costs compile time.
-      const int finished = queries.stage;
-      const Ring<kNumWorks> finished_works = works;
       if (under_way) {
         ++count;
-        queries = ring_at<kNumQStages>(count);
-        works = ring_at<kNumWorks>(count);
         wait(control.v_full[values.stage], values.parity);
       }
       bool another;
@@ -665,7 +667,7 @@ struct FwdSm90 {
         start_values();
         wgmma_wait<0>();
         pin_registers(output);
-        if (under_way) finish_tile(finished, finished_works.stage);
+        if (under_way) finish_tile(count - 1);
         another = next_query_tile();
         start_scores();
       } else {
@@ -675,29 +677,36 @@ struct FwdSm90 {
       }
       wgmma_wait<0>();
       pin_registers(output);
-      if (kNumQStages > 1 && under_way) finish_tile(finished, finished_works.stage);
-      release_passed();
-      if (!another) return;
+      if (kNumQStages > 1 && under_way) finish_tile(count - 1);
+      if (!another) {
+        release_passed();
+        return;
+      }
 
       clear(output);
       softmax = {};
-      scale_log2 = score_scale(params, control.work[works.stage]).log2;
+      scale_log2 = score_scale(params, work()).log2;
       finish_scores();
       pack_probabilities(probabilities, scores);
-      for (bool more = next_tile(); more; more = next_tile()) {
+      bool more = !(tile.flags & kLastVisit);
+      if (more) tile = await_tile();
+      while (true) {
+        release_passed();
+        if (!more || !pass_over()) break;
         start_scores();
         wait(control.v_full[values.stage], values.parity);
         start_values();
         wgmma_wait<1>();
         finish_scores();
-        if (!(tile.flags & kLastVisit)) await_keys();  // also keeps ptxas from waiting any earlier
+        // The vote and the wait also hold ptxas: it would leave exponentials for after the output,
+        // or wait for the output first.
+        const bool moved = softmax.moved(shrink);
+        more = !(tile.flags & kLastVisit);
+        if (more) tile = await_tile();
         wgmma_wait<0>();
         pin_registers(output);
         release_values();
-        release_passed();
-        if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-          rescale(output, shrink);
-        }
+        if (moved) rescale(output, shrink);
         pack_probabilities(probabilities, scores);
       }
     }

@@ -77,6 +77,13 @@ struct OnlineSoftmax {
     }
   }
 
+  // Whether the reference of some row of the warp moved; known only when all probabilities are,
+  // for sums are never negative.
+  __device__ __forceinline__ bool moved(const float (&shrink)[2]) const {
+    return __any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f || row_sum[0] < 0.0f ||
+                                      row_sum[1] < 0.0f);
+  }
+
   // The highest score of row r, at least `highest`.
   template <int kKeyFragments>
   static __device__ __forceinline__ float row_max(const float (&scores)[kKeyFragments][4], int r,
