@@ -107,7 +107,8 @@ struct FwdSm90 {
   static constexpr int kNumWorks = 4;
 
   // A key tile that a query tile visits, as the scheduler finds it. The flags hold a TileKind for
-  // each consumer warpgroup, two bits each, and whether the query tile begins or ends here.
+  // each consumer warpgroup, two bits each, and whether the query tile begins or ends here; then a
+  // bit for each warpgroup, which says that it sees the next key tile.
   struct Visit {
     int n_block;
     uint32 flags;
@@ -115,9 +116,13 @@ struct FwdSm90 {
     __device__ __forceinline__ uint32 kind(int warpgroup) const {
       return flags >> 2 * warpgroup & 3;
     }
+    __device__ __forceinline__ bool sees_next(int warpgroup) const {
+      return (flags >> (kSeesNextBit + warpgroup) & 1) != 0;
+    }
   };
   static constexpr uint32 kFirstVisit = 1 << 6;
   static constexpr uint32 kLastVisit = 1 << 7;
+  static constexpr int kSeesNextBit = 8;
   static constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 
   // How far ahead of the copies key tiles are looked for. More would take the next query tile
@@ -295,7 +300,7 @@ struct FwdSm90 {
       const bool more =
           work.first_row >= 0 && scan.next(work.head_class, work.numbers, work.geometry,
                                            work.first_row, {kBlockN, work.geometry.seqlen_k}, next);
-      if (!more) found.flags |= kLastVisit;
+      found.flags |= more ? next.visible << kSeesNextBit : kLastVisit;
       if (any || !more) announcer.announce(control, found);
       if (!more) return;
       found = {next.n,
@@ -614,22 +619,18 @@ struct FwdSm90 {
       release(control.work_empty[work_stage]);
     };
 
-    // The key tile whose K is in the next stage.
-    const auto await_tile = [&] {
-      wait(control.k_full[keys.stage], keys.parity);
-      return control.tiles[keys.stage];
-    };
-    // From `tile` on, the next one that the warpgroup's rows see; false when the query tile has
-    // none left. Others are passed over: their K is released here, their V in its turn.
-    const auto pass_over = [&] {
-      while (tile.kind(warpgroup) == 0) {
+    // The next key tile that the warpgroup's rows see; false when the query tile has none. Others
+    // are passed over: their K is released here, their V in its turn.
+    const auto next_tile = [&] {
+      while (true) {
+        wait(control.k_full[keys.stage], keys.parity);
+        tile = control.tiles[keys.stage];
+        if (tile.kind(warpgroup) != 0) return true;
         release(control.k_empty[keys.stage]);
         keys.advance();
         ++passed;
         if (tile.flags & kLastVisit) return false;
-        tile = await_tile();
       }
-      return true;
     };
     const auto start_scores = [&] {
       score(scores,
@@ -648,9 +649,7 @@ struct FwdSm90 {
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
       wait(control.q_full[queries.stage], queries.parity);
-      if (work().first_row < 0) return false;
-      tile = await_tile();
-      return pass_over();
+      return work().first_row >= 0 && next_tile();
     };
 
     for (bool under_way = false;; under_way = true) {
@@ -688,26 +687,28 @@ struct FwdSm90 {
       scale_log2 = score_scale(params, work()).log2;
       finish_scores();
       pack_probabilities(probabilities, scores);
-      bool more = !(tile.flags & kLastVisit);
-      if (more) tile = await_tile();
       while (true) {
         release_passed();
-        if (!more || !pass_over()) break;
-        start_scores();
-        wait(control.v_full[values.stage], values.parity);
-        start_values();
-        wgmma_wait<1>();
-        finish_scores();
-        // The vote and the wait also hold ptxas: it would leave exponentials for after the output,
-        // or wait for the output first.
-        const bool moved = softmax.moved(shrink);
-        more = !(tile.flags & kLastVisit);
-        if (more) tile = await_tile();
-        wgmma_wait<0>();
-        pin_registers(output);
-        release_values();
-        if (moved) rescale(output, shrink);
-        pack_probabilities(probabilities, scores);
+        if ((tile.flags & kLastVisit) || !next_tile()) break;
+        bool straight_on;  // to a key tile that the warpgroup sees
+        do {
+          start_scores();
+          tile = control.tiles[keys.stage];
+          wait(control.v_full[values.stage], values.parity);
+          start_values();
+          wgmma_wait<1>();
+          finish_scores();
+          // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
+          // or leave exponentials for after it.
+          straight_on = passed == 0 && tile.sees_next(warpgroup);
+          if (straight_on) wait(control.k_full[keys.stage], keys.parity);
+          const bool moved = softmax.moved(shrink);
+          wgmma_wait<0>();
+          pin_registers(output);
+          release_values();
+          if (moved) rescale(output, shrink);
+          pack_probabilities(probabilities, scores);
+        } while (straight_on);
       }
     }
   }
