@@ -146,7 +146,8 @@ TEST_CASE("every candidate tile has a plan, and the heuristic one comes first") 
                std::tie(b.block_m, b.block_n, b.num_stages, b.num_warps);
       };
       CHECK(std::is_sorted(candidates.begin() + 1, candidates.end(), smaller));
-      if (arch.number == 90 && head_dim >= 64 && head_dim <= 128) CHECK(candidates.size() >= 12);
+      // Shared memory and registers hold few tiles of wide heads.
+      if (arch.number == 90) CHECK(candidates.size() >= (head_dim <= 128 ? 24 : 5));
     }
   }
 }
