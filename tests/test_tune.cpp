@@ -562,6 +562,25 @@ TEST_CASE("a bind takes the measured tile, and the heuristic one where that cann
   CHECK(choices_in(settings)[0].source == "heuristic");
 }
 
+TEST_CASE("a bind takes a measured tile of either kernel") {
+  for (const plan::KernelFamily family :
+       {plan::KernelFamily::fwd_sm80, plan::KernelFamily::fwd_sm90}) {
+    CAPTURE(plan::to_string(family));
+    const auto t = tiles();
+    const auto tile = std::find_if(t.begin() + 1, t.end(), [&](const TileConfig& other) {
+      return plan::family_of(other) == family;
+    });
+    REQUIRE(tile != t.end());
+    const TemporaryFolder folder;
+    REQUIRE(tune::append_records(tune::tuning_file(folder.path()), {{record_of(*tile, 1)}}) == "");
+    const auto choices = choices_in(settings_in(folder.path()));
+    REQUIRE(choices.size() == 2);
+    const plan::Plan plan = plan::make_plan(kPattern, kProblem, kArch, choices[0].tile);
+    CHECK(plan.spec.tile == *tile);
+    CHECK(plan.spec.family == family);
+  }
+}
+
 TEST_CASE("a measured heuristic tile needs no second try") {
   const TemporaryFolder folder;
   const auto t = tiles();
