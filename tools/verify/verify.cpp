@@ -317,9 +317,7 @@ Report verify_attention(const jit::Program& program, const Case& given, const Ma
                         GpuReference& gpu_reference) {
   Case c = given;
   const jit::Kernel kernel = program.bind(c.problem);
-  const std::vector<int> class_of_head =
-      program.pattern().class_of_head(c.problem.num_heads, c.problem.num_heads_kv,
-                                      c.problem.head_offset, c.problem.num_heads_total);
+  const std::vector<int> class_of_head = program.pattern().class_of_head(c.problem);
   if (c.softcaps.empty()) c.softcaps = softcaps_of(program.pattern(), class_of_head);
 
   Workload workload(c);
