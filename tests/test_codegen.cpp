@@ -21,6 +21,7 @@
 #include "compile/nvrtc.hpp"
 #include "girih/jit.hpp"
 #include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 #include "sandbox.hpp"
 #include "support/fs.hpp"
 
@@ -112,30 +113,35 @@ const char* const kMatrixPatterns[] = {
     "else: !window(left=31, right=31))",
 };
 
+constexpr TileConfig kPortable{.portable = true};
+
 struct MatrixCase {
   std::string pattern;
   Problem problem;
+  TileConfig tile = {};
 };
 
 // Compiles all of them, on two threads, and checks each.
-void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases,
-                 bool portable = false) {
+void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) {
   const TemporaryFolder folder;
   jit::Options options;  // nothing from the environment
   options.mode = jit::Mode::automatic;
   options.cache_dir = folder / "cache";
   options.cache_layers.emplace();
-  options.tile.portable = portable;
   std::vector<Compiled> results(cases.size());
   std::atomic<std::size_t> next{0};
   const auto work = [&] {
     for (std::size_t i; (i = next++) < cases.size();) {
-      const auto& [pattern, problem] = cases[i];
+      const auto& [pattern, problem, tile] = cases[i];
       Compiled& result = results[i];
-      result.what = fmt::format("{} {} head_dim {} and {}: {}", arch, to_string(problem.dtype),
-                                problem.head_dim, problem.width_v(), pattern);
+      result.what =
+          fmt::format("{} {} head_dim {} and {}, tile {} x {}, {} stages and {} of Q: {}", arch,
+                      to_string(problem.dtype), problem.head_dim, problem.width_v(), tile.block_m,
+                      tile.block_n, tile.num_stages, tile.num_q_stages, pattern);
+      jit::Options with_tile = options;
+      with_tile.tile = tile;
       try {
-        jit::Artifact artifact = jit::build(Pattern::parse(pattern), problem, arch, options);
+        jit::Artifact artifact = jit::build(Pattern::parse(pattern), problem, arch, with_tile);
         if (artifact.info.cache_hit) result.error = "it was in the cache";
         result.resources = {.registers = artifact.info.registers,
                             .spill_bytes = artifact.info.spill_bytes,
@@ -168,7 +174,7 @@ void check_matrix(const std::string& arch) {
 }
 
 // Every atom by itself and in mixtures, with and without a soft cap.
-void check_atoms(const std::string& arch, bool portable = false) {
+void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
   const std::string streaming = "causal & (sink(128) | window(left=255))";
   std::vector<MatrixCase> cases;
   for (const std::string& pattern :
@@ -186,17 +192,17 @@ void check_atoms(const std::string& arch, bool portable = false) {
         "heads(0: causal with softcap(30), 1: " + streaming +
             ", else: first_queries(64) | last_queries(64) | sink(64) | last_keys(64) | "
             "block_window(left=1, right=1, block=64))"}) {
-    cases.push_back({pattern, {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8}});
+    cases.push_back({pattern, {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8}, tile});
     if (arch != "sm_90") continue;
-    cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}});
+    cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}, tile});
   }
   for (const int head_dim : {16, 96, 192, 256}) {
     for (const char* pattern : {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
                                 "blocks(m, q=128, kv=128) | sink($n)"}) {
-      cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+      cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}, tile});
     }
   }
-  check_cases(arch, cases, portable);
+  check_cases(arch, cases);
 }
 
 // Block masks, numbers from inputs, and both in mixtures of heads. Sizes of blocks that share a
@@ -229,22 +235,46 @@ void check_inputs(const std::string& arch) {
 }
 
 // Every head_dim, and pairs that differ, with one mixed pattern, for sm_90 with `causal` too.
-void check_widths(const std::string& arch, bool portable = false) {
+void check_widths(const std::string& arch, const TileConfig& tile = {}) {
   std::vector<MatrixCase> cases;
   const auto add = [&](int head_dim, int head_dim_v) {
     if (head_dim_v == 0 && arch == "sm_90") {
-      cases.push_back({"causal", {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}});
+      cases.push_back({"causal", {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}, tile});
     }
     cases.push_back(
         {"heads(0-15: causal, else: causal & (sink(128) | window(left=255)))",
-         {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v}});
+         {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v},
+         tile});
   };
   for (int head_dim = 16; head_dim <= 256; head_dim += 16) add(head_dim, 0);
   for (const auto& [head_dim, head_dim_v] :
        {std::pair{64, 128}, {128, 64}, {192, 128}, {64, 256}, {256, 16}, {16, 256}}) {
     add(head_dim, head_dim_v);
   }
-  check_cases(arch, cases, portable);
+  check_cases(arch, cases);
+}
+
+// A sample of the Hopper kernel's tiles that a tuner may propose: of each height the last, which
+// takes the most registers, and every sixth of the others.
+void check_candidates() {
+  const plan::Arch arch = plan::Arch::parse("sm_90");
+  const char* const pattern = "causal & (sink(128) | window(left=255))";
+  std::vector<MatrixCase> cases;
+  std::size_t count = 0;
+  for (const auto& [head_dim, head_dim_v] :
+       {std::pair{64, 64}, {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}}) {
+    const Problem problem{
+        .head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v};
+    const TileConfig own = plan::make_plan(Pattern::parse(pattern), problem, arch).spec.tile;
+    const std::vector<TileConfig> tiles = plan::candidate_tiles(own, problem, arch);
+    for (std::size_t i = 0; i < tiles.size(); ++i) {
+      if (plan::family_of(tiles[i]) != plan::KernelFamily::fwd_sm90) continue;
+      const bool last = i + 1 == tiles.size() || tiles[i + 1].block_m != tiles[i].block_m;
+      if (last || count++ % 6 == 0) cases.push_back({pattern, problem, tiles[i]});
+    }
+  }
+  CHECK(cases.size() >= 25);
+  check_cases("sm_90", cases);
 }
 
 }  // namespace
@@ -314,7 +344,9 @@ TEST_CASE("the matrix compiles for sm_120 without spills") { check_matrix("sm_12
 
 TEST_CASE("every atom compiles for sm_80 without spills") { check_atoms("sm_80"); }
 TEST_CASE("every atom compiles for sm_90 without spills") { check_atoms("sm_90"); }
-TEST_CASE("every atom compiles portably for sm_90 without spills") { check_atoms("sm_90", true); }
+TEST_CASE("every atom compiles portably for sm_90 without spills") {
+  check_atoms("sm_90", kPortable);
+}
 TEST_CASE("every atom compiles for sm_120 without spills") { check_atoms("sm_120"); }
 
 TEST_CASE("run-time inputs compile for sm_80 without spills") { check_inputs("sm_80"); }
@@ -323,8 +355,14 @@ TEST_CASE("run-time inputs compile for sm_90 without spills") { check_inputs("sm
 TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
 TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }
 TEST_CASE("every width compiles for sm_90 without spills") { check_widths("sm_90"); }
-TEST_CASE("every width compiles portably for sm_90 without spills") { check_widths("sm_90", true); }
+TEST_CASE("every width compiles portably for sm_90 without spills") {
+  check_widths("sm_90", kPortable);
+}
 TEST_CASE("every width compiles for sm_100 without spills") { check_widths("sm_100"); }
+
+TEST_CASE("tiles that a tuner proposes to the Hopper kernel compile without spills") {
+  check_candidates();
+}
 
 // What a committed entry is written for, by its name.
 std::string arch_of(const fs::path& entry) {

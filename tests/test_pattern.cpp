@@ -11,6 +11,7 @@
 
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
+#include "girih/problem.hpp"
 #include "pattern/interpret.hpp"
 
 using girih::causal;
@@ -195,6 +196,9 @@ TEST_CASE("a tensor-parallel rank has a part of the model's heads") {
   CHECK(mixed.class_of_head(8, 8) == std::vector<int>{0, 0, 0, 1, 2, 1, 2, 2});
   CHECK(mixed.class_of_head(4, 4, 0, 8) == std::vector<int>{0, 0, 0, 1});
   CHECK(mixed.class_of_head(4, 2, 4, 8) == std::vector<int>{2, 1, 2, 2});
+  const girih::Problem rank{
+      .num_heads = 4, .num_heads_kv = 2, .head_offset = 4, .num_heads_total = 8};
+  CHECK(mixed.class_of_head(rank) == std::vector<int>{2, 1, 2, 2});
   const Pattern by_kv = Pattern::parse("kv_heads(0: causal, 1-2: dense, 3: sink(1))");
   CHECK(by_kv.class_of_head(4, 2, 4, 8) == std::vector<int>{1, 1, 2, 2});
   CHECK(Pattern(causal()).class_of_head(2, 1, 6, 8) == std::vector<int>{0, 0});

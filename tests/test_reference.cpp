@@ -399,6 +399,7 @@ TEST_CASE("right rows and right empty rows pass") {
   CHECK(report.rows_checked == 100);
   CHECK(report.error == doctest::Approx(0.015625));
   CHECK(report.allowed_error == doctest::Approx(0.02).epsilon(1e-3));
+  CHECK(report.closest == "all rows");
 }
 
 TEST_CASE("a comparison finds every kind of wrong row") {
@@ -448,14 +449,33 @@ TEST_CASE("short rows with large errors do not excuse long ones") {
   Judged judged;
   for (std::size_t row = 0; row < 70; ++row) {  // long rows, where the naive result is closer
     judged.num_visible[row] = 5000;
-    for (std::size_t j = 0; j < 8; ++j) judged.reference.naive_lowp[row * 8 + j] = 1.001f;
+    for (std::size_t j = 0; j < 8; ++j) judged.reference.naive_lowp[row * 8 + j] = 1.003f;
   }
   CHECK(judged.report().ok());
-  judged.out[8] = narrow(DType::bfloat16, 1.0078125f);
-  CHECK(judged.report().rows_wrong == 1);
+  judged.out[8] = narrow(DType::bfloat16, 1.0078125f);  // 2.6 times what the long rows' naive is
+  Report report = judged.report();
+  CHECK(report.ok());
+  CHECK(report.closest == "rows of 5000 to 5000 keys");
+  CHECK(report.error == doctest::Approx(0.0078125));
+  CHECK(report.allowed_error == doctest::Approx(0.009).epsilon(1e-3));
+
+  judged.out[8] = narrow(DType::bfloat16, 1.015625f);  // 5.2 times, though 1.6 of the short ones'
+  report = judged.report();
+  CHECK(report.rows_wrong == 1);
+  REQUIRE(report.failures.size() == 1);
+  CHECK(report.failures[0].what.find("off by more than 0.009") != std::string::npos);
   judged.out[8] = narrow(DType::bfloat16, 1.0f);
-  judged.out[8 * 80] = narrow(DType::bfloat16, 1.0078125f);  // a short row may
+  judged.out[8 * 80] = narrow(DType::bfloat16, 1.015625f);  // a short row may
   CHECK(judged.report().ok());
+}
+
+TEST_CASE("a group of rows within its own limit does not excuse the output as a whole") {
+  Judged judged;
+  judged.out[8 * 80] = narrow(DType::bfloat16, 1.0234375f);  // of 0.02 and 0.03
+  const Report report = judged.report();
+  CHECK(report.rows_wrong == 1);
+  CHECK(report.closest == "all rows");
+  CHECK(report.allowed_error == doctest::Approx(0.02).epsilon(1e-3));
 }
 
 TEST_CASE("a parallel loop visits every index once and passes on an exception") {

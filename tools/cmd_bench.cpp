@@ -56,23 +56,11 @@ verify::Case case_for(const Pattern& pattern, verify::Case c) {
   return c;
 }
 
-float elapsed_ms(const jit::Kernel& kernel, const jit::Args& args, jit::Workspace workspace,
-                 const verify::Event& begin, const verify::Event& end) {
-  const cuda::Api& api = cuda::driver();
-  cuda::check(api.cuEventRecord(begin.get(), args.stream), "cuEventRecord");
-  kernel.launch(args, workspace);
-  cuda::check(api.cuEventRecord(end.get(), args.stream), "cuEventRecord");
-  cuda::check(api.cuEventSynchronize(end.get()), "cuEventSynchronize");
-  float elapsed = 0;
-  cuda::check(api.cuEventElapsedTime(&elapsed, begin.get(), end.get()), "cuEventElapsedTime");
-  return elapsed;
-}
-
 // In turns, so that a clock that changes meets all of them. @return whether the L2 was flushed.
 bool time_in_turns(std::vector<Subject>& subjects, const verify::Case& c, int repeats) {
   verify::Workload workload(c);
   workload.fill_normal(c.seed);
-  const verify::Event begin, end;
+  const cuda::Timer timer;
   std::vector<jit::Kernel> kernels;
   std::vector<jit::Args> arguments;
   std::vector<verify::Buffer> memory;
@@ -92,7 +80,7 @@ bool time_in_turns(std::vector<Subject>& subjects, const verify::Case& c, int re
         }));
   }
   const auto run = [&](std::size_t i) {
-    return static_cast<double>(elapsed_ms(kernels[i], arguments[i], workspace(i), begin, end));
+    return timer(arguments[i].stream, [&] { kernels[i].launch(arguments[i], workspace(i)); });
   };
   double fastest = kShort;
   for (int warmup = 0; warmup < kWarmups; ++warmup) {

@@ -27,6 +27,7 @@ Json report_json(const verify::Report& report, double milliseconds, double tflop
           {"rows_wrong", report.rows_wrong},
           {"error", report.error},
           {"allowed_error", report.allowed_error},
+          {"closest", report.closest},
           {"lse_error", report.lse_error},
           {"not_finite", report.not_finite},
           {"touched_padding", report.touched_padding},
@@ -53,11 +54,12 @@ std::string report_text(const verify::Report& report, double milliseconds, doubl
                         report.touched_padding);
   }
   text += fmt::format(
-      "error       {:.3g} (allowed {:.3g}), lse {:.3g}\n"
+      "error       {:.3g} (allowed {:.3g}, of {}), lse {:.3g}\n"
       "time        {:.4f} ms, {:.1f} TFLOP/s on visible elements\n"
       "{} of {} rows checked against float64 on the {}: {}\n",
-      report.error, report.allowed_error, report.lse_error, milliseconds, tflops,
-      report.rows_checked, report.rows_total, report.reference,
+      report.error, report.allowed_error, report.closest.empty() ? "no row" : report.closest,
+      report.lse_error, milliseconds, tflops, report.rows_checked, report.rows_total,
+      report.reference,
       report.rows_wrong > 0 ? fmt::format("{} wrong", report.rows_wrong)
       : report.ok()         ? "all right"
                             : "right, but see above");

@@ -123,7 +123,7 @@ Problem ProblemOptions::resolve(const Pattern& pattern) const {
   problem.num_heads_kv = num_heads_kv.value_or(problem.num_heads);
   problem.head_offset = head_offset;
   problem.num_heads_total = num_heads_total;
-  pattern.class_of_head(problem.num_heads, problem.num_heads_kv, head_offset, num_heads_total);
+  pattern.class_of_head(problem);  // throws where it does not cover them
   return problem;
 }
 

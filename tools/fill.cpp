@@ -7,6 +7,7 @@
 
 #include "girih/error.hpp"
 #include "girih/shared/geometry.cuh"
+#include "pattern/atoms.hpp"
 
 namespace girih::tools {
 namespace {
@@ -70,8 +71,7 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
   std::vector<std::string> names;
   for (const std::string& fill : options.fills) {
     names.push_back(fill.substr(0, fill.find('=')));
-    const auto named = [&](const InputInfo& input) { return input.name == names.back(); };
-    if (std::none_of(pattern.inputs().begin(), pattern.inputs().end(), named)) {
+    if (pattern::find_input(pattern.inputs(), names.back()) < 0) {
       refuse(fill, "the pattern has no such input");
     }
     if (std::count(names.begin(), names.end(), names.back()) > 1) {

@@ -36,7 +36,7 @@ Geometry square(int seqlen) { return {.seqlen_q = seqlen, .seqlen_k = seqlen}; }
 // The mask of each query head.
 std::vector<Mask> masks_of_heads(const Pattern& pattern, const Problem& problem) {
   std::vector<Mask> masks;
-  for (const int head_class : pattern.class_of_head(problem.num_heads, problem.num_heads_kv)) {
+  for (const int head_class : pattern.class_of_head(problem)) {
     masks.push_back(pattern.classes()[static_cast<std::size_t>(head_class)].mask);
   }
   return masks;
@@ -49,7 +49,7 @@ double count_visible(const Pattern& pattern, const Problem& problem, const Geome
     of_class.push_back(static_cast<double>(pattern::count_visible(head_class.mask, geometry)));
   }
   double sum = 0;
-  for (const int head_class : pattern.class_of_head(problem.num_heads, problem.num_heads_kv)) {
+  for (const int head_class : pattern.class_of_head(problem)) {
     sum += of_class[static_cast<std::size_t>(head_class)];
   }
   return sum;

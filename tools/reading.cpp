@@ -3,25 +3,19 @@
 #include <algorithm>
 #include <memory>
 
+#include "pattern/atoms.hpp"
 #include "pattern/interpret.hpp"
 
 namespace girih::tools {
 namespace {
 
-std::vector<int> class_of_head(const Pattern& pattern, const Problem& problem) {
-  return pattern.class_of_head(problem.num_heads, problem.num_heads_kv, problem.head_offset,
-                               problem.num_heads_total);
-}
-
 // A mask as one head of one sequence sees it: numbers from inputs are read, where there are any.
 Mask resolved(const Mask& mask, const Pattern& pattern, const Geometry& geometry) {
   if (geometry.inputs == nullptr || pattern.inputs().empty()) return mask;
   return mask.with_inputs([&](const std::string& name) {
-    const std::vector<InputInfo>& inputs = pattern.inputs();
-    const auto found = std::find_if(inputs.begin(), inputs.end(),
-                                    [&](const InputInfo& input) { return input.name == name; });
-    const auto slot = found - inputs.begin();
-    if (found->kind == InputInfo::Kind::blocks) return static_cast<int>(slot);
+    const int slot = pattern::find_input(pattern.inputs(), name);
+    const InputInfo& input = pattern.inputs()[static_cast<std::size_t>(slot)];
+    if (input.kind == InputInfo::Kind::blocks) return slot;
     return static_cast<int>(*geometry.inputs[slot].plane(geometry.batch, geometry.local_head));
   });
 }
@@ -71,7 +65,7 @@ Geometry geometry_of(const verify::Case& c) {
 
 std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
                                    const Geometry& geometry) {
-  const std::vector<int> classes = class_of_head(pattern, problem);
+  const std::vector<int> classes = pattern.class_of_head(problem);
   std::vector<HeadGroup> groups;
   for (std::size_t c = 0; c < pattern.classes().size(); ++c) {
     const Mask& class_mask = pattern.classes()[c].mask;
@@ -100,7 +94,7 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
   const auto inputs = std::make_shared<HostInputs>(c.inputs, c.problem.num_heads);
   Geometry first = geometry_of(c);
   first.inputs = inputs->views();
-  return [pattern, inputs, first, classes_of_heads = class_of_head(pattern, c.problem)](
+  return [pattern, inputs, first, classes_of_heads = pattern.class_of_head(c.problem)](
              verify::Row row, std::span<std::uint32_t> words) {
     const auto head_class =
         static_cast<std::size_t>(classes_of_heads[static_cast<std::size_t>(row.h)]);

@@ -19,6 +19,8 @@
 
 namespace girih {
 
+struct Problem;
+
 /// A number of an atom: a value, or the name of the run-time input that holds it (`$name` in text),
 /// an int32 for all or one for each sequence and head of the launch.
 struct Number {
@@ -208,6 +210,7 @@ class Pattern {
   /// exist.
   std::vector<int> class_of_head(int num_heads, int num_heads_kv, int head_offset = 0,
                                  int num_heads_total = 0) const;
+  std::vector<int> class_of_head(const Problem& problem) const;
 
   std::string text() const;  ///< canonical; parse(text()) == *this
   friend bool operator==(const Pattern&, const Pattern&) = default;

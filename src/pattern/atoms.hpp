@@ -70,6 +70,9 @@ std::string input_problem(const AtomInfo& atom, const AtomParam& param);
 /// Why an input cannot be called so, or "".
 std::string input_name_problem(std::string_view name);
 
+/// The place of the input that is called so, or -1.
+int find_input(std::span<const InputInfo> inputs, std::string_view name);
+
 /// Adds the run-time inputs of a mask that are not there yet, in the order of its text. @return why
 /// that cannot be, or "".
 std::string add_inputs(const Mask& mask, std::vector<InputInfo>& inputs);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "girih/error.hpp"
+#include "girih/problem.hpp"
 #include "pattern/atoms.hpp"
 
 namespace girih {
@@ -107,6 +108,12 @@ std::vector<int> classes_of_all(const Pattern& pattern, int count) {
 
 }  // namespace
 
+int pattern::find_input(std::span<const InputInfo> inputs, std::string_view name) {
+  const auto found = std::find_if(inputs.begin(), inputs.end(),
+                                  [&](const InputInfo& input) { return input.name == name; });
+  return found == inputs.end() ? -1 : static_cast<int>(found - inputs.begin());
+}
+
 std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
   for (const Mask& operand : mask.operands()) {
     const std::string problem = add_inputs(operand, inputs);
@@ -120,18 +127,17 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
       wanted.q_block_size = mask.numbers()[1];
       wanted.kv_block_size = mask.numbers()[2];
     }
-    const auto same_name = [&](const InputInfo& input) { return input.name == wanted.name; };
-    const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
-    if (found == inputs.end()) {
+    const int found = find_input(inputs, wanted.name);
+    if (found < 0) {
       if (inputs.size() == kMaxInputs) {
         return fmt::format(
             "the input {} is one more than the {} run-time inputs a pattern can have",
             quote(wanted.name), kMaxInputs);
       }
       inputs.push_back(std::move(wanted));
-    } else if (*found != wanted) {
+    } else if (inputs[found] != wanted) {
       return fmt::format("the input {} is used as {} and as {}: give the two different names",
-                         quote(wanted.name), found->description(), wanted.description());
+                         quote(wanted.name), inputs[found].description(), wanted.description());
     }
   }
   return "";
@@ -193,6 +199,11 @@ std::string Pattern::text() const {
     text += set_text(head_class.heads) + ": " + masked(head_class);
   }
   return text + ')';
+}
+
+std::vector<int> Pattern::class_of_head(const Problem& problem) const {
+  return class_of_head(problem.num_heads, problem.num_heads_kv, problem.head_offset,
+                       problem.num_heads_total);
 }
 
 std::vector<int> Pattern::class_of_head(int num_heads, int num_heads_kv, int head_offset,

@@ -70,8 +70,7 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
   constexpr int kStep = kSeqlen / kRows - 1;  // odd, lest all rows stand at one place in a block
   const auto& classes = pattern.classes();
   std::vector<double> heads(classes.size());
-  for (const int c : pattern.class_of_head(problem.num_heads, problem.num_heads_kv,
-                                           problem.head_offset, problem.num_heads_total)) {
+  for (const int c : pattern.class_of_head(problem)) {
     ++heads[c];
   }
   if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
@@ -129,8 +128,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     structures.push_back(structure_of(head_class.mask));
     numbers.push_back(numbers_of(head_class.mask, pattern.inputs()));
   }
-  const std::vector<int> class_of_head = pattern.class_of_head(
-      problem.num_heads, problem.num_heads_kv, problem.head_offset, problem.num_heads_total);
+  const std::vector<int> class_of_head = pattern.class_of_head(problem);
 
   // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
@@ -211,9 +209,7 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
   std::vector<int> numbers = mask.numbers();
   for (size_t i = 0; i < mask.inputs().size(); ++i) {
     if (mask.inputs()[i].empty()) continue;
-    const auto same_name = [&](const InputInfo& input) { return input.name == mask.inputs()[i]; };
-    const auto found = std::find_if(inputs.begin(), inputs.end(), same_name);
-    numbers[i] = static_cast<int>(found - inputs.begin());
+    numbers[i] = pattern::find_input(inputs, mask.inputs()[i]);
   }
   for (const Mask& operand : mask.operands()) {
     const std::vector<int> inner = numbers_of(operand, inputs);

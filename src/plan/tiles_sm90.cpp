@@ -122,7 +122,7 @@ std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Prob
 std::vector<TileConfig> candidates_sm90(const Problem& problem, const Arch& arch) {
   std::vector<TileConfig> tiles;
   for (const int block_m : {128, 192}) {
-    for (const int block_n : {64, 80, 96, 112, 128, 160, 176}) {
+    for (int block_n = 48; block_n <= 176; block_n += 16) {
       for (const int num_stages : {2, 3, 4}) {
         for (const int num_q_stages : {2, 1}) {  // two are never worse
           const TileConfig tile{block_m, block_n, num_stages, warps_of(block_m), num_q_stages};

@@ -9,12 +9,15 @@
 #include <cmath>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "cuda/driver.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/timer.hpp"
 #include "girih/shared/geometry.cuh"
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
@@ -49,34 +52,6 @@ float widened(DType dtype, std::uint16_t bits) {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-class Memory {
- public:
-  explicit Memory(std::size_t bytes) {
-    if (bytes > 0 && driver().cuMemAlloc(&pointer_, bytes) != CUDA_SUCCESS) pointer_ = 0;
-  }
-  ~Memory() {
-    if (pointer_ != 0) driver().cuMemFree(pointer_);
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  CUdeviceptr get() const { return pointer_; }
-
- private:
-  CUdeviceptr pointer_ = 0;
-};
-
-class Event {
- public:
-  Event() { check(driver().cuEventCreate(&event_, CU_EVENT_DEFAULT), "creating an event"); }
-  ~Event() { driver().cuEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  CUevent get() const { return event_; }
-
- private:
-  CUevent event_ = nullptr;
-};
-
 // The calling thread's context, in another thread.
 class ContextOf {
  public:
@@ -101,28 +76,30 @@ std::size_t elements_of(const Tensor& tensor) {
 // Launches into memory of its own, times that, and compares what comes out.
 class Trial {
  public:
-  Trial(const jit::Args& args, const TileUse& use)
-      : use_(use),
-        args_(args),
+  explicit Trial(const jit::Args& args)
+      : args_(args),
         elements_(elements_of(args.out)),
-        out_(2 * elements_),
-        lse_(args.lse ? 4 * elements_ / static_cast<std::size_t>(args.out.shape[3]) : 0) {
-    args_.out =
-        Tensor::contiguous(reinterpret_cast<void*>(out_.get()), args.out.dtype, args.out.shape);
-    if (args.lse != nullptr) args_.lse = reinterpret_cast<float*>(lse_.get());
+        out_(cuda::Buffer::if_room(2 * elements_)),
+        with_lse_(args.lse != nullptr) {
+    if (with_lse_) {
+      lse_ = cuda::Buffer::if_room(4 * elements_ / static_cast<std::size_t>(args.out.shape[3]));
+    }
+    if (!has_memory()) return;
+    args_.out = Tensor::contiguous(out_->data(), args.out.dtype, args.out.shape);
+    if (with_lse_) args_.lse = static_cast<float*>(lse_->data());
   }
 
-  bool has_memory() const {
-    return args_.out.data != nullptr && (lse_.get() != 0) == (args_.lse != nullptr);
-  }
+  bool has_memory() const { return out_ && lse_.has_value() == with_lse_; }
 
   std::string compare(const jit::Kernel& kernel) {
-    check(driver().cuMemsetD8Async(out_.get(), 0, 2 * elements_, args_.stream), "clearing outputs");
-    use_.launch(kernel, args_);
+    check(driver().cuMemsetD8Async(out_->address(), 0, 2 * elements_, args_.stream),
+          "clearing outputs");
+    if (!workspace_) build_lists(kernel);
+    launch(kernel);
     const std::size_t count = std::min(elements_, kMostCompared);
     std::vector<std::uint16_t> out(count);
-    check(driver().cuMemcpyDtoHAsync(out.data(), out_.get() + 2 * (elements_ - count), 2 * count,
-                                     args_.stream),
+    check(driver().cuMemcpyDtoHAsync(out.data(), out_->address() + 2 * (elements_ - count),
+                                     2 * count, args_.stream),
           "reading outputs");
     check(driver().cuStreamSynchronize(args_.stream), "waiting for a launch");
     if (expected_.empty()) {
@@ -144,39 +121,41 @@ class Trial {
   }
 
   std::vector<double> time(const jit::Kernel& kernel) const {
-    std::vector<double> times{time_once(kernel)};
-    while (times.front() < kLongMs && times.size() < 3) times.push_back(time_once(kernel));
+    const auto once = [&] { return timer_(args_.stream, [&] { launch(kernel); }); };
+    std::vector<double> times{once()};
+    while (times.front() < kLongMs && times.size() < 3) times.push_back(once());
     return times;
   }
 
  private:
-  double time_once(const jit::Kernel& kernel) const {
-    check(driver().cuEventRecord(begin_.get(), args_.stream), "recording an event");
-    use_.launch(kernel, args_);
-    check(driver().cuEventRecord(end_.get(), args_.stream), "recording an event");
-    check(driver().cuEventSynchronize(end_.get()), "waiting for a launch");
-    float ms = 0;
-    check(driver().cuEventElapsedTime(&ms, begin_.get(), end_.get()), "timing a launch");
-    return ms;
+  // Of any tile, for all read the same lists.
+  void build_lists(const jit::Kernel& kernel) {
+    cuda::Buffer workspace(kernel.workspace_bytes(args_));
+    kernel.build_lists(args_, {workspace.data(), workspace.size()});
+    workspace_ = std::move(workspace);
   }
 
-  const TileUse& use_;
+  void launch(const jit::Kernel& kernel) const {
+    kernel.launch(args_, {workspace_->data(), workspace_->size()});
+  }
+
   jit::Args args_;
   std::size_t elements_;
-  Memory out_, lse_;
-  Event begin_, end_;
+  std::optional<cuda::Buffer> out_, lse_, workspace_;
+  bool with_lse_;
+  cuda::Timer timer_;
   std::vector<std::uint16_t> expected_;  // of the first kernel
 };
 
 tune::Outcome time_tiles(Trial& trial, const std::vector<TileConfig>& candidates,
-                         const TileUse& use) {
+                         const MakeKernel& make_kernel) {
   CUcontext context = nullptr;
   check(driver().cuCtxGetCurrent(&context), "asking for the current context");
   std::mutex mutex;
   std::vector<std::pair<TileConfig, jit::Kernel>> kernels;
   const auto compile = [&](const TileConfig& tile) {
     const ContextOf current(context);
-    const jit::Kernel kernel = use.make_kernel(tile);
+    const jit::Kernel kernel = make_kernel(tile);
     const std::lock_guard lock(mutex);
     kernels.emplace_back(tile, kernel);
     return tune::Compiled{kernel.info().spill_bytes, kernel.info().stack_bytes};
@@ -216,10 +195,10 @@ tune::Shape shape_of(const jit::Args& args, const Problem& problem) {
 }
 
 std::optional<TileConfig> measure_tiles(const TileQuery& query, const jit::Args& args,
-                                        const tune::Shape& shape, const TileUse& use,
+                                        const tune::Shape& shape, const MakeKernel& make_kernel,
                                         const Settings& settings) {
   if (elements_of(args.out) == 0) return std::nullopt;
-  Trial trial(args, use);
+  Trial trial(args);
   if (!trial.has_memory()) {
     support::log_once(support::LogLevel::warn, "auto_tune_memory",
                       fmt::format("GIRIH_TUNE=auto: no device memory for a second output of [{}]; "
@@ -228,8 +207,8 @@ std::optional<TileConfig> measure_tiles(const TileQuery& query, const jit::Args&
     return std::nullopt;
   }
   const plan::Plan plan = plan::make_plan(query.pattern, query.problem, query.arch);
-  const tune::Outcome outcome =
-      time_tiles(trial, plan::candidate_tiles(plan.spec.tile, query.problem, query.arch), use);
+  const tune::Outcome outcome = time_tiles(
+      trial, plan::candidate_tiles(plan.spec.tile, query.problem, query.arch), make_kernel);
 
   int version = 0;
   check(driver().cuDriverGetVersion(&version), "asking for the driver's version");

@@ -36,9 +36,8 @@ class InputPlanner {
   void operator()(const BlockList& list) {
     check_blocks(list);
     check_pointer("kv_block_indptr", list.kv_block_indptr, 4);
-    if (list.num_indices < 0) fail("num_indices", list.num_indices, "0 or more");
-    if (list.num_indices > 0) check_pointer("kv_block_indices", list.kv_block_indices, 4);
-    if (list.plane_stride < 0) fail("plane_stride", list.plane_stride, "0 or more");
+    check_indices("num_indices", list.num_indices, list.kv_block_indices);
+    check_not_negative("plane_stride", list.plane_stride);
     BuildListsParams params{};
     params.indptr = list.kv_block_indptr;
     params.indices = list.kv_block_indices;
@@ -50,8 +49,7 @@ class InputPlanner {
   void operator()(const BlockTable& table) {
     check_blocks(table);
     check_pointer("kv_num_blocks", table.kv_num_blocks, 4);
-    if (table.row_capacity < 0) fail("row_capacity", table.row_capacity, "0 or more");
-    if (table.row_capacity > 0) check_pointer("kv_block_indices", table.kv_block_indices, 4);
+    check_indices("row_capacity", table.row_capacity, table.kv_block_indices);
     BuildListsParams params{};
     params.counts = table.kv_num_blocks;
     params.indices = table.kv_block_indices;
@@ -125,6 +123,15 @@ class InputPlanner {
     }
   }
 
+  void check_not_negative(const char* what, std::int64_t value) const {
+    if (value < 0) fail(what, value, "0 or more");
+  }
+
+  void check_indices(const char* what, std::int64_t count, const std::int32_t* indices) const {
+    check_not_negative(what, count);
+    if (count > 0) check_pointer("kv_block_indices", indices, 4);
+  }
+
   void check_extents(int batch, int heads) const {
     if (batch != 1 && batch != extents_.batch) {
       fail("batch", batch,
@@ -167,7 +174,7 @@ class InputPlanner {
                                                             {"head_stride", blocks.head_stride},
                                                             {"row_stride", blocks.row_stride}};
     for (const auto& [name, stride] : strides) {
-      if (stride < 0) fail(name, stride, "0 or more");
+      check_not_negative(name, stride);
     }
     return {blocks.batch_stride, blocks.head_stride, blocks.row_stride};
   }
@@ -219,8 +226,8 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
                       const InputExtents& extents, void* workspace) {
   InputPlan plan{};
   for (std::size_t i = 0; i < given.size(); ++i) {
-    const auto same_name = [&](const auto& input) { return input.name == given[i].name; };
-    if (std::none_of(wanted.begin(), wanted.end(), same_name)) {
+    const auto same_name = [&](const Input& input) { return input.name == given[i].name; };
+    if (pattern::find_input(wanted, given[i].name) < 0) {
       refuse(fmt::format("there is no input {}: {}", pattern::quote(given[i].name),
                          wanted.empty() ? "the pattern has none"
                                         : "the pattern's inputs are " + names_of(wanted)));

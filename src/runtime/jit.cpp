@@ -567,15 +567,11 @@ Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
   std::vector<runtime::TileChoice> choices = runtime::tile_choices(
       {pattern, problem, device.arch, device.id, bucket}, options.tile, settings);
   if (!choices.front().exact && settings.mode == Mode::automatic) {
-    const runtime::TileUse use{
-        .make_kernel =
-            [&](const TileConfig& tile) {
-              return make_kernel(problem, device, {tile, "tuned"}, settings);
-            },
-        .launch = [this](const Kernel& kernel,
-                         const Args& trial) { launch_with_pool(pattern, kernel, trial); }};
+    const auto make = [&](const TileConfig& tile) {
+      return make_kernel(problem, device, {tile, "tuned"}, settings);
+    };
     const runtime::TileQuery query{pattern, problem, device.arch, device.id};
-    if (const auto tile = runtime::measure_tiles(query, args, shape, use, settings)) {
+    if (const auto tile = runtime::measure_tiles(query, args, shape, make, settings)) {
       choices.insert(choices.begin(), {*tile, "tuned"});
     }
   }

@@ -267,7 +267,7 @@ struct FwdSm80 {
       // --- Consuming: mask, scores, softcap, softmax, output. What a pattern computes with is gone
       // before the scores take their registers. ---
       const bool partial = tile.kind == static_cast<int>(TileKind::partial);
-      WarpMask<kRowsPerWarp, kBlockN> mask;  // evaluated while the scores take no registers yet
+      WarpMask<kRowsPerWarp, kBlockN> mask;
       if (partial) {
         mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
                                         producer.geometry, producer.first_row + warp * kRowsPerWarp,

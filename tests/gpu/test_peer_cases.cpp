@@ -180,10 +180,10 @@ void check_peer_cases(const std::vector<PeerCase>& cases) {
     CHECK_MESSAGE(
         report.ok(),
         fmt::format("case {}: {} {}, {} x {}, density {}, batch {}: {} rows wrong, error "
-                    "{:.3g} of {:.3g}, first: {}",
+                    "{:.3g} of {:.3g} in {}, first: {}",
                     i, bindings[i].pattern, describe(c.problem), c.seqlen_q, c.seqlen_k,
                     peer.density, peer.batch, report.rows_wrong, report.error, report.allowed_error,
-                    report.failures.empty() ? "none" : report.failures[0].what));
+                    report.closest, report.failures.empty() ? "none" : report.failures[0].what));
   }
   MESSAGE(fmt::format("{} cases", cases.size()));
 }

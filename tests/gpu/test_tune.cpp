@@ -10,6 +10,7 @@
 #include "../sandbox.hpp"
 #include "girih/version.hpp"
 #include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 #include "support.hpp"
 #include "tune/tune_on_gpu.hpp"
 
@@ -57,9 +58,10 @@ TEST_CASE("two shapes are tuned in five seconds, and the next program takes the 
   CHECK(tuned.tile == best);
 
   // What another GPU claims is no match for this one's own records.
-  tune::Record claim = tune::read_records(file)->front();
+  const std::vector<tune::Record> records = *tune::read_records(file);
+  tune::Record claim = *std::find_if(records.begin(), records.end(),
+                                     [&](const tune::Record& r) { return r.tile != best; });
   claim.device.name = "Imaginary 9000";
-  claim.tile = {64, 32, 3, 4};
   claim.ms = claim.p10 = claim.p90 = 1e-3;
   claim.shape.batch = 64;
   REQUIRE(tune::append_records(file, {{claim}}) == "");
@@ -120,7 +122,8 @@ TEST_CASE("without records the plan's tile is nearly the fastest for models' sha
     c.seqlen_q = c.seqlen_k = shape.seqlen;
     request.mask_row = gpu_tests::oracle_mask(shape.classes, shape.heads_per_class, c);
     const tools::TuneResult result = tools::tune_on_gpu(request);
-    CHECK(result.records.size() >= 12);
+    // At head_dim 256 there are no more than five.
+    CHECK(result.records.size() >= std::min<std::size_t>(12, result.outcome.timings.size()));
     REQUIRE(result.outcome.best >= 0);
     const tune::Timing* fastest = nullptr;
     for (const tune::Timing& timing : result.outcome.timings) {
@@ -138,38 +141,53 @@ TEST_CASE("without records the plan's tile is nearly the fastest for models' sha
 }
 
 TEST_CASE("with compilation off a tuned tile that is not cached gives way to the heuristic one") {
-  const tests::TemporaryFolder folder;
   const Pattern pattern = Pattern::parse("causal & window(left=77) & !sink(3)");
   const Problem problem{.head_dim = 64, .num_heads = 2, .num_heads_kv = 1};
   const tune::DeviceId device = tools::present_device();
-  const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(device.arch));
-  const TileConfig slow{64, 32, 3, 4};
-  REQUIRE(plan.spec.tile != slow);
-  const tune::Record record{.device = device,
-                            .kernel = tune::kernel_id(plan, problem),
-                            .pattern = pattern.text(),
-                            .shape = {1, 1024, 1024, 2},
-                            .tile = slow,
-                            .ms = 1,
-                            .p10 = 1,
-                            .p90 = 1,
-                            .repeats = 1,
-                            .girih_version = GIRIH_VERSION,
-                            .driver = "",
-                            .date = ""};
-  jit::Options options;
-  options.cache_dir = folder.path();
-  options.cache_layers.emplace();
-  REQUIRE(tune::append_records(tools::tuning_file_of(options), {{record}}) == "");
-  jit::build(pattern, problem, device.arch, options);  // the heuristic one
+  const plan::Arch arch = plan::Arch::parse(device.arch);
+  const plan::Plan plan = plan::make_plan(pattern, problem, arch);
 
-  options.mode = jit::Mode::off;
-  const jit::KernelInfo info = jit::compile(pattern, problem, options).info();
-  CHECK(info.tile_source == "heuristic");
-  CHECK(info.tile == plan.spec.tile);
+  // One of each kernel that the device has.
+  std::vector<TileConfig> tuned;
+  for (const TileConfig& tile : plan::candidate_tiles(plan.spec.tile, problem, arch)) {
+    const auto alike = [&](const TileConfig& other) {
+      return plan::family_of(other) == plan::family_of(tile);
+    };
+    if (tile != plan.spec.tile && std::none_of(tuned.begin(), tuned.end(), alike)) {
+      tuned.push_back(tile);
+    }
+  }
+  REQUIRE(tuned.size() == (plan.spec.family == plan::KernelFamily::fwd_sm90 ? 2 : 1));
 
-  options.mode = jit::Mode::automatic;
-  CHECK(jit::compile(pattern, problem, options).info().tile == slow);
+  for (const TileConfig& tile : tuned) {
+    CAPTURE(gpu_tests::describe(tile));
+    const tests::TemporaryFolder folder;
+    const tune::Record record{.device = device,
+                              .kernel = tune::kernel_id(plan, problem),
+                              .pattern = pattern.text(),
+                              .shape = {1, 1024, 1024, 2},
+                              .tile = tile,
+                              .ms = 1,
+                              .p10 = 1,
+                              .p90 = 1,
+                              .repeats = 1,
+                              .girih_version = GIRIH_VERSION,
+                              .driver = "",
+                              .date = ""};
+    jit::Options options;
+    options.cache_dir = folder.path();
+    options.cache_layers.emplace();
+    REQUIRE(tune::append_records(tools::tuning_file_of(options), {{record}}) == "");
+    jit::build(pattern, problem, device.arch, options);  // the heuristic one
+
+    options.mode = jit::Mode::off;
+    const jit::KernelInfo info = jit::compile(pattern, problem, options).info();
+    CHECK(info.tile_source == "heuristic");
+    CHECK(info.tile == plan.spec.tile);
+
+    options.mode = jit::Mode::automatic;
+    CHECK(jit::compile(pattern, problem, options).info().tile == tile);
+  }
 }
 
 // --- Tune::automatic -----------------------------------------------------------------------------

@@ -41,10 +41,11 @@ std::string describe_lengths(const Case& c) {
 std::string describe_case(const Case& c, const Report& report) {
   std::string text = fmt::format(
       "{} batch {}, {} x {}{}, seed {}, max_ctas {}, gaps {} {}: {} of {} rows wrong against the "
-      "{}, error {:.3g} of {:.3g} allowed, lse {:.3g}, {} not finite, {} written outside",
+      "{}, error {:.3g} of {:.3g} allowed in {}, lse {:.3g}, {} not finite, {} written outside",
       describe(c.problem), c.batch, c.seqlen_q, c.seqlen_k, describe_lengths(c), c.seed, c.max_ctas,
       c.row_gap, c.head_gap, report.rows_wrong, report.rows_checked, report.reference, report.error,
-      report.allowed_error, report.lse_error, report.not_finite, report.touched_padding);
+      report.allowed_error, report.closest, report.lse_error, report.not_finite,
+      report.touched_padding);
   for (const girih::verify::Failure& failure : report.failures) {
     text +=
         fmt::format("\n  batch {} head {} query {}: {}: got {:.9g}, expected {:.9g}", failure.row.b,

@@ -27,9 +27,7 @@ class Bench {
  public:
   Bench(const TuneRequest& request, const verify::Case& c) : workload_(c), args_(workload_.args()) {
     workload_.fill_normal(c.seed);
-    const std::vector<int> class_of_head =
-        request.pattern.class_of_head(c.problem.num_heads, c.problem.num_heads_kv,
-                                      c.problem.head_offset, c.problem.num_heads_total);
+    const std::vector<int> class_of_head = request.pattern.class_of_head(c.problem);
     const std::vector<int> seqlens_q(static_cast<std::size_t>(c.batch), c.seqlen_q);
     workload_.parameters.softcaps = verify::softcaps_of(request.pattern, class_of_head);
     rows_ = verify::select_rows(seqlens_q, class_of_head, kCheckedRows, c.seed);

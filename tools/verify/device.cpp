@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <utility>
-
 #include "girih/error.hpp"
 
 namespace girih::verify {
@@ -75,47 +73,6 @@ bool device_available(std::string* reason) {
   }
 }
 
-Buffer::Buffer(std::size_t bytes, unsigned char poison) : bytes_(bytes) {
-  // The driver refuses to allocate nothing, and a tensor without elements still needs an address.
-  cuda::check(cuda::driver().cuMemAlloc(&pointer_, std::max<std::size_t>(bytes, 1)),
-              fmt::format("allocating {} bytes of device memory", bytes));
-  fill(poison);
-}
-
-Buffer::~Buffer() {
-  if (pointer_ != 0) cuda::driver().cuMemFree(pointer_);
-}
-
-Buffer::Buffer(Buffer&& other) noexcept
-    : pointer_(std::exchange(other.pointer_, 0)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-Buffer& Buffer::operator=(Buffer&& other) noexcept {
-  std::swap(pointer_, other.pointer_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-void Buffer::upload(const void* source, std::size_t bytes, std::size_t offset) {
-  if (bytes == 0) return;
-  cuda::check(cuda::driver().cuMemcpyHtoD(pointer_ + offset, source, bytes), "cuMemcpyHtoD");
-}
-
-void Buffer::download(void* target, std::size_t bytes, std::size_t offset) const {
-  if (bytes == 0) return;
-  cuda::check(cuda::driver().cuMemcpyDtoH(target, pointer_ + offset, bytes), "cuMemcpyDtoH");
-}
-
-void Buffer::fill(unsigned char byte) {
-  if (bytes_ == 0) return;
-  cuda::check(cuda::driver().cuMemsetD8(pointer_, byte, bytes_), "cuMemsetD8");
-}
-
 void synchronize() { cuda::check(cuda::driver().cuCtxSynchronize(), "cuCtxSynchronize"); }
-
-Event::Event() {
-  cuda::check(cuda::driver().cuEventCreate(&event_, CU_EVENT_DEFAULT), "cuEventCreate");
-}
-
-Event::~Event() { cuda::driver().cuEventDestroy(event_); }
 
 }  // namespace girih::verify

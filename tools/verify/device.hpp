@@ -1,4 +1,4 @@
-// A GPU for tools and tests: a context, memory that frees itself, and timing.
+// A GPU for tools and tests: a context, poisoned memory, and timing.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "cuda/driver.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/timer.hpp"
 
 namespace girih::verify {
 
@@ -33,40 +35,14 @@ class Device {
 /// Whether a GPU can be used; else `reason` says why not.
 bool device_available(std::string* reason = nullptr);
 
-/// Device memory, filled with `poison` bytes (0xff is a NaN in bf16, fp16 and fp32).
-class Buffer {
- public:
-  explicit Buffer(std::size_t bytes, unsigned char poison = 0xff);
-  ~Buffer();
-  Buffer(Buffer&&) noexcept;
-  Buffer& operator=(Buffer&&) noexcept;
-
-  void upload(const void* source, std::size_t bytes, std::size_t offset = 0);
-  void download(void* target, std::size_t bytes, std::size_t offset = 0) const;
-  void fill(unsigned char byte);
-  void* data() const { return reinterpret_cast<void*>(pointer_); }
-  std::size_t size() const { return bytes_; }
-
- private:
-  CUdeviceptr pointer_ = 0;
-  std::size_t bytes_ = 0;
+/// Device memory, filled with 0xff bytes: a NaN in bf16, fp16 and fp32.
+struct Buffer : cuda::Buffer {
+  explicit Buffer(std::size_t bytes) : cuda::Buffer(bytes) { fill(0xff); }
 };
 
 /// Waits for everything the current context has been given. @throws Error driver, also for what
 /// went wrong in a kernel.
 void synchronize();
-
-class Event {
- public:
-  Event();
-  ~Event();
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  CUevent get() const { return event_; }
-
- private:
-  CUevent event_ = nullptr;
-};
 
 struct Timing {
   int warmups = 3;
@@ -90,26 +66,19 @@ class L2Flush {
 /// @return milliseconds of each, sorted.
 template <class Launch>
 std::vector<double> time_launches(const Timing& timing, Launch&& launch) {
-  const cuda::Api& api = cuda::driver();
   std::optional<L2Flush> flush;
   if (timing.flush_l2) flush.emplace();
   for (int i = 0; i < timing.warmups; ++i) launch();
   synchronize();
 
-  const Event begin, end;
+  const cuda::Timer timer;
   std::vector<double> milliseconds;
   for (int i = 0; i < timing.repeats; ++i) {
     if (flush) {
       (*flush)();
       synchronize();
     }
-    cuda::check(api.cuEventRecord(begin.get(), timing.stream), "cuEventRecord");
-    launch();
-    cuda::check(api.cuEventRecord(end.get(), timing.stream), "cuEventRecord");
-    cuda::check(api.cuEventSynchronize(end.get()), "cuEventSynchronize");
-    float elapsed = 0;
-    cuda::check(api.cuEventElapsedTime(&elapsed, begin.get(), end.get()), "cuEventElapsedTime");
-    milliseconds.push_back(elapsed);
+    milliseconds.push_back(timer(timing.stream, launch));
   }
   std::sort(milliseconds.begin(), milliseconds.end());
   return milliseconds;

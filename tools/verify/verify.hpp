@@ -43,9 +43,11 @@ struct Report {
   std::int64_t rows_checked = 0;
   std::int64_t rows_wrong = 0;
   std::vector<Failure> failures;  ///< the first few
-  /// The largest error and what is allowed, of the group of rows that came closest to its limit.
+  /// Of all rows, or of the group of rows that came closer to its limit: the largest error, what
+  /// is allowed, and which rows these are, e.g. "all rows" or "rows of 64 to 127 keys".
   double error = 0;
   double allowed_error = 0;
+  std::string closest;
   double lse_error = 0;              ///< largest
   std::int64_t not_finite = 0;       ///< elements of all rows, checked or not
   std::int64_t touched_padding = 0;  ///< elements written outside the outputs
@@ -56,9 +58,10 @@ struct Report {
   bool ok() const { return rows_wrong == 0 && not_finite == 0 && touched_padding == 0; }
 };
 
-/// Judges rows by their errors. A row may be off by twice what a naive implementation in the
-/// tensors' precision is off by, taken over the rows that see about as many keys: errors shrink
-/// as rows grow, and short rows must not excuse long ones.
+/// Judges rows by their errors, against what a naive implementation in the tensors' precision is
+/// off by. The output as a whole may be off by twice that. Errors shrink as rows grow, and short
+/// rows must not excuse long ones: rows that see about as many keys as one another may together be
+/// off by three times what the naive implementation is off by in them.
 void judge(std::span<const RowCheck> rows, Report& report);
 
 /// Rows to check of sequences with `seqlens_q` rows: all, or `max_rows` that hold, for every class

@@ -1,0 +1,243 @@
+// The exact mask test of what is given at run time: block masks of every size, form and sharing,
+// and numbers.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "hashed_workload.hpp"
+
+using namespace gpu_tests;
+using girih::DType;
+using girih::Layout;
+using girih::verify::BlockForm;
+using girih::verify::InputData;
+using Kind = oracle::Expr::Kind;
+
+namespace {
+
+// One of an input's planes as the oracle has it.
+oracle::Expr plane_of(const InputData& data, int plane, int q_block, int kv_block) {
+  const std::uint8_t* first = data.row(plane, 0);
+  const std::int64_t size = std::int64_t{data.num_q_blocks} * data.num_kv_blocks;
+  return {Kind::blocks,
+          {},
+          {},
+          {},
+          {.name = data.name,
+           .q = q_block,
+           .kv = kv_block,
+           .columns = data.num_kv_blocks,
+           .visible = std::vector<char>(first, first + size)}};
+}
+
+enum class Sharing { all, kv_heads, heads };
+
+// What is given for an input of a launch whose classes have kHashes heads, one KV head each, and
+// see alike. `spare` more blocks than the sequences need lie behind each row and plane.
+InputData blocks_for(const Case& c, const std::string& name, int q_block, int kv_block,
+                     Sharing sharing, bool shared_by_batch, double density, double skew,
+                     BlockForm form, int spare) {
+  const int num_classes = c.problem.num_heads_kv;
+  const int rows = (c.seqlen_q + q_block - 1) / q_block + spare;
+  const int columns = (c.seqlen_k + kv_block - 1) / kv_block + spare;
+  const int planes = sharing == Sharing::all ? 1 : num_classes;
+  InputData data = girih::verify::random_blocks(name, shared_by_batch ? 1 : c.batch, planes, rows,
+                                                columns, density, skew, c.seed);
+  data.form = form;
+  if (sharing == Sharing::heads) {  // each class's plane for each of its heads
+    std::vector<std::uint8_t> visible;
+    const auto plane = static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
+    for (std::size_t p = 0; p < data.visible.size() / plane; ++p) {
+      for (int i = 0; i < kHashes; ++i) {
+        const auto from = data.visible.begin() + static_cast<std::ptrdiff_t>(p * plane);
+        visible.insert(visible.end(), from, from + static_cast<std::ptrdiff_t>(plane));
+      }
+    }
+    data.heads = c.problem.num_heads;
+    data.visible = std::move(visible);
+  }
+  return data;
+}
+
+// The classes of every sequence: alone, under causality, and in an expression.
+std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const Case& c, int q_block,
+                                                  int kv_block) {
+  std::vector<std::vector<oracle::Expr>> sequences;
+  for (int b = 0; b < c.batch; ++b) {
+    const auto plane = [&](int head_class) {
+      return plane_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), q_block,
+                      kv_block);
+    };
+    sequences.push_back({plane(0),
+                         both(causal(), plane(1)),
+                         {Kind::any_of, {}, {sink(3), both(window(100, 50), negation(plane(2)))}}});
+  }
+  return sequences;
+}
+
+void check_blocks(const Case& c, const InputData& data, int q_block, int kv_block,
+                  const std::string& description) {
+  const auto sequences = classes_of(data, c, q_block, kv_block);
+  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  if (!bound[0].kernel) return;
+  std::vector<Expected> expected;
+  const std::vector<oracle::Sizes> sizes = sizes_of(c);
+  for (std::size_t b = 0; b < sizes.size(); ++b) expected.emplace_back(sequences[b], sizes[b]);
+  Case with_inputs = c;
+  with_inputs.inputs = {data};
+  HashedWorkload workload(with_inputs, c.seed);
+  const auto outcome = workload.check(*bound[0].kernel, expected);
+  CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k,
+                                     describe(c.problem)));
+}
+
+Case block_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
+  Case c = mask_case(make_problem(DType::bfloat16, head_dim, 3 * kHashes, 3), batch, lengths);
+  c.seed = seed;
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("block masks of every size, form and sharing show exactly their blocks") {
+  constexpr std::pair<int, int> kSizes[] = {{128, 128}, {64, 64},  {128, 64}, {64, 128}, {32, 32},
+                                            {16, 16},   {128, 16}, {16, 128}, {32, 64}};
+  constexpr Lengths kBlockLengths[] = {
+      {1024, 1023}, {128, 217}, {300, 1111}, {700, 333}, {1, 5175}};
+  constexpr BlockForm kForms[] = {BlockForm::list, BlockForm::plane_list, BlockForm::table,
+                                  BlockForm::bytes, BlockForm::bits};
+  constexpr Sharing kSharings[] = {Sharing::all, Sharing::kv_heads, Sharing::heads};
+  std::uint64_t turn = 0;
+  for (const auto& [q_block, kv_block] : kSizes) {
+    for (const Lengths lengths : kBlockLengths) {
+      for (int i = 0; i < 3; ++i, ++turn) {
+        const BlockForm form = kForms[turn % 5];
+        const Sharing sharing = kSharings[i];
+        const bool shared_by_batch = turn % 4 == 3;
+        const Case c = block_case(turn % 2 == 0 ? 64 : 128, 2, lengths, turn + 1);
+        const InputData data = blocks_for(c, "m", q_block, kv_block, sharing, shared_by_batch, 0.3,
+                                          turn % 3 == 0 ? 2 : 0, form, static_cast<int>(turn % 3));
+        check_blocks(c, data, q_block, kv_block,
+                     fmt::format("blocks {} x {}, form {}, sharing {}", q_block, kv_block,
+                                 static_cast<int>(form), i));
+      }
+    }
+  }
+}
+
+TEST_CASE("block masks of every density, of single blocks and of one full row are exact") {
+  std::uint64_t seed = 100;
+  for (const double density : {0.0, 0.1, 0.3, 0.7, 1.0}) {
+    for (const int block : {64, 128}) {
+      const Case c = block_case(128, 2, {2048, 2048}, ++seed);
+      check_blocks(c,
+                   blocks_for(c, "m", block, block, Sharing::kv_heads, false, density, 0,
+                              BlockForm::list, 0),
+                   block, block, fmt::format("density {}", density));
+    }
+  }
+  for (const bool full_row : {false, true}) {
+    const Case c = block_case(64, 1, {2048, 2048}, ++seed);
+    InputData data =
+        blocks_for(c, "m", 128, 128, Sharing::kv_heads, false, 0, 0, BlockForm::table, 0);
+    for (std::size_t row = 0; row < 3 * 16; ++row) data.visible[row * 16 + row * 7 % 16] = 1;
+    if (full_row) std::fill_n(data.visible.begin() + 16 * 5, 16, std::uint8_t{1});
+    check_blocks(c, data, 128, 128, full_row ? "one full row" : "single blocks");
+  }
+}
+
+TEST_CASE("block masks follow the sequences of packed, shortened and padded batches") {
+  std::mt19937_64 random(3);
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    for (const auto& [q_block, kv_block] : {std::pair{128, 128}, {32, 64}}) {
+      Case c = block_case(64, 7, {300, 420}, 500 + static_cast<std::uint64_t>(q_block));
+      c.problem.layout = layout;
+      if (layout == Layout::thd) {
+        c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
+        c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
+      } else {
+        c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
+        c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
+      }
+      check_blocks(
+          c,
+          blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, BlockForm::list, 1),
+          q_block, kv_block, "sequences of their own lengths");
+    }
+  }
+}
+
+TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
+  const int length = 1 << 17;
+  Case c = mask_case(make_problem(DType::bfloat16, 64, kHashes, 1), 1, {length, length});
+  c.seed = 9;
+  for (const auto& [q_block, kv_block] : {std::pair{128, 128}, {64, 16}}) {
+    const InputData data =
+        blocks_for(c, "m", q_block, kv_block, Sharing::all, true, 0.05, 1, BlockForm::list, 0);
+    const std::vector<oracle::Expr> classes = {
+        both(causal(), plane_of(data, 0, q_block, kv_block))};
+    const std::vector<Binding> bindings = {{oracle::text(classes[0]), c.problem, {}}};
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    if (!bound[0].kernel) continue;
+    std::vector<int> rows;
+    for (int q = 0; q < length; q += 1021) rows.push_back(q);
+    rows.push_back(length - 1);
+    Case with_inputs = c;
+    with_inputs.inputs = {data};
+    HashedWorkload workload(with_inputs, 4);
+    const auto outcome = workload.check(
+        *bound[0].kernel,
+        {Expected(classes, with_heads(oracle::bottom_right(length, length), c.problem), rows)});
+    CHECK_OUTCOME(outcome, fmt::format("blocks {} x {}", q_block, kv_block));
+  }
+}
+
+TEST_CASE(
+    "numbers from run-time inputs show exactly their keys, and count as the nearest allowed") {
+  Case c = mask_case(make_problem(DType::bfloat16, 64, 2 * kHashes, 2), 2, {300, 420});
+  const std::vector<Binding> bindings = {
+      {"heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c.problem, {}}};
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  if (!bound[0].kernel) return;
+  const std::vector<std::int32_t> n = {17, 100, -5, 0};  // [batch, KV heads]
+  const std::vector<std::int32_t> w = {30, -9};          // [batch, 1]
+  c.inputs = {
+      {.kind = girih::InputInfo::Kind::number, .name = "w", .batch = 2, .numbers = w},
+      {.kind = girih::InputInfo::Kind::number, .name = "n", .batch = 2, .heads = 2, .numbers = n}};
+  std::vector<Expected> expected;
+  const std::vector<oracle::Sizes> sizes = sizes_of(c);
+  for (std::size_t b = 0; b < 2; ++b) {
+    const oracle::Expr streaming_part = {
+        Kind::any_of, {}, {sink(std::max(n[2 * b], 0)), window(std::max(w[b], -1), -1)}};
+    expected.emplace_back(
+        std::vector{both(causal(), streaming_part), atom(Kind::chunk, {std::max(n[2 * b + 1], 1)})},
+        sizes[b]);
+  }
+  HashedWorkload workload(c, 8);
+  CHECK_OUTCOME(workload.check(*bound[0].kernel, expected), "numbers");
+}
+
+TEST_CASE("sanitizer: block masks show exactly their blocks") {
+  for (const auto& [q_block, kv_block, form] : {std::tuple{128, 128, BlockForm::list},
+                                                {16, 32, BlockForm::table},
+                                                {64, 64, BlockForm::bytes}}) {
+    Case c = block_case(64, 3, {150, 210}, 40 + static_cast<std::uint64_t>(q_block));
+    c.problem.layout = Layout::thd;
+    c.lengths.q = {150, 0, 129};
+    c.lengths.k = {210, 64, 1};
+    c.max_ctas = 2;
+    check_blocks(c, blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, form, 0),
+                 q_block, kv_block, "sanitizer");
+  }
+}
