@@ -20,10 +20,11 @@ of the same shape, timed before and after the others in each round:
   F12     one causal head beside 31 streaming ones: time over what its tiles take in a dense launch
   fit     time = a + b * k over the number k of blocks in every row
 
-Every output is poisoned with NaN, written once, and compared: sampled rows of each head with a
-float64 reference, and all rows with each peer's. Compared things are timed in turn, one of each a
-round: medians of 15 CUDA-event timings, of 30 where one takes less than 1 ms, the L2 cache flushed
-before each. TFLOP/s count visible elements. Each peer gets tensors in the layout it is faster with.
+Every output is compared, Girih's poisoned with NaN before: sampled rows of each head with a float64
+reference, and all rows with each peer's. Compared things are timed in turn, one of each a round:
+medians of 15 CUDA-event timings, of 30 where one takes less than 1 ms, the L2 cache flushed before
+each. TFLOP/s count visible elements. cuDNN and FA2 get tensors in the layout that each is faster
+with, FlexAttention contiguous [batch, heads, seqlen, dim].
 
 Needs PyTorch and libgirih.so (found as tools/python/girih.py says). Exits with 1 if an output
 differs or a Girih kernel fails, not if a limit is missed.
