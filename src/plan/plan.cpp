@@ -58,9 +58,14 @@ std::vector<std::string> reasons_against_widths(const Problem& problem, const Ar
   return reasons;
 }
 
-// Up to so many keys a row small tiles won at narrow heads, by 3 to 30 % (tools/bench/NOTES.md).
-// That is worth a second kernel to a model whose layers lie on both sides; no other number chooses.
+// Up to so many keys a row small tiles won, by 3 to 30 %: of the portable kernel at narrow heads,
+// and of Hopper's (tools/bench/NOTES.md). That is worth another kernel to a model whose layers lie
+// on both sides; no other number chooses.
 constexpr int kFewKeys = 512;
+constexpr int kSomeKeys = 3072;
+
+// What a row costs beyond its keys, in keys: a window's edges and the first tile.
+constexpr int kFixedKeys = 300;
 
 // Over some rows of a long sequence, for lengths are not known here, and where they are short a
 // wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
@@ -87,11 +92,14 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
       for (const Span& span : pattern::row_spans(classes[c].mask, geometry, row)) {
         keys += span.hi - span.lo;
       }
-      work += heads[c] * keys;
-      weighted += heads[c] * keys * keys;
+      const double cost = heads[c] * (keys + kFixedKeys);
+      work += cost;
+      weighted += cost * keys;
     }
   }
-  return weighted <= kFewKeys * work ? KeysPerRow::few : KeysPerRow::many;
+  return weighted <= kFewKeys * work    ? KeysPerRow::few
+         : weighted <= kSomeKeys * work ? KeysPerRow::some
+                                        : KeysPerRow::many;
 }
 
 // Many atoms, or one whose code needs many registers.

@@ -34,7 +34,7 @@ struct KernelSpec {
 };
 
 /// How many keys the rows see that make most of the work, where the sequence is long.
-enum class KeysPerRow { many, few };
+enum class KeysPerRow { many, some, few };
 
 struct Plan {
   KernelSpec spec;

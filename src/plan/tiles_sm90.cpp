@@ -35,27 +35,32 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 }
 
 // The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
-// best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups pay where
-// V is narrow and the mask leaves them registers. Tiles are not longer than the blocks of a
+// best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
+// from memory less often and pass over more of what a window cuts off, where V is narrow and the
+// mask leaves them registers. Where rows see few keys, 64 fill tiles better. Of stages, as many as
+// there is room for: passing over key tiles needs them. Tiles are not larger than the blocks of a
 // run-time mask, down to 64 keys.
 std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
-  const bool three =
-      std::max(problem.head_dim, problem.width_v()) <= 64 && !pattern.elaborate && !pattern.softcap;
+  const int width = std::max(problem.head_dim, problem.width_v());
+  const bool three = width <= 128 && !pattern.elaborate && !pattern.softcap;
+  const bool short_rows =
+      pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
   const int limit = !pattern.elaborate ? most_fragments(tile)
                     : pattern.softcap  ? kMostFragmentsElaborateSoftcap
                                        : kMostFragmentsElaborate;
-  const int most_keys = requested.block_n ? requested.block_n
-                        : pattern.kv_block_size > 0
-                            ? std::clamp(pattern.kv_block_size / 16 * 16, 64, 128)
-                            : 128;
+  const int most_keys = requested.block_n           ? requested.block_n
+                        : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
+                        : three && short_rows       ? 64
+                                                    : 128;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
-    for (const int num_stages : {tile.block_n <= 64 ? 4 : 2, 2}) {
-      for (const int num_q_stages : {2, 1}) {
+    for (const int num_q_stages : {2, 1}) {
+      for (const int num_stages : {5, 4, 3, 2}) {
+        if (num_stages > (tile.block_n <= 64 ? 5 : 3)) continue;
         tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
         tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
         const bool roomy = requested.block_n != 0 || fragment_registers(tile, problem) <= limit;
@@ -123,7 +128,7 @@ std::vector<TileConfig> candidates_sm90(const Problem& problem, const Arch& arch
   std::vector<TileConfig> tiles;
   for (const int block_m : {128, 192}) {
     for (int block_n = 48; block_n <= 176; block_n += 16) {
-      for (const int num_stages : {2, 3, 4}) {
+      for (const int num_stages : {2, 3, 4, 5}) {
         for (const int num_q_stages : {2, 1}) {  // two are never worse
           const TileConfig tile{block_m, block_n, num_stages, warps_of(block_m), num_q_stages};
           if (!reasons_against_sm90(tile, problem, arch).empty()) continue;

@@ -28,8 +28,9 @@ using support::LogLevel;
 constexpr int kFormat = 1;
 constexpr const char* kFormatKey = "girih_tuning";
 constexpr double kTie = 1.01;
-constexpr const char* kManyKeys = "many";
-constexpr const char* kFewKeys = "few";
+constexpr std::pair<plan::KeysPerRow, const char*> kKeysNames[] = {{plan::KeysPerRow::many, "many"},
+                                                                   {plan::KeysPerRow::some, "some"},
+                                                                   {plan::KeysPerRow::few, "few"}};
 
 DType dtype_named(const std::string& name) {
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
@@ -39,9 +40,16 @@ DType dtype_named(const std::string& name) {
 }
 
 plan::KeysPerRow keys_named(const std::string& name) {
-  if (name == kManyKeys) return plan::KeysPerRow::many;
-  if (name == kFewKeys) return plan::KeysPerRow::few;
+  for (const auto& [keys, known] : kKeysNames) {
+    if (name == known) return keys;
+  }
   throw std::invalid_argument(fmt::format("keys_per_row '{}' is not known", name));
+}
+
+const char* name_of(plan::KeysPerRow keys) {
+  return std::find_if(std::begin(kKeysNames), std::end(kKeysNames),
+                      [&](const auto& entry) { return entry.first == keys; })
+      ->second;
 }
 
 double milliseconds(const Json& json, const char* name) {
@@ -217,7 +225,7 @@ std::string to_line(const Record& r) {
         {"head_dim_v", r.kernel.head_dim_v},
         {"group_size", r.kernel.group_size},
         {"structures", r.kernel.structures},
-        {"keys_per_row", r.kernel.keys == plan::KeysPerRow::few ? kFewKeys : kManyKeys}}},
+        {"keys_per_row", name_of(r.kernel.keys)}}},
       {"pattern", r.pattern},
       {"shape",
        {{"batch", r.shape.batch},

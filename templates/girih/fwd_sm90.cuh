@@ -165,6 +165,15 @@ struct FwdSm90 {
     mbarrier_arrive(shared_address(&barrier));
   }
 
+  // A warp is done with something: one lane says so for all. compute-sanitizer's racecheck does not
+  // see that __syncwarp orders the reads of the others before that, and tools/gpu_check lets all of
+  // them speak for it.
+  static constexpr int kSpeakingLanes = 1;
+  static __device__ __forceinline__ void release(const uint64& barrier, int lane) {
+    __syncwarp();
+    if (lane < kSpeakingLanes) arrive(barrier);
+  }
+
   // --- Producing ---
 
   // Starts the copy of kRows rows, panel after panel, which `barrier` waits for; by one lane.
@@ -352,6 +361,7 @@ struct FwdSm90 {
   // Loads Q, K and V of what is visited, as soon as stages are free.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
                                               Control& control, unsigned char* shared) {
+    const int lane = fresh_thread_index() % 32;
     Ring<kNumVisits> visits;
     Ring<kNumStages> keys;
     Pending pending{};
@@ -366,9 +376,7 @@ struct FwdSm90 {
         wait(control.visit_full[visits.stage], visits.parity);
       }
       const Visit visit = control.visits[visits.stage];
-      __syncwarp();
-      if (elect_one()) arrive(control.visit_empty[visits.stage]);
-      __syncwarp();
+      release(control.visit_empty[visits.stage], lane);
       visits.advance();
 
       const Work& work = control.work[count % kNumWorks];
@@ -403,11 +411,7 @@ struct FwdSm90 {
             control.k_full[keys.stage], at);
       }
       __syncwarp();
-      if (visit.flags & kLastVisit) {
-        if (elect_one()) arrive(control.work_empty[count % kNumWorks]);
-        __syncwarp();
-        ++count;
-      }
+      if (visit.flags & kLastVisit) release(control.work_empty[count++ % kNumWorks], lane);
       load_pending();
       // Without keys no row of the tile may be read.
       const bool whole = !foreign_tails && seqlen_k > 0;
@@ -450,12 +454,9 @@ struct FwdSm90 {
               *reinterpret_cast<const uint4*>(tile + staged_chunk(row, chunk));
         }
       }
-      __syncwarp();
-      if (elect_one()) {
-        arrive(control.q_empty[stage]);
-        arrive(control.work_empty[works.stage]);
-      }
-      __syncwarp();
+      const int lane = fresh_thread_index() % 32;
+      release(control.q_empty[stage], lane);
+      release(control.work_empty[works.stage], lane);
     }
   }
 
@@ -579,11 +580,6 @@ struct FwdSm90 {
     const auto v_tile = [&](int stage) {
       return shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     };
-    const auto release = [&](const uint64& barrier) {
-      __syncwarp();
-      if (lane == 0) arrive(barrier);
-    };
-
     Ring<kNumStages> keys, values;
     int passed = 0;  // key tiles whose V is to be released after that of `values`
     Visit tile{};
@@ -598,7 +594,7 @@ struct FwdSm90 {
     const auto work = [&]() -> const Work& { return control.work[count % kNumWorks]; };
     const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
     const auto release_values = [&] {
-      release(control.v_empty[values.stage]);
+      release(control.v_empty[values.stage], lane);
       values.advance();
     };
     const auto release_passed = [&] {
@@ -615,8 +611,8 @@ struct FwdSm90 {
       stage_output(shared_bytes + stage * kLayout.q_stage_bytes, params, control.work[work_stage],
                    output, softmax);
       fence_proxy_async();
-      release(control.out_full[stage]);
-      release(control.work_empty[work_stage]);
+      release(control.out_full[stage], lane);
+      release(control.work_empty[work_stage], lane);
     };
 
     // The next key tile that the warpgroup's rows see; false when the query tile has none. Others
@@ -626,7 +622,7 @@ struct FwdSm90 {
         wait(control.k_full[keys.stage], keys.parity);
         tile = control.tiles[keys.stage];
         if (tile.kind(warpgroup) != 0) return true;
-        release(control.k_empty[keys.stage]);
+        release(control.k_empty[keys.stage], lane);
         keys.advance();
         ++passed;
         if (tile.flags & kLastVisit) return false;
@@ -640,7 +636,7 @@ struct FwdSm90 {
     };
     const auto finish_scores = [&] {
       pin_registers(scores);
-      release(control.k_empty[keys.stage]);
+      release(control.k_empty[keys.stage], lane);
       keys.advance();
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       softmax.update_seldom(scores, scale_log2, shrink);
@@ -726,21 +722,24 @@ struct FwdSm90 {
         mbarrier_init(shared_address(&barrier), arrivals);
       };
       constexpr int kConsumerWarps = 4 * kNumMmaWarpgroups;
-      for (int i = 0; i < kNumWorks; ++i) init(control.work_empty[i], kConsumerWarps + 2);
+      const auto init_releases = [&](const uint64& barrier, int warps) {
+        init(barrier, warps * kSpeakingLanes);
+      };
+      for (int i = 0; i < kNumWorks; ++i) init_releases(control.work_empty[i], kConsumerWarps + 2);
       for (int i = 0; i < kNumVisits; ++i) {
         init(control.visit_full[i], 1);
-        init(control.visit_empty[i], 1);
+        init_releases(control.visit_empty[i], 1);
       }
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
-        init(control.q_empty[i], 1);
-        init(control.out_full[i], kConsumerWarps);
+        init_releases(control.q_empty[i], 1);
+        init_releases(control.out_full[i], kConsumerWarps);
       }
       for (int i = 0; i < kNumStages; ++i) {
         init(control.k_full[i], 1);
-        init(control.k_empty[i], kConsumerWarps);
+        init_releases(control.k_empty[i], kConsumerWarps);
         init(control.v_full[i], 1);
-        init(control.v_empty[i], kConsumerWarps);
+        init_releases(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
       fence_mbarrier_init();
