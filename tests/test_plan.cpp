@@ -122,29 +122,35 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   const auto tile = [](const char* pattern, int head_dim, int head_dim_v = 0) {
     return plan_for(pattern, {.head_dim = head_dim, .head_dim_v = head_dim_v}, "sm_90").spec.tile;
   };
-  CHECK(tile("causal", 64) == TileConfig{192, 128, 2, 16, 2});
-  CHECK(tile("causal", 96) == TileConfig{128, 128, 2, 12, 2});
-  CHECK(tile("causal", 128) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("causal", 64) == TileConfig{192, 128, 3, 16, 2});
+  CHECK(tile("causal", 96) == TileConfig{192, 96, 2, 16, 2});
+  CHECK(tile("causal", 128) == TileConfig{192, 80, 3, 16, 2});
   CHECK(tile("causal", 192) == TileConfig{128, 112, 2, 12, 1});
   CHECK(tile("causal", 192, 128) == TileConfig{128, 128, 2, 12, 1});
-  CHECK(tile("causal", 256) == TileConfig{128, 80, 2, 12, 1});
+  CHECK(tile("causal", 256) == TileConfig{128, 64, 2, 12, 1});
   // Masks of much code, and soft caps, leave fewer registers.
   const char* strided = "causal & strided(local=16, stride=8, block=64)";
   const char* capped = "causal & strided(local=16, stride=8, block=64) with softcap(30)";
-  CHECK(tile("causal with softcap(30)", 64) == TileConfig{128, 128, 2, 12, 2});
-  CHECK(tile(strided, 64) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("causal with softcap(30)", 64) == TileConfig{128, 128, 3, 12, 2});
+  CHECK(tile(strided, 64) == TileConfig{128, 128, 3, 12, 2});
   CHECK(tile(strided, 192) == TileConfig{128, 96, 2, 12, 1});
   CHECK(tile(strided, 256) == TileConfig{128, 64, 2, 12, 1});
   CHECK(tile(capped, 256) == TileConfig{128, 48, 2, 12, 2});
-  CHECK(tile("causal with softcap(30)", 256) == TileConfig{128, 80, 2, 12, 1});
+  CHECK(tile("causal with softcap(30)", 256) == TileConfig{128, 64, 2, 12, 1});
+  // Short rows do not fill 128 keys: at most 3072 of them, at narrow heads 512.
+  CHECK(tile("causal & window(left=1023)", 128) == TileConfig{192, 64, 4, 16, 2});
+  CHECK(tile("causal & window(left=4095)", 128) == tile("causal", 128));
+  CHECK(tile("causal & window(left=1023)", 64) == tile("causal", 64));
+  CHECK(tile("causal & window(left=127)", 64) == TileConfig{192, 64, 5, 16, 2});
+  CHECK(tile("causal & window(left=127)", 192) == tile("causal", 192));
   // Nor are tiles longer than a run-time mask's blocks, down to 64 keys.
   CHECK(tile("blocks(m, q=128, kv=128)", 128) == TileConfig{128, 128, 2, 12, 2});
-  CHECK(tile("blocks(m, q=64, kv=64)", 128) == TileConfig{128, 64, 4, 12, 2});
-  CHECK(tile("blocks(m, q=16, kv=16)", 128) == TileConfig{128, 64, 4, 12, 2});
+  CHECK(tile("blocks(m, q=64, kv=64)", 128) == TileConfig{128, 64, 5, 12, 2});
+  CHECK(tile("blocks(m, q=16, kv=16)", 128) == TileConfig{128, 64, 5, 12, 2});
 
   const Plan plan = plan_for("causal", {.head_dim = 128}, "sm_90");
-  CHECK(plan.threads == 384);
-  CHECK(plan.shared_bytes == 2 * 32768 + 2 * 2 * 32768 + 1024);
+  CHECK(plan.threads == 512);
+  CHECK(plan.shared_bytes == 2 * 192 * 256 + 2 * 3 * 80 * 256 + 1024);
   CHECK(plan.spec.min_ctas_per_sm == 1);
 }
 
@@ -466,9 +472,9 @@ TEST_CASE("a requested tile is taken, and its zeros are filled in") {
   CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3, .portable = true}).spec.tile ==
         TileConfig{128, 32, 3, 4});
   CHECK(plan_for("causal", {}, "sm_90", {.block_n = 64}).spec.tile ==
-        TileConfig{128, 64, 4, 12, 2});
-  CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 3}).spec.tile ==
-        TileConfig{128, 128, 3, 12, 1});
+        TileConfig{192, 64, 4, 16, 2});
+  CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 2}).spec.tile ==
+        TileConfig{192, 80, 2, 16, 2});
   CHECK(plan_for("causal", {}, "sm_86", {.num_warps = 8}).spec.tile == TileConfig{128, 64, 2, 8});
 }
 
@@ -497,6 +503,11 @@ TEST_CASE("narrow heads whose rows see few keys get a small portable tile on sm_
   CHECK(plan_for("window(left=9)", {.head_dim = 64}, "sm_90", wide).spec.tile == wide);
   CHECK(plan_for("window(left=9)", {.head_dim = 64}, "sm_90").keys == KeysPerRow::many);
   CHECK(plan_for("window(left=9, right=9)", {}, "sm_90").keys == KeysPerRow::few);
+  CHECK(plan_for("window(left=999, right=999)", {}, "sm_90").keys == KeysPerRow::some);
+  // Short rows cost more than their keys: one long head beside 31 short ones is half of the work.
+  const Problem heads{.head_dim = 128, .num_heads = 32, .num_heads_kv = 32};
+  CHECK(plan_for("heads(0: causal, else: causal & (sink(64) | window(left=255)))", heads, "sm_90")
+            .keys == KeysPerRow::some);
 }
 
 TEST_CASE("problems that make no sense are refused with their numbers") {

@@ -64,8 +64,8 @@ std::vector<std::string> reasons_against_widths(const Problem& problem, const Ar
 constexpr int kFewKeys = 512;
 constexpr int kSomeKeys = 3072;
 
-// What a row costs beyond its keys, in keys: a window's edges and the first tile.
-constexpr int kFixedKeys = 300;
+// What a row costs beyond its keys, about, in keys: the first tile and the edges of a window.
+constexpr int kFixedKeys = 640;
 
 // Over some rows of a long sequence, for lengths are not known here, and where they are short a
 // wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some

@@ -157,8 +157,7 @@ std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& 
   std::vector<TileConfig> tiles;
   if (family_of(first) == KernelFamily::fwd_sm90) {
     tiles = candidates_sm90(problem, arch);
-    for (const KeysPerRow keys :
-         {KeysPerRow::many, KeysPerRow::few}) {  // seldom faster
+    for (const KeysPerRow keys : {KeysPerRow::many, KeysPerRow::few}) {  // seldom faster
       tiles.push_back(choose_tile(arch, problem, {.keys = keys}, {.portable = true}));
     }
   } else {

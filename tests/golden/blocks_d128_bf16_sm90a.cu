@@ -9,7 +9,7 @@ struct Config {
   static constexpr int kHeadDimV = 128;
   static constexpr int kBlockM = 128;
   static constexpr int kBlockN = 64;
-  static constexpr int kNumStages = 4;
+  static constexpr int kNumStages = 5;
   static constexpr int kNumQStages = 2;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //

@@ -6,9 +6,9 @@ struct Config {
   using Element = Bf16;
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
-  static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 128;
-  static constexpr int kNumStages = 2;
+  static constexpr int kBlockM = 192;
+  static constexpr int kBlockN = 80;
+  static constexpr int kNumStages = 3;
   static constexpr int kNumQStages = 2;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
@@ -18,7 +18,7 @@ struct Config {
 };
 }  // namespace girih
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(512, 1)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads,
               const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {

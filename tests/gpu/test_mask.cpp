@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "hashed_workload.hpp"
+#include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 
 using namespace gpu_tests;
 using girih::DType;
@@ -145,9 +147,9 @@ namespace {
 
 // Binds every tile that the plan accepts for every problem, and launches each with and without a
 // cap on the grid. Returns how many there were.
-std::size_t check_tiles(const std::vector<Problem>& problems, const std::vector<TileConfig>& tiles,
+std::size_t check_tiles(const std::vector<oracle::Expr>& classes,
+                        const std::vector<Problem>& problems, const std::vector<TileConfig>& tiles,
                         const std::vector<Lengths>& lengths) {
-  const std::vector<oracle::Expr> classes = mixed_classes();
   std::vector<Binding> bindings;
   for (const Problem& problem : problems) {
     for (const TileConfig& tile : tiles) {
@@ -203,8 +205,23 @@ TEST_CASE("every tile configuration shows exactly the keys of all atoms in one l
       problems.push_back(make_problem(dtype, head_dim, kMixedHeads, 8));
   }
   const std::size_t num_bound =
-      check_tiles(problems, tiles, {{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}});
+      check_tiles(mixed_classes(), problems, tiles,
+                  {{15, 15}, {113, 203}, {512, 256}, {1023, 1024}, {1024, 1023}});
   CHECK(num_bound >= problems.size() * tiles.size() / 3);
+}
+
+TEST_CASE("every tile that a tuner may propose shows exactly the keys of four kinds of heads") {
+  const std::vector<oracle::Expr> classes = {causal(), streaming(70, 100), window(63, 17),
+                                             negation(window(40, 90))};
+  const auto arch = girih::plan::Arch::parse(girih::verify::Device().arch());
+  for (const int head_dim : {64, 96, 128, 192, 256}) {
+    const DType dtype = head_dim % 128 == 0 ? DType::bfloat16 : DType::float16;
+    const Problem problem = make_problem(dtype, head_dim, 4 * kHashes, 8);
+    const auto pattern = girih::Pattern::parse(pattern_text(classes, kHashes));
+    const TileConfig own = girih::plan::make_plan(pattern, problem, arch).spec.tile;
+    const std::vector<TileConfig> tiles = girih::plan::candidate_tiles(own, problem, arch);
+    CHECK(check_tiles(classes, {problem}, tiles, {{203, 113}, {700, 900}}) == tiles.size());
+  }
 }
 
 TEST_CASE("every width of heads shows exactly the keys of all atoms in one launch") {
@@ -220,7 +237,7 @@ TEST_CASE("every width of heads shows exactly the keys of all atoms in one launc
   problems.push_back(make_problem(DType::float16, 32, kMixedHeads, 8, 240));
   problems.push_back(make_problem(DType::bfloat16, 256, kMixedHeads, 8, 16));
   const std::size_t num_bound =
-      check_tiles(problems, tiles, {{113, 203}, {512, 256}, {1023, 1024}});
+      check_tiles(mixed_classes(), problems, tiles, {{113, 203}, {512, 256}, {1023, 1024}});
   CHECK(num_bound >= problems.size() * 2);
 }
 
@@ -414,9 +431,11 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
 }
 
 TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
-  const std::vector<oracle::Expr> classes = {
-      dense(), streaming(16, 32),
-      negation(strided({.left = 2, .right = 1, .stride = 3, .block = 10}))};
+  // Elaborate masks, and simple ones, which Hopper's kernel gives larger tiles.
+  const std::vector<oracle::Expr> kinds[] = {
+      {dense(), streaming(16, 32),
+       negation(strided({.left = 2, .right = 1, .stride = 3, .block = 10}))},
+      {dense(), streaming(16, 32), window(20, 5)}};
   std::vector<Case> cases;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128}) {
@@ -430,17 +449,19 @@ TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
   packed.lengths = {
       {90, 0, 1, 33, 70}, {110, 64, 0, 17, 100}, {100, 64, 0, 20, 0}, {3, 0, 0, 17, 0}};
   cases.push_back(packed);
-  std::vector<Binding> bindings;
-  for (const Case& c : cases) bindings.push_back({pattern_text(classes, kHashes), c.problem, {}});
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
-  for (std::size_t i = 0; i < bindings.size(); ++i) {
-    if (!bound[i].kernel) continue;
-    Case& c = cases[i];
-    c.max_ctas = 2;
-    HashedWorkload workload(c, i);
-    const auto outcome = workload.check(*bound[i].kernel, expected_of(classes, c));
-    CHECK_OUTCOME(outcome,
-                  fmt::format("{} at {} x {}", describe(c.problem), c.seqlen_q, c.seqlen_k));
+  for (const std::vector<oracle::Expr>& classes : kinds) {
+    std::vector<Binding> bindings;
+    for (const Case& c : cases) bindings.push_back({pattern_text(classes, kHashes), c.problem, {}});
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    for (std::size_t i = 0; i < bindings.size(); ++i) {
+      if (!bound[i].kernel) continue;
+      Case& c = cases[i];
+      c.max_ctas = 2;
+      HashedWorkload workload(c, i);
+      const auto outcome = workload.check(*bound[i].kernel, expected_of(classes, c));
+      CHECK_OUTCOME(outcome,
+                    fmt::format("{} at {} x {}", describe(c.problem), c.seqlen_q, c.seqlen_k));
+    }
   }
 }
