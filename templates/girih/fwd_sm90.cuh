@@ -1,11 +1,11 @@
 // Attention forward for Hopper (sm_90a): wgmma, the copy engine, warp specialisation.
 //
 // A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
-// left. Its first warpgroup produces: warp 2 takes query tiles and describes them, warp 0 walks the
-// key tiles that the mask lets each of them see and starts the copies of Q, K and V, running ahead
-// into the next query tile, and warp 1 stores finished output. Every other warpgroup consumes: it
-// owns 64 query rows, keeps their scores, probabilities and output in registers, and knows of a key
-// tile its descriptor only. Of two consecutive key tiles it multiplies Q * K^T of the second and
+// left. Its first warpgroup produces: warp 2 takes query tiles, describes them and finds the key
+// tiles that the mask lets them visit, running ahead into the next query tile; warp 0 starts the
+// copies of Q, K and V; warp 1 stores finished output. Every other warpgroup consumes: it owns 64
+// query rows, keeps their scores, probabilities and output in registers, and passes over key tiles
+// that only others' rows see. Of two consecutive key tiles it multiplies Q * K^T of the second and
 // P * V of the first at once, and does the softmax of the second while the latter runs.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a

@@ -13,9 +13,9 @@ struct KeyScan {
   static constexpr int kTiles = 32 / kParts;  // looked at together
   static constexpr uint32 kAllParts = (1u << kParts) - 1;
 
-  int next_look = 0;   // the first tile that was not looked at
-  int looked_at = 0;   // the first one of those that were, last
-  uint32 visible = 0;  // of those not visited yet: bit kParts * i + part
+  int next_look = 0;   // the first tile that was not looked at yet
+  int looked_at = 0;   // where the last look began
+  uint32 visible = 0;  // what it found and was not visited yet: bit kParts * i + part
   uint32 full = 0;
 
   // A visited tile: which parts see some of it, and which all of it; a bit each.
