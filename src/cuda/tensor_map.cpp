@@ -29,4 +29,14 @@ TensorMap encode_tensor_map(const TiledTensor& tensor, int box_rows) {
   return map;
 }
 
+const TensorMap& TensorMapMemory::get(const TiledTensor& tensor, int box_rows) {
+  if (box_rows != box_rows_ || !(tensor == tensor_)) {
+    box_rows_ = 0;
+    map_ = encode_tensor_map(tensor, box_rows);
+    tensor_ = tensor;
+    box_rows_ = box_rows;
+  }
+  return map_;
+}
+
 }  // namespace girih::cuda

@@ -238,8 +238,9 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
 
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                           const TileConfig& tile) {
+  static thread_local cuda::TensorMapMemory memory[4];  // of q, k, v and out
   const Dims dims = dims_of(args.layout);
-  const auto map = [&](const Tensor& tensor, const void* data, const Strides& strides,
+  const auto map = [&](int place, const Tensor& tensor, const void* data, const Strides& strides,
                        int box_rows) {
     for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
       constexpr std::int64_t kEnd = std::int64_t{1} << 39;  // 2^40 bytes
@@ -249,7 +250,7 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
                       "bind the portable one (tile.portable)",
                       stride, kEnd - 8));
     }
-    return cuda::encode_tensor_map(
+    return memory[place].get(
         {.data = data,
          .type = problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                   : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -264,12 +265,12 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
   };
   // Without keys a row is read and masked: of tensors that are as wide and have memory.
   const bool keys = args.k.shape[dims.row] > 0;
-  return {.q = map(args.q, params.q, params.q_strides, tile.block_m),
-          .k = keys ? map(args.k, params.k, params.k_strides, tile.block_n)
-                    : map(args.q, params.q, params.q_strides, tile.block_n),
-          .v = keys ? map(args.v, params.v, params.v_strides, tile.block_n)
-                    : map(args.out, params.out, params.out_strides, tile.block_n),
-          .out = map(args.out, params.out, params.out_strides, tile.block_m)};
+  return {.q = map(0, args.q, params.q, params.q_strides, tile.block_m),
+          .k = keys ? map(1, args.k, params.k, params.k_strides, tile.block_n)
+                    : map(1, args.q, params.q, params.q_strides, tile.block_n),
+          .v = keys ? map(2, args.v, params.v, params.v_strides, tile.block_n)
+                    : map(2, args.out, params.out, params.out_strides, tile.block_n),
+          .out = map(3, args.out, params.out, params.out_strides, tile.block_m)};
 }
 
 }  // namespace girih::runtime
