@@ -147,6 +147,7 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   CHECK(tile("blocks(m, q=128, kv=128)", 128) == TileConfig{128, 128, 2, 12, 2});
   CHECK(tile("blocks(m, q=64, kv=64)", 128) == TileConfig{128, 64, 5, 12, 2});
   CHECK(tile("blocks(m, q=16, kv=16)", 128) == TileConfig{128, 64, 5, 12, 2});
+  CHECK(tile("blocks(m, q=128, kv=128)", 192) == TileConfig{128, 64, 2, 12, 2});
 
   const Plan plan = plan_for("causal", {.head_dim = 128}, "sm_90");
   CHECK(plan.threads == 512);

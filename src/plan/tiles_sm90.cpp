@@ -38,8 +38,8 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 // best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
 // from memory less often and pass over more of what a window cuts off, where V is narrow and the
 // mask leaves them registers. Where rows see few keys, 64 fill tiles better. Of stages, as many as
-// there is room for: passing over key tiles needs them. Tiles are not larger than the blocks of a
-// run-time mask, down to 64 keys.
+// there is room for: passing over key tiles needs them, but more than five, or three of more than
+// 64 keys, bring nothing. Tiles divide the blocks of a run-time mask, down to 64 keys.
 std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
@@ -58,6 +58,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                         : three && short_rows       ? 64
                                                     : 128;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
+    if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;
     for (const int num_q_stages : {2, 1}) {
       for (const int num_stages : {5, 4, 3, 2}) {
         if (num_stages > (tile.block_n <= 64 ? 5 : 3)) continue;

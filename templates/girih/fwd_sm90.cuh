@@ -50,7 +50,7 @@ struct FwdSm90 {
 
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
-  // the producer's walk.
+  // the scheduler's seeks.
   static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
@@ -108,7 +108,7 @@ struct FwdSm90 {
 
   // A key tile that a query tile visits, as the scheduler finds it. The flags hold a TileKind for
   // each consumer warpgroup, two bits each, and whether the query tile begins or ends here; then a
-  // bit for each warpgroup, which says that it sees the next key tile.
+  // bit for each warpgroup, which says that the mask lets it see the next key tile.
   struct Visit {
     int n_block;
     uint32 flags;
@@ -225,8 +225,8 @@ struct FwdSm90 {
   // others go to whoever asks next; without a counter they go round, back and forth, so that
   // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
   // tile leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int next_tile(const FwdParams& params, int* counter,
-                                                  int round) {
+  static __device__ __forceinline__ int take_query_tile(const FwdParams& params, int* counter,
+                                                        int round) {
     if (counter == nullptr) {
       const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       return round * gridDim.x + place;
@@ -293,7 +293,7 @@ struct FwdSm90 {
         find_visits(control, work, announcer);
         if (none_left) return;
       }
-      index = next_tile(params, counter, round);
+      index = take_query_tile(params, counter, round);
     }
   }
 
@@ -371,10 +371,9 @@ struct FwdSm90 {
     const auto load_pending = [&] { load_values(maps, control, shared, pending, tail_parity); };
 #pragma unroll 1
     while (true) {
-      if (!mbarrier_try_wait(shared_address(&control.visit_full[visits.stage]), visits.parity)) {
-        load_pending();
-        wait(control.visit_full[visits.stage], visits.parity);
-      }
+      const uint64& announced = control.visit_full[visits.stage];
+      if (!mbarrier_has_ended(shared_address(&announced), visits.parity)) load_pending();
+      wait(announced, visits.parity);
       const Visit visit = control.visits[visits.stage];
       release(control.visit_empty[visits.stage], lane);
       visits.advance();
@@ -681,6 +680,7 @@ struct FwdSm90 {
       clear(output);
       softmax = {};
       scale_log2 = score_scale(params, work()).log2;
+      release_passed();
       finish_scores();
       pack_probabilities(probabilities, scores);
       while (true) {

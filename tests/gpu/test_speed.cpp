@@ -149,6 +149,7 @@ TEST_CASE("the portable and the Hopper kernel are as fast as the best of their k
   if (device.arch() == "sm_90") {
     CHECK(portable >= 240.0);
     CHECK(own >= 550.0);
+    CHECK(own >= 1.75 * portable);  // at the same clock; 1.6 where products and softmax take turns
   } else {
     MESSAGE("skipped: the figures are for sm_90");
   }

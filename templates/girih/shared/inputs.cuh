@@ -50,16 +50,23 @@ struct BitRows {
   }
 
   // The first columns from `column` on that some row has set, and that some row has clear; kNone
-  // where there is none.
+  // where there is none. Where one of the two is kFar columns away or farther, a nearer column may
+  // stand for it, at least kFar - 32 away: long runs are not searched to their end again and again.
   struct Next {
     int set;
     int clear;
   };
+  static constexpr int kFar = 512;
   GIRIH_HD Next next(int column) const {
     Next next{kNone, kNone};
     uint32 ahead = ~0u << column % 32;
     GIRIH_ROLLED
     for (int w = column / 32; 32 * w < num_columns; ++w) {
+      if (w - column / 32 == kFar / 32) {
+        next.set = min(next.set, 32 * w);
+        next.clear = min(next.clear, 32 * w);
+        break;
+      }
       uint32 any = 0, all = ~0u;
       GIRIH_ROLLED
       for (int row = 0; row < num_rows; ++row) {

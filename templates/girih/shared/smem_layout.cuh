@@ -8,13 +8,11 @@ namespace girih {
 // A tile's row takes a multiple of 128 bytes, so that the swizzle of tile/swizzle.cuh applies.
 GIRIH_HD constexpr int row_pitch_bytes(int head_dim) { return round_up(2 * head_dim, 128); }
 
-// What a producer tells the consumers of a K/V stage. kind is a TileKind; empty ends the walk, or
-// kLastTile, added to the last tile's, says so in time.
+// What a producer tells the consumers of a K/V stage. kind is a TileKind; empty ends the walk.
 struct TileDescriptor {
   int n_block;
   int kind;
 };
-constexpr int kLastTile = 4;
 
 // fwd_sm80: Q (where the epilogue stages the output), then the K stages, then the V stages, then
 // the producer's state.
@@ -54,7 +52,7 @@ struct FwdSm90Layout {
 constexpr int kFwdSm90ControlBytes = 1024;
 
 // Registers of a consumer's thread that hold scores, probabilities and output; and up to how many
-// of them the producer has registers for any pattern's walk.
+// of them the producer has registers for any pattern's seeks.
 GIRIH_HD constexpr int fwd_sm90_fragment_registers(int block_n, int head_dim_v) {
   return (block_n + head_dim_v) / 2 + block_n / 4;
 }
