@@ -123,6 +123,7 @@ Problem ProblemOptions::resolve(const Pattern& pattern) const {
   problem.num_heads_kv = num_heads_kv.value_or(problem.num_heads);
   problem.head_offset = head_offset;
   problem.num_heads_total = num_heads_total;
+  problem.shared_inputs = shared_inputs;
   pattern.class_of_head(problem);  // throws where it does not cover them
   return problem;
 }
@@ -135,6 +136,8 @@ void add_head_options(CLI::App& verb, ProblemOptions& options) {
                   "Where a tensor-parallel rank's query heads begin among the model's");
   verb.add_option("--heads-total", options.num_heads_total,
                   "Query heads of the whole model; default: --heads");
+  verb.add_flag("--shared-inputs", options.shared_inputs,
+                "The query heads of a KV head see the same blocks of run-time inputs");
 }
 
 void add_problem_options(CLI::App& verb, ProblemOptions& options) {

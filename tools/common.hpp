@@ -72,6 +72,7 @@ struct ProblemOptions {
   std::optional<int> num_heads_kv;
   int head_offset = 0;
   int num_heads_total = 0;
+  bool shared_inputs = false;
 
   /// Heads left out are one query head, or as many KV heads as query heads; a pattern that counts
   /// heads needs them. @throws Error invalid_argument, also where the heads do not fit the pattern.

@@ -33,6 +33,10 @@ struct Problem {
   int head_offset = 0;
   int num_heads_total = 0;  ///< 0: num_heads
 
+  /// A promise that the query heads of one KV head see the same blocks of run-time inputs, so that
+  /// they may share a tile; whoever breaks it gets right results, slowly.
+  bool shared_inputs = false;
+
   int group_size() const { return num_heads / num_heads_kv; }
   int width_v() const { return head_dim_v == 0 ? head_dim : head_dim_v; }
   int heads_total() const { return num_heads_total == 0 ? num_heads : num_heads_total; }

@@ -12,6 +12,7 @@
 #include "pattern/atoms.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/tiles.hpp"
+#include "plan/tiles_sm90.hpp"
 
 namespace girih::plan {
 namespace {
@@ -247,6 +248,11 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.head_dim = problem.head_dim;
   plan.spec.head_dim_v = problem.width_v();
   plan.spec.tile = tile;
+  if (hopper) {
+    plan.spec.pack_heads = packs_heads(problem, traits, tile.block_m);
+    const bool gathers = plan.spec.pack_heads && tile.block_n % traits.kv_block_size == 0;
+    plan.spec.key_box = gathers ? std::min(traits.kv_block_size, tile.block_n) : tile.block_n;
+  }
   plan.keys = traits.keys;
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);

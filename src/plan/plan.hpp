@@ -23,6 +23,8 @@ struct KernelSpec {
   int head_dim = 0;
   int head_dim_v = 0;
   TileConfig tile;
+  int key_box = 0;          ///< keys that are copied together, of fwd_sm90: a divisor of block_n
+  bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
   bool softcap = false;     ///< whether some head has one
   int min_ctas_per_sm = 1;  ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same

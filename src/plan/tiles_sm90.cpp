@@ -28,6 +28,13 @@ int most_fragments(const TileConfig& tile) {
 
 }  // namespace
 
+// 64 rows of as many query heads as there are consumer warpgroups, where blocks of rows are not
+// larger and those heads see the same keys: a gathered key tile then serves every warpgroup.
+bool packs_heads(const Problem& problem, const PatternTraits& pattern, int block_m) {
+  return problem.shared_inputs && pattern.q_block_size > 0 && pattern.q_block_size <= 64 &&
+         problem.group_size() % (block_m / 64) == 0;
+}
+
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
   return fwd_sm90_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
                          tile.num_stages, tile.num_q_stages)
@@ -53,7 +60,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   const int limit = !pattern.elaborate ? most_fragments(tile)
                     : pattern.softcap  ? kMostFragmentsElaborateSoftcap
                                        : kMostFragmentsElaborate;
-  const int most_keys = requested.block_n           ? requested.block_n
+  const int most_keys = requested.block_n                    ? requested.block_n
+                        : packs_heads(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
                                                     : 128;

@@ -9,6 +9,9 @@
 
 namespace girih::plan {
 
+/// Whether consumer warpgroups have the same rows of different query heads.
+bool packs_heads(const Problem& problem, const PatternTraits& pattern, int block_m);
+
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem);
 
 /// Empty where the kernel cannot have what was requested, unless num_q_stages was: only this kernel

@@ -237,7 +237,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
 }
 
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
-                          const TileConfig& tile) {
+                          int query_rows, int key_rows) {
   static thread_local cuda::TensorMapMemory memory[4];  // of q, k, v and out
   const Dims dims = dims_of(args.layout);
   const auto map = [&](int place, const Tensor& tensor, const void* data, const Strides& strides,
@@ -265,12 +265,12 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
   };
   // Without keys a row is read and masked: of tensors that are as wide and have memory.
   const bool keys = args.k.shape[dims.row] > 0;
-  return {.q = map(0, args.q, params.q, params.q_strides, tile.block_m),
-          .k = keys ? map(1, args.k, params.k, params.k_strides, tile.block_n)
-                    : map(1, args.q, params.q, params.q_strides, tile.block_n),
-          .v = keys ? map(2, args.v, params.v, params.v_strides, tile.block_n)
-                    : map(2, args.out, params.out, params.out_strides, tile.block_n),
-          .out = map(3, args.out, params.out, params.out_strides, tile.block_m)};
+  return {.q = map(0, args.q, params.q, params.q_strides, query_rows),
+          .k = keys ? map(1, args.k, params.k, params.k_strides, key_rows)
+                    : map(1, args.q, params.q, params.q_strides, key_rows),
+          .v = keys ? map(2, args.v, params.v, params.v_strides, key_rows)
+                    : map(2, args.out, params.out, params.out_strides, key_rows),
+          .out = map(3, args.out, params.out, params.out_strides, query_rows)};
 }
 
 }  // namespace girih::runtime

@@ -10,9 +10,10 @@ namespace girih::runtime {
 /// The problem that these tensors pose. @throws Error invalid_argument when their shapes disagree.
 Problem problem_of(const jit::Args& args);
 
-/// The tensors of `params`, as the Hopper kernel wants them. @throws Error driver.
+/// The tensors of `params`, as the Hopper kernel wants them, which copies so many rows of a head at
+/// once. @throws Error driver.
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
-                          const TileConfig& tile);
+                          int query_rows, int key_rows);
 
 /// Everything but the order of tiles. Formats text only when it throws.
 /// @throws Error invalid_argument naming the tensor, the value and what it should be.

@@ -264,15 +264,23 @@ Device current_device() {
 
 // --- Launch -------------------------------------------------------------------------------------
 
+struct QueryTileShape {
+  int rows = 0;   // of a head
+  int heads = 1;  // of one KV head
+};
+
 // Fills in the order of tiles: heads whose keys and values fit in 2/3 of the L2 go together.
-void plan_order(FwdParams& params, const Problem& problem, int block_m, int l2_bytes) {
+void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
+                int l2_bytes) {
   const std::int64_t key_bytes = 2 * (problem.head_dim + problem.width_v());
   const std::int64_t kv_head_bytes = key_bytes * std::max(params.geometry.seqlen_k, 1);
   const std::int64_t kv_heads = std::max<std::int64_t>(l2_bytes / 3 * 2 / kv_head_bytes, 1);
   params.heads_per_section = static_cast<int>(
       std::min<std::int64_t>(kv_heads * problem.group_size(), std::max(params.num_batch_heads, 1)));
 
-  params.num_m_blocks = (params.geometry.seqlen_q + block_m - 1) / block_m;
+  params.num_m_blocks = (params.geometry.seqlen_q + tile.rows - 1) / tile.rows;
+  params.num_batch_heads /= tile.heads;
+  params.heads_per_section = std::max(params.heads_per_section / tile.heads, 1);
   const std::int64_t num_tiles = std::int64_t{params.num_batch_heads} * params.num_m_blocks;
   if (num_tiles > kMaxNumber) {
     throw Error(Errc::invalid_argument,
@@ -309,6 +317,8 @@ struct Kernel::Impl {
   CUdevice device = 0;
   int l2_bytes = 0;
   int num_sms = 0;
+  QueryTileShape query_tile;
+  int key_box = 0;  // of the Hopper kernel
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
@@ -402,9 +412,9 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
 void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem);
-  plan_order(params, impl.problem, impl.info.tile.block_m, impl.l2_bytes);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, inputs.workspace_bytes);
+  plan_order(params, impl.problem, impl.query_tile, impl.l2_bytes);
   if (params.num_tiles == 0) return;
 
   int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
@@ -415,7 +425,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   int* counter = nullptr;
   if (impl.counters != nullptr) {  // the Hopper kernel: a CTA takes one tile after the other
     num_ctas = std::min(num_ctas, impl.num_sms);
-    maps = runtime::tensor_maps(args, params, impl.problem, impl.info.tile);
+    maps = runtime::tensor_maps(args, params, impl.problem, impl.query_tile.rows, impl.key_box);
     counter = impl.counters->of(args.stream);
     parameters[count++] = &maps;
     parameters[count++] = &counter;
@@ -503,6 +513,9 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->num_sms = device.id.num_sms;
+  const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
+  impl->query_tile = {plan.spec.tile.block_m / heads, heads};
+  impl->key_box = plan.spec.key_box;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
   }

@@ -133,7 +133,7 @@ struct FwdSm80 {
       for (;; candidate += gridDim.x) {
         index = candidate;
         if (index >= params.num_tiles) return;
-        at = query_tile(params, index);
+        at = query_tile(params, index, 1);
         sequence = sequence_of(params, at.batch);
         first_row = at.m_block * kBlockM;
         if (first_row < sequence.geometry.seqlen_q) break;
@@ -269,9 +269,10 @@ struct FwdSm80 {
       const bool partial = tile.kind == static_cast<int>(TileKind::partial);
       WarpMask<kRowsPerWarp, kBlockN> mask;
       if (partial) {
-        mask.template evaluate<Classes>(producer.walk.head_class, producer.walk.numbers,
-                                        producer.geometry, producer.first_row + warp * kRowsPerWarp,
-                                        tile.n_block * kBlockN);
+        mask.template evaluate<Classes, 32>(
+            producer.walk.head_class, producer.walk.numbers, producer.geometry,
+            producer.first_row + warp * kRowsPerWarp,
+            [&](int column) { return tile.n_block * kBlockN + column; });
       }
       const uint32 stage = t % kNumStages;
       Scores scores;

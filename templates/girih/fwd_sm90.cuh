@@ -10,7 +10,10 @@
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
 // warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),
-// kNumQStages (2 where there is room, else 1), kSoftcap (whether some head has one), Heads (a
+// kNumQStages (2 where there is room, else 1), kKeyBox (a divisor of kBlockN, 16 or more: a key
+// tile is gathered from boxes of so many keys, which the mask tells apart), kPackHeads (whether
+// each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
+// head, instead of 64 of the head's kBlockM rows), kSoftcap (whether some head has one), Heads (a
 // HeadTable) and Classes (HeadClasses).
 #pragma once
 
@@ -43,6 +46,10 @@ struct FwdSm90 {
   static constexpr int kNumThreads = 128 * (1 + kNumMmaWarpgroups);
   static constexpr int kKeyFragments = kBlockN / 8;    // n8 of the scores
   static constexpr int kDimFragments = kHeadDimV / 8;  // n8 of the output
+  static constexpr int kKeyBox = Config::kKeyBox;
+  static constexpr int kBoxes = kBlockN / kKeyBox;
+  static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
+  static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -63,6 +70,7 @@ struct FwdSm90 {
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
   static_assert(kBlockM == 128 || kBlockM == 192, "two or three warpgroups own 64 rows each");
+  static_assert(kBlockN % kKeyBox == 0 && kKeyBox % 16 == 0 && kBoxes <= 32);
   static_assert(kNumQStages == 1 || kNumQStages == 2);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
 
@@ -97,12 +105,26 @@ struct FwdSm90 {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
-    Geometry geometry;
-    int head_class;
-    const int* numbers;
-    float softcap;
-    float* lse;   // of the sequence and head, or null
+    Geometry geometry;  // in the first head
+    int head_class[kHeadsPerTile];
+    const int* numbers[kHeadsPerTile];
+    float softcap[kHeadsPerTile];
+    float* lse;   // of the sequence and the first head, or null
     uint16* out;  // likewise
+
+    // Of the heads, that of a consumer warpgroup.
+    static __device__ __forceinline__ int head_of(int warpgroup) {
+      return kHeadsPerTile == 1 ? 0 : warpgroup;
+    }
+    __device__ __forceinline__ Geometry geometry_of(int warpgroup) const {
+      Geometry own = geometry;
+      own.head += head_of(warpgroup);
+      own.local_head += head_of(warpgroup);
+      return own;
+    }
+    __device__ __forceinline__ int first_row_of(int warpgroup) const {
+      return first_row + (kHeadsPerTile == 1 ? 64 * warpgroup : 0);
+    }
   };
   static constexpr int kNumWorks = 4;
 
@@ -110,16 +132,15 @@ struct FwdSm90 {
   // each consumer warpgroup, two bits each, and whether the query tile begins or ends here; then a
   // bit for each warpgroup, which says that the mask lets it see the next key tile.
   struct Visit {
-    int n_block;
     uint32 flags;
-
-    __device__ __forceinline__ uint32 kind(int warpgroup) const {
-      return flags >> 2 * warpgroup & 3;
-    }
-    __device__ __forceinline__ bool sees_next(int warpgroup) const {
-      return (flags >> (kSeesNextBit + warpgroup) & 1) != 0;
-    }
+    int boxes[kBoxes];  // which of the sequence's; those beyond the last show nothing
   };
+  static __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {
+    return flags >> 2 * warpgroup & 3;
+  }
+  static __device__ __forceinline__ bool sees_next(uint32 flags, int warpgroup) {
+    return (flags >> (kSeesNextBit + warpgroup) & 1) != 0;
+  }
   static constexpr uint32 kFirstVisit = 1 << 6;
   static constexpr uint32 kLastVisit = 1 << 7;
   static constexpr int kSeesNextBit = 8;
@@ -133,13 +154,13 @@ struct FwdSm90 {
   // until it has found the next tile to look at, and copies wait for that stage.
   static constexpr int kMostPassed = kNumStages - 1;
 
-  using Scan = KeyScan<Classes, kNumMmaWarpgroups, 64>;
+  using Scan = KeyScan<kNumMmaWarpgroups>;
 
-  // A key tile whose V is to be loaded.
+  // A key tile whose V is to be loaded; which one, its K's stage still says.
   struct Pending {
     static constexpr int kNone = -1;
-    BoxOrigin at;
-    int rows = kNone;  // that may be read, or that nothing is pending
+    BoxOrigin keys;    // of the sequence
+    int rows = kNone;  // of the sequence, that may be read; or that nothing is pending
     Ring<kNumStages> ring;
   };
 
@@ -176,15 +197,20 @@ struct FwdSm90 {
 
   // --- Producing ---
 
-  // Starts the copy of kRows rows, panel after panel, which `barrier` waits for; by one lane.
-  template <int kRows, int kNumPanels>
+  // Starts the copy of a tile of kRows rows, panel after panel, which `barrier` waits for; by one
+  // lane. box_at(i) is where box i of kBoxRows rows starts.
+  template <int kRows, int kBoxRows, int kNumPanels, class BoxAt>
   static __device__ __forceinline__ void load_panels(uint32 tile, const TensorMap& map,
-                                                     const uint64& barrier, BoxOrigin at) {
+                                                     const uint64& barrier, const BoxAt& box_at) {
     mbarrier_arrive_expect(shared_address(&barrier), kNumPanels * kRows * kPanelRowBytes);
 #pragma unroll
-    for (int panel = 0; panel < kNumPanels; ++panel) {
-      tma_load(tile + panel * kRows * kPanelRowBytes, map, shared_address(&barrier),
-               {panel * kPanelColumns, at.row, at.head, at.batch});
+    for (int box = 0; box < kRows / kBoxRows; ++box) {
+      const BoxOrigin at = box_at(box);
+#pragma unroll
+      for (int panel = 0; panel < kNumPanels; ++panel) {
+        tma_load(tile + (panel * kRows + box * kBoxRows) * kPanelRowBytes, map,
+                 shared_address(&barrier), {panel * kPanelColumns, at.row, at.head, at.batch});
+      }
     }
   }
 
@@ -192,13 +218,11 @@ struct FwdSm90 {
   static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
                                                   const Heads& heads, const InputView* inputs,
                                                   int index) {
-    const QueryTile at = query_tile(params, index);
+    const QueryTile at = query_tile(params, index, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
-    const int first_row = at.m_block * kBlockM;
+    const int first_row = at.m_block * kRowsPerHead;
     if (first_row >= sequence.geometry.seqlen_q) return false;
 
-    const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
-    const int head_class = Classes::kCount == 1 ? 0 : head.head_class;
     const int kv_head = at.head / sequence.geometry.group_size;
     work.first_row = first_row;
     work.queries = {0, sequence.q_row + first_row, at.head, sequence.q_batch};
@@ -209,9 +233,13 @@ struct FwdSm90 {
     work.geometry.inputs = inputs;
     work.geometry.batch = at.batch;
     work.geometry.local_head = at.head;
-    work.head_class = head_class;
-    work.numbers = head.numbers;
-    work.softcap = head.softcap;
+#pragma unroll
+    for (int i = 0; i < kHeadsPerTile; ++i) {
+      const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head + i];
+      work.head_class[i] = Classes::kCount == 1 ? 0 : head.head_class;
+      work.numbers[i] = head.numbers;
+      work.softcap[i] = head.softcap;
+    }
     work.lse = params.lse == nullptr ? nullptr
                                      : params.lse + offset(params.lse_strides, sequence.q_batch,
                                                            sequence.q_row, at.head);
@@ -245,24 +273,24 @@ struct FwdSm90 {
     int passed = 0;  // key tiles in a row that this lane's warpgroup was let pass over
     int seen = 0;    // whether it was given one of this query tile
 
-    // Every warpgroup is given at least one key tile of a query tile, were it all masked: the
-    // output of rows that see nothing is written as others' is.
-    __device__ __forceinline__ void announce(Control& control, Visit visit) {
+    // `box`: in lane i box i. Every warpgroup is given at least one key tile of a query tile, were
+    // it all masked: the output of rows that see nothing is written as others' is.
+    __device__ __forceinline__ void announce(Control& control, uint32 flags, int box) {
       const int lane = fresh_thread_index() % 32;
-      if (visit.flags & kFirstVisit) seen = 0;
-      bool sees = visit.kind(lane % kNumMmaWarpgroups) != 0;
+      if (flags & kFirstVisit) seen = 0;
+      bool sees = (flags >> 2 * (lane % kNumMmaWarpgroups) & 3) != 0;
       const bool forced =
-          !sees && (passed == kMostPassed || ((visit.flags & kLastVisit) != 0 && seen == 0));
+          !sees && (passed == kMostPassed || ((flags & kLastVisit) != 0 && seen == 0));
       sees |= forced;
       passed = sees ? 0 : passed + 1;
       seen |= sees;
-      visit.flags |= __reduce_or_sync(
-          0xffffffff, forced && lane < kNumMmaWarpgroups ? kPartial << 2 * lane : 0);
+      flags |= __reduce_or_sync(0xffffffff,
+                                forced && lane < kNumMmaWarpgroups ? kPartial << 2 * lane : 0);
       wait(control.visit_empty[ring.stage], ring.parity ^ 1);
-      if (lane == 0) {
-        control.visits[ring.stage] = visit;
-        arrive(control.visit_full[ring.stage]);
-      }
+      Visit& visit = control.visits[ring.stage];
+      if (lane == 0) visit.flags = flags;
+      if (lane < kBoxes) visit.boxes[lane] = box;
+      release(control.visit_full[ring.stage], lane);
       __syncwarp();
       ring.advance();
     }
@@ -297,24 +325,49 @@ struct FwdSm90 {
     }
   }
 
-  // A visit is announced when the next one has been found, or that there is none.
+  // A visit is announced when the next one's first box has been found, or that there is none.
   static __device__ __forceinline__ void find_visits(Control& control, const Work& work,
                                                      Announcer& announcer) {
+    const KeyTiles boxes{kKeyBox, work.geometry.seqlen_k};
+    const int count = work.first_row < 0 ? 0 : boxes.count();
+    const auto seek = [&](int part, int n) -> Run {
+      const int begin = work.first_row_of(part);
+      const QueryRows rows{begin, min(begin + 64, work.geometry.seqlen_q)};
+      if (rows.begin >= rows.end) return {count, TileKind::empty};
+      const int head = Work::head_of(part);
+      if constexpr (kHeadsPerTile == 1) {
+        return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
+      } else {
+        return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part),
+                             rows, boxes, n);
+      }
+    };
+    const int lane = fresh_thread_index() % 32;
     Scan scan;
-    Visit found{0, kFirstVisit};
-    bool any = work.first_row < 0;
+    uint32 flags = kFirstVisit;
+    uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
+    int found_boxes = 0;
+    int box = count;
 #pragma unroll 1
     while (true) {
       typename Scan::Found next;
-      const bool more =
-          work.first_row >= 0 && scan.next(work.head_class, work.numbers, work.geometry,
-                                           work.first_row, {kBlockN, work.geometry.seqlen_k}, next);
-      found.flags |= more ? next.visible << kSeesNextBit : kLastVisit;
-      if (any || !more) announcer.announce(control, found);
-      if (!more) return;
-      found = {next.n,
-               (any ? 0 : kFirstVisit) | two_bits_each(next.visible) + two_bits_each(next.full)};
-      any = true;
+      const bool more = scan.next(seek, count, next);
+      if (!more || found_boxes == kBoxes) {
+        if (found_boxes < kBoxes) full = 0;
+        flags |= two_bits_each(visible) + two_bits_each(visible & full);
+        flags |= more ? next.visible << kSeesNextBit : kLastVisit;
+        announcer.announce(control, flags, box);
+        if (!more) return;
+        flags = 0;
+        visible = 0;
+        full = Scan::kAllParts;
+        found_boxes = 0;
+        box = count;
+      }
+      if (lane == found_boxes) box = next.n;
+      visible |= next.visible;
+      full &= next.full;
+      ++found_boxes;
     }
   }
 
@@ -328,34 +381,52 @@ struct FwdSm90 {
                                                      uint32& tail_parity) {
     if (pending.rows == Pending::kNone) return;
     const int stage = pending.ring.stage;
+    const Visit& visit = control.tiles[stage];
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
-    const bool whole = pending.rows >= kBlockN;
+    bool whole = true;
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) whole &= rows_of(pending, visit, i) == kKeyBox;
     wait(control.v_empty[stage], pending.ring.parity ^ 1);
     if (elect_one()) {
-      load_panels<kBlockN, kPanelsV>(shared_address(tile), maps.v,
-                                     whole ? control.v_full[stage] : control.v_tail, pending.at);
+      load_panels<kBlockN, kKeyBox, kPanelsV>(
+          shared_address(tile), maps.v, whole ? control.v_full[stage] : control.v_tail,
+          [&](int box) { return box_at(pending.keys, visit, box); });
     }
     __syncwarp();
     if (!whole) {
       wait(control.v_tail, tail_parity);
       tail_parity ^= 1;
-      zero_tail(tile, pending.rows);
+#pragma unroll 1
+      for (int i = 0; i < kBoxes; ++i) {
+        zero_tail(tile + i * kKeyBox * kPanelRowBytes, rows_of(pending, visit, i));
+      }
+      fence_proxy_async();
+      __syncwarp();
       if (elect_one()) arrive(control.v_full[stage]);
       __syncwarp();
     }
     pending.rows = Pending::kNone;
   }
 
+  static __device__ __forceinline__ BoxOrigin box_at(BoxOrigin keys, const Visit& visit, int box) {
+    keys.row += visit.boxes[box] * kKeyBox;
+    return keys;
+  }
+
+  // Of a box, that may be read.
+  static __device__ __forceinline__ int rows_of(const Pending& pending, const Visit& visit,
+                                                int box) {
+    return min(max(pending.rows - visit.boxes[box] * kKeyBox, 0), kKeyBox);
+  }
+
   // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
   // times NaN would be NaN.
-  static __device__ __forceinline__ void zero_tail(unsigned char* tile, int rows) {
+  static __device__ __forceinline__ void zero_tail(unsigned char* box, int rows) {
     for (int panel = 0; panel < kPanelsV; ++panel) {
-      for (int chunk = rows * 8 + fresh_thread_index() % 32; chunk < kBlockN * 8; chunk += 32) {
-        *reinterpret_cast<uint4*>(tile + panel * kBlockN * kPanelRowBytes + chunk * 16) = {};
+      for (int chunk = rows * 8 + fresh_thread_index() % 32; chunk < kKeyBox * 8; chunk += 32) {
+        *reinterpret_cast<uint4*>(box + panel * kBlockN * kPanelRowBytes + chunk * 16) = {};
       }
     }
-    fence_proxy_async();
-    __syncwarp();
   }
 
   // Loads Q, K and V of what is visited, as soon as stages are free.
@@ -374,12 +445,10 @@ struct FwdSm90 {
       const uint64& announced = control.visit_full[visits.stage];
       if (!mbarrier_has_ended(shared_address(&announced), visits.parity)) load_pending();
       wait(announced, visits.parity);
-      const Visit visit = control.visits[visits.stage];
-      release(control.visit_empty[visits.stage], lane);
-      visits.advance();
-
+      const Visit& visit = control.visits[visits.stage];
+      const uint32 flags = visit.flags;
       const Work& work = control.work[count % kNumWorks];
-      if (visit.flags & kFirstVisit) {
+      if (flags & kFirstVisit) {
         const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
         const bool none_left = work.first_row < 0;
         // The output of the tile before needs its last V before it makes room in Q's only stage.
@@ -389,32 +458,36 @@ struct FwdSm90 {
           if (none_left) {
             arrive(control.q_full[queries.stage]);
           } else {
-            load_panels<kBlockM, kPanels>(
+            load_panels<kBlockM, kRowsPerHead, kPanels>(
                 shared_address(shared) + queries.stage * kLayout.q_stage_bytes, maps.q,
-                control.q_full[queries.stage], work.queries);
+                control.q_full[queries.stage], [&](int head) {
+                  BoxOrigin at = work.queries;
+                  at.head += head;
+                  return at;
+                });
           }
         }
         __syncwarp();
         if (none_left) return;
       }
 
-      const int first_key = visit.n_block * kBlockN;
+      const BoxOrigin sequence = work.keys;
       const int seqlen_k = work.geometry.seqlen_k;
-      BoxOrigin at = work.keys;
-      at.row += first_key;
       wait(control.k_empty[keys.stage], keys.parity ^ 1);
       if (elect_one()) {
         control.tiles[keys.stage] = visit;
-        load_panels<kBlockN, kPanels>(
+        load_panels<kBlockN, kKeyBox, kPanels>(
             shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes, maps.k,
-            control.k_full[keys.stage], at);
+            control.k_full[keys.stage], [&](int box) { return box_at(sequence, visit, box); });
       }
-      __syncwarp();
-      if (visit.flags & kLastVisit) release(control.work_empty[count++ % kNumWorks], lane);
+      release(control.visit_empty[visits.stage], lane);
+      visits.advance();
+      if (flags & kLastVisit) release(control.work_empty[count++ % kNumWorks], lane);
       load_pending();
-      // Without keys no row of the tile may be read.
-      const bool whole = !foreign_tails && seqlen_k > 0;
-      pending = {at, whole ? kBlockN : seqlen_k - first_key, keys};
+      // Without keys no row of the tile may be read; else the copy itself makes zeros of what lies
+      // beyond the tensor.
+      constexpr int kAll = 1 << 30;
+      pending = {sequence, foreign_tails || seqlen_k == 0 ? seqlen_k : kAll, keys};
       keys.advance();
     }
   }
@@ -431,13 +504,19 @@ struct FwdSm90 {
       if (work.first_row < 0) return;
       wait(control.out_full[stage], queries.parity);
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
-      if (params.cu_seqlens_q == nullptr || work.first_row + kBlockM <= work.geometry.seqlen_q) {
+      if (params.cu_seqlens_q == nullptr ||
+          work.first_row + kRowsPerHead <= work.geometry.seqlen_q) {
         if (elect_one()) {
 #pragma unroll
-          for (int panel = 0; panel < kPanelsV; ++panel) {
-            tma_store(
-                maps.out, shared_address(tile) + panel * kBlockM * kPanelRowBytes,
-                {panel * kPanelColumns, work.queries.row, work.queries.head, work.queries.batch});
+          for (int head = 0; head < kHeadsPerTile; ++head) {
+#pragma unroll
+            for (int panel = 0; panel < kPanelsV; ++panel) {
+              tma_store(
+                  maps.out,
+                  shared_address(tile) + (panel * kBlockM + head * kRowsPerHead) * kPanelRowBytes,
+                  {panel * kPanelColumns, work.queries.row, work.queries.head + head,
+                   work.queries.batch});
+            }
           }
           tma_store_commit();
           tma_store_wait_read();
@@ -445,12 +524,15 @@ struct FwdSm90 {
       } else {
         constexpr int kChunksPerRow = kHeadDimV / 8;
         const int rows = work.geometry.seqlen_q - work.first_row;
-        for (int index = fresh_thread_index() % 32; index < rows * kChunksPerRow; index += 32) {
-          const int row = index / kChunksPerRow;
+        for (int index = fresh_thread_index() % 32; index < kHeadsPerTile * rows * kChunksPerRow;
+             index += 32) {
+          const int head = index / (rows * kChunksPerRow);
+          const int row = index / kChunksPerRow - head * rows;
           const int chunk = index % kChunksPerRow;
-          *reinterpret_cast<uint4*>(work.out + (work.first_row + row) * params.out_strides.row +
-                                    8 * chunk) =
-              *reinterpret_cast<const uint4*>(tile + staged_chunk(row, chunk));
+          *reinterpret_cast<uint4*>(work.out + head * params.out_strides.head +
+                                    (work.first_row + row) * params.out_strides.row + 8 * chunk) =
+              *reinterpret_cast<const uint4*>(tile +
+                                              staged_chunk(head * kRowsPerHead + row, chunk));
         }
       }
       const int lane = fresh_thread_index() % 32;
@@ -506,17 +588,38 @@ struct FwdSm90 {
     }
   }
 
-  // Softcap and mask.
-  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
-                                                const Work& work, Visit tile, int warpgroup,
-                                                int warp_row, int lane) {
-    if constexpr (Config::kSoftcap) {
-      if (work.softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / work.softcap);
+  // A key tile as a consumer's lane knows it.
+  struct Tile {
+    uint32 flags;
+    int box;  // lane % kBoxes of the visit's
+
+    // The key in a column of the tile; by a whole warp.
+    __device__ __forceinline__ int key(int column) const {
+      const int first = kBoxes == 1 ? box : __shfl_sync(0xffffffff, box, column / kKeyBox);
+      return first * kKeyBox + column % kKeyBox;
     }
-    if (tile.kind(warpgroup) == kPartial) {
+  };
+
+  // Softcap and mask; warp_row counts from the warpgroup's first.
+  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
+                                                const Work& work, Tile tile, int warpgroup,
+                                                int warp_row, int lane) {
+    const int head = Work::head_of(warpgroup);
+    if constexpr (Config::kSoftcap) {
+      const float softcap = work.softcap[head];
+      if (softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / softcap);
+    }
+    if (kind_of(tile.flags, warpgroup) == kPartial) {
       WarpMask<16, kBlockN> mask;
-      mask.template evaluate<Classes>(work.head_class, work.numbers, work.geometry,
-                                      work.first_row + warp_row, tile.n_block * kBlockN);
+      const auto key = [&](int column) { return tile.key(column); };
+      const int first_row = work.first_row_of(warpgroup) + warp_row;
+      if constexpr (kHeadsPerTile == 1) {
+        mask.template evaluate<Classes, min(kKeyBox, 32)>(work.head_class[0], work.numbers[0],
+                                                          work.geometry, first_row, key);
+      } else {
+        mask.template evaluate<Classes, min(kKeyBox, 32)>(
+            work.head_class[head], work.numbers[head], work.geometry_of(warpgroup), first_row, key);
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
     }
@@ -544,14 +647,16 @@ struct FwdSm90 {
                                                       const Output& output,
                                                       const OnlineSoftmax& softmax) {
     const int thread = fresh_thread_index();
-    const float scale = score_scale(params, work).natural;
+    const int warpgroup = thread / 128 - 1;
+    const float scale = score_scale(params, work.softcap[Work::head_of(warpgroup)]).natural;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
       const float factor = softmax.finish(r, scale, params.empty_lse, lse);
-      if (work.lse != nullptr && thread % 4 == 0 && work.first_row + row < work.geometry.seqlen_q) {
-        work.lse[work.first_row + row] = lse;
+      const int head_row = work.first_row + row % kRowsPerHead;
+      if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
+        work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
       }
 #pragma unroll
       for (int d = 0; d < kDimFragments; ++d) {
@@ -561,10 +666,9 @@ struct FwdSm90 {
     }
   }
 
-  static __device__ __forceinline__ ScoreScale score_scale(const FwdParams& params,
-                                                           const Work& work) {
+  static __device__ __forceinline__ ScoreScale score_scale(const FwdParams& params, float softcap) {
     const ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
-    if constexpr (Config::kSoftcap) return capped_scale(scale, work.softcap);
+    if constexpr (Config::kSoftcap) return capped_scale(scale, softcap);
     return scale;
   }
 
@@ -572,7 +676,7 @@ struct FwdSm90 {
                                                  unsigned char* shared_bytes, int warpgroup) {
     const uint32 shared = shared_address(shared_bytes);
     const int lane = threadIdx.x % 32;
-    const int warp_row = 64 * warpgroup + threadIdx.x / 32 % 4 * 16;
+    const int warp_row = threadIdx.x / 32 % 4 * 16;
     const auto k_tile = [&](int stage) {
       return shared + kLayout.k_offset + stage * kLayout.k_stage_bytes;
     };
@@ -581,7 +685,7 @@ struct FwdSm90 {
     };
     Ring<kNumStages> keys, values;
     int passed = 0;  // key tiles whose V is to be released after that of `values`
-    Visit tile{};
+    Tile tile{};
     uint32 count = 0;  // of query tiles
     Scores scores = {};
     Probabilities probabilities = {};
@@ -614,13 +718,17 @@ struct FwdSm90 {
       release(control.work_empty[work_stage], lane);
     };
 
+    const auto read_tile = [&] {
+      const Visit& visit = control.tiles[keys.stage];
+      return Tile{visit.flags, visit.boxes[lane % kBoxes]};
+    };
     // The next key tile that the warpgroup's rows see; false when the query tile has none. Others
     // are passed over: their K is released here, their V in its turn.
     const auto next_tile = [&] {
       while (true) {
         wait(control.k_full[keys.stage], keys.parity);
-        tile = control.tiles[keys.stage];
-        if (tile.kind(warpgroup) != 0) return true;
+        tile = read_tile();
+        if (kind_of(tile.flags, warpgroup) != 0) return true;
         release(control.k_empty[keys.stage], lane);
         keys.advance();
         ++passed;
@@ -679,7 +787,7 @@ struct FwdSm90 {
 
       clear(output);
       softmax = {};
-      scale_log2 = score_scale(params, work()).log2;
+      scale_log2 = score_scale(params, work().softcap[Work::head_of(warpgroup)]).log2;
       release_passed();
       finish_scores();
       pack_probabilities(probabilities, scores);
@@ -689,14 +797,14 @@ struct FwdSm90 {
         bool straight_on;  // to a key tile that the warpgroup sees
         do {
           start_scores();
-          tile = control.tiles[keys.stage];
+          tile = read_tile();
           wait(control.v_full[values.stage], values.parity);
           start_values();
           wgmma_wait<1>();
           finish_scores();
           // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
           // or leave exponentials for after it.
-          straight_on = passed == 0 && tile.sees_next(warpgroup);
+          straight_on = passed == 0 && sees_next(tile.flags, warpgroup);
           if (straight_on) wait(control.k_full[keys.stage], keys.parity);
           const bool moved = softmax.moved(shrink);
           wgmma_wait<0>();
@@ -727,7 +835,7 @@ struct FwdSm90 {
       };
       for (int i = 0; i < kNumWorks; ++i) init_releases(control.work_empty[i], kConsumerWarps + 2);
       for (int i = 0; i < kNumVisits; ++i) {
-        init(control.visit_full[i], 1);
+        init_releases(control.visit_full[i], 1);
         init_releases(control.visit_empty[i], 1);
       }
       for (int i = 0; i < kNumQStages; ++i) {

@@ -19,15 +19,24 @@ struct WarpMask {
 
   uint32 words[kWordsPerLane];  // of row lane % kRows: word lane / kRows, and every kLanesPerRow-th
 
-  template <class Classes>
+  // key(column) is the key in a column; kRun, a divisor of 32, consecutive ones are consecutive
+  // keys. All lanes call it together.
+  template <class Classes, int kRun, class Key>
   __device__ __forceinline__ void evaluate(int head_class, const int* numbers,
-                                           const Geometry& geometry, int first_row, int first_key) {
+                                           const Geometry& geometry, int first_row,
+                                           const Key& key) {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1  // the pattern's code appears once
     for (int i = 0; i < kWordsPerLane; ++i) {
       const int word = i * kLanesPerRow + lane / kRows;
-      const uint32 bits = Classes::row_bits(head_class, numbers, geometry, first_row + lane % kRows,
-                                            KeyWord{first_key + 32 * word});
+      uint32 bits = 0;
+#pragma unroll 1
+      for (int run = 0; run < 32; run += kRun) {
+        const int first_key = key(32 * word + run);
+        const uint32 seen = Classes::row_bits(head_class, numbers, geometry,
+                                              first_row + lane % kRows, KeyWord{first_key});
+        bits |= (kRun == 32 ? seen : seen & ((1u << kRun % 32) - 1)) << run;
+      }
 #pragma unroll
       for (int j = 0; j < kWordsPerLane; ++j) {
         if (i == j) words[j] = bits;

@@ -7,8 +7,8 @@
 
 namespace girih {
 
-// The query tile's rows come in kParts parts of kPartRows, which may see different key tiles.
-template <class Classes, int kParts, int kPartRows>
+// The query tile's rows come in kParts parts, which may see different key tiles.
+template <int kParts>
 struct KeyScan {
   static constexpr int kTiles = 32 / kParts;  // looked at together
   static constexpr uint32 kAllParts = (1u << kParts) - 1;
@@ -25,14 +25,13 @@ struct KeyScan {
     uint32 full;
   };
 
-  // The next tile that some part sees; by a whole warp, the same in all lanes. False when there is
-  // none.
-  __device__ __forceinline__ bool next(int head_class, const int* numbers, const Geometry& geometry,
-                                       int first_row, KeyTiles tiles, Found& found) {
-    const int count = tiles.count();
+  // The next of `count` tiles that some part sees; by a whole warp, the same in all lanes. False
+  // when there is none. seek(part, n) is the run of tiles that tile n starts for a part.
+  template <class Seek>
+  __device__ __forceinline__ bool next(const Seek& seek, int count, Found& found) {
     while (visible == 0) {
       if (next_look >= count) return false;
-      look(head_class, numbers, geometry, first_row, tiles, count);
+      look(seek, count);
     }
     const int i = lowest_bit(visible) / kParts;
     found = {looked_at + i, visible >> kParts * i & kAllParts, full >> kParts * i & kAllParts};
@@ -41,16 +40,12 @@ struct KeyScan {
   }
 
  private:
-  __device__ __forceinline__ void look(int head_class, const int* numbers, const Geometry& geometry,
-                                       int first_row, KeyTiles tiles, int count) {
+  template <class Seek>
+  __device__ __forceinline__ void look(const Seek& seek, int count) {
     const int lane = fresh_thread_index() % 32;
-    const int begin = first_row + lane % kParts * kPartRows;
-    const QueryRows rows{begin, min(begin + kPartRows, geometry.seqlen_q)};
     const int n = next_look + lane / kParts;
     Run run{count, TileKind::empty};
-    if (lane < kTiles * kParts && n < count && rows.begin < rows.end) {
-      run = Classes::seek(head_class, numbers, geometry, rows, tiles, n);
-    }
+    if (lane < kTiles * kParts && n < count) run = seek(lane % kParts, n);
     const bool sees = run.kind != TileKind::empty;
     visible = __ballot_sync(0xffffffff, sees);
     full = __ballot_sync(0xffffffff, run.kind == TileKind::full);

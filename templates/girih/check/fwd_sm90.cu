@@ -12,6 +12,8 @@ struct Config {
   static constexpr int kBlockN = 128;
   static constexpr int kNumStages = 2;
   static constexpr int kNumQStages = 2;
+  static constexpr int kKeyBox = 128;
+  static constexpr bool kPackHeads = false;
   static constexpr bool kSoftcap = true;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,
