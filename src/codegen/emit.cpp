@@ -67,7 +67,10 @@ std::string config_of(const plan::KernelSpec& spec) {
       fmt::arg("num_stages", tile.num_stages),
       fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
       fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-      fmt::arg("hopper", sm90 ? fmt::format(kHopperConfig, spec.key_box, spec.pack_heads) : ""),
+      fmt::arg("hopper",
+               sm90 ? fmt::format(kHopperConfig, spec.key_box ? spec.key_box : tile.block_n,
+                                  spec.pack_heads)
+                    : ""),
       fmt::arg("softcap", spec.softcap),
       fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
       fmt::arg("head_capacity", spec.head_capacity));

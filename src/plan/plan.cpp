@@ -250,8 +250,9 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.tile = tile;
   if (hopper) {
     plan.spec.pack_heads = packs_heads(problem, traits, tile.block_m);
-    const bool gathers = plan.spec.pack_heads && tile.block_n % traits.kv_block_size == 0;
-    plan.spec.key_box = gathers ? std::min(traits.kv_block_size, tile.block_n) : tile.block_n;
+    const bool gathers = plan.spec.pack_heads && traits.kv_block_size < tile.block_n &&
+                         tile.block_n % traits.kv_block_size == 0;
+    if (gathers) plan.spec.key_box = traits.kv_block_size;
   }
   plan.keys = traits.keys;
   plan.threads = 32 * tile.num_warps;

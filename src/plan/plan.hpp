@@ -23,7 +23,7 @@ struct KernelSpec {
   int head_dim = 0;
   int head_dim_v = 0;
   TileConfig tile;
-  int key_box = 0;          ///< keys that are copied together, of fwd_sm90: a divisor of block_n
+  int key_box = 0;  ///< keys that fwd_sm90 copies together, a divisor of block_n; 0: block_n
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
   bool softcap = false;     ///< whether some head has one
   int min_ctas_per_sm = 1;  ///< what the register allocation aims at

@@ -515,7 +515,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->num_sms = device.id.num_sms;
   const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};
-  impl->key_box = plan.spec.key_box;
+  impl->key_box = plan.spec.key_box ? plan.spec.key_box : plan.spec.tile.block_n;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
   }

@@ -486,8 +486,8 @@ struct FwdSm90 {
       load_pending();
       // Without keys no row of the tile may be read; else the copy itself makes zeros of what lies
       // beyond the tensor.
-      constexpr int kAll = 1 << 30;
-      pending = {sequence, foreign_tails || seqlen_k == 0 ? seqlen_k : kAll, keys};
+      const bool some_foreign = foreign_tails || seqlen_k == 0;
+      pending = {sequence, some_foreign ? seqlen_k : 1 << 30, keys};
       keys.advance();
     }
   }

@@ -11,6 +11,8 @@ struct Config {
   static constexpr int kBlockN = 64;
   static constexpr int kNumStages = 5;
   static constexpr int kNumQStages = 2;
+  static constexpr int kKeyBox = 64;
+  static constexpr bool kPackHeads = false;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Leaf<Blocks>>,

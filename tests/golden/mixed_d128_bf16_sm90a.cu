@@ -10,6 +10,8 @@ struct Config {
   static constexpr int kBlockN = 80;
   static constexpr int kNumStages = 3;
   static constexpr int kNumQStages = 2;
+  static constexpr int kKeyBox = 80;
+  static constexpr bool kPackHeads = false;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>,

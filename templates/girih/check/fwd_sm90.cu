@@ -12,7 +12,7 @@ struct Config {
   static constexpr int kBlockN = 128;
   static constexpr int kNumStages = 2;
   static constexpr int kNumQStages = 2;
-  static constexpr int kKeyBox = 128;
+  static constexpr int kKeyBox = kBlockN;
   static constexpr bool kPackHeads = false;
   static constexpr bool kSoftcap = true;
   using Classes = HeadClasses<  //
