@@ -72,6 +72,8 @@ constexpr int kFixedKeys = 640;
 // wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
 // microseconds a class.
 KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
+  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
+
   constexpr int kSeqlen = 16384, kRows = 16;
   constexpr int kStep = kSeqlen / kRows - 1;  // odd, lest all rows stand at one place in a block
   const auto& classes = pattern.classes();
@@ -79,7 +81,6 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
   for (const int c : pattern.class_of_head(problem)) {
     ++heads[c];
   }
-  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
 
   Geometry geometry;
   geometry.seqlen_q = geometry.seqlen_k = kSeqlen;
