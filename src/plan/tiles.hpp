@@ -1,5 +1,5 @@
-// Tiles: what they cost, which fit, the one that is used unless somebody asks for another, and those
-// worth measuring.
+// Tiles: what they cost, which fit, the one that is used unless somebody asks for another, and
+// those worth measuring.
 #pragma once
 
 #include <string>
