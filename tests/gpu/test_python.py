@@ -84,7 +84,7 @@ class AttentionTest(unittest.TestCase):
         exists = torch.arange(100, device="cuda") >= 100 - used[:, None, None, None]
         self.close(out, reference(q, k, v, exists)[0])
 
-#At q_start = -1 the first query precedes every key.
+        # At q_start = -1 the first query precedes every key.
         into, lse = torch.full_like(q, math.nan), torch.empty(2, 4, 70, device="cuda")
         result = girih.attention(q, k, v, "causal", q_start=-1, empty_lse=math.inf, out=into,
                                  lse=lse)
@@ -192,8 +192,7 @@ class InputTest(unittest.TestCase):
         torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
 
     def attention(self, m, n=None, **arguments):
-        inputs = {
-  "m" : m, "n" : self.sinks if n is None else n}
+        inputs = {"m": m, "n": self.sinks if n is None else n}
         return girih.attention(self.q, self.k, self.v, MIXED, inputs=inputs, **arguments)
 
     def lists(self, blocks):
