@@ -80,6 +80,16 @@ TEST_CASE("canonical text is a fixed point") {
         "strided(local=(0, 1), stride=3, block=2, dense_heads=1, relative=true)",
         "strided(block=16, ranges=[(inf, 8)])",
         "strided(block=16, offset=1, ranges=[(-3, 2), (0, 1), (4, 1), (inf, 4096)])",
+        "dilated(7)",
+        "causal & dilated($d)",
+        "neighborhood(4096, window=255)",
+        "neighborhood(256x256, window=80)",
+        "neighborhood(30x48x80, window=(18, 24, 24))",
+        "neighborhood(8x1, window=(3, 1), causal=(true, false))",
+        "neighborhood(1x8, window=(1, 3), stride=(1, 2), dilation=(1, 2), causal=true)",
+        "neighborhood(30x48x80, window=9, stride=(1, 8, 8), dilation=3, causal=(true, false, "
+        "false)) "
+        "| sink(1)",
         "causal with softcap(30)",
         "causal with softcap(0.1)",
         "dense with softcap(1e-40)",
@@ -136,6 +146,12 @@ TEST_CASE("spelling is normalised") {
       {"strided(block=2, ranges=[ (2,1) ,(inf , 4)])",
        "strided(block=2, ranges=[(2, 1), (inf, 4)])"},
       {"blocks(m, 128, 64)", "blocks(m, q=128, kv=64)"},
+      {"neighborhood(064x8, (7, 7), 1, (2, 1), false)",
+       "neighborhood(64x8, window=7, dilation=(2, 1))"},
+      {"neighborhood(window=(3), grid=8, causal=( true ))",
+       "neighborhood(8, window=3, causal=true)"},
+      {"neighborhood(8x8x8, stride=1, causal=(true, true, true), window=8)",
+       "neighborhood(8x8x8, window=8, causal=true)"},
       {"blocks( kv = 64 , input = heads , q = 0128 )", "blocks(heads, q=128, kv=64)"},
       {"sink( $ n )", "sink($n)"},
       {"sink(n=$n)", "sink($n)"},
@@ -177,7 +193,7 @@ TEST_CASE("a refusal shows the line with a caret under the character") {
   CHECK(refusal("causal & widow(left=3)") ==
         "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided, blocks\n"
+        "block_streaming, strided, dilated, neighborhood, blocks\n"
         "  causal & widow(left=3)\n"
         "           ^");
   CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
@@ -330,6 +346,40 @@ TEST_CASE("every refusal names what is wrong and where") {
       {"blocks(m, q=64, kv=256)", "blocks: kv = 256 is out of range: 16 to 128 are allowed", 19},
       {"dense | blocks(m, q=48, kv=64)", "blocks: q and kv must be 16, 32, 64 or 128", 8},
       {"blocks(m, q=64, kv=$k)", "blocks: kv cannot be a run-time input", 19},
+      {"dilated(0)", "dilated: d = 0 is out of range: 1 to 536870912 are allowed", 8},
+      {"neighborhood", "neighborhood needs its grid: neighborhood(30x48x80, ...)", 0},
+      {"neighborhood(8x8)", "neighborhood needs window: give window=NUMBER", 0},
+      {"neighborhood(8x, window=1)",
+       "neighborhood: grid takes a grid of one to three axes such as 30x48x80, found '8x'", 13},
+      {"neighborhood(8x8x8x8, window=1)", "one to three axes such as 30x48x80, found '8x8x8x8'",
+       13},
+      {"neighborhood((8, 8), window=1)", "one to three axes such as 30x48x80, found '('", 13},
+      {"neighborhood(8x0, window=1)",
+       "neighborhood: grid = 0 is out of range: 1 to 536870912 are allowed", 15},
+      {"neighborhood(8x536870913, window=1)", "grid = 536870913 is out of range", 15},
+      {"neighborhood(32768x32768, window=1)", "the grid has more than 2^29 tokens", 0},
+      {"neighborhood(8x8, window=0)", "neighborhood: window = 0 is out of range", 25},
+      {"neighborhood(8x8, window=x)",
+       "window takes a whole number, or one for each axis such as (18, 24, 24), found 'x'", 25},
+      {"neighborhood(8x8, window=(3, 3, 3))",
+       "neighborhood: window has 3 entries, but the grid has 2 axes: give one each, or one for all",
+       0},
+      {"neighborhood(8, window=(3, 3))", "window has 2 entries, but the grid has 1 axis", 0},
+      {"neighborhood(8x8, window=(1, 2, 3, 4))", "found ','", 33},
+      {"neighborhood(8x8, window=(1, 2", "found the end of the text", 30},
+      {"neighborhood(8x16, window=(3, 9), dilation=2)",
+       "neighborhood: axis 1 of the grid has 16 tokens, window 9, stride 1 and dilation 2: window "
+       "* "
+       "dilation must not exceed the axis",
+       0},
+      {"neighborhood(8x16, window=3, stride=(4, 1))",
+       "axis 0 of the grid has 8 tokens, window 3, stride 4 and dilation 1: stride must not exceed "
+       "the window",
+       0},
+      {"neighborhood(8x8, window=3, causal=1)",
+       "causal takes true or false, or one for each axis such as (true, false, false), found '1'",
+       35},
+      {"neighborhood(8x8, window=$w)", "and no run-time input", 25},
       {"strided(local=2, stride=$s, block=2)", "strided: stride cannot be a run-time input", 24},
       {"strided(local=$l, stride=3, block=2)",
        "strided: local takes a whole number or a pair such as (4, 2), and no run-time input", 14},

@@ -116,6 +116,21 @@ TEST_CASE("functions and text say the same") {
                        .step = -1,
                        .dense_heads = 2}),
        "strided(local=1, stride=8, block=64, offset=1, heads=kv, step=-1, dense_heads=2)"},
+      {girih::dilated(3), "dilated(3)"},
+      {girih::dilated(girih::input("d")), "dilated($d)"},
+      {girih::neighborhood({.grid = {30, 48, 80}, .window = {18, 24, 24}}),
+       "neighborhood(30x48x80, window=(18, 24, 24))"},
+      {girih::neighborhood({.grid = {256, 256}, .window = 80, .stride = 16}),
+       "neighborhood(256x256, window=80, stride=16)"},
+      {girih::neighborhood({.grid = {64}, .window = 7, .dilation = 4, .causal = true}),
+       "neighborhood(64, window=7, dilation=4, causal=true)"},
+      {girih::neighborhood({.grid = {4, 5, 6},
+                            .window = {3, 3, 2},
+                            .stride = {3, 1, 1},
+                            .dilation = {1, 1, 3},
+                            .causal = {true, false, false}}),
+       "neighborhood(4x5x6, window=(3, 3, 2), stride=(3, 1, 1), dilation=(1, 1, 3), causal=(true, "
+       "false, false))"},
       {girih::blocks("m", {.q = 32, .kv = 64}), "blocks(m, q=32, kv=64)"},
       {girih::blocks("m", {}), "blocks(m, q=128, kv=128)"},
       {sink(girih::input("n")), "sink($n)"},
@@ -161,6 +176,22 @@ TEST_CASE("functions refuse what text refuses") {
                  "goes on behind inf"));
   CHECK(strided({.block = 2, .ranges = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {1 << 29, 3}}}) ==
         "strided: 5 ranges are too many: at most 4 are allowed");
+  const auto neighborhood = [](girih::GridNeighborhood grid) {
+    return refusal([&] { girih::neighborhood(grid); });
+  };
+  CHECK(neighborhood({}) == "neighborhood: a grid has 1 to 3 axes, not 0");
+  CHECK(neighborhood({.grid = {2, 2, 2, 2}, .window = 1}) ==
+        "neighborhood: a grid has 1 to 3 axes, not 4");
+  CHECK(contains(neighborhood({.grid = {8, 8}}), "window = 0 is out of range"));
+  CHECK(contains(neighborhood({.grid = {0, 8}, .window = 1}), "grid = 0 is out of range"));
+  CHECK(contains(neighborhood({.grid = {8, 0}, .window = 1}), "grid = 0 is out of range"));
+  CHECK(contains(neighborhood({.grid = {8, 8}, .window = {1, 2, 3}}), "window has 3 entries"));
+  CHECK(contains(neighborhood({.grid = {8, 8}, .window = std::initializer_list<int>{}}),
+                 "window has 0 entries"));
+  CHECK(contains(neighborhood({.grid = {8, 8}, .window = 3, .causal = 2}),
+                 "causal = 2 is out of range: 0 to 1 are allowed"));
+  CHECK(contains(neighborhood({.grid = {8, 8}, .window = 9}),
+                 "axis 0 of the grid has 8 tokens, window 9"));
   CHECK(contains(refusal([] {
                    Mask::atom("block_streaming", {1, 2, 3, 2});
                  }),
@@ -226,7 +257,7 @@ TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided, blocks");
+        "block_streaming, strided, dilated, neighborhood, blocks");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));

@@ -55,6 +55,25 @@ TEST_CASE("S2-Attention's published pictures") {
         "#..#..##\n");
 }
 
+TEST_CASE("dilation and neighborhoods are drawn") {
+  CHECK(picture(girih::causal() & girih::dilated(2), {5, 5, 0, 0}) ==
+        "#....\n.#...\n#.#..\n.#.#.\n#.#.#\n");
+  // Windows of three that are moved back in at the borders, and a key behind the grid.
+  CHECK(picture(girih::neighborhood({.grid = {5}, .window = 3}), {5, 6, 1, 0}) ==
+        "###..#\n###..#\n.###.#\n..####\n..####\n");
+  CHECK(picture(girih::neighborhood({.grid = {2, 3}, .window = {1, 2}, .causal = {false, true}}),
+                {6, 6, 0, 0}) ==
+        "#.....\n"
+        "##....\n"
+        ".##...\n"
+        "...#..\n"
+        "...##.\n"
+        "....##\n");
+  // With a stride as long as the window, it is a Swin window.
+  CHECK(picture(girih::neighborhood({.grid = {4}, .window = 2, .stride = 2}), {4, 4, 0, 0}) ==
+        "##..\n##..\n..##\n..##\n");
+}
+
 TEST_CASE("cells that cross the end of the sequence count existing elements only") {
   CHECK(picture(girih::dense(), {5, 7, 2, 0}, 2) == "##\n##\n");
   CHECK(picture(!girih::sink(4), {5, 7, 2, 0}, 2) == ".#\n.#\n");

@@ -134,6 +134,7 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   CHECK(tile("causal with softcap(30)", 64) == TileConfig{128, 128, 3, 12, 2});
   CHECK(tile(strided, 64) == TileConfig{128, 128, 3, 12, 2});
   CHECK(tile(strided, 192) == TileConfig{128, 96, 2, 12, 1});
+  CHECK(tile("neighborhood(64x64, window=64)", 192) == TileConfig{128, 96, 2, 12, 1});
   CHECK(tile(strided, 256) == TileConfig{128, 64, 2, 12, 1});
   CHECK(tile(capped, 256) == TileConfig{128, 48, 2, 12, 2});
   CHECK(tile("causal with softcap(30)", 256) == TileConfig{128, 64, 2, 12, 1});
@@ -254,6 +255,10 @@ TEST_CASE("every number of an atom is handed over in the order of its parameters
   const int automatic = kAutomatic;
   CHECK(numbers("strided(local=(4, 3), stride=8, block=64, offset=1, heads=kv)") ==
         std::vector<int>{4, 3, 8, 64, 1, 1, automatic, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  CHECK(
+      numbers(
+          "neighborhood(30x80, window=(5, 7), stride=2, dilation=(3, 4), causal=(true, false))") ==
+      std::vector<int>{0, 30, 80, 1, 5, 7, 1, 2, 2, 1, 3, 4, 0, 1, 0});
   CHECK(numbers("strided(block=64, ranges=[(-2, 3), (inf, 9)], step=-1)") ==
         std::vector<int>{-1, -1, 0, 64, 0, 0, -1, 0, 0, 0, -2, 3, kMaxNumber, 9, 0, 0, 0, 0});
 }

@@ -68,6 +68,20 @@ TEST_CASE("program: show groups the heads that see the same") {
                 "invalid_argument", {"num_heads_total 2"});
 }
 
+TEST_CASE("program: show takes a neighborhood's lengths from its grid") {
+  const Program program;
+  const std::string pattern = "neighborhood(6x8, window=3)";
+  const Json report = program.json({"show", pattern});
+  CHECK(report["seqlen_q"] == 48);
+  CHECK(report["seqlen_k"] == 48);
+  CHECK(report["classes"][0]["visible"] == 48 * 9);
+  CHECK(program.json({"show", pattern, "--seqlen-k", "50"})["classes"][0]["visible"] == 48 * 11);
+  check_refused({"show", pattern, "--seqlen-q", "47"}, 2, "invalid_argument",
+                {"seqlen_q 47 does not go with neighborhood(6x8)", "48 tokens"});
+  check_refused({"explain", pattern, "--arch", "sm_80", "--seqlen-q", "48", "--seqlen-k", "40"}, 2,
+                "invalid_argument", {"seqlen_k 40 does not go with neighborhood(6x8)"});
+}
+
 TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   const Program program;
   const fs::path file = program.folder() / "p.girih";

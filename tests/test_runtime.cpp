@@ -626,6 +626,31 @@ TEST_CASE("lengths beyond the numbers' limit are refused") {
   CHECK(params_with(resize(1, kMost, keys)).geometry.seqlen_k == kMost);
 }
 
+TEST_CASE("a neighborhood's grid says how many queries there are, and the least number of keys") {
+  const auto launch = [](const std::string& pattern, const Change& change) -> std::string {
+    jit::Args args = valid_args();
+    change(args);
+    try {
+      runtime::forward_params(args, kLaunched, pattern::grids_of(Pattern::parse(pattern)));
+    } catch (const Error& error) {
+      CHECK(error.code() == Errc::invalid_argument);
+      return error.what();
+    }
+    return "";
+  };
+  const Change none = [](jit::Args&) {};
+  CHECK(launch("neighborhood(5, window=3)", none) == "");
+  CHECK(launch("heads(0: causal, else: !neighborhood(1x5, window=1) | sink(1))", none) == "");
+  CHECK(launch("neighborhood(2x3, window=2) & causal", none) ==
+        "seqlen_q 5 does not go with neighborhood(2x3): it must be the grid's 6 tokens");
+  CHECK(launch("heads(0: neighborhood(5, window=2), else: neighborhood(4, window=2))", none) ==
+        "seqlen_q 5 does not go with neighborhood(4): it must be the grid's 4 tokens");
+  const Change few_keys = [](jit::Args& args) { args.k.shape[1] = args.v.shape[1] = 4; };
+  CHECK(launch("neighborhood(5, window=3)", few_keys) ==
+        "seqlen_k 4 does not go with neighborhood(5): it must be the grid's 5 tokens, or more with "
+        "extra keys behind them");
+}
+
 TEST_CASE("positions beyond the numbers' limit are refused") {
   CHECK(refusal([](auto& a) { a.k_start = -1; }) ==
         "k_start is -1: it must be from 0 to 536870912");

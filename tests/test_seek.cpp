@@ -28,7 +28,7 @@ namespace {
 
 // An atom of this name with random numbers.
 Mask random_atom(std::mt19937_64& random, const std::string& name, int longest) {
-  for (int kind = 0; kind < oracle::kNumAtoms; ++kind) {
+  for (int kind = 0; kind <= int(oracle::Expr::Kind::neighborhood); ++kind) {
     const std::string text =
         oracle::text(oracle::random_atom(random, static_cast<oracle::Expr::Kind>(kind), longest));
     if (text.substr(0, text.find('(')) == name) return Mask::parse(text);
@@ -198,6 +198,97 @@ TEST_CASE("seeks of atoms alone are exact") {
   }
   CHECK(tightness.walked.visited == tightness.truth.visited);
   CHECK(tightness.walked.partial == tightness.truth.partial);
+}
+
+TEST_CASE("neighborhoods show their keys, and seeks are exact without dilation and near with it") {
+  std::mt19937_64 random(12);
+  Tightness exact, near;
+  for (int i = 0; i < 3000; ++i) {
+    Case c = random_case(random,
+                         [&](int longest) { return oracle::random_neighborhood(random, longest); });
+    if (i % 4 != 0) {  // as launches have it; the rest is for masks alone
+      c.sizes.seqlen_q = oracle::grid_tokens(c.expr);
+      c.sizes.seqlen_k = c.sizes.seqlen_q + (i % 2 == 0 ? below(random, 20) : 0);
+    }
+    const Mask mask = Mask::parse(oracle::text(c.expr));
+    const Geometry geometry = geometry_of(c.sizes);
+    std::int64_t wrong = 0;
+    for (int q = 0; q < geometry.seqlen_q; ++q) {
+      for (int k = 0; k < geometry.seqlen_k; k += 1 + below(random, 40)) {
+        const girih::uint32 bits = girih::pattern::row_bits(mask, geometry, q, k);
+        for (int j = 0; j < 32; ++j) {
+          wrong += (bits >> j & 1) != (oracle::visible(c.expr, c.sizes, q, k + j) ? 1u : 0u);
+        }
+      }
+    }
+    if (wrong != 0) {
+      INFO(c.words());
+      REQUIRE(wrong == 0);
+    }
+    const bool dilated = std::any_of(c.expr.axes.begin(), c.expr.axes.end(),
+                                     [](const oracle::Axis& axis) { return axis.dilation > 1; });
+    for (int q0 = 0; q0 < c.sizes.seqlen_q; q0 += c.block_m) {
+      check_row_of_tiles(c, mask, q0, dilated ? near : exact);
+      if (exact.inexact != 0) {
+        INFO(c.words(), ", row ", q0);
+        REQUIRE(exact.inexact == 0);
+      }
+    }
+  }
+  CHECK(exact.truth.visited > exact.truth.partial);
+  const double visited = double(near.walked.visited) / double(near.truth.visited);
+  MESSAGE("tiles visited / needed with dilation: ", visited);
+  CHECK(visited <= 1.05);
+}
+
+TEST_CASE("seeks of expressions with neighborhoods are sound") {
+  std::mt19937_64 random(13);
+  Tightness tightness;
+  for (int i = 0; i < 3000; ++i) {
+    const Case c = random_case(random, [&](int longest) {
+      const oracle::Expr a = oracle::random_neighborhood(random, longest);
+      const oracle::Expr b = i % 3 == 0 ? oracle::random_neighborhood(random, longest)
+                                        : oracle::random_expr(random, 2, longest);
+      const oracle::Expr hidden{oracle::Expr::Kind::negation, {}, {a}};
+      return oracle::Expr{i % 2 == 0 ? oracle::Expr::Kind::all_of : oracle::Expr::Kind::any_of,
+                          {},
+                          {i % 5 == 0 ? hidden : a, b}};
+    });
+    const Mask mask = Mask::parse(oracle::text(c.expr));
+    for (int q0 = 0; q0 < c.sizes.seqlen_q; q0 += c.block_m) {
+      check_row_of_tiles(c, mask, q0, tightness);
+    }
+  }
+  const double visited = double(tightness.walked.visited) / double(tightness.truth.visited);
+  MESSAGE("tiles visited / needed: ", visited);
+  CHECK(visited <= 1.05);
+}
+
+TEST_CASE("a video's and an image's neighborhoods at the tiles of kernels") {
+  std::mt19937_64 random(14);
+  Tightness tightness;
+  const oracle::Expr image{oracle::Expr::Kind::neighborhood, {}, {}, {}, {},
+                           {{64, 20, 1, 1}, {64, 20, 1, 1}}};
+  const oracle::Expr strided{oracle::Expr::Kind::neighborhood,
+                             {},
+                             {},
+                             {},
+                             {},
+                             {{12, 6, 2, 1, true}, {16, 8, 8, 1}, {24, 11, 4, 1}}};
+  const oracle::Expr line{oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, {{4096, 1000, 1, 1}}};
+  for (const oracle::Expr& expr : {image, strided, line}) {
+    const long long tokens = oracle::grid_tokens(expr);
+    for (const int block_n : {32, 64, 80, 128}) {
+      const Case c{expr, oracle::bottom_right(tokens, tokens + block_n / 2), 128, block_n};
+      const Mask mask = Mask::parse(oracle::text(expr));
+      for (int i = 0; i < 2; ++i) {
+        const int m = below(random, static_cast<int>((tokens + 127) / 128));
+        check_row_of_tiles(c, mask, m * c.block_m, tightness);
+      }
+    }
+  }
+  CHECK(tightness.inexact == 0);
+  CHECK(tightness.truth.visited > tightness.truth.partial);
 }
 
 TEST_CASE("seeks of random expressions are sound and tight") {
@@ -424,7 +515,20 @@ TEST_CASE("extreme numbers do not overflow") {
                                      {Kind::block_window, {-1, most, 1}, {}},
                                      {Kind::block_streaming, {most, most, most, 1}, {}},
                                      {Kind::block_streaming, {0, most, 3, 1}, {}},
-                                     {Kind::block_streaming, {most, 1, 1, 0}, {}}};
+                                     {Kind::block_streaming, {most, 1, 1, 0}, {}},
+                                     {Kind::dilated, {1}, {}},
+                                     {Kind::dilated, {most}, {}},
+                                     {Kind::dilated, {most - 1}, {}}};
+  const auto neighborhood = [](std::vector<oracle::Axis> axes) {
+    return oracle::Expr{Kind::neighborhood, {}, {}, {}, {}, std::move(axes)};
+  };
+  for (const bool causal : {false, true}) {
+    exprs.push_back(neighborhood({{most, most, most, 1, causal}}));
+    exprs.push_back(neighborhood({{most, 1, 1, most, causal}}));
+    exprs.push_back(neighborhood({{most, most / 7, 3, 7, causal}}));
+    exprs.push_back(neighborhood({{1 << 10, 9, 9, 1, causal}, {1 << 19, 1 << 18, 1, 2, causal}}));
+    exprs.push_back(neighborhood({{1 << 9, 3, 1, 5, causal}, {1 << 19, 2, 1, 1}, {2, 1, 1, 1}}));
+  }
   for (const long long block : {1LL, most}) {
     for (const long long step : {-most, most}) {
       oracle::Strided band{.left = most, .right = most, .stride = 4096, .block = block};
@@ -509,6 +613,8 @@ TEST_CASE("static structures seek and mask as the interpreter does") {
   using BlockWindow = girih::Leaf<girih::BlockWindow>;
   using BlockStreaming = girih::Leaf<girih::BlockStreaming>;
   using Strided = girih::Leaf<girih::Strided>;
+  using Dilated = girih::Leaf<girih::Dilated>;
+  using Neighborhood = girih::Leaf<girih::Neighborhood>;
   std::mt19937_64 random(5);
   compare_structures<Dense>(random);
   compare_structures<LastKeys, FirstQueries, LastQueries, Queries, Keys, Chunk, BlockWindow,
@@ -519,6 +625,8 @@ TEST_CASE("static structures seek and mask as the interpreter does") {
                      Any<All<Queries, Causal>, All<Not<Queries>, BlockStreaming>>,
                      Any<FirstQueries, LastQueries, Sink, LastKeys, BlockWindow>,
                      All<Causal, Chunk, Not<Keys>>, Any<Strided, All<Strided, Chunk>>>(random);
+  compare_structures<Dilated, Neighborhood, Not<Dilated>, Not<Neighborhood>,
+                     All<Causal, Any<Sink, All<Window, Dilated>>>, Any<Neighborhood, Sink>>(random);
   compare_structures<Causal, All<Causal, Any<Sink, Window>>>(random);
   compare_structures<Window, Sink, Not<Sink>, Not<Window>, All<Causal, Window>, Any<Sink, Window>,
                      All<Causal, Not<Sink>>, Not<All<Causal, Any<Sink, Window>>>,

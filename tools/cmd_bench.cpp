@@ -323,8 +323,7 @@ void add_bench(CLI::App& app, Context& context) {
       add_verb(app, context, "bench", "Time a pattern's kernel, dense attention beside it");
   add_pattern_argument(*verb, options->pattern);
   verb->add_option("--batch", c.batch, "Sequences")->capture_default_str();
-  verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
-  verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
+  add_length_options(*verb, c.seqlen_q, c.seqlen_k);
   add_problem_options(*verb, options->problem);
   verb->add_option("--repeats", options->repeats,
                    "Timed runs of each kernel; at least 15, 30 where one takes less than 1 ms")
@@ -337,7 +336,7 @@ void add_bench(CLI::App& app, Context& context) {
   add_tile_options(*verb, options->jit.tile);
   add_compile_options(*verb, options->jit);
 
-  verb->callback([options, &context] {
+  verb->callback([options, &context, verb] {
     verify::Case& parameters = options->parameters;
     check_range("--batch", parameters.batch, 1, 65535);
     check_range("--seqlen-q", parameters.seqlen_q, 1, kMaxNumber);
@@ -345,6 +344,7 @@ void add_bench(CLI::App& app, Context& context) {
     check_range("--repeats", options->repeats, 1, 100000);
     check_range("--rows", parameters.max_rows, 1, std::int64_t{1} << 40);
     const Pattern pattern = read_pattern(options->pattern);
+    default_to_grid(*verb, pattern, parameters.seqlen_q, parameters.seqlen_k);
     parameters.problem = options->problem.resolve(pattern);
     options->fill.seed = parameters.seed;
     parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,

@@ -53,8 +53,7 @@ void add_show(CLI::App& app, Context& context) {
 
   CLI::App* verb = add_verb(app, context, "show", "Draw a pattern and count what it makes visible");
   add_pattern_argument(*verb, options->pattern);
-  verb->add_option("--seqlen-q", options->seqlen_q, "Query rows")->capture_default_str();
-  verb->add_option("--seqlen-k", options->seqlen_k, "Keys")->capture_default_str();
+  add_length_options(*verb, options->seqlen_q, options->seqlen_k);
   verb->add_option("--block-m", options->block_m, "Query rows of a tile")->capture_default_str();
   verb->add_option("--block-n", options->block_n, "Keys of a tile")->capture_default_str();
   add_head_options(*verb, options->problem);
@@ -62,12 +61,13 @@ void add_show(CLI::App& app, Context& context) {
   verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   verb->add_option("--svg", options->svg, "File for a picture of the tiles, a panel a class");
 
-  verb->callback([options, &context] {
+  verb->callback([options, &context, verb] {
     check_range("--seqlen-q", options->seqlen_q, 0, kMaxNumber);
     check_range("--seqlen-k", options->seqlen_k, 0, kMaxNumber);
     check_range("--block-m", options->block_m, 1, kMaxNumber);
     check_range("--block-n", options->block_n, 1, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
+    default_to_grid(*verb, pattern, options->seqlen_q, options->seqlen_k);
     const Problem problem = options->problem.resolve(pattern);
     const HostInputs inputs(
         read_fills(options->fill, pattern, problem, 1, options->seqlen_q, options->seqlen_k),

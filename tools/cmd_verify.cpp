@@ -86,8 +86,7 @@ void add_verify(CLI::App& app, Context& context) {
                             "Run a pattern's kernel on random inputs and check its rows");
   add_pattern_argument(*verb, options->pattern);
   verb->add_option("--batch", c.batch, "Sequences")->capture_default_str();
-  verb->add_option("--seqlen-q", c.seqlen_q, "Query rows")->capture_default_str();
-  verb->add_option("--seqlen-k", c.seqlen_k, "Keys")->capture_default_str();
+  add_length_options(*verb, c.seqlen_q, c.seqlen_k);
   add_problem_options(*verb, options->problem);
   add_layout_option(*verb, options->layout);
   verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
@@ -103,7 +102,7 @@ void add_verify(CLI::App& app, Context& context) {
   add_tile_options(*verb, options->jit.tile);
   add_jit_options(*verb, options->jit);
 
-  verb->callback([options, &context] {
+  verb->callback([options, &context, verb] {
     verify::Case& parameters = options->parameters;
     check_range("--batch", parameters.batch, 1, 65535);
     check_range("--seqlen-q", parameters.seqlen_q, 0, kMaxNumber);
@@ -113,6 +112,7 @@ void add_verify(CLI::App& app, Context& context) {
     check_range("--rows", parameters.max_rows, 0, std::int64_t{1} << 40);
     check_range("--max-ctas", parameters.max_ctas, 0, kMaxNumber);
     const Pattern pattern = read_pattern(options->pattern);
+    default_to_grid(*verb, pattern, parameters.seqlen_q, parameters.seqlen_k);
     parameters.problem = options->problem.resolve(pattern);
     parameters.problem.layout = options->layout;
 

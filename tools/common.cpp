@@ -9,6 +9,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "pattern/grid.hpp"
 #include "support/fs.hpp"
 #include "verify/device.hpp"
 
@@ -204,6 +205,20 @@ void add_compile_options(CLI::App& verb, jit::Options& options) {
 
 void add_arch_option(CLI::App& verb, std::string& arch) {
   verb.add_option("--arch", arch, "Such as sm_80 or sm_90a; default: the present device's");
+}
+
+void add_length_options(CLI::App& verb, int& seqlen_q, int& seqlen_k) {
+  verb.add_option("--seqlen-q", seqlen_q, "Query rows; by default, all of a grid's tokens")
+      ->capture_default_str();
+  verb.add_option("--seqlen-k", seqlen_k, "Keys; by default, all of a grid's tokens")
+      ->capture_default_str();
+}
+
+void default_to_grid(const CLI::App& verb, const Pattern& pattern, int& seqlen_q, int& seqlen_k) {
+  const std::vector<pattern::Grid> grids = pattern::grids_of(pattern);
+  if (grids.empty()) return;
+  if (verb.count("--seqlen-q") == 0) seqlen_q = grids.front().tokens;
+  if (verb.count("--seqlen-k") == 0) seqlen_k = grids.front().tokens;
 }
 
 void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most) {

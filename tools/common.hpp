@@ -100,6 +100,10 @@ void add_jit_options(CLI::App& verb, jit::Options& options);
 /// --arch; empty means the present device's.
 void add_arch_option(CLI::App& verb, std::string& arch);
 
+/// --seqlen-q --seqlen-k, with the default given, or the tokens of the pattern's grid.
+void add_length_options(CLI::App& verb, int& seqlen_q, int& seqlen_k);
+void default_to_grid(const CLI::App& verb, const Pattern& pattern, int& seqlen_q, int& seqlen_k);
+
 /// @throws Error invalid_argument unless least <= value <= most.
 void check_range(const char* option, std::int64_t value, std::int64_t least, std::int64_t most);
 

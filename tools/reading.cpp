@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "pattern/atoms.hpp"
+#include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
 
 namespace girih::tools {
@@ -63,8 +64,15 @@ Geometry geometry_of(const verify::Case& c) {
   return geometry;
 }
 
+void check_lengths(const Pattern& pattern, const Geometry& geometry) {
+  const std::string problem =
+      pattern::length_problem(pattern::grids_of(pattern), geometry.seqlen_q, geometry.seqlen_k);
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+}
+
 std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
                                    const Geometry& geometry) {
+  check_lengths(pattern, geometry);
   const std::vector<int> classes = pattern.class_of_head(problem);
   std::vector<HeadGroup> groups;
   for (std::size_t c = 0; c < pattern.classes().size(); ++c) {
@@ -94,6 +102,7 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
   const auto inputs = std::make_shared<HostInputs>(c.inputs, c.problem.num_heads);
   Geometry first = geometry_of(c);
   first.inputs = inputs->views();
+  check_lengths(pattern, first);
   return [pattern, inputs, first, classes_of_heads = pattern.class_of_head(c.problem)](
              verify::Row row, std::span<std::uint32_t> words) {
     const auto head_class =

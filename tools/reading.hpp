@@ -20,9 +20,12 @@ struct HeadGroup {
   std::size_t pattern_class;
 };
 
+/// @throws Error invalid_argument where the lengths do not go with the pattern's grids.
+void check_lengths(const Pattern& pattern, const Geometry& geometry);
+
 /// Every class has a group, be it one without heads; classes in order, then groups by their first
 /// head. `geometry` is that of the problem's first head, with the inputs of one sequence.
-/// @throws Error invalid_argument when a head is covered never or twice.
+/// @throws Error invalid_argument when a head is covered never or twice, and as check_lengths.
 std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
                                    const Geometry& geometry);
 

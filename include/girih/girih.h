@@ -249,6 +249,8 @@ typedef struct girih_args {
   int32_t num_inputs;
   int32_t reserved;  // 0
 } girih_args;
+// Where the pattern has a neighborhood(AxBxC, ...), q must have A * B * C rows (thd: max_seqlen_q)
+// and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
 // block lists, tables or masks.

@@ -96,6 +96,7 @@ Mask last_queries(Number n);       ///< every key, in the last n rows of the lau
 Mask queries(int begin, int end);  ///< every key, in rows with begin <= p < end
 Mask keys(int begin, int end);     ///< begin <= k < end
 Mask chunk(Number n);              ///< p / n == k / n: neither attends across a multiple of n
+Mask dilated(Number d);            ///< every d-th key, its own among them: (p - k) % d == 0
 
 /// Inclusive distances in blocks, counted from position 0; -1 is unbounded.
 struct BlockWindowBounds {
@@ -143,6 +144,25 @@ struct StridedBlocks {
   std::vector<Range> ranges = {};
 };
 Mask strided(const StridedBlocks& blocks);
+
+/// For each axis of a grid, or one for all of them.
+struct PerAxis {
+  std::vector<int> values;
+  PerAxis(int all) : values{all} {}
+  PerAxis(std::initializer_list<int> each) : values(each) {}
+};
+
+/// Neighborhood attention over a sequence whose first tokens are a row-major grid; keys behind them
+/// are visible to all. A launch must have as many queries as the grid has tokens.
+///   neighborhood({.grid = {30, 48, 80}, .window = {18, 24, 24}})
+struct GridNeighborhood {
+  std::vector<int> grid;  ///< tokens of one to three axes; neighbours on the last are adjacent
+  PerAxis window = 0;     ///< tokens, the row's own included; must be given
+  PerAxis stride = 1;     ///< so many tokens in a row share a window; at most the window
+  PerAxis dilation = 1;   ///< tokens between neighbours; window * dilation is at most the axis
+  PerAxis causal = 0;     ///< 1 or true: nothing beyond the row's own coordinate
+};
+Mask neighborhood(const GridNeighborhood& neighborhood);
 
 /// Sizes of the blocks of a run-time mask, in tokens: 16, 32, 64 or 128.
 struct BlockSizes {

@@ -20,13 +20,25 @@ constexpr bool has_conflict = requires(const int* numbers) {
   Atom::conflict(numbers);
 };
 
+std::string text_of(const char* reason, const int*) { return reason == nullptr ? "" : reason; }
+
+std::string text_of(const Neighborhood::AxisConflict& found, const int* numbers) {
+  if (found.reason == nullptr) return "";
+  const int absent = kMaxAxes - num_axes(Neighborhood::kInfo, numbers);
+  const auto number = [&](int first) { return numbers[first + found.axis]; };
+  return fmt::format("axis {} of the grid has {} tokens, window {}, stride {} and dilation {}: {}",
+                     found.axis - absent, number(Neighborhood::kGrid),
+                     number(Neighborhood::kWindow), number(Neighborhood::kStride),
+                     number(Neighborhood::kDilation), found.reason);
+}
+
 template <class Atom>
-const char* conflict_of(const int* numbers) {
-  if constexpr (has_conflict<Atom>) return Atom::conflict(numbers);
-  return nullptr;
+std::string conflict_of(const int* numbers) {
+  if constexpr (has_conflict<Atom>) return text_of(Atom::conflict(numbers), numbers);
+  return "";
 }
 #define GIRIH_ATOM_CONFLICT(Atom) conflict_of<Atom>,
-constexpr const char* (*kConflicts[])(const int* numbers) = {GIRIH_ATOMS(GIRIH_ATOM_CONFLICT)};
+constexpr std::string (*kConflicts[])(const int* numbers) = {GIRIH_ATOMS(GIRIH_ATOM_CONFLICT)};
 #undef GIRIH_ATOM_CONFLICT
 #define GIRIH_ATOM_HAS_CONFLICT(Atom) has_conflict<Atom>,
 constexpr bool kHasConflict[] = {GIRIH_ATOMS(GIRIH_ATOM_HAS_CONFLICT)};
@@ -104,13 +116,63 @@ std::string expected_form(const AtomParam& param) {
       return "a whole number or a pair such as (4, 2)";
     case ParamKind::input:
       return "the name of a run-time input such as m";
+    case ParamKind::grid:
+      return "a grid of one to three axes such as 30x48x80";
+    case ParamKind::axes:
+      return "a whole number, or one for each axis such as (18, 24, 24)";
+    case ParamKind::flags:
+      return "true or false, or one for each axis such as (true, false, false)";
     case ParamKind::pieces:
       break;
   }
   return "a list such as [(4, 1), (inf, 8)]";
 }
 
-std::string argument_text(const AtomParam& param, const int* numbers) {
+int num_axes(const AtomInfo& atom, const int* numbers) {
+  for (const AtomParam& param : atom.params) {
+    if (param.name == nullptr) break;
+    if (param.kind == ParamKind::grid) {
+      return static_cast<int>(
+          std::count_if(numbers, numbers + kMaxAxes, [](int extent) { return extent != 0; }));
+    }
+    numbers += param.num_numbers();
+  }
+  return 0;
+}
+
+std::string spread_over_axes(const AtomInfo& atom, const AtomParam& param, int num_axes,
+                             std::vector<Number>& numbers) {
+  if (numbers.size() == 1) numbers.resize(num_axes, numbers.front());
+  if (static_cast<int>(numbers.size()) != num_axes) {
+    return fmt::format(
+        "{}: {} has {} entries, but the grid has {} {}: give one each, or one for all", atom.name,
+        param.name, numbers.size(), num_axes, num_axes == 1 ? "axis" : "axes");
+  }
+  numbers.insert(numbers.begin(), kMaxAxes - num_axes, Number(param.least));
+  return "";
+}
+
+namespace {
+
+std::string axes_text(const AtomParam& param, const int* numbers, int num_axes) {
+  const int* begin = numbers + kMaxAxes - num_axes;
+  const int* end = numbers + kMaxAxes;
+  if (param.kind == ParamKind::grid) return fmt::format("{}", fmt::join(begin, end, "x"));
+  const auto one = [&](int number) {
+    return param.kind == ParamKind::axes ? fmt::format("{}", number)
+                                         : std::string(number != 0 ? "true" : "false");
+  };
+  if (std::all_of(begin, end, [&](int number) { return number == *begin; })) return one(*begin);
+  std::string text;
+  for (const int* next = begin; next != end; ++next) {
+    text += (next == begin ? "(" : ", ") + one(*next);
+  }
+  return text + ')';
+}
+
+}  // namespace
+
+std::string argument_text(const AtomParam& param, const int* numbers, int num_axes) {
   switch (param.kind) {
     case ParamKind::integer:
       return fmt::format("{}", numbers[0]);
@@ -123,6 +185,10 @@ std::string argument_text(const AtomParam& param, const int* numbers) {
     case ParamKind::pair:
       return numbers[0] == numbers[1] ? fmt::format("{}", numbers[0])
                                       : fmt::format("({}, {})", numbers[0], numbers[1]);
+    case ParamKind::grid:
+    case ParamKind::axes:
+    case ParamKind::flags:
+      return axes_text(param, numbers, num_axes);
     case ParamKind::input:
     case ParamKind::pieces:
       break;
@@ -155,6 +221,9 @@ std::string missing(const AtomInfo& atom, const AtomParam& param) {
   if (param.kind == ParamKind::input) {
     return fmt::format("{0} needs the name of a run-time input: {0}(m, ...)", atom.name);
   }
+  if (param.kind == ParamKind::grid) {
+    return fmt::format("{0} needs its grid: {0}(30x48x80, ...)", atom.name);
+  }
   if (atom.num_params() > 1) {
     return fmt::format("{} needs {}: give {}=NUMBER", atom.name, param.name, param.name);
   }
@@ -172,6 +241,7 @@ std::string out_of_range(const AtomInfo& atom, const AtomParam& param, int i,
 
 std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const int* numbers) {
   const int count = param.num_numbers();
+  const auto is_zero = [](int n) { return n == 0; };
   const auto all_are = [&](int begin, int value) {
     return std::all_of(numbers + begin, numbers + count, [&](int n) { return n == value; });
   };
@@ -198,6 +268,10 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
   }
   for (int i = 0; i < count; ++i) {
     if (bounds(param, i).contains(numbers[i])) continue;
+    const bool last = i + 1 == count;
+    if (param.kind == ParamKind::grid && !last && std::all_of(numbers, numbers + i + 1, is_zero)) {
+      continue;  // an axis that is not there
+    }
     return out_of_range(atom, param, i, fmt::format("{}", numbers[i]));
   }
   if (param.kind == ParamKind::range && numbers[0] > numbers[1]) {
@@ -208,8 +282,8 @@ std::string argument_problem(const AtomInfo& atom, const AtomParam& param, const
 }
 
 std::string conflict(int atom_index, const int* numbers) {
-  const char* reason = kConflicts[atom_index](numbers);
-  return reason == nullptr ? "" : fmt::format("{}: {}", kAtomTable[atom_index].name, reason);
+  const std::string reason = kConflicts[atom_index](numbers);
+  return reason.empty() ? "" : fmt::format("{}: {}", kAtomTable[atom_index].name, reason);
 }
 
 std::string input_problem(const AtomInfo& atom, const AtomParam& param) {

@@ -39,8 +39,16 @@ int find_choice(const AtomParam& param, std::string_view word);
 /// What an argument looks like, for messages: "a whole number", "true or false", "q or kv".
 std::string expected_form(const AtomParam& param);
 
+/// Of an atom's grid; 0 where it has none. `numbers` are all of the atom's.
+int num_axes(const AtomInfo& atom, const int* numbers);
+
+/// Makes one number for all axes of the grid, or one for each, what the atom takes. @return why
+/// that cannot be, or "".
+std::string spread_over_axes(const AtomInfo& atom, const AtomParam& param, int num_axes,
+                             std::vector<Number>& numbers);
+
 /// An argument in canonical text, from its numbers: "255", "true", "3..8", "[(4, 1), (inf, 8)]".
-std::string argument_text(const AtomParam& param, const int* numbers);
+std::string argument_text(const AtomParam& param, const int* numbers, int num_axes);
 
 /// Bounds of number i of an argument.
 struct Bounds {

@@ -64,6 +64,7 @@ std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers,
                       const std::vector<std::string>& inputs) {
   std::string arguments;
   const int num_params = info.num_params();
+  const int num_axes = pattern::num_axes(info, numbers.data());
   for (int i = 0, number = 0; i < num_params; number += info.params[i++].num_numbers()) {
     const AtomParam& param = info.params[i];
     const int* next = numbers.data() + number;
@@ -75,8 +76,10 @@ std::string atom_text(const AtomInfo& info, const std::vector<int>& numbers,
       arguments += input;
       continue;
     }
-    if (num_params > 1) arguments += fmt::format("{}=", param.name);
-    arguments += input.empty() ? pattern::argument_text(param, next) : '$' + input;
+    if (num_params > 1 && param.kind != ParamKind::grid) {
+      arguments += fmt::format("{}=", param.name);
+    }
+    arguments += input.empty() ? pattern::argument_text(param, next, num_axes) : '$' + input;
   }
   return arguments.empty() ? info.name : fmt::format("{}({})", info.name, arguments);
 }
@@ -202,6 +205,7 @@ Mask last_queries(Number n) { return Mask::atom("last_queries", {std::move(n)});
 Mask queries(int begin, int end) { return Mask::atom("queries", {begin, end}); }
 Mask keys(int begin, int end) { return Mask::atom("keys", {begin, end}); }
 Mask chunk(Number n) { return Mask::atom("chunk", {std::move(n)}); }
+Mask dilated(Number d) { return Mask::atom("dilated", {std::move(d)}); }
 
 Mask block_window(BlockWindowBounds bounds) {
   return Mask::atom("block_window", {bounds.left, bounds.right, bounds.block});
@@ -236,6 +240,31 @@ Mask strided(const StridedBlocks& blocks) {
   }
   numbers.resize(count, 0);
   return Mask::atom("strided", std::move(numbers));
+}
+
+Mask neighborhood(const GridNeighborhood& neighborhood) {
+  const int num_axes = static_cast<int>(neighborhood.grid.size());
+  if (num_axes < 1 || num_axes > kMaxAxes) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("neighborhood: a grid has 1 to {} axes, not {}", kMaxAxes, num_axes));
+  }
+  const AtomInfo& info = atom_table()[pattern::find_atom("neighborhood")];
+  for (const int extent : neighborhood.grid) {  // 0 would be an axis that is not there
+    if (pattern::bounds(info.params[0], 0).contains(extent)) continue;
+    throw Error(Errc::invalid_argument,
+                pattern::out_of_range(info, info.params[0], 0, fmt::format("{}", extent)));
+  }
+  std::vector<Number> numbers(kMaxAxes - num_axes, Number(0));
+  numbers.insert(numbers.end(), neighborhood.grid.begin(), neighborhood.grid.end());
+  const AtomParam* param = info.params;
+  for (const PerAxis* given :
+       {&neighborhood.window, &neighborhood.stride, &neighborhood.dilation, &neighborhood.causal}) {
+    std::vector<Number> entries(given->values.begin(), given->values.end());
+    const std::string problem = pattern::spread_over_axes(info, *++param, num_axes, entries);
+    if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+    numbers.insert(numbers.end(), entries.begin(), entries.end());
+  }
+  return Mask::atom(info.name, std::move(numbers));
 }
 
 Mask blocks(std::string name, BlockSizes sizes) {

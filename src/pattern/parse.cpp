@@ -305,6 +305,10 @@ class Parser {
       if (given[i].empty()) {
         if (param.fallback == kRequired) fail(text_, name.at, pattern::missing(info, param));
         given[i].assign(param.num_numbers(), param.fallback);
+      } else if (param.kind == ParamKind::axes || param.kind == ParamKind::flags) {
+        const int num_axes = pattern::num_axes(info, values(given[0]).data());
+        const std::string problem = pattern::spread_over_axes(info, param, num_axes, given[i]);
+        if (!problem.empty()) fail(text_, name.at, problem);
       }
       numbers.insert(numbers.end(), given[i].begin(), given[i].end());
     }
@@ -343,7 +347,9 @@ class Parser {
       }
       const std::size_t at = token_.at;
       given[index] = argument(info, info.params[index]);
-      if (given[index].front().input.empty()) {
+      const ParamKind kind = info.params[index].kind;
+      const bool per_axis = kind == ParamKind::axes || kind == ParamKind::flags;
+      if (!per_axis && given[index].front().input.empty()) {
         const std::string problem =
             pattern::argument_problem(info, info.params[index], values(given[index]).data());
         if (!problem.empty()) fail(text_, at, problem);
@@ -430,6 +436,11 @@ class Parser {
       }
       case ParamKind::input:
         return {input_name(info, param)};
+      case ParamKind::grid:
+        return grid(info, param);
+      case ParamKind::axes:
+      case ParamKind::flags:
+        return per_axis(info, param);
       case ParamKind::pieces:
         break;
     }
@@ -437,7 +448,7 @@ class Parser {
   }
 
   int word(const AtomInfo& info, const AtomParam& param) {
-    const bool boolean = param.kind == ParamKind::boolean;
+    const bool boolean = param.kind != ParamKind::choice;
     const int value = token_.kind != Token::Kind::name ? -1
                       : !boolean                       ? pattern::find_choice(param, token_.text)
                       : token_.text == "true"          ? 1
@@ -473,6 +484,45 @@ class Parser {
     }
     if (!accept(',')) fail_argument(info, param);
     numbers.push_back(integer(info, param, 1));
+    if (!accept(')')) fail_argument(info, param);
+    return numbers;
+  }
+
+  // "30x48x80" is one token.
+  Numbers grid(const AtomInfo& info, const AtomParam& param) {
+    if (token_.kind != Token::Kind::number) fail_argument(info, param);
+    Numbers numbers;
+    const Token whole = token_;
+    for (std::string_view rest = whole.text;;) {
+      const std::size_t end = std::min(rest.find('x'), rest.size());
+      token_ = {Token::Kind::number, rest.substr(0, end),
+                static_cast<std::size_t>(rest.data() - text_.data())};
+      if (!whole_number() || numbers.size() == kMaxAxes) {
+        token_ = whole;
+        fail_argument(info, param);
+      }
+      if (!pattern::bounds(param, 0).contains(*whole_number())) {
+        fail_here(pattern::out_of_range(info, param, 0, digits()));
+      }
+      numbers.push_back(static_cast<int>(*whole_number()));
+      if (end == rest.size()) break;
+      rest.remove_prefix(end + 1);
+    }
+    advance();
+    numbers.insert(numbers.begin(), kMaxAxes - numbers.size(), Number(0));
+    return numbers;
+  }
+
+  // One number, or a tuple of them.
+  Numbers per_axis(const AtomInfo& info, const AtomParam& param) {
+    const auto entry = [&] {
+      return param.kind == ParamKind::flags ? word(info, param) : integer(info, param, 0);
+    };
+    if (!accept('(')) return {entry()};
+    Numbers numbers;
+    do {
+      numbers.push_back(entry());
+    } while (static_cast<int>(numbers.size()) < kMaxAxes && accept(','));
     if (!accept(')')) fail_argument(info, param);
     return numbers;
   }

@@ -10,6 +10,7 @@
 #include "girih/shared/params.cuh"
 #include "girih/shared/tensor_map.cuh"
 #include "pattern/atoms.hpp"
+#include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/tiles.hpp"
 #include "plan/tiles_sm90.hpp"
@@ -75,7 +76,6 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
   if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
 
   constexpr int kSeqlen = 16384, kRows = 16;
-  constexpr int kStep = kSeqlen / kRows - 1;  // odd, lest all rows stand at one place in a block
   const auto& classes = pattern.classes();
   std::vector<double> heads(classes.size());
   for (const int c : pattern.class_of_head(problem)) {
@@ -83,13 +83,18 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
   }
 
   Geometry geometry;
-  geometry.seqlen_q = geometry.seqlen_k = kSeqlen;
   geometry.group_size = problem.group_size();
   geometry.num_heads = problem.heads_total();
   double work = 0, weighted = 0;
   for (size_t c = 0; c < classes.size(); ++c) {
     if (heads[c] == 0) continue;
-    for (int row = kStep; row < kSeqlen; row += kStep) {
+    // A grid says how long sequences are; its rows are many spans, and alike.
+    const std::vector<pattern::Grid> grids = pattern::grids_of(classes[c].mask);
+    const int seqlen = grids.empty() ? kSeqlen : grids.front().tokens;
+    const int rows = grids.empty() ? kRows : 4;
+    const int step = max(seqlen / rows - 1, 1);  // odd, lest all stand at one place in a block
+    geometry.seqlen_q = geometry.seqlen_k = seqlen;
+    for (int row = step; row < seqlen; row += step) {
       double keys = 0;
       for (const Span& span : pattern::row_spans(classes[c].mask, geometry, row)) {
         keys += span.hi - span.lo;
@@ -109,7 +114,8 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large : {"Leaf<Strided", "Leaf<Blocks", ", 0x"}) {  // 0x: from an input
+    for (const char* large :
+         {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", ", 0x"}) {  // 0x: from an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;

@@ -158,7 +158,8 @@ Problem problem_of(const jit::Args& args) {
           .layout = args.layout};
 }
 
-FwdParams forward_params(const jit::Args& args, const Problem& problem) {
+FwdParams forward_params(const jit::Args& args, const Problem& problem,
+                         std::span<const pattern::Grid> grids) {
   if (args.layout != problem.layout) {
     refuse(fmt::format("the tensors are {}, but the kernel was bound for {}",
                        to_string(args.layout), to_string(problem.layout)));
@@ -199,6 +200,9 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   const std::int64_t q_start = args.q_start ? *args.q_start : args.k_start + seqlen_k - seqlen_q;
   check_range("k_start", args.k_start, 0);
   check_range("q_start", q_start, -kMaxNumber);
+  const std::string problem_with_grid =
+      pattern::length_problem(grids, static_cast<int>(seqlen_q), static_cast<int>(seqlen_k));
+  if (!problem_with_grid.empty()) refuse(problem_with_grid);
   if (args.max_ctas < 0) refuse(fmt::format("max_ctas {} must not be negative", args.max_ctas));
 
   FwdParams params{};

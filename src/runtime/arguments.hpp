@@ -1,9 +1,12 @@
 // Arguments of a launch: checked against the problem, and turned into kernel parameters.
 #pragma once
 
+#include <span>
+
 #include "girih/jit.hpp"
 #include "girih/shared/params.cuh"
 #include "girih/shared/tensor_map.cuh"
+#include "pattern/grid.hpp"
 
 namespace girih::runtime {
 
@@ -15,8 +18,10 @@ Problem problem_of(const jit::Args& args);
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                           int query_rows, int key_rows);
 
-/// Everything but the order of tiles. Formats text only when it throws.
+/// Everything but the order of tiles, for a pattern with these grids. Formats text only when it
+/// throws.
 /// @throws Error invalid_argument naming the tensor, the value and what it should be.
-FwdParams forward_params(const jit::Args& args, const Problem& problem);
+FwdParams forward_params(const jit::Args& args, const Problem& problem,
+                         std::span<const pattern::Grid> grids = {});
 
 }  // namespace girih::runtime

@@ -310,6 +310,7 @@ struct Kernel::Impl {
   KernelInfo info;
   std::vector<int> head_table;
   std::vector<InputInfo> inputs;
+  std::vector<pattern::Grid> grids;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
   CUfunction build_lists = nullptr;                // null where the pattern has no lists
@@ -350,7 +351,7 @@ const Problem& Kernel::problem() const { return impl_->problem; }
 const KernelInfo& Kernel::info() const { return impl_->info; }
 
 std::size_t Kernel::workspace_bytes(const Args& args) const {
-  const FwdParams params = runtime::forward_params(args, impl_->problem);
+  const FwdParams params = runtime::forward_params(args, impl_->problem, impl_->grids);
   return impl_->plan_inputs(args, params, {}).workspace_bytes;
 }
 
@@ -370,7 +371,7 @@ static void check_workspace(const Workspace& workspace, std::size_t needed) {
 
 void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {
   const Impl& impl = *impl_;
-  const FwdParams params = runtime::forward_params(args, impl.problem);
+  const FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, plan.workspace_bytes);
   if (plan.num_builds == 0) return;
@@ -411,7 +412,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
 
 void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
-  FwdParams params = runtime::forward_params(args, impl.problem);
+  FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, inputs.workspace_bytes);
   plan_order(params, impl.problem, impl.query_tile, impl.l2_bytes);
@@ -510,6 +511,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->problem = problem;
   impl->head_table = plan.head_table;
   impl->inputs = pattern.inputs();
+  impl->grids = pattern::grids_of(pattern);
   impl->device = device.handle;
   impl->l2_bytes = device.l2_bytes;
   impl->num_sms = device.id.num_sms;
@@ -612,7 +614,8 @@ void Program::operator()(const Args& args) const {
   const Settings settings = runtime::resolve(state_->options);
   const bool measured = settings.tune == Tune::automatic && state_->options.tile == TileConfig{};
   if (!measured) return launch_with_pool(state_->pattern, bind(problem), args);
-  runtime::forward_params(args, problem);  // refuses what no kernel takes
+  // Refuses what no kernel takes.
+  runtime::forward_params(args, problem, pattern::grids_of(state_->pattern));
   launch_with_pool(state_->pattern, state_->bind_tuned(problem, args, settings), args);
 }
 

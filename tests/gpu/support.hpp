@@ -44,6 +44,9 @@ inline oracle::Expr atom(oracle::Expr::Kind kind, std::vector<long long> numbers
 inline oracle::Expr strided(oracle::Strided blocks) {
   return {oracle::Expr::Kind::strided, {}, {}, std::move(blocks)};
 }
+inline oracle::Expr neighborhood(std::vector<oracle::Axis> axes) {
+  return {oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, std::move(axes)};
+}
 inline oracle::Expr both(oracle::Expr a, oracle::Expr b) {
   return {oracle::Expr::Kind::all_of, {}, {std::move(a), std::move(b)}};
 }

@@ -64,6 +64,7 @@ std::vector<oracle::Expr> every_atom() {
       {.block = 32, .offset = -7, .ranges = {{-2, 4}, {3, 1}, {9, 2}, {0, 7}}},
   };
   for (const oracle::Strided& blocks : s2) atoms.push_back(strided(blocks));
+  for (const int d : {1, 2, 7, 128, 300}) atoms.push_back(atom(Kind::dilated, {d}));
   const std::size_t count = atoms.size();
   for (std::size_t i = 0; i < count; ++i) atoms.push_back(negation(atoms[i]));
   return atoms;
@@ -84,6 +85,7 @@ std::vector<oracle::Expr> mixed_classes() {
           atom(Kind::queries, {20, 150}),
           negation(atom(Kind::keys, {30, 90})),
           both(causal(), atom(Kind::chunk, {100})),
+          both(causal(), atom(Kind::dilated, {3})),
           atom(Kind::block_window, {1, 0, 48}),
           atom(Kind::block_streaming, {1, 2, 64, 1}),
           both(causal(), strided({.left = 2, .right = 2, .stride = 5, .block = 24, .offset = 1}))};
@@ -352,6 +354,102 @@ TEST_CASE("200 random expressions show exactly their keys") {
   }
 }
 
+TEST_CASE("neighborhoods on grids of one to three axes show exactly their keys") {
+  // In each list grids have equally many tokens, so that their heads go into one launch.
+  const std::vector<std::vector<oracle::Expr>> lists = {
+      {neighborhood({{600, 100, 1, 1}}), neighborhood({{600, 33, 7, 3, true}}),
+       neighborhood({{20, 7, 1, 1}, {30, 8, 1, 1}}),
+       neighborhood({{20, 5, 2, 3}, {30, 30, 30, 1, true}}),
+       neighborhood({{5, 3, 1, 1, true}, {8, 4, 4, 2}, {15, 6, 3, 1}}),
+       negation(neighborhood({{4, 1, 1, 4}, {10, 9, 1, 1}, {15, 2, 2, 7, true}})),
+       both(causal(), neighborhood({{100, 50, 1, 1}, {6, 3, 1, 1}}))},
+      {neighborhood({{64, 20, 1, 1}, {64, 20, 1, 1}}),
+       neighborhood({{64, 16, 16, 1}, {64, 16, 16, 1}}),
+       neighborhood({{8, 5, 1, 1, true}, {16, 7, 1, 1}, {32, 12, 4, 2}}),
+       neighborhood({{4096, 1000, 1, 1}})},
+      {neighborhood({{1, 1, 1, 1}}), negation(neighborhood({{1, 1, 1, 1}, {1, 1, 1, 1}}))},
+  };
+  for (const std::vector<oracle::Expr>& classes : lists) {
+    const int tokens = static_cast<int>(oracle::grid_tokens(classes[0]));
+    const int num_heads = kHashes * static_cast<int>(classes.size());
+    std::vector<Binding> bindings;
+    for (const int head_dim : {64, 128, 192, 256}) {
+      const DType dtype = head_dim % 128 == 0 ? DType::bfloat16 : DType::float16;
+      const Problem problem = make_problem(dtype, head_dim, num_heads, 4);
+      for (const TileConfig& tile : {TileConfig{}, TileConfig{.portable = true}}) {
+        bindings.push_back({pattern_text(classes, kHashes), problem, tile});
+      }
+    }
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    for (const int extra : {0, 77}) {
+      const std::vector<Expected> expected = {
+          Expected(classes, oracle::bottom_right(tokens, tokens + extra))};
+      for (std::size_t i = 0; i < bindings.size(); ++i) {
+        if (!bound[i].kernel) continue;
+        HashedWorkload workload(mask_case(bindings[i].problem, 2, {tokens, tokens + extra}), i);
+        for (const int max_ctas : {0, 2}) {
+          workload.parameters().max_ctas = max_ctas;
+          const auto outcome = workload.check(*bound[i].kernel, expected);
+          CHECK_OUTCOME(outcome,
+                        fmt::format("{} {} with {} extra keys, max_ctas {}", bindings[i].pattern,
+                                    describe(bindings[i].problem), extra, max_ctas));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("neighborhoods of an image and of a video show exactly their keys") {
+  const std::vector<oracle::Expr> exprs = {
+      neighborhood({{256, 80, 1, 1}, {256, 80, 1, 1}}),
+      neighborhood({{30, 18, 1, 1}, {48, 24, 1, 1}, {80, 24, 1, 1}})};
+  std::mt19937 random(6);
+  for (const oracle::Expr& expr : exprs) {
+    const int tokens = static_cast<int>(oracle::grid_tokens(expr));
+    std::vector<int> rows = {0, 1, tokens - 2, tokens - 1};
+    for (int i = 0; i < 400; ++i) rows.push_back(static_cast<int>(random() % tokens));
+    std::sort(rows.begin(), rows.end());
+    const Problem problem = make_problem(DType::bfloat16, 128, kHashes, kHashes);
+    std::vector<Binding> bindings;
+    for (const TileConfig& tile : {TileConfig{}, TileConfig{.portable = true}}) {
+      bindings.push_back({pattern_text({expr}, kHashes), problem, tile});
+    }
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    const std::vector<Expected> expected = {
+        Expected({expr}, oracle::bottom_right(tokens, tokens), rows)};
+    HashedWorkload workload(mask_case(problem, 1, {tokens, tokens}), 9);
+    for (std::size_t i = 0; i < bindings.size(); ++i) {
+      if (!bound[i].kernel) continue;
+      const auto outcome = workload.check(*bound[i].kernel, expected);
+      CHECK_OUTCOME(outcome, bindings[i].pattern + " " + describe(problem));
+    }
+  }
+}
+
+TEST_CASE("a launch whose length is not the grid's is refused") {
+  const Problem problem = make_problem(DType::bfloat16, 64, 1, 1);
+  const girih::jit::Kernel kernel =
+      girih::jit::compile(girih::Pattern::parse("neighborhood(8x16, window=(3, 5))"), problem);
+  const auto refusal_at = [&](Lengths length) -> std::string {
+    HashedWorkload workload(mask_case(problem, 1, length), 1);
+    try {
+      workload.check(kernel, {});
+    } catch (const girih::Error& error) {
+      CHECK(error.code() == girih::Errc::invalid_argument);
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(refusal_at({127, 128}) ==
+        "seqlen_q 127 does not go with neighborhood(8x16): it must be the grid's 128 tokens");
+  CHECK(
+      refusal_at({128, 127}) ==
+      "seqlen_k 127 does not go with neighborhood(8x16): it must be the grid's 128 tokens, or more "
+      "with extra keys behind them");
+}
+
 TEST_CASE("the heads of tensor-parallel ranks show exactly the model's") {
   const std::vector<oracle::Expr> classes = {
       causal(), both(causal(), strided({.left = 3, .right = 3, .stride = 7, .block = 20})),
@@ -400,6 +498,7 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
       atom(Kind::chunk, {8192}),
       atom(Kind::block_window, {15, 0, 64}),
       atom(Kind::block_streaming, {1, 8, 128, 1}),
+      both(window(2000, 0), atom(Kind::dilated, {4})),
       strided({.left = 16, .right = 16, .stride = 8, .block = 64, .offset = 1})};
   std::vector<oracle::Expr> atoms = positive;
   for (const oracle::Expr& atom : positive) atoms.push_back(negation(atom));

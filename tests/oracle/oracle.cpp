@@ -53,7 +53,51 @@ bool strided(const Strided& s, const Sizes& sizes, long long p, long long key) {
   return (-s.right < i - j && i - j < s.left) || on_stride(s.stride);
 }
 
+// On one axis, row coordinate q and key coordinate k.
+bool near_on_axis(const Axis& axis, long long q, long long k) {
+  const long long d = axis.dilation, w = axis.window, s = axis.stride;
+  if (q % d != k % d) return false;
+  const long long length = (axis.extent - q % d + d - 1) / d;
+  const long long i = q / d, j = k / d;
+  if (axis.causal) {
+    const long long leader = std::min(i / s * s + s - 1, length - 1);
+    return std::max(leader - (w - 1), 0LL) <= j && j <= i;
+  }
+  const long long leader = std::min(i / s * s + s / 2, length - 1);
+  const long long right = w / 2 + w % 2 - 1;
+  long long start = std::max(leader - w / 2, 0LL);
+  if (leader + right >= length) start += length - right - leader - 1;
+  return start <= j && j < start + w;
+}
+
+bool neighborhood(const Expr& expr, long long q, long long k) {
+  const long long tokens = grid_tokens(expr);
+  if (k >= tokens) return true;
+  if (q >= tokens) return false;  // there is no such row: a launch has as many as the grid
+  for (std::size_t i = expr.axes.size(); i-- > 0;) {
+    const long long extent = expr.axes[i].extent;
+    if (!near_on_axis(expr.axes[i], q % extent, k % extent)) return false;
+    q /= extent;
+    k /= extent;
+  }
+  return true;
+}
+
 // --- Text
+
+std::string neighborhood_text(const std::vector<Axis>& axes) {
+  std::string grid, window, stride, dilation, causal;
+  for (const Axis& axis : axes) {
+    const bool first = &axis == &axes.front();
+    grid += (first ? "" : "x") + std::to_string(axis.extent);
+    window += (first ? "" : ", ") + std::to_string(axis.window);
+    stride += (first ? "" : ", ") + std::to_string(axis.stride);
+    dilation += (first ? "" : ", ") + std::to_string(axis.dilation);
+    causal += std::string(first ? "" : ", ") + (axis.causal ? "true" : "false");
+  }
+  return "neighborhood(" + grid + ", window=(" + window + "), stride=(" + stride + "), dilation=(" +
+         dilation + "), causal=(" + causal + "))";
+}
 
 std::string strided_text(const Strided& s) {
   const auto number = [](long long value) { return std::to_string(value); };
@@ -175,6 +219,10 @@ std::string text(const Expr& expr) {
              ", causal=" + (expr.numbers[3] != 0 ? "true" : "false") + ")";
     case Kind::strided:
       return strided_text(expr.strided);
+    case Kind::dilated:
+      return "dilated(" + number(0) + ")";
+    case Kind::neighborhood:
+      return neighborhood_text(expr.axes);
     case Kind::blocks:
       return "blocks(" + expr.blocks.name + ", q=" + std::to_string(expr.blocks.q) +
              ", kv=" + std::to_string(expr.blocks.kv) + ")";
@@ -229,6 +277,10 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
       return block_streaming(n, sizes, q, k);
     case Kind::strided:
       return strided(expr.strided, sizes, p, key);
+    case Kind::dilated:
+      return remainder(p - key, n[0]) == 0;
+    case Kind::neighborhood:
+      return neighborhood(expr, q, k);
     case Kind::blocks: {
       const long long index = q / expr.blocks.q * expr.blocks.columns + k / expr.blocks.kv;
       return expr.blocks.visible[static_cast<std::size_t>(index)] != 0;
@@ -281,9 +333,36 @@ Expr random_atom(std::mt19937_64& random, Kind kind, long long largest) {
     }
     case Kind::strided:
       return {kind, {}, {}, random_strided(random, largest)};
+    case Kind::dilated:
+      return {kind, {1 + random_number(random, std::max(largest / 3, 1LL))}, {}};
+    case Kind::neighborhood:
+      return random_neighborhood(random, largest);
     default:
       return {kind, {}, {}};
   }
+}
+
+long long grid_tokens(const Expr& neighborhood) {
+  long long tokens = 1;
+  for (const Axis& axis : neighborhood.axes) tokens *= axis.extent;
+  return tokens;
+}
+
+Expr random_neighborhood(std::mt19937_64& random, long long largest) {
+  Expr expr{Expr::Kind::neighborhood, {}, {}};
+  const long long count = 1 + below(random, 3);
+  for (long long i = 0; i < count; ++i) {
+    long long longest = std::max(largest / grid_tokens(expr), 1LL);
+    if (i + 1 < count) longest = std::max(std::min(longest / 3, 12LL), 1LL);
+    Axis axis;
+    axis.extent = 1 + below(random, longest);
+    if (below(random, 3) == 0) axis.dilation = 1 + below(random, std::min(axis.extent, 4LL));
+    axis.window = 1 + below(random, axis.extent / axis.dilation);
+    if (below(random, 2) == 0) axis.stride = 1 + below(random, axis.window);
+    axis.causal = below(random, 3) == 0;
+    expr.axes.push_back(axis);
+  }
+  return expr;
 }
 
 Expr random_expr(std::mt19937_64& random, int depth, long long largest) {

@@ -43,6 +43,12 @@ struct Blocks {
   std::vector<char> visible = {};  ///< [rows, columns]
 };
 
+/// Of a neighborhood, one for each axis, the slowest first.
+struct Axis {
+  long long extent = 1, window = 1, stride = 1, dilation = 1;
+  bool causal = false;
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -58,7 +64,9 @@ struct Expr {
     block_window,     ///< left, right, block
     block_streaming,  ///< sink, local, block, causal (0 or 1)
     strided,
+    dilated,  ///< d
     blocks,
+    neighborhood,
     all_of,
     any_of,
     negation
@@ -68,6 +76,7 @@ struct Expr {
   std::vector<Expr> operands;
   Strided strided = {};
   Blocks blocks = {};
+  std::vector<Axis> axes = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.
@@ -81,6 +90,10 @@ bool depends_on_head(const Expr& expr);
 /// An atom of this kind with numbers up to about `largest`.
 Expr random_atom(std::mt19937_64& random, Expr::Kind kind, long long largest);
 constexpr int kNumAtoms = static_cast<int>(Expr::Kind::blocks);
+
+/// Of one to three axes, with about `largest` tokens or fewer.
+Expr random_neighborhood(std::mt19937_64& random, long long largest);
+long long grid_tokens(const Expr& neighborhood);
 
 /// An expression of at most `depth` levels, with numbers up to about `largest`.
 Expr random_expr(std::mt19937_64& random, int depth, long long largest);

@@ -26,8 +26,15 @@ enum class ParamKind {
   pair,     // (4, 2), or 4 for (4, 4)
   pieces,   // [(4, 1), (inf, 8)]: a step function's (end, value), ends ascending to inf
   input,    // m: the slot of the run-time input that the pattern calls so
+  grid,     // 30x48x80: an extent for each axis, the last one's tokens are neighbours in memory
+  axes,     // (18, 24, 24), one for each axis of the atom's grid, or 18 for all of them
+  flags,    // (true, false, false), likewise
 };
 constexpr int kMaxPieces = 4;
+
+// Of a grid. One with fewer has them last: before them stand extents of 0, in `axes` the least that
+// can be given, in `flags` 0.
+constexpr int kMaxAxes = 3;
 
 // As a fallback: the argument must be given; the atom finds the number itself.
 constexpr int kRequired = kNoLowerBound;
@@ -44,6 +51,7 @@ struct AtomParam {
   GIRIH_HD constexpr int num_numbers() const {
     return kind == ParamKind::pieces                             ? 2 * kMaxPieces
            : kind == ParamKind::range || kind == ParamKind::pair ? 2
+           : kind >= ParamKind::grid                             ? kMaxAxes
                                                                  : 1;
   }
 };
@@ -470,6 +478,255 @@ struct Strided : KeySearch<Strided> {
   }
 };
 
+// --- Residues -----------------------------------------------------------------------------------
+
+// (p - k) % d == 0
+struct Dilated : KeySearch<Dilated> {
+  static constexpr AtomInfo kInfo{"dilated", "Dilated", {{.name = "d", .least = 1}}};
+  int d;
+  GIRIH_HD explicit Dilated(const int* numbers) : d(numbers[0]) {}
+
+  GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
+    const int count = rows.end - rows.begin;
+    const int beyond = floor_mod(k - g.diagonal(rows.begin), d);
+    const bool all = d == 1 || (count == 1 && beyond == 0);
+    return {beyond < count ? k : k + d - beyond, d == 1 ? kNoUpperBound : all ? k + 1 : k};
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    return every(d, floor_mod(g.diagonal(q) - keys.first_key, d));
+  }
+
+  // Bits first, first + d, first + 2 * d and so on.
+  GIRIH_HD static uint32 every(int d, int first) {
+    uint32 bits = first < 32 ? 1u << first : 0u;
+    GIRIH_ROLLED
+    for (int reach = d; reach < 32; reach *= 2) bits |= bits << reach;
+    return bits;
+  }
+};
+
+// --- Grids --------------------------------------------------------------------------------------
+
+// Neighborhood attention, as NATTEN has it, over the row-major grid of the sequence's own first
+// tokens. On each axis a row sees the coordinates of its own residue modulo the dilation that lie
+// in a window about its leader, the one for every `stride` of them; a window that would reach
+// beyond the axis is moved back into it, and a causal one begins early and ends at the row's own.
+// Keys behind the grid are visible to all; rows behind it see nothing else.
+struct Neighborhood : KeySearch<Neighborhood> {
+  static constexpr AtomInfo kInfo{
+      "neighborhood",
+      "Neighborhood",
+      {{.name = "grid", .kind = ParamKind::grid, .least = 1},
+       {.name = "window", .kind = ParamKind::axes, .least = 1},
+       {.name = "stride", .kind = ParamKind::axes, .least = 1, .fallback = 1},
+       {.name = "dilation", .kind = ParamKind::axes, .least = 1, .fallback = 1},
+       {.name = "causal", .kind = ParamKind::flags, .most = 1, .fallback = 0}}};
+  enum Number { kGrid = 0, kWindow = 3, kStride = 6, kDilation = 9, kCausal = 12 };
+
+  const int* numbers;
+  GIRIH_HD explicit Neighborhood(const int* list) : numbers(list) {}
+
+  struct AxisConflict {
+    const char* reason = nullptr;
+    int axis = 0;
+  };
+  GIRIH_HD static constexpr AxisConflict conflict(const int* n) {
+    int64 tokens = 1;
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      const int extent = max(n[kGrid + axis], 1);
+      const int window = n[kWindow + axis];
+      tokens *= extent;
+      if (tokens > kMaxNumber) return {"the grid has more than 2^29 tokens", axis};
+      if (int64{window} * n[kDilation + axis] > extent) {
+        return {"window * dilation must not exceed the axis", axis};
+      }
+      if (n[kGrid + axis] == 0 && n[kCausal + axis] != 0) {
+        return {"an axis that is not there cannot be causal", axis};
+      }
+      if (n[kStride + axis] > window) return {"stride must not exceed the window", axis};
+    }
+    return {};
+  }
+
+  GIRIH_HD int extent(int axis) const { return max(numbers[kGrid + axis], 1); }
+  GIRIH_HD int tokens() const { return extent(0) * extent(1) * extent(2); }
+
+  // The keys behind the grid are visible: next keys are searched for within it.
+  GIRIH_HD NextKeys next_keys(const Geometry&, QueryRows rows, int k) const {
+    const int behind = tokens();
+    if (k >= behind) return {k, kNoUpperBound};
+    NextKeys next{behind, rows.end > behind ? k : kNoUpperBound};
+    if (rows.begin >= behind) return next;
+
+    // The rows as boxes: the rest of a line, lines, planes, lines, the beginning of a line.
+    const Point key = point(k);
+    const Point last = point(min(rows.end, behind) - 1);
+    Point first = point(rows.begin);
+    GIRIH_ROLLED
+    for (bool more = true; more;) {
+      const bool whole_planes = first.a < last.a && first.b == 0 && first.c == 0;
+      const bool in_plane = first.a == last.a;
+      const bool in_line = in_plane && first.b == last.b;
+      const bool whole_lines = first.c == 0 && !in_line;
+      more = !in_line;
+      const Point end{whole_planes ? last.a - 1 : first.a,
+                      !whole_lines ? first.b
+                      : in_plane   ? last.b - 1
+                                   : extent(1) - 1,
+                      in_line ? last.c : extent(2) - 1};
+      next.visible = min(next.visible, next_visible(first, end, key));
+      next.hidden = min(next.hidden, next_hidden(first, end, key));
+      const bool next_plane = end.b == extent(1) - 1;
+      first = {next_plane ? end.a + 1 : end.a, next_plane ? 0 : end.b + 1, 0};
+    }
+    return next;
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry&, int q, KeyWord keys) const {
+    const int behind = tokens();
+    uint32 bits = ~keys.below(behind);
+    if (q >= behind || keys.first_key >= behind) return bits;
+    const Point row = point(q);
+    Span a{}, b{}, c{};
+    GIRIH_ROLLED
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      const int x = row.on(axis);
+      const Span seen{begin(axis, x, x), end(axis, x, x)};
+      if (axis == 0) a = seen;
+      if (axis == 1) b = seen;
+      if (axis == 2) c = seen;
+    }
+    Point key = point(keys.first_key);
+    int line = keys.first_key - key.c;
+    GIRIH_ROLLED
+    for (; line < min(keys.first_key + 32, behind); line += extent(2)) {
+      if (a.contains(key.a) && b.contains(key.b) && residue(0, key.a - row.a) == 0 &&
+          residue(1, key.b - row.b) == 0) {
+        const uint32 inside = keys.below(line + c.hi) & ~keys.below(line + c.lo);
+        const int first = residue(2, line + row.c - keys.first_key);
+        bits |= inside & Dilated::every(numbers[kDilation + 2], first);
+      }
+      if (++key.b == extent(1)) {
+        key.b = 0;
+        ++key.a;
+      }
+    }
+    return bits;
+  }
+
+ private:
+  struct Point {
+    int a, b, c;
+    GIRIH_HD int on(int axis) const { return axis == 0 ? a : axis == 1 ? b : c; }
+  };
+  GIRIH_HD Point point(int token) const {
+    const int line = quotient(token, extent(2));
+    const int a = quotient(line, extent(1));
+    return {a, line - a * extent(1), token - line * extent(2)};
+  }
+  GIRIH_HD int token(int a, int b, int c) const { return (a * extent(1) + b) * extent(2) + c; }
+
+  GIRIH_HD static int quotient(int a, int b) {  // neither is negative
+    return static_cast<int>(static_cast<uint32>(a) / static_cast<uint32>(b));
+  }
+  GIRIH_HD int residue(int axis, int x) const {
+    const int dilation = numbers[kDilation + axis];
+    return dilation == 1 ? 0 : floor_mod(x, dilation);
+  }
+
+  // Of a row at `place` among `length` places that share its residue.
+  GIRIH_HD int leader(int axis, int place, int length) const {
+    const int stride = numbers[kStride + axis];
+    if (stride == 1) return place;
+    const int within = numbers[kCausal + axis] != 0 ? stride - 1 : stride / 2;
+    return min(place - place % stride + within, length - 1);
+  }
+  // Where its window begins and ends.
+  GIRIH_HD int window_begin(int axis, int place, int length) const {
+    const int window = numbers[kWindow + axis];
+    const int own = leader(axis, place, length);
+    return numbers[kCausal + axis] != 0 ? max(own - window + 1, 0)
+                                        : min(max(own - window / 2, 0), length - window);
+  }
+  GIRIH_HD int window_end(int axis, int place, int length) const {
+    if (numbers[kCausal + axis] != 0) return place + 1;
+    return window_begin(axis, place, length) + numbers[kWindow + axis];
+  }
+
+  // Bounds of the coordinates that some row sees whose own lies in [first, last]; where these are
+  // two or more and dilated, residues' windows differ a little, and the bounds are not tight.
+  GIRIH_HD int begin(int axis, int first, int last) const {
+    const int dilation = numbers[kDilation + axis];
+    if (dilation == 1) return window_begin(axis, first, extent(axis));
+    const int place = quotient(first, dilation);
+    const int own = first == last ? first - place * dilation : dilation - 1;
+    const int length = quotient(extent(axis) - own + dilation - 1, dilation);
+    return window_begin(axis, place, length) * dilation + (first == last ? own : 0);
+  }
+  GIRIH_HD int end(int axis, int first, int last) const {
+    const int dilation = numbers[kDilation + axis];
+    if (dilation == 1) return window_end(axis, last, extent(axis));
+    const int place = quotient(last, dilation);
+    const int own = first == last ? first - place * dilation : 0;
+    const int length = quotient(extent(axis) - own + dilation - 1, dilation);
+    const int behind = window_end(axis, place, length) * dilation;
+    return first == last ? behind - dilation + own + 1 : min(behind, extent(axis));
+  }
+
+  // The first coordinate from x on that a row at [first, last] sees, or kNoUpperBound.
+  GIRIH_HD int next_on(int axis, int first, int last, int x) const {
+    x = max(x, begin(axis, first, last));
+    const int beyond = residue(axis, x - first);
+    if (beyond > last - first) x += numbers[kDilation + axis] - beyond;
+    return x < end(axis, first, last) ? x : kNoUpperBound;
+  }
+
+  // The first key from `key` on that a row of a box sees.
+  GIRIH_HD int next_visible(Point first, Point last, Point key) const {
+    Point found{};
+    bool at_key = true;  // so far
+    int from = key.a;
+    GIRIH_ROLLED
+    for (int axis = 0; axis < kMaxAxes;) {
+      const int x = next_on(axis, first.on(axis), last.on(axis), from);
+      if (x == kNoUpperBound) {  // on this line or plane: the next
+        if (--axis < 0) return kNoUpperBound;
+        from = found.on(axis) + 1;
+        continue;
+      }
+      if (axis == 0) found.a = x;
+      if (axis == 1) found.b = x;
+      if (axis == 2) found.c = x;
+      at_key = at_key && x == key.on(axis);
+      ++axis;
+      from = at_key ? key.on(axis) : 0;
+    }
+    return token(found.a, found.b, found.c);
+  }
+
+  // The first key from `key` on that some row of a box does not see. What dilated rows see in
+  // common is taken for nothing.
+  GIRIH_HD int next_hidden(Point first, Point last, Point key) const {
+    int found = tokens();
+    GIRIH_ROLLED
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      const int row = first.on(axis), other = last.on(axis), x = key.on(axis);
+      const bool dilated = numbers[kDilation + axis] > 1;
+      const int lo = begin(axis, other, other), hi = end(axis, row, row);
+      if (x < lo || x >= hi || residue(axis, x - row) != 0 || (dilated && row != other)) {
+        return token(key.a, key.b, key.c);
+      }
+      if (!dilated && lo == 0 && hi == extent(axis)) continue;
+      const int behind = dilated ? x + 1 : hi;
+      found = axis == 0   ? token(behind, 0, 0)
+              : axis == 1 ? token(key.a, behind, 0)
+                          : token(key.a, key.b, behind);
+    }
+    return found < tokens() ? found : kNoUpperBound;
+  }
+};
+
 // --- Run-time data ------------------------------------------------------------------------------
 
 // The bit of a block mask that the row's and the key's block have. Blocks are those of the
@@ -538,6 +795,8 @@ struct Blocks : KeySearch<Blocks> {
   X(BlockWindow)       \
   X(BlockStreaming)    \
   X(Strided)           \
+  X(Dilated)           \
+  X(Neighborhood)      \
   X(Blocks)
 
 // An atom from its numbers.
