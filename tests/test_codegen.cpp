@@ -186,6 +186,9 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
         std::string("causal & blocks(m, q=64, kv=64)"), std::string("dilated(2)"),
         std::string("causal & (sink(1024) | window(left=8191) & dilated(2))"),
         std::string("neighborhood(256x256, window=80)"),
+        std::string(
+            "heads(0: causal, 1: neighborhood(64x64, window=9), else: causal & (sink(128) | "
+            "window(left=255)))"),
         std::string("blocks(m, q=128, kv=128) | sink($n) with softcap(30)"),
         std::string("causal & strided(block=64, ranges=[(4, 1), (inf, 8)]) with softcap(30)"),
         "heads(0: causal, 1: " + streaming + ", else: causal & chunk(8192))",
@@ -201,6 +204,8 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
   for (const int head_dim : {16, 96, 192, 256}) {
     for (const char* pattern : {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
                                 "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
+                                "neighborhood(30x48x80, window=(18, 24, 24))",
+                                "causal & neighborhood(64x64, window=9) | sink(4)",
                                 "blocks(m, q=128, kv=128) | sink($n)"}) {
       cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}, tile});
     }

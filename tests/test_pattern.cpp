@@ -42,6 +42,9 @@ bool contains(const std::string& text, std::string_view part) {
 // 5 for each whole number, and what is left out where it may be anything else.
 std::vector<girih::Number> plain_numbers(const girih::AtomInfo& info) {
   if (std::string_view(info.name) == "blocks") return {girih::input("m"), 128, 64};
+  if (std::string_view(info.name) == "neighborhood") {
+    return {0, 25, 30, 1, 5, 6, 1, 5, 5, 1, 5, 5, 0, 1, 0};
+  }
   std::vector<girih::Number> numbers;
   for (int i = 0; i < info.num_params(); ++i) {
     const girih::AtomParam& param = info.params[i];

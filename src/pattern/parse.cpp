@@ -497,7 +497,7 @@ class Parser {
       const std::size_t end = std::min(rest.find('x'), rest.size());
       token_ = {Token::Kind::number, rest.substr(0, end),
                 static_cast<std::size_t>(rest.data() - text_.data())};
-      if (!whole_number() || numbers.size() == kMaxAxes) {
+      if (end == 0 || !whole_number() || numbers.size() == kMaxAxes) {
         token_ = whole;
         fail_argument(info, param);
       }

@@ -123,10 +123,18 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   return atoms > kFewAtoms;
 }
 
+bool mixes_neighborhoods(const std::vector<std::string>& structures) {
+  const bool alone = structures.size() == 1 && structures[0] == "Leaf<Neighborhood>";
+  return !alone && std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
+    return text.find("Leaf<Neighborhood>") != text.npos;
+  });
+}
+
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
-                       .elaborate = is_elaborate(spec.structures)};
+                       .elaborate = is_elaborate(spec.structures),
+                       .mixed_neighborhoods = mixes_neighborhoods(spec.structures)};
   for (const InputInfo& input : pattern.inputs()) {
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };

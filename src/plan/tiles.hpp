@@ -23,9 +23,10 @@ int warps_per_sm(const TileConfig& tile, const Problem& problem);
 /// What of a pattern matters to its tile.
 struct PatternTraits {
   KeysPerRow keys = KeysPerRow::many;
-  bool softcap = false;    ///< whether some class of heads has one
-  bool elaborate = false;  ///< whether its masks take many registers
-  int q_block_size = 0;    ///< of the finest run-time block mask; 0 where there is none
+  bool softcap = false;              ///< whether some class of heads has one
+  bool elaborate = false;            ///< whether its masks take many registers
+  bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: that takes more
+  int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
 };
 

@@ -15,6 +15,7 @@ constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
+constexpr int kMostFragmentsMixedNeighborhoods = 164;
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -57,9 +58,10 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
-  const int limit = !pattern.elaborate ? most_fragments(tile)
-                    : pattern.softcap  ? kMostFragmentsElaborateSoftcap
-                                       : kMostFragmentsElaborate;
+  const int limit = !pattern.elaborate            ? most_fragments(tile)
+                    : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
+                    : pattern.softcap             ? kMostFragmentsElaborateSoftcap
+                                                  : kMostFragmentsElaborate;
   const int most_keys = requested.block_n                    ? requested.block_n
                         : packs_heads(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)

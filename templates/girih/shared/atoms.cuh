@@ -588,25 +588,25 @@ struct Neighborhood : KeySearch<Neighborhood> {
     uint32 bits = ~keys.below(behind);
     if (q >= behind || keys.first_key >= behind) return bits;
     const Point row = point(q);
-    Span a{}, b{}, c{};
-    GIRIH_ROLLED
-    for (int axis = 0; axis < kMaxAxes; ++axis) {
-      const int x = row.on(axis);
-      const Span seen{begin(axis, x, x), end(axis, x, x)};
-      if (axis == 0) a = seen;
-      if (axis == 1) b = seen;
-      if (axis == 2) c = seen;
-    }
     Point key = point(keys.first_key);
-    int line = keys.first_key - key.c;
+    // Line by line; lines behind the grid are in no window.
     GIRIH_ROLLED
-    for (; line < min(keys.first_key + 32, behind); line += extent(2)) {
-      if (a.contains(key.a) && b.contains(key.b) && residue(0, key.a - row.a) == 0 &&
-          residue(1, key.b - row.b) == 0) {
-        const uint32 inside = keys.below(line + c.hi) & ~keys.below(line + c.lo);
-        const int first = residue(2, line + row.c - keys.first_key);
-        bits |= inside & Dilated::every(numbers[kDilation + 2], first);
+    for (int line = -key.c; line < 32; line += extent(2)) {  // bits from the word's first key
+      uint32 inside = ~0u;
+      GIRIH_ROLLED
+      for (int axis = 0; axis < kMaxAxes; ++axis) {
+        const int own = row.on(axis);
+        const int lo = begin(axis, own, own), hi = end(axis, own, own);
+        if (axis == kMaxAxes - 1) {
+          const KeyWord bit{0};
+          inside &= bit.below(line + hi) & ~bit.below(line + lo) &
+                    Dilated::every(numbers[kDilation + axis], residue(axis, line + own));
+        } else if (const int x = key.on(axis); x < lo || x >= hi || residue(axis, x - own) != 0) {
+          inside = 0;
+          break;
+        }
       }
+      bits |= inside;
       if (++key.b == extent(1)) {
         key.b = 0;
         ++key.a;
