@@ -123,9 +123,8 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   return atoms > kFewAtoms;
 }
 
-bool mixes_neighborhoods(const std::vector<std::string>& structures) {
-  const bool alone = structures.size() == 1 && structures[0] == "Leaf<Neighborhood>";
-  return !alone && std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
+bool has_neighborhoods(const std::vector<std::string>& structures) {
+  return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
     return text.find("Leaf<Neighborhood>") != text.npos;
   });
 }
@@ -134,7 +133,9 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
                        .elaborate = is_elaborate(spec.structures),
-                       .mixed_neighborhoods = mixes_neighborhoods(spec.structures)};
+                       .neighborhoods = has_neighborhoods(spec.structures)};
+  const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
+  traits.mixed_neighborhoods = traits.neighborhoods && !alone;
   for (const InputInfo& input : pattern.inputs()) {
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };

@@ -25,7 +25,8 @@ struct PatternTraits {
   KeysPerRow keys = KeysPerRow::many;
   bool softcap = false;              ///< whether some class of heads has one
   bool elaborate = false;            ///< whether its masks take many registers
-  bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: that takes more
+  bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
+  bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
   int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
 };

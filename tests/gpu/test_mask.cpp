@@ -82,10 +82,9 @@ std::vector<oracle::Expr> mixed_classes() {
           negation(sink(64)),
           atom(Kind::last_keys, {70}),
           negation(atom(Kind::last_queries, {100})),
-          atom(Kind::queries, {20, 150}),
+          {Kind::any_of, {}, {atom(Kind::queries, {20, 150}), atom(Kind::dilated, {3})}},
           negation(atom(Kind::keys, {30, 90})),
           both(causal(), atom(Kind::chunk, {100})),
-          both(causal(), atom(Kind::dilated, {3})),
           atom(Kind::block_window, {1, 0, 48}),
           atom(Kind::block_streaming, {1, 2, 64, 1}),
           both(causal(), strided({.left = 2, .right = 2, .stride = 5, .block = 24, .offset = 1}))};
