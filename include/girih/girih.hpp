@@ -2,6 +2,7 @@
 #pragma once
 
 #include "girih/combine.hpp"
+#include "girih/compat.hpp"
 #include "girih/error.hpp"
 #include "girih/jit.hpp"
 #include "girih/pattern.hpp"
