@@ -18,8 +18,8 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
 /// Head dims above leave the Hopper kernel no registers for what only pays.
 constexpr int kWidestWithSpareRegisters = 192;
 
-/// Keys that are copied together, by whose visibility a key tile is gathered; block_n where tiles are
-/// of consecutive keys.
+/// Keys that are copied together, by whose visibility a key tile is gathered; block_n where tiles
+/// are of consecutive keys.
 int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n);
 
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem);
