@@ -116,6 +116,20 @@ TEST_CASE("what warm made serves a process that may not compile") {
   CHECK(program.json(kTwoKernels)["hit"] == 2);
 }
 
+TEST_CASE("warm compiles what merges partial results, alone or beside patterns") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const Arguments combine{"warm", "--combine", "--arch", "sm_80,sm_90a"};
+  const Json made = program.json(combine);
+  CHECK(made["compiled"] == 2);
+  CHECK(made["kernels"][1]["combine"] == true);
+  CHECK(made["kernels"][1]["arch"] == "sm_90");  // Hopper's own instructions are of no use to it
+  const Json more = program.json({"warm", "--combine", "--pattern", "causal", "--head-dim", "64",
+                                  "--arch", "sm_80", "--dry-run"});
+  CHECK(more["hit"] == 1);
+  CHECK(more["miss"] == 1);
+}
+
 TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
   const Program program;
   const fs::path file = program.folder() / "specs.jsonl";

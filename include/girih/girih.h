@@ -108,7 +108,11 @@ GIRIH_C_API void girih_program_free(girih_program* program);
 // --- Kernels ------------------------------------------------------------------------------------
 
 typedef int32_t girih_dtype;
-enum { GIRIH_FLOAT16 = 1, GIRIH_BFLOAT16 = 2 };  // 0 is refused: a type must be given
+enum {  // 0 is refused: a type must be given
+  GIRIH_FLOAT16 = 1,
+  GIRIH_BFLOAT16 = 2,
+  GIRIH_FLOAT32 = 3  // of the tensors of girih_combine alone
+};
 
 typedef int32_t girih_layout;
 enum {
@@ -275,6 +279,39 @@ GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_ar
 // pool where that is needed, and launches. While the stream is being captured only an already bound
 // problem is accepted.
 GIRIH_C_API girih_status girih_attention(const girih_program* program, const girih_args* args);
+
+// --- Merging partial results --------------------------------------------------------------------
+
+// Attention over a part of the keys, as a launch writes it. Rows whose lse is infinite, of either
+// sign, have seen nothing there: they count as nothing, and their out is not read.
+typedef struct girih_part {
+  size_t size;
+  const girih_tensor* out;  // of any type; read during the call only
+  const float* lse;
+} girih_part;
+
+// Arguments of one merge: out = sum of exp(part.lse - lse) * part.out, and lse the logarithm of the
+// sum of exp(part.lse). The last dimension of the tensors is a multiple of 8; every lse is as that
+// of girih_args.
+typedef struct girih_combine_args {
+  size_t size;
+  const girih_part* parts;  // [num_parts], 1 to 64
+  const girih_tensor* out;  // may be one of the parts' tensors
+  float* lse;               // may be one of the parts', or NULL
+  struct CUstream_st* stream;
+  int32_t num_parts;
+  girih_layout layout;
+  float empty_lse;   // of a row that no part has seen: -infinity or +infinity; 0: -infinity
+  int32_t reserved;  // 0
+} girih_combine_args;
+
+// Enqueues one merge on args->stream. The first call in a context compiles the kernel, or finds it
+// in the cache, and loads it, which is refused while the stream is being captured.
+GIRIH_C_API girih_status girih_combine(const girih_combine_args* args);
+
+// Does ahead of time what the first call of girih_combine does in the current context. `options`
+// may be NULL; tile and tune do not matter.
+GIRIH_C_API girih_status girih_bind_combine(const girih_options* options);
 
 #ifdef __cplusplus
 }

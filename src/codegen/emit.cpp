@@ -17,6 +17,13 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
 }}
 )";
 
+constexpr const char* kCombine = R"(
+extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
+    {}(const __grid_constant__ girih::CombineParams params) {{
+  girih::Combine::run(params);
+}}
+)";
+
 // What the two families' entries have in common.
 constexpr const char* kConfig = R"(
 namespace girih {{
@@ -99,6 +106,12 @@ std::string emit(const plan::KernelSpec& spec) {
   source += config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
   return source;
+}
+
+std::string emit_combine(const plan::Arch& arch) {
+  return fmt::format("// Girih {}: merging partial results, {}.\n#include \"girih/combine.cuh\"\n",
+                     GIRIH_VERSION, arch.name()) +
+         fmt::format(kCombine, kCombineSymbol);
 }
 
 }  // namespace girih::codegen

@@ -44,7 +44,7 @@ void check_problem(const Problem& problem) {
   }
 }
 
-std::vector<std::string> reasons_against_widths(const Problem& problem, const Arch& arch) {
+std::vector<std::string> reasons_against(const Problem& problem, const Arch& arch) {
   std::vector<std::string> reasons;
   const auto check_width = [&](const char* name, int width) {
     if (width % 16 == 0 && width >= 16 && width <= 256) return;
@@ -54,6 +54,9 @@ std::vector<std::string> reasons_against_widths(const Problem& problem, const Ar
         fmt::format("{} {} is not supported on {}: multiples of 16 from 16 to 256 are{}", name,
                     width, arch.name(), remedy));
   };
+  if (problem.dtype == DType::float32) {
+    reasons.push_back("dtype fp32 is not supported: fp16 and bf16 are");
+  }
   check_width("head_dim", problem.head_dim);
   if (problem.head_dim_v != 0) check_width("head_dim_v", problem.head_dim_v);
   return reasons;
@@ -235,7 +238,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     if (reasons.empty()) return;
     throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
   };
-  refuse_for(reasons_against_widths(problem, arch));
+  refuse_for(reasons_against(problem, arch));
   Plan plan;
   plan_heads(pattern, problem, plan);
   const PatternTraits traits = traits_of(pattern, problem, plan.spec);

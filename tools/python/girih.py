@@ -19,7 +19,7 @@ import sys
 import threading
 
 __all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "attention",
-           "compile", "version"]
+           "bind_combine", "combine", "compile", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -43,6 +43,7 @@ def _refuse(message):
 # --- girih.h --------------------------------------------------------------------------------------
 
 _DTYPES = {"float16": 1, "half": 1, "fp16": 1, "bfloat16": 2, "bf16": 2}
+_FLOAT32 = 3
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
@@ -111,6 +112,17 @@ class _Args(_Struct):
                 ("reserved", _int32)]
 
 
+class _Part(_Struct):
+    _fields_ = [("size", _size_t), ("out", ctypes.POINTER(_Tensor)), ("lse", _void_p)]
+
+
+class _CombineArgs(_Struct):
+    _fields_ = [("size", _size_t), ("parts", ctypes.POINTER(_Part)),
+                ("out", ctypes.POINTER(_Tensor)), ("lse", _void_p), ("stream", _void_p),
+                ("num_parts", _int32), ("layout", _int32), ("empty_lse", ctypes.c_float),
+                ("reserved", _int32)]
+
+
 _P = ctypes.POINTER
 _FUNCTIONS = {  # name: result, arguments
     "girih_version": (_char_p, []),
@@ -126,6 +138,8 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_build_lists": (_int32, [_void_p, _P(_Args), _void_p, _size_t, _int32]),
     "girih_launch": (_int32, [_void_p, _P(_Args), _void_p, _size_t]),
     "girih_attention": (_int32, [_void_p, _P(_Args)]),
+    "girih_combine": (_int32, [_P(_CombineArgs)]),
+    "girih_bind_combine": (_int32, [_P(_Options)]),
 }
 
 
@@ -202,7 +216,8 @@ def _check_device(name, tensor, device):
         _refuse("%s is on %s, but q is on %s" % (name, tensor.device, device))
 
 
-def _tensor(name, tensor, layout, device):
+def _tensor(name, tensor, layout, device, float32=False):
+    """float32: whether it may be of that type."""
     _check_device(name, tensor, device)
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
     if layout == "thd" and len(shape) == 3:
@@ -210,8 +225,11 @@ def _tensor(name, tensor, layout, device):
     if len(shape) != 4:
         _refuse("%s has %d dimensions: layout %s has %s"
                 % (name, len(shape), layout, "3" if layout == "thd" else "4"))
-    return _Tensor(data=tensor.data_ptr(), shape=shape, stride=stride,
-                   dtype=_dtype(name, tensor.dtype))
+    if float32 and _dtype_name(tensor.dtype) == "float32":
+        dtype = _FLOAT32
+    else:
+        dtype = _dtype(name, tensor.dtype)
+    return _Tensor(data=tensor.data_ptr(), shape=shape, stride=stride, dtype=dtype)
 
 
 def _array(name, tensor, dtype, shape, device):
@@ -510,22 +528,11 @@ class Kernel:
 class Program:
     """A parsed pattern. Calling it is attention(); compile() makes one."""
 
-    def __init__(self, pattern, *, jit=None, tune=None, **options):
-        if jit not in _JIT:
-            _refuse("jit %r is not 'auto' or 'off'" % (jit,))
-        if tune not in _TUNE:
-            _refuse("tune %r is not 'db', 'auto' or 'off'" % (tune,))
-        for name, value in options.items():
-            if name not in _OPTION_NAMES:
-                raise TypeError("unknown option %r: there are %s"
-                                % (name, ", ".join(sorted(_OPTION_NAMES))))
-            if isinstance(value, (str, os.PathLike)):
-                options[name] = os.fsencode(value)
+    def __init__(self, pattern, **options):
+        options = _options(**options)
         self._handle = _void_p()
         self._free = _library().girih_program_free
-        _check(_library().girih_compile(pattern.encode(),
-                                        _Options(jit=_JIT[jit], tune=_TUNE[tune], **options),
-                                        self._handle))
+        _check(_library().girih_compile(pattern.encode(), options, self._handle))
 
     def __del__(self):
         if getattr(self, "_handle", None):
@@ -568,6 +575,21 @@ class Program:
         """As attention(), without the pattern."""
         call = _Call(q, k, v, **arguments)
         return call.run(lambda: _library().girih_attention(self._handle, call.args))
+
+
+def _options(jit=None, tune=None, **options):
+    """girih_options of a caller's keywords."""
+    if jit not in _JIT:
+        _refuse("jit %r is not 'auto' or 'off'" % (jit,))
+    if tune not in _TUNE:
+        _refuse("tune %r is not 'db', 'auto' or 'off'" % (tune,))
+    for name, value in options.items():
+        if name not in _OPTION_NAMES:
+            raise TypeError("unknown option %r: there are %s"
+                            % (name, ", ".join(sorted(_OPTION_NAMES))))
+        if isinstance(value, (str, os.PathLike)):
+            options[name] = os.fsencode(value)
+    return _Options(jit=_JIT[jit], tune=_TUNE[tune], **options)
 
 
 _OPTION_NAMES = {name for name, _ in _Options._fields_} - {"size", "jit", "tune"}
@@ -624,3 +646,71 @@ def attention(q, k, v, pattern="dense", **arguments):
     Returns out, or (out, lse) where lse was given or asked for. Raises girih.Error.
     """
     return compile(pattern)(q, k, v, **arguments)
+
+
+# --- Merging partial results ----------------------------------------------------------------------
+
+
+def combine(outs, lses, *, out=None, lse=None, layout="bshd", empty_lse=-math.inf, stream=None):
+    """Merges the results of attention over parts of the keys into that over all of them: chunks of
+    a ring, ranks of an all-gather, or splits.
+
+        parts = [girih.attention(q, k, v, "causal", q_start=at, k_start=first, return_lse=True)
+                 for first, k, v in chunks]
+        out, lse = girih.combine(*zip(*parts))
+
+    outs: 1 to 64 tensors of one shape, in the layout's order, fp16, bf16 or float32, not necessarily
+      all of one type; the last dimension a multiple of 8.
+    lses: for each its lse, float32, as attention() returns it. Rows where it is infinite, of either
+      sign, have seen nothing in that part: they count as nothing.
+    out: where to write; may be one of outs. Where not given it is made, of their type, float32
+      where their types differ.
+    lse: where to write; may be one of lses. Made where not given.
+    empty_lse: lse of a row that no part has seen, -inf or inf; its out is 0.
+
+    Returns (out, lse). Sums are float32. Raises girih.Error.
+    """
+    outs, lses = list(outs), list(lses)
+    if len(outs) == 0 or len(outs) != len(lses):
+        _refuse("%d outs and %d lses: every part has one of each" % (len(outs), len(lses)))
+    torch = _torch_of(outs[0])
+    device = outs[0].device if torch else None
+    if torch and torch.is_grad_enabled() and any(t.requires_grad for t in (*outs, *lses)):
+        _refuse("a part requires a gradient, and there is no backward pass: use torch.no_grad() or "
+                "detach()")
+    views = [_tensor("outs[%d]" % i, part, layout, device, True) for i, part in enumerate(outs)]
+    batch, rows, heads = (views[0].shape[i] for i in ((0, 2, 1) if layout == "bhsd" else (0, 1, 2)))
+    lse_shape = (heads, rows) if layout == "thd" else (batch, heads, rows)
+    if (out is None or lse is None) and torch is None:
+        _refuse("the parts are no PyTorch tensors: give out= and lse= to be written to")
+    if out is None:
+        same = all(part.dtype == outs[0].dtype for part in outs)
+        out = torch.empty(outs[0].shape, dtype=outs[0].dtype if same else torch.float32,
+                          device=device)
+    if lse is None:
+        lse = torch.empty(lse_shape, dtype=torch.float32, device=device)
+    parts = (_Part * len(outs))(*(
+        _Part(out=ctypes.pointer(view),
+              lse=_array("lses[%d]" % i, part, "float32", lse_shape, device))
+        for i, (view, part) in enumerate(zip(views, lses))))
+    if stream is None and torch:
+        stream = torch.cuda.current_stream(device)
+    args = _CombineArgs(parts=parts, num_parts=len(outs), layout=_layout(layout),
+                        out=ctypes.pointer(_tensor("out", out, layout, device, True)),
+                        lse=_array("lse", lse, "float32", lse_shape, device), empty_lse=empty_lse,
+                        stream=getattr(stream, "cuda_stream", stream))
+    _in_context(torch, device, lambda: _library().girih_combine(args))
+    return out, lse
+
+
+def bind_combine(device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what combine() launches, so that it
+    can be captured into a CUDA graph. options: as compile() takes them, without a tile.
+    device: PyTorch's current one where not given."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.cuda.is_available():
+        torch = None  # the library says what is missing
+    if torch is not None and device is None:
+        device = torch.cuda.current_device()
+    options = _options(**options)
+    _in_context(torch, device, lambda: _library().girih_bind_combine(options))
