@@ -242,4 +242,6 @@ Mask blocks(std::string name, BlockSizes sizes) {
   return Mask::atom("blocks", {input(std::move(name)), sizes.q, sizes.kv});
 }
 
+Mask segments(std::string name) { return Mask::atom("segments", {input(std::move(name))}); }
+
 }  // namespace girih

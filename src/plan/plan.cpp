@@ -173,6 +173,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
+    plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
