@@ -156,6 +156,9 @@ Mask blocks(std::string input, BlockSizes sizes);
 
 /// Keys with the row's own number: documents packed in one sequence. `input` names TokenIndices.
 Mask segments(std::string input);
+/// Keys whose number is at most, or less than, the row's own. `input` names TokenIndices.
+Mask index_ge(std::string input);
+Mask index_gt(std::string input);
 
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {

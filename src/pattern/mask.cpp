@@ -243,5 +243,7 @@ Mask blocks(std::string name, BlockSizes sizes) {
 }
 
 Mask segments(std::string name) { return Mask::atom("segments", {input(std::move(name))}); }
+Mask index_ge(std::string name) { return Mask::atom("index_ge", {input(std::move(name))}); }
+Mask index_gt(std::string name) { return Mask::atom("index_gt", {input(std::move(name))}); }
 
 }  // namespace girih

@@ -109,7 +109,8 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large : {"Leaf<Strided", "Leaf<Blocks", ", 0x"}) {  // 0x: from an input
+    for (const char* large :
+         {"Leaf<Strided", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;

@@ -598,6 +598,36 @@ struct Segments : ComparesNumbers<Segments> {
   GIRIH_HD static bool sees(int q, int k) { return q == k; }
 };
 
+// The row's number is at least the key's: what is causal in an order of the tokens' own.
+struct IndexGe : ComparesNumbers<IndexGe> {
+  static constexpr AtomInfo kInfo{
+      "index_ge",
+      "IndexGe",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::indices}}};
+  GIRIH_HD explicit IndexGe(const int* numbers) : ComparesNumbers{numbers[0]} {}
+
+  GIRIH_HD static TileKind kind(NumberRange q, NumberRange k) {
+    if (q.most < k.least) return TileKind::empty;
+    return q.least >= k.most ? TileKind::full : TileKind::partial;
+  }
+  GIRIH_HD static bool sees(int q, int k) { return q >= k; }
+};
+
+// The row's number is greater than the key's.
+struct IndexGt : ComparesNumbers<IndexGt> {
+  static constexpr AtomInfo kInfo{
+      "index_gt",
+      "IndexGt",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::indices}}};
+  GIRIH_HD explicit IndexGt(const int* numbers) : ComparesNumbers{numbers[0]} {}
+
+  GIRIH_HD static TileKind kind(NumberRange q, NumberRange k) {
+    if (q.most <= k.least) return TileKind::empty;
+    return q.least > k.most ? TileKind::full : TileKind::partial;
+  }
+  GIRIH_HD static bool sees(int q, int k) { return q > k; }
+};
+
 #define GIRIH_ATOMS(X) \
   X(Dense)             \
   X(Causal)            \
@@ -613,7 +643,9 @@ struct Segments : ComparesNumbers<Segments> {
   X(BlockStreaming)    \
   X(Strided)           \
   X(Blocks)            \
-  X(Segments)
+  X(Segments)          \
+  X(IndexGe)           \
+  X(IndexGt)
 
 // An atom from its numbers.
 template <class Atom>
