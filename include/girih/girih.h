@@ -130,6 +130,10 @@ typedef struct girih_problem {
   // first query head here, and how many the model has (0: num_heads).
   int32_t head_offset;
   int32_t num_heads_total;
+  // 1 promises that the query heads of one KV head see the same blocks of run-time inputs, so that
+  // they may share a tile; whoever breaks it gets right results, slowly.
+  int32_t shared_inputs;
+  int32_t reserved;  // 0
 } girih_problem;
 
 // A compiled, loaded kernel, for the context that was current when it was bound.

@@ -46,7 +46,8 @@ struct Config {{
 
 constexpr const char* kHopperConfig = R"(
   static constexpr int kKeyBox = {};
-  static constexpr bool kPackHeads = {};)";
+  static constexpr bool kPackHeads = {};
+  static constexpr bool kPassOver = {};)";
 
 constexpr const char* kFwdSm80 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
@@ -68,20 +69,18 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
-  return fmt::format(
-      kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
-      fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
-      fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
-      fmt::arg("num_stages", tile.num_stages),
-      fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
-      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-      fmt::arg("hopper",
-               sm90 ? fmt::format(kHopperConfig, spec.key_box ? spec.key_box : tile.block_n,
-                                  spec.pack_heads)
-                    : ""),
-      fmt::arg("softcap", spec.softcap),
-      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
-      fmt::arg("head_capacity", spec.head_capacity));
+  return fmt::format(kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
+                     fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
+                     fmt::arg("num_stages", tile.num_stages),
+                     fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
+                     fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
+                     fmt::arg("hopper", sm90 ? fmt::format(kHopperConfig, spec.key_box,
+                                                           spec.pack_heads, spec.pass_over)
+                                             : ""),
+                     fmt::arg("softcap", spec.softcap),
+                     fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
+                     fmt::arg("head_capacity", spec.head_capacity));
 }
 
 std::string kernel_of(const plan::KernelSpec& spec) {

@@ -253,11 +253,18 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.tile = tile;
   if (hopper) {
     plan.spec.pack_heads = packs_heads(problem, traits, tile.block_m);
-    const bool gathers = plan.spec.pack_heads && traits.kv_block_size < tile.block_n &&
-                         tile.block_n % traits.kv_block_size == 0;
-    if (gathers) plan.spec.key_box = traits.kv_block_size;
+    plan.spec.key_box = key_box(problem, traits, tile.block_m, tile.block_n);
+    // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
+    // see the same tiles anyway.
+    const bool share_blocks = traits.q_block_size > 0 &&
+                              (plan.spec.pack_heads || traits.q_block_size % tile.block_m == 0);
+    const int width = std::max(problem.head_dim, problem.width_v());
+    plan.spec.pass_over =
+        !share_blocks || plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters;
   }
   plan.keys = traits.keys;
+  plan.q_block_size = traits.q_block_size;
+  plan.kv_block_size = traits.kv_block_size;
   plan.threads = 32 * tile.num_warps;
   plan.shared_bytes = shared_bytes(tile, problem);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);

@@ -23,8 +23,9 @@ struct KernelSpec {
   int head_dim = 0;
   int head_dim_v = 0;
   TileConfig tile;
-  int key_box = 0;  ///< keys that fwd_sm90 copies together, a divisor of block_n; 0: block_n
+  int key_box = 0;  ///< keys that fwd_sm90 copies together, a divisor of block_n
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
+  bool pass_over = true;    ///< whether they pass over key tiles that only others see
   bool softcap = false;     ///< whether some head has one
   int min_ctas_per_sm = 1;  ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
@@ -42,6 +43,8 @@ enum class KeysPerRow { many, some, few };
 struct Plan {
   KernelSpec spec;
   KeysPerRow keys = KeysPerRow::many;
+  int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
+  int kv_block_size = 0;
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,

@@ -199,6 +199,7 @@ girih::jit::Options options_of(const girih_options* pointer) {
 
 girih::Problem problem_of(const girih_problem* pointer) {
   const girih_problem c = known_part("girih_problem", "problem", pointer);
+  check_reserved("problem", c.reserved);
   return {.dtype = dtype_of("problem", c.dtype),
           .head_dim = c.head_dim,
           .num_heads = c.num_heads,
@@ -206,7 +207,8 @@ girih::Problem problem_of(const girih_problem* pointer) {
           .head_dim_v = c.head_dim_v == c.head_dim ? 0 : c.head_dim_v,
           .layout = layout_of("problem", c.layout),
           .head_offset = c.head_offset,
-          .num_heads_total = c.num_heads_total};
+          .num_heads_total = c.num_heads_total,
+          .shared_inputs = c.shared_inputs != 0};
 }
 
 girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "girih/error.hpp"
 #include "girih/shared/geometry.cuh"
@@ -299,6 +301,21 @@ class InputPlanner {
 static_assert(kIgnoredCountsBytes <= kAlignment);
 
 }  // namespace
+
+bool share_blocks(std::span<const Input> inputs, const Problem& problem) {
+  int blocks = 0, shared = 0;
+  for (const Input& input : inputs) {
+    std::visit(
+        [&]<class Data>(const Data& data) {
+          if constexpr (!std::is_same_v<Data, HeadNumbers>) {
+            ++blocks;
+            shared += data.heads == 1 || data.heads == problem.num_heads_kv;
+          }
+        },
+        input.data);
+  }
+  return blocks > 0 && shared == blocks && problem.group_size() > 1;
+}
 
 InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
                       const InputExtents& extents, void* workspace) {

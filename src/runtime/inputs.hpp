@@ -36,6 +36,9 @@ struct InputPlan {
   std::size_t workspace_bytes = 0;
 };
 
+/// Whether there are blocks among the inputs, and the query heads of one KV head see the same.
+bool share_blocks(std::span<const Input> inputs, const Problem& problem);
+
 /// The start of a workspace: for each input, how many of its entries were ignored.
 constexpr std::size_t kIgnoredCountsBytes = pattern::kMaxInputs * sizeof(int);
 

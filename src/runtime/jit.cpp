@@ -269,12 +269,24 @@ struct QueryTileShape {
   int heads = 1;  // of one KV head
 };
 
-// Fills in the order of tiles: heads whose keys and values fit in 2/3 of the L2 go together.
+// How much of K and V the query tiles in flight should share, so that it stays in the L2 cache.
+// Under block masks they do not go through the keys together: a quarter of what others may have is
+// best, by 6 % at length 8192, and never worse (tools/bench/NOTES.md).
+std::int64_t section_bytes(const Pattern& pattern, int l2_bytes) {
+  const auto& inputs = pattern.inputs();
+  const bool blocks = std::any_of(inputs.begin(), inputs.end(), [](const InputInfo& input) {
+    return input.kind == InputInfo::Kind::blocks;
+  });
+  return l2_bytes / 3 * 2 / (blocks ? 4 : 1);
+}
+
+// Fills in the order of tiles: heads go together whose keys and values are not more than
+// `section_bytes`.
 void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
-                int l2_bytes) {
+                std::int64_t section_bytes) {
   const std::int64_t key_bytes = 2 * (problem.head_dim + problem.width_v());
   const std::int64_t kv_head_bytes = key_bytes * std::max(params.geometry.seqlen_k, 1);
-  const std::int64_t kv_heads = std::max<std::int64_t>(l2_bytes / 3 * 2 / kv_head_bytes, 1);
+  const std::int64_t kv_heads = std::max<std::int64_t>(section_bytes / kv_head_bytes, 1);
   params.heads_per_section = static_cast<int>(
       std::min<std::int64_t>(kv_heads * problem.group_size(), std::max(params.num_batch_heads, 1)));
 
@@ -316,7 +328,7 @@ struct Kernel::Impl {
   CUfunction build_numbers = nullptr;              // or no indices of tokens
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
-  int l2_bytes = 0;
+  std::int64_t section_bytes = 0;
   int num_sms = 0;
   QueryTileShape query_tile;
   int key_box = 0;  // of the Hopper kernel
@@ -427,7 +439,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   FwdParams params = runtime::forward_params(args, impl.problem);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, inputs.workspace_bytes);
-  plan_order(params, impl.problem, impl.query_tile, impl.l2_bytes);
+  plan_order(params, impl.problem, impl.query_tile, impl.section_bytes);
   if (params.num_tiles == 0) return;
 
   int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
@@ -524,11 +536,11 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->head_table = plan.head_table;
   impl->inputs = pattern.inputs();
   impl->device = device.handle;
-  impl->l2_bytes = device.l2_bytes;
+  impl->section_bytes = section_bytes(pattern, device.l2_bytes);
   impl->num_sms = device.id.num_sms;
   const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};
-  impl->key_box = plan.spec.key_box ? plan.spec.key_box : plan.spec.tile.block_n;
+  impl->key_box = plan.spec.key_box;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
   }
@@ -608,11 +620,17 @@ Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
 }
 
 void Program::operator()(const Args& args) const {
-  const Problem problem = runtime::problem_of(args);
+  Problem problem = runtime::problem_of(args);
+  const Problem plain = problem;
+  problem.shared_inputs = runtime::share_blocks(args.inputs, problem);
   {
     const tune::Bucket bucket = tune::bucket_of(runtime::shape_of(args, problem));
+    const unsigned long long context_id = current_context_id();
     std::shared_lock lock(state_->mutex);
-    if (const Kernel* found = state_->find(current_context_id(), problem, bucket)) {
+    const Kernel* found = state_->find(context_id, problem, bucket);
+    if (found == nullptr)
+      found = state_->find(context_id, plain, bucket);  // who bound that wants it
+    if (found != nullptr) {
       const Kernel kernel = *found;
       lock.unlock();
       return launch_with_pool(state_->pattern, kernel, args);

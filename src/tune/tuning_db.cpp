@@ -73,9 +73,11 @@ Record record_of(const Json& json) {
   const Json& device = json.at("device");
   record.device = {device.at("name"), device.at("arch"), positive(device, "num_sms")};
   const Json& kernel = json.at("kernel");
-  record.kernel = {dtype_named(kernel.at("dtype")), positive(kernel, "head_dim"),
-                   positive(kernel, "head_dim_v"),  positive(kernel, "group_size"),
-                   kernel.at("structures"),         keys_named(kernel.at("keys_per_row"))};
+  record.kernel = {dtype_named(kernel.at("dtype")),  positive(kernel, "head_dim"),
+                   positive(kernel, "head_dim_v"),   positive(kernel, "group_size"),
+                   kernel.at("structures"),          keys_named(kernel.at("keys_per_row")),
+                   kernel.value("q_block_size", 0),  kernel.value("kv_block_size", 0),
+                   kernel.value("pack_heads", false)};
   record.pattern = json.at("pattern");
   const Json& shape = json.at("shape");
   record.shape = {positive(shape, "batch"), positive(shape, "seqlen_q"),
@@ -182,7 +184,10 @@ KernelId kernel_id(const plan::Plan& plan, const Problem& problem) {
           plan.spec.head_dim_v,
           problem.group_size(),
           fmt::format("{}", fmt::join(plan.spec.structures, "; ")),
-          plan.keys};
+          plan.keys,
+          plan.q_block_size,
+          plan.kv_block_size,
+          plan.spec.pack_heads};
 }
 
 Bucket bucket_of(const Shape& shape) {
@@ -225,7 +230,10 @@ std::string to_line(const Record& r) {
         {"head_dim_v", r.kernel.head_dim_v},
         {"group_size", r.kernel.group_size},
         {"structures", r.kernel.structures},
-        {"keys_per_row", name_of(r.kernel.keys)}}},
+        {"keys_per_row", name_of(r.kernel.keys)},
+        {"q_block_size", r.kernel.q_block_size},
+        {"kv_block_size", r.kernel.kv_block_size},
+        {"pack_heads", r.kernel.pack_heads}}},
       {"pattern", r.pattern},
       {"shape",
        {{"batch", r.shape.batch},

@@ -36,6 +36,9 @@ struct KernelId {
   int group_size = 1;
   std::string structures;  ///< of the pattern's head classes, joined
   plan::KeysPerRow keys = plan::KeysPerRow::many;
+  int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
+  int kv_block_size = 0;
+  bool pack_heads = false;  ///< as Hopper's kernel has them
   friend bool operator==(const KernelId&, const KernelId&) = default;
 };
 KernelId kernel_id(const plan::Plan& plan, const Problem& problem);

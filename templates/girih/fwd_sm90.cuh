@@ -13,7 +13,8 @@
 // kNumQStages (2 where there is room, else 1), kKeyBox (a divisor of kBlockN, 16 or more: a key
 // tile is gathered from boxes of so many keys, which the mask tells apart), kPackHeads (whether
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
-// head, instead of 64 of the head's kBlockM rows), kSoftcap (whether some head has one), Heads (a
+// head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
+// tiles that only others see, or mask them), kSoftcap (whether some head has one), Heads (a
 // HeadTable) and Classes (HeadClasses).
 #pragma once
 
@@ -152,9 +153,13 @@ struct FwdSm90 {
 
   // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V
   // until it has found the next tile to look at, and copies wait for that stage.
-  static constexpr int kMostPassed = kNumStages - 1;
+  static constexpr int kMostPassed = Config::kPassOver ? kNumStages - 1 : 0;
 
-  using Scan = KeyScan<kNumMmaWarpgroups>;
+  // Parts of a query tile that key tiles are looked for separately: where nobody passes over any,
+  // the rows of a head need no more than one.
+  static constexpr int kScanParts = kMostPassed == 0 && !Config::kPackHeads ? 1 : kNumMmaWarpgroups;
+  static constexpr int kRowsPerPart = kScanParts == 1 ? kRowsPerHead : 64;
+  using Scan = KeyScan<kScanParts>;
 
   // A key tile whose V is to be loaded; which one, its K's stage still says.
   struct Pending {
@@ -280,7 +285,7 @@ struct FwdSm90 {
       if (flags & kFirstVisit) seen = 0;
       bool sees = (flags >> 2 * (lane % kNumMmaWarpgroups) & 3) != 0;
       const bool forced =
-          !sees && (passed == kMostPassed || ((flags & kLastVisit) != 0 && seen == 0));
+          !sees && (kMostPassed == 0 || passed == kMostPassed || ((flags & kLastVisit) && !seen));
       sees |= forced;
       passed = sees ? 0 : passed + 1;
       seen |= sees;
@@ -332,7 +337,7 @@ struct FwdSm90 {
     const int count = work.first_row < 0 ? 0 : boxes.count();
     const auto seek = [&](int part, int n) -> Run {
       const int begin = work.first_row_of(part);
-      const QueryRows rows{begin, min(begin + 64, work.geometry.seqlen_q)};
+      const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
       if (rows.begin >= rows.end) return {count, TileKind::empty};
       const int head = Work::head_of(part);
       if constexpr (kHeadsPerTile == 1) {
@@ -354,8 +359,9 @@ struct FwdSm90 {
       const bool more = scan.next(seek, count, next);
       if (!more || found_boxes == kBoxes) {
         if (found_boxes < kBoxes) full = 0;
-        flags |= two_bits_each(visible) + two_bits_each(visible & full);
-        flags |= more ? next.visible << kSeesNextBit : kLastVisit;
+        flags |=
+            two_bits_each(of_warpgroups(visible)) + two_bits_each(of_warpgroups(visible & full));
+        flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
         announcer.announce(control, flags, box);
         if (!more) return;
         flags = 0;
@@ -369,6 +375,11 @@ struct FwdSm90 {
       full &= next.full;
       ++found_boxes;
     }
+  }
+
+  // A bit for each warpgroup from one for each part.
+  static __device__ __forceinline__ uint32 of_warpgroups(uint32 parts) {
+    return kScanParts == 1 ? parts * ((1 << kNumMmaWarpgroups) - 1) : parts;
   }
 
   static __device__ __forceinline__ uint32 two_bits_each(uint32 bits) {
@@ -728,7 +739,7 @@ struct FwdSm90 {
       while (true) {
         wait(control.k_full[keys.stage], keys.parity);
         tile = read_tile();
-        if (kind_of(tile.flags, warpgroup) != 0) return true;
+        if (kMostPassed == 0 || kind_of(tile.flags, warpgroup) != 0) return true;
         release(control.k_empty[keys.stage], lane);
         keys.advance();
         ++passed;
@@ -804,7 +815,8 @@ struct FwdSm90 {
           finish_scores();
           // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
           // or leave exponentials for after it.
-          straight_on = passed == 0 && sees_next(tile.flags, warpgroup);
+          straight_on = kMostPassed == 0 ? (tile.flags & kLastVisit) == 0
+                                         : passed == 0 && sees_next(tile.flags, warpgroup);
           if (straight_on) wait(control.k_full[keys.stage], keys.parity);
           const bool moved = softmax.moved(shrink);
           wgmma_wait<0>();

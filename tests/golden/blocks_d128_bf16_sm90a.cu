@@ -8,11 +8,12 @@ struct Config {
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
   static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 64;
-  static constexpr int kNumStages = 5;
+  static constexpr int kBlockN = 128;
+  static constexpr int kNumStages = 2;
   static constexpr int kNumQStages = 2;
   static constexpr int kKeyBox = 64;
   static constexpr bool kPackHeads = false;
+  static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Leaf<Blocks>>,

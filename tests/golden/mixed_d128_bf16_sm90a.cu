@@ -12,6 +12,7 @@ struct Config {
   static constexpr int kNumQStages = 2;
   static constexpr int kKeyBox = 80;
   static constexpr bool kPackHeads = false;
+  static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>,

@@ -14,6 +14,7 @@ struct Config {
   static constexpr int kNumQStages = 2;
   static constexpr int kKeyBox = kBlockN;
   static constexpr bool kPackHeads = false;
+  static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = true;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,

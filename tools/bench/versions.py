@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Versions of the templates, and tiles, beside one another on one GPU, in one process.
+
+    tools/bench/versions.py templates ../other/templates --cases causal32k,blocks32k
+    tools/bench/versions.py templates templates:block_m=128,block_n=64,num_stages=5
+    ncu --set full tools/bench/versions.py templates --cases blocks8k --once
+
+A version is a folder of templates, and options of girih.compile behind a colon. All kernels are
+compiled first, side by side; then every version is launched once a round, in turn, with the L2 cache
+flushed before, and each round gives a ratio to the first version's time of that round: the card's
+clock moves by more than versions differ. Prints milliseconds (median, least) and the median ratio,
+above 1 faster than the first version. Outputs are compared with the first version's.
+
+Needs PyTorch and libgirih.so (found as tools/python/girih.py says).
+"""
+
+import argparse
+import concurrent.futures
+import pathlib
+import re
+import statistics
+import sys
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "python"))
+import girih  # noqa: E402
+
+STREAMING = "causal & (sink(64) | window(left=255))"
+# name: pattern, heads, KV heads, head_dim, length, density of a random block mask m, which the query
+# heads of a KV head share
+CASES = {
+    "dense16k": ("dense", 16, 16, 128, 16384, None),
+    "dense32k": ("dense", 32, 8, 128, 32768, None),
+    "causal32k": ("causal", 16, 16, 128, 32768, None),
+    "d64": ("causal", 32, 32, 64, 16384, None),
+    "d256": ("causal", 8, 8, 256, 16384, None),
+    "half": ("heads(0-15: causal, else: %s)" % STREAMING, 32, 32, 128, 32768, None),
+    "window4096": ("causal & window(left=4095)", 32, 32, 128, 32768, None),
+    "window256": ("causal & window(left=255)", 32, 32, 128, 32768, None),
+    "blocks50": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.5),
+    "blocks32k": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.25),
+    "blocks05": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.05),
+    "blocks8k": ("blocks(m, q=128, kv=128)", 32, 32, 128, 8192, 0.115),
+    "blocks64": ("blocks(m, q=64, kv=64)", 32, 32, 128, 32768, 0.25),
+    "blocks128x64": ("blocks(m, q=128, kv=64)", 32, 32, 128, 32768, 0.25),
+    "blocks32": ("blocks(m, q=64, kv=32)", 32, 32, 128, 32768, 0.25),
+    "blocks16": ("blocks(m, q=64, kv=16)", 32, 32, 128, 32768, 0.25),
+    "shared64": ("blocks(m, q=64, kv=64)", 32, 8, 128, 32768, 0.25),
+    "shared32": ("blocks(m, q=64, kv=32)", 32, 8, 128, 32768, 0.25),
+    "shared16": ("blocks(m, q=64, kv=16)", 32, 8, 128, 32768, 0.25),
+}
+
+
+def program(pattern, version):
+    folder, _, options = version.partition(":")
+    options = dict(option.split("=") for option in options.split(",") if option)
+    return girih.Program(pattern, template_dir=folder, tune="off",
+                         **{name: int(value) for name, value in options.items()})
+
+
+def launches(case, kernels):
+    """A call for each kernel, and the tensors that they write; on the same random inputs."""
+    pattern, heads, kv_heads, dim, seqlen, density = CASES[case]
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(1, seqlen, h, dim, device="cuda", dtype=torch.bfloat16)
+               for h in (heads, kv_heads, kv_heads))
+    arguments = {}
+    if density is not None:
+        q_block, kv_block = (int(size) for size in re.findall(r"=(\d+)", pattern))
+        arguments["inputs"] = {"m": torch.rand(
+            1, kv_heads, seqlen // q_block, seqlen // kv_block, device="cuda") < density}
+    calls = []
+    for kernel in kernels:
+        out = torch.full_like(q, float("nan"))
+        own = dict(arguments)
+        if density is not None:
+            own["workspace"] = q.new_empty(kernel.workspace_bytes(q, k, v, **arguments),
+                                           dtype=torch.uint8)
+            kernel.build_lists(q, k, v, **own)
+        calls.append((lambda kernel=kernel, out=out, own=own: kernel(q, k, v, out=out, **own), out))
+    return calls
+
+
+def timed(call, flush, start, end):
+    flush.zero_()
+    torch.cuda._sleep(200000)  # the host is ahead when the launch's turn comes
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("versions", nargs="+", metavar="FOLDER[:OPTION=N,...]")
+    parser.add_argument("--cases", default=",".join(CASES), help="default: all, %(default)s")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--once", action="store_true", help="one launch each, for a profiler")
+    arguments = parser.parse_args()
+    cases = arguments.cases.split(",")
+
+    def bind(pair):
+        case, version = pair
+        pattern, heads, kv_heads, dim, _, density = CASES[case]
+        try:
+            return program(pattern, version).bind(
+                dtype="bf16", head_dim=dim, num_heads=heads, num_heads_kv=kv_heads,
+                shared_inputs=density is not None and heads > kv_heads)
+        except girih.Error as error:
+            return error
+
+    torch.zeros(1, device="cuda")
+    pairs = [(case, version) for case in cases for version in arguments.versions]
+    with concurrent.futures.ThreadPoolExecutor(14) as pool:
+        bound = dict(zip(pairs, pool.map(bind, pairs)))
+    flush = torch.empty(128 << 20, device="cuda", dtype=torch.uint8)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for case in cases:
+        versions = [version for version in arguments.versions
+                    if not isinstance(bound[case, version], girih.Error)]
+        for version in set(arguments.versions) - set(versions):
+            print("%-12s %s: %s" % (case, version, bound[case, version]))
+        calls = launches(case, [bound[case, version] for version in versions])
+        rounds = []
+        for i in range(1 if arguments.once else arguments.rounds + 2):
+            rounds.append([timed(call, flush, start, end) for call, _ in calls])
+        rounds = rounds[-arguments.rounds:]
+        for i, version in enumerate(versions):
+            ms = [times[i] for times in rounds]
+            ratio = statistics.median(times[0] / times[i] for times in rounds)
+            info = bound[case, version].info
+            difference = (calls[i][1].float() - calls[0][1].float()).abs().max().item()
+            print("%-12s %-40s %3d x %3d, %d, %d  %8.4f %8.4f ms  %.3f  differs by %.1e" % (
+                case, version[-40:], info["block_m"], info["block_n"], info["num_stages"],
+                info["num_q_stages"], statistics.median(ms), min(ms), ratio, difference),
+                flush=True)
+        del calls
+
+
+if __name__ == "__main__":
+    main()
