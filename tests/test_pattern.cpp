@@ -45,6 +45,10 @@ std::vector<girih::Number> plain_numbers(const girih::AtomInfo& info) {
   std::vector<girih::Number> numbers;
   for (int i = 0; i < info.num_params(); ++i) {
     const girih::AtomParam& param = info.params[i];
+    if (param.kind == girih::ParamKind::input) {
+      numbers.push_back(girih::input("d"));
+      continue;
+    }
     const bool words = param.kind == girih::ParamKind::boolean ||
                        param.kind == girih::ParamKind::choice ||
                        param.kind == girih::ParamKind::pieces;

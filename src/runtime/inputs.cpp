@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -307,7 +306,7 @@ bool share_blocks(std::span<const Input> inputs, const Problem& problem) {
   for (const Input& input : inputs) {
     std::visit(
         [&]<class Data>(const Data& data) {
-          if constexpr (!std::is_same_v<Data, HeadNumbers>) {
+          if constexpr (requires { data.num_kv_blocks; }) {
             ++blocks;
             shared += data.heads == 1 || data.heads == problem.num_heads_kv;
           }

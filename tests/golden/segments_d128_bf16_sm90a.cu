@@ -13,6 +13,7 @@ struct Config {
   static constexpr int kNumQStages = 2;
   static constexpr int kKeyBox = 128;
   static constexpr bool kPackHeads = false;
+  static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Leaf<Segments>>>;
