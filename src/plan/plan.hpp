@@ -23,7 +23,7 @@ struct KernelSpec {
   int head_dim = 0;
   int head_dim_v = 0;
   TileConfig tile;
-  int key_box = 0;  ///< keys that fwd_sm90 copies together, a divisor of block_n
+  int key_box = 0;          ///< keys that fwd_sm90 copies together, a divisor of block_n
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
   bool pass_over = true;    ///< whether they pass over key tiles that only others see
   bool softcap = false;     ///< whether some head has one
