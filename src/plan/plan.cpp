@@ -256,11 +256,9 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     plan.spec.key_box = key_box(problem, traits, tile.block_m, tile.block_n);
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
-    const bool share_blocks = traits.q_block_size > 0 &&
-                              (plan.spec.pack_heads || traits.q_block_size % tile.block_m == 0);
     const int width = std::max(problem.head_dim, problem.width_v());
-    plan.spec.pass_over =
-        !share_blocks || plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters;
+    plan.spec.pass_over = !shares_blocks(problem, traits, tile.block_m) ||
+                          plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters;
   }
   plan.keys = traits.keys;
   plan.q_block_size = traits.q_block_size;

@@ -35,15 +35,18 @@ bool packs_heads(const Problem& problem, const PatternTraits& pattern, int block
          problem.group_size() % (block_m / 64) == 0;
 }
 
+bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int block_m) {
+  return packs_heads(problem, pattern, block_m) ||
+         (pattern.q_block_size > 0 && pattern.q_block_size % block_m == 0);
+}
+
 // Where all rows of a tile see the same blocks, and where blocks are so small that few tiles of
 // consecutive keys would be without a visible one.
 int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n) {
   const int size = pattern.kv_block_size;
   const bool fits = size > 0 && size % 16 == 0 && size < block_n && block_n % size == 0 &&
                     std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
-  const bool same_rows =
-      packs_heads(problem, pattern, block_m) || pattern.q_block_size % block_m == 0;
-  return fits && (same_rows || size < 64) ? size : block_n;
+  return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
 }
 
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
@@ -71,8 +74,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   const int limit = !pattern.elaborate ? most_fragments(tile)
                     : pattern.softcap  ? kMostFragmentsElaborateSoftcap
                                        : kMostFragmentsElaborate;
-  const int most_keys = requested.block_n                           ? requested.block_n
-                        : key_box(problem, pattern, 128, 128) < 128 ? 128
+  const int most_keys = requested.block_n                      ? requested.block_n
+                        : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
                                                     : 128;

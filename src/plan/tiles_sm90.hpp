@@ -12,6 +12,9 @@ namespace girih::plan {
 /// Whether consumer warpgroups have the same rows of different query heads.
 bool packs_heads(const Problem& problem, const PatternTraits& pattern, int block_m);
 
+/// Whether all rows of a tile see the same blocks of a run-time mask.
+bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int block_m);
+
 /// Head dims above leave the Hopper kernel no registers for what only pays.
 constexpr int kWidestWithSpareRegisters = 192;
 

@@ -229,7 +229,6 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem) {
   params.num_batch_heads = static_cast<int>(std::min<std::int64_t>(
       (packed ? args.num_sequences : batch) * std::int64_t{problem.num_heads},
       std::numeric_limits<int>::max()));
-  params.softmax_scale = scale;
   // Masked scores are -inf: a factor of zero would make them NaN.
   params.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
   params.empty_lse = args.empty_lse;

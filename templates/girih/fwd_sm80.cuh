@@ -170,10 +170,10 @@ struct FwdSm80 {
   static_assert(sizeof(Producer) <= kFwdSm80ProducerBytes);
 
   // Read where it is used: the walk has no register to spare for it.
-  static __device__ __forceinline__ ScoreScale scale_of(const FwdParams& params,
+  static __device__ __forceinline__ float scale_log2_of(const FwdParams& params,
                                                         const Producer& producer) {
-    const ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
-    return Config::kSoftcap ? capped_scale(scale, producer.softcap) : scale;
+    const float scale = params.softmax_scale_log2;
+    return Config::kSoftcap ? capped_scale_log2(scale, producer.softcap) : scale;
   }
 
   // All threads: starts the copies of the t-th visited tile, or of nothing after the last.
@@ -205,14 +205,13 @@ struct FwdSm80 {
     const int lane = fresh_thread_index() % 32;
     const int first_row = producer.first_row;
     const int seqlen_q = producer.geometry.seqlen_q;
-    const float scale = scale_of(params, producer).natural;
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int row = warp * kRowsPerWarp + 16 * i + 8 * r + lane / 4;
         float lse;
-        const float factor = softmax[i].finish(r, scale, params.empty_lse, lse);
+        const float factor = softmax[i].finish(r, params.empty_lse, lse);
         if (producer.lse != nullptr && lane % 4 == 0 && first_row + row < seqlen_q) {
           producer.lse[first_row + row] = lse;
         }
@@ -299,7 +298,7 @@ struct FwdSm80 {
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
         float shrink[2];
-        softmax[i].update(scores[i], scale_of(params, producer).log2, shrink);
+        softmax[i].update(scores[i], scale_log2_of(params, producer), shrink);
         pack_row_fragment(probabilities[i], scores[i]);
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {  // seldom later on
 #pragma unroll

@@ -656,15 +656,14 @@ struct FwdSm90 {
   static __device__ __forceinline__ void stage_output(unsigned char* staging,
                                                       const FwdParams& params, const Work& work,
                                                       const Output& output,
-                                                      const OnlineSoftmax& softmax) {
+                                                      const LazySoftmax& softmax) {
     const int thread = fresh_thread_index();
     const int warpgroup = thread / 128 - 1;
-    const float scale = score_scale(params, work.softcap[Work::head_of(warpgroup)]).natural;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
-      const float factor = softmax.finish(r, scale, params.empty_lse, lse);
+      const float factor = softmax.finish(r, params.empty_lse, lse);
       const int head_row = work.first_row + row % kRowsPerHead;
       if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
@@ -677,10 +676,9 @@ struct FwdSm90 {
     }
   }
 
-  static __device__ __forceinline__ ScoreScale score_scale(const FwdParams& params, float softcap) {
-    const ScoreScale scale{params.softmax_scale, params.softmax_scale_log2};
-    if constexpr (Config::kSoftcap) return capped_scale(scale, softcap);
-    return scale;
+  static __device__ __forceinline__ float score_scale_log2(const FwdParams& params, float softcap) {
+    if constexpr (Config::kSoftcap) return capped_scale_log2(params.softmax_scale_log2, softcap);
+    return params.softmax_scale_log2;
   }
 
   static __device__ __forceinline__ void consume(const FwdParams& params, Control& control,
@@ -701,7 +699,7 @@ struct FwdSm90 {
     Scores scores = {};
     Probabilities probabilities = {};
     Output output = {};
-    OnlineSoftmax softmax;
+    LazySoftmax softmax;
     float shrink[2];
     float scale_log2;
 
@@ -752,13 +750,11 @@ struct FwdSm90 {
                                 warpgroup * 64 * kPanelRowBytes),
             k_tile(keys.stage));
     };
-    const auto finish_scores = [&] {
+    const auto take_scores = [&] {
       pin_registers(scores);
       release(control.k_empty[keys.stage], lane);
       keys.advance();
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
-      softmax.update_seldom(scores, scale_log2, shrink);
-      pin_registers(scores);
     };
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
@@ -797,10 +793,10 @@ struct FwdSm90 {
       }
 
       clear(output);
-      softmax = {};
-      scale_log2 = score_scale(params, work().softcap[Work::head_of(warpgroup)]).log2;
+      scale_log2 = score_scale_log2(params, work().softcap[Work::head_of(warpgroup)]);
       release_passed();
-      finish_scores();
+      take_scores();
+      softmax.start(scores, scale_log2);
       pack_probabilities(probabilities, scores);
       while (true) {
         release_passed();
@@ -812,7 +808,9 @@ struct FwdSm90 {
           wait(control.v_full[values.stage], values.parity);
           start_values();
           wgmma_wait<1>();
-          finish_scores();
+          take_scores();
+          softmax.update(scores, scale_log2, shrink);
+          pin_registers(scores);
           // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
           // or leave exponentials for after it.
           straight_on = kMostPassed == 0 ? (tile.flags & kLastVisit) == 0

@@ -82,9 +82,24 @@ std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const C
   return sequences;
 }
 
-void check_blocks(const Case& c, const InputData& data, int q_block, int kv_block,
-                  const std::string& description) {
-  const auto sequences = classes_of(data, c, q_block, kv_block);
+// Every class of every sequence in the same expression: one structure.
+std::vector<std::vector<oracle::Expr>> alike(const InputData& data, const Case& c, int q_block,
+                                             int kv_block, bool under_causal) {
+  std::vector<std::vector<oracle::Expr>> sequences(static_cast<std::size_t>(c.batch));
+  for (int b = 0; b < c.batch; ++b) {
+    for (int head = 0; head < c.problem.num_heads; head += kHashes) {
+      const oracle::Expr plane =
+          plane_of(data, data.plane(b, head, c.problem.num_heads), q_block, kv_block);
+      sequences[static_cast<std::size_t>(b)].push_back(under_causal ? both(causal(), plane)
+                                                                    : plane);
+    }
+  }
+  return sequences;
+}
+
+void check_classes(const Case& c, const InputData& data,
+                   const std::vector<std::vector<oracle::Expr>>& sequences,
+                   const std::string& description) {
   const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
@@ -98,6 +113,11 @@ void check_blocks(const Case& c, const InputData& data, int q_block, int kv_bloc
   const auto outcome = workload.check(*bound[0].kernel, expected);
   CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k,
                                      describe(c.problem)));
+}
+
+void check_blocks(const Case& c, const InputData& data, int q_block, int kv_block,
+                  const std::string& description) {
+  check_classes(c, data, classes_of(data, c, q_block, kv_block), description);
 }
 
 Case block_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
@@ -130,6 +150,54 @@ TEST_CASE("block masks of every size, form and sharing show exactly their blocks
                      fmt::format("blocks {} x {}, form {}, sharing {}", q_block, kv_block,
                                  static_cast<int>(form), i));
       }
+    }
+  }
+}
+
+TEST_CASE("query heads that share their blocks share tiles and see exactly their keys") {
+  constexpr std::pair<int, int> kSizes[] = {{64, 64}, {64, 32}, {64, 16}, {32, 16}, {16, 128}};
+  constexpr Lengths kLengths[] = {{1024, 1023}, {300, 1111}};
+  constexpr int kHeadDims[] = {64, 128, 192, 256};
+  std::uint64_t turn = 200;
+  for (const auto& [q_block, kv_block] : kSizes) {
+    for (const Lengths lengths : kLengths) {
+      ++turn;
+      Case c = block_case(kHeadDims[turn % 4], 2, lengths, turn);
+      c.problem.shared_inputs = true;
+      const InputData data = blocks_for(c, "m", q_block, kv_block, Sharing::kv_heads, false, 0.3, 0,
+                                        BlockForm::list, 0);
+      const std::string description = fmt::format("shared blocks {} x {}", q_block, kv_block);
+      check_blocks(c, data, q_block, kv_block, description + " in three expressions");
+      check_classes(c, data, alike(data, c, q_block, kv_block, turn % 2 == 0), description);
+    }
+  }
+}
+
+TEST_CASE("a broken promise of shared inputs changes no result") {
+  std::uint64_t seed = 300;
+  for (const auto& [q_block, kv_block] : {std::pair{64, 64}, {64, 16}}) {
+    Case c = block_case(128, 2, {700, 900}, ++seed);
+    const InputData data =
+        blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.3, 0, BlockForm::table, 0);
+    c.problem.num_heads_kv = 1;
+    c.problem.shared_inputs = true;
+    check_classes(c, data, alike(data, c, q_block, kv_block, false),
+                  fmt::format("blocks {} x {} of their own", q_block, kv_block));
+  }
+}
+
+TEST_CASE("key tiles gathered from small blocks show exactly their keys") {
+  constexpr std::pair<int, int> kSizes[] = {{128, 16}, {128, 32}, {128, 64}, {64, 16}, {64, 32}};
+  constexpr Lengths kLengths[] = {{1024, 1023}, {300, 1111}, {333, 16}};
+  std::uint64_t turn = 400;
+  for (const auto& [q_block, kv_block] : kSizes) {
+    for (const Lengths lengths : kLengths) {
+      ++turn;
+      const Case c = block_case(turn % 3 == 0 ? 192 : turn % 3 == 1 ? 64 : 128, 2, lengths, turn);
+      const InputData data = blocks_for(c, "m", q_block, kv_block, Sharing::heads, turn % 2 == 0,
+                                        0.2, 1, BlockForm::bits, 1);
+      check_classes(c, data, alike(data, c, q_block, kv_block, turn % 2 == 1),
+                    fmt::format("gathered blocks {} x {}", q_block, kv_block));
     }
   }
 }
@@ -377,5 +445,11 @@ TEST_CASE("sanitizer: block masks show exactly their blocks") {
     c.max_ctas = 2;
     check_blocks(c, blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, form, 0),
                  q_block, kv_block, "sanitizer");
+    c.problem.layout = Layout::bshd;
+    c.lengths = {};
+    c.problem.shared_inputs = true;
+    const InputData shared =
+        blocks_for(c, "m", q_block, kv_block, Sharing::kv_heads, false, 0.4, 0, form, 0);
+    check_classes(c, shared, alike(shared, c, q_block, kv_block, true), "sanitizer, shared");
   }
 }

@@ -7,17 +7,12 @@
 
 namespace girih {
 
-// What scores are multiplied by before the exponential, for base e and for base 2.
-struct ScoreScale {
-  float natural;
-  float log2;
-};
-
-// A softcap c replaces s = softmax_scale * score by c * tanh(s / c): scores become tanh(s / c),
-// and c their scale. 0 is no softcap.
-__device__ __forceinline__ ScoreScale capped_scale(ScoreScale scale, float softcap) {
+// What scores are multiplied by before the base-2 exponential. A softcap c replaces s =
+// softmax_scale * score by c * tanh(s / c): scores become tanh(s / c), and c their scale. 0 is no
+// softcap.
+__device__ __forceinline__ float capped_scale_log2(float scale_log2, float softcap) {
   constexpr float kLog2E = 1.44269504088896341f;
-  return softcap > 0.0f ? ScoreScale{softcap, softcap * kLog2E} : scale;
+  return softcap > 0.0f ? softcap * kLog2E : scale_log2;
 }
 
 // score -> tanh(s / c), with factor = log2(e) * softmax_scale / c. Through the exponential, for
@@ -34,90 +29,194 @@ __device__ __forceinline__ void cap_scores(float (&scores)[kKeyFragments][4], fl
   }
 }
 
-// The state of one 16-row fragment. Probabilities are relative to a reference, which follows the
-// row's maximum: at once, or only when it is exceeded by more than 2^kHeadroom, which after the
-// first tiles is rare and keeps fp16 probabilities far from overflow.
+// The state of one 16-row fragment. A probability is 2^(score * scale_log2 - origin), where a row's
+// origin is its highest score so far, in base 2.
 struct OnlineSoftmax {
-  static constexpr float kHeadroom = 8.0f;  // in base 2
+  float origin[2] = {kMinusInfinity, kMinusInfinity};  // -inf: has seen nothing
+  float row_sum[2] = {0.0f, 0.0f};                     // this thread's part
 
-  float reference[2] = {kMinusInfinity, kMinusInfinity};  // a score, before scaling
-  float row_sum[2] = {0.0f, 0.0f};                        // this thread's part
-
-  // Scores become probabilities relative to the new references. Returns, for each row, the factor
-  // by which what was accumulated before must shrink, exactly 1 while the reference stays. A row
-  // that has seen nothing stays at zero: -inf - (-inf) would be NaN, so its reference counts as 0.
+  // Scores become probabilities. Returns, for each row, the factor by which what was accumulated
+  // before must shrink, exactly 1 while the origin stays. A row that has seen nothing stays at
+  // zero: -inf - (-inf) would be NaN, so its origin counts as 0.
   template <int kKeyFragments>
   __device__ __forceinline__ void update(float (&scores)[kKeyFragments][4], float scale_log2,
                                          float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float highest = row_max(scores, r, reference[r]);
-      // The difference is exactly 0 while the reference stays: an exponent of rounded products
-      // would shrink a little at every tile.
+      const float highest = fmaxf(origin[r], row_max<0, kKeyFragments>(scores, r) * scale_log2);
       const float finite = highest == kMinusInfinity ? 0.0f : highest;
-      shrink[r] = exp2_approx((reference[r] - finite) * scale_log2);
-      reference[r] = highest;
-      exponentiate(scores, r, scale_log2, finite * scale_log2, shrink[r]);
+      shrink[r] = exp2_approx(origin[r] - finite);
+      origin[r] = highest;
+      row_sum[r] = row_sum[r] * shrink[r] + exponentiate(scores, r, scale_log2, finite);
     }
   }
 
-  template <int kKeyFragments>
-  __device__ __forceinline__ void update_seldom(float (&scores)[kKeyFragments][4], float scale_log2,
-                                                float (&shrink)[2]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float highest = row_max(scores, r, kMinusInfinity);
-      shrink[r] = 1.0f;
-      if ((highest - reference[r]) * scale_log2 > kHeadroom) {
-        shrink[r] = exp2_approx((reference[r] - highest) * scale_log2);
-        reference[r] = highest;
-      }
-      const float origin = reference[r] == kMinusInfinity ? 0.0f : reference[r] * scale_log2;
-      exponentiate(scores, r, scale_log2, origin, shrink[r]);
-    }
+  // After the last tile: the factor that normalises row r, and its log-sum-exp (natural).
+  __device__ __forceinline__ float finish(int r, float empty_lse, float& lse) const {
+    constexpr float kLn2 = 0.693147180559945309f;
+    const float sum = quad_sum(row_sum[r]);
+    lse = sum == 0.0f ? empty_lse : origin[r] * kLn2 + logf(sum);
+    return sum == 0.0f ? 0.0f : 1.0f / sum;
   }
 
-  // Whether the reference of some row of the warp moved; known only when all probabilities are,
-  // for sums are never negative.
-  __device__ __forceinline__ bool moved(const float (&shrink)[2]) const {
-    return __any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f || row_sum[0] < 0.0f ||
-                                      row_sum[1] < 0.0f);
+ protected:
+  static __device__ __forceinline__ float quad_sum(float part) {
+    part += __shfl_xor_sync(0xffffffff, part, 1);
+    return part + __shfl_xor_sync(0xffffffff, part, 2);
   }
 
-  // The highest score of row r, at least `highest`.
-  template <int kKeyFragments>
-  static __device__ __forceinline__ float row_max(const float (&scores)[kKeyFragments][4], int r,
-                                                  float highest) {
+  // The highest score of row r in some of the fragments; the same in its four lanes.
+  template <int kFirst, int kEnd, int kKeyFragments>
+  static __device__ __forceinline__ float row_max(const float (&scores)[kKeyFragments][4], int r) {
+    float highest = fmaxf(scores[kFirst][2 * r], scores[kFirst][2 * r + 1]);
 #pragma unroll
-    for (int j = 0; j < kKeyFragments; ++j) {
+    for (int j = kFirst + 1; j < kEnd; ++j) {
       highest = fmaxf(highest, fmaxf(scores[j][2 * r], scores[j][2 * r + 1]));
     }
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
     return fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
   }
 
+  // Returns the sum of this thread's part.
   template <int kKeyFragments>
-  __device__ __forceinline__ void exponentiate(float (&scores)[kKeyFragments][4], int r,
-                                               float scale_log2, float origin, float shrink) {
+  static __device__ __forceinline__ float exponentiate(float (&scores)[kKeyFragments][4], int r,
+                                                       float scale_log2, float finite_origin) {
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < kKeyFragments; ++j) {
 #pragma unroll
       for (int e = 2 * r; e < 2 * r + 2; ++e) {
-        scores[j][e] = exp2_approx(scores[j][e] * scale_log2 - origin);
+        scores[j][e] = exp2_approx(scores[j][e] * scale_log2 - finite_origin);
         sum += scores[j][e];
       }
     }
-    row_sum[r] = row_sum[r] * shrink + sum;
+    return sum;
+  }
+};
+
+// The same with a shorter way from the last score to the first exponential: an origin stays until a
+// score exceeds it by more than kHeadroom, which after the first tiles is rare. So nobody needs the
+// highest score, only to know that none is above, and of the keys' second part not before the
+// exponentials of the first are under way. fp16 probabilities stay far from overflow.
+struct LazySoftmax : OnlineSoftmax {
+  static constexpr float kHeadroom = 8.0f;  // 2^8
+
+  // What a score may exceed its origin by: -inf while a row of this thread has seen nothing, whose
+  // origin is 0.
+  float limit = kMinusInfinity;
+
+  // Of the first tile.
+  template <int kKeyFragments>
+  __device__ __forceinline__ void start(float (&scores)[kKeyFragments][4], float scale_log2) {
+    limit = kHeadroom;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float highest = row_max<0, kKeyFragments>(scores, r);
+      if (highest == kMinusInfinity) limit = kMinusInfinity;
+      origin[r] = highest == kMinusInfinity ? 0.0f : highest * scale_log2;
+      row_sum[r] = exponentiate(scores, r, scale_log2, origin[r]);
+    }
   }
 
-  // After the last tile: the factor that normalises row r, and its log-sum-exp (natural).
-  __device__ __forceinline__ float finish(int r, float scale, float empty_lse, float& lse) const {
-    float sum = row_sum[r];
-    sum += __shfl_xor_sync(0xffffffff, sum, 1);
-    sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    lse = sum == 0.0f ? empty_lse : reference[r] * scale + logf(sum);
-    return sum == 0.0f ? 0.0f : 1.0f / sum;
+  template <int kKeyFragments>
+  __device__ __forceinline__ void update(float (&scores)[kKeyFragments][4], float scale_log2,
+                                         float (&shrink)[2]) {
+    constexpr int kSecondPart = kKeyFragments / 2;
+    float sum[2] = {0.0f, 0.0f};
+    shrink[0] = shrink[1] = 1.0f;
+    relate<0, kSecondPart>(scores, scale_log2);
+    if (exceeds<0, kSecondPart>(scores)) follow<0, kSecondPart>(scores, sum, shrink);
+    relate<kSecondPart, kKeyFragments>(scores, scale_log2);
+    exponentiate_related<0, kSecondPart>(scores, sum);
+    if (exceeds<kSecondPart, kKeyFragments>(scores)) {
+      float more[2] = {1.0f, 1.0f};
+      follow<kSecondPart, kKeyFragments>(scores, sum, more);
+#pragma unroll
+      for (int j = 0; j < kSecondPart; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores[j][e] *= more[e / 2];
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        sum[r] *= more[r];
+        shrink[r] *= more[r];
+      }
+    }
+    exponentiate_related<kSecondPart, kKeyFragments>(scores, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * shrink[r] + sum[r];
+  }
+
+  // Whether the origin of some row of the warp moved; known only when all probabilities are, for
+  // sums are never negative.
+  __device__ __forceinline__ bool moved(const float (&shrink)[2]) const {
+    return __any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f || row_sum[0] < 0.0f ||
+                                      row_sum[1] < 0.0f);
+  }
+
+ private:
+  template <int kFirst, int kEnd, int kKeyFragments>
+  __device__ __forceinline__ void relate(float (&scores)[kKeyFragments][4],
+                                         float scale_log2) const {
+#pragma unroll
+    for (int j = kFirst; j < kEnd; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[j][e] = scores[j][e] * scale_log2 - origin[e / 2];
+    }
+  }
+
+  // Whether some related score of the warp is above the limit. As integers, which three at a time
+  // are compared as fast as two, floats have the highest of all where it is positive, else some
+  // negative one.
+  template <int kFirst, int kEnd, int kKeyFragments>
+  __device__ __forceinline__ bool exceeds(const float (&scores)[kKeyFragments][4]) const {
+    int highest[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      highest[e] = __float_as_int(scores[kFirst][e]);
+#pragma unroll
+      for (int j = kFirst + 1; j < kEnd; ++j) {
+        highest[e] = max(highest[e], __float_as_int(scores[j][e]));
+      }
+    }
+    const int of_all = max(max(highest[0], highest[1]), max(highest[2], highest[3]));
+    return __any_sync(0xffffffff, !(__int_as_float(of_all) < limit));
+  }
+
+  // Moves the origins to the highest of these scores where they are too low. `sum`: of the tile so
+  // far.
+  template <int kFirst, int kEnd, int kKeyFragments>
+  __device__ __forceinline__ void follow(float (&scores)[kKeyFragments][4], const float (&sum)[2],
+                                         float (&shrink)[2]) {
+    limit = kHeadroom;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool seen = quad_sum(row_sum[r] + sum[r]) > 0.0f;
+      const float highest = row_max<kFirst, kEnd>(scores, r);
+      const float before = origin[r];
+      if (seen ? highest > kHeadroom : highest > kMinusInfinity) origin[r] += highest;
+      const float step = origin[r] - before;
+      shrink[r] = seen ? exp2_approx(-step) : 1.0f;
+      if (!seen && highest == kMinusInfinity) limit = kMinusInfinity;
+#pragma unroll
+      for (int j = kFirst; j < kEnd; ++j) {
+        scores[j][2 * r] -= step;
+        scores[j][2 * r + 1] -= step;
+      }
+    }
+  }
+
+  template <int kFirst, int kEnd, int kKeyFragments>
+  static __device__ __forceinline__ void exponentiate_related(float (&scores)[kKeyFragments][4],
+                                                              float (&sum)[2]) {
+#pragma unroll
+    for (int j = kFirst; j < kEnd; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        scores[j][e] = exp2_approx(scores[j][e]);
+        sum[e / 2] += scores[j][e];
+      }
+    }
   }
 };
 

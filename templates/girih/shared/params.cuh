@@ -36,7 +36,6 @@ struct FwdParams {
   bool bottom_right;  // each sequence's q_start follows from its lengths
   int num_heads;
 
-  float softmax_scale;
   float softmax_scale_log2;  // softmax_scale * log2(e)
   float empty_lse;           // of a row that sees nothing: -inf or +inf
 
