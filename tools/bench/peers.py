@@ -180,7 +180,8 @@ def median_ms(run, times=5):
 def girih_on(cache_dir, qkv, mask, name="girih", **tile):
     q, k, v = qkv
     kernel = girih.compile(mask.pattern, cache_dir=cache_dir, **tile).bind(
-        dtype=q.dtype, head_dim=q.shape[3], num_heads=q.shape[2], num_heads_kv=k.shape[2])
+        dtype=q.dtype, head_dim=q.shape[3], num_heads=q.shape[2], num_heads_kv=k.shape[2],
+        shared_inputs=mask.grid is not None and mask.grid.shape[0] == k.shape[2] < q.shape[2])
     out, workspace = torch.empty_like(q), None
     arguments = {"inputs": mask.inputs, "out": out}
     size = kernel.workspace_bytes(q, k, v, **arguments)
@@ -488,12 +489,15 @@ def f6(bench):
 
     each, shared = lists(qkv, 32, 64), lists(shared_qkv, 8, 64)
     narrow = {kv: lists(qkv, 32, kv) for kv in (32, 16)}
+    shared_narrow = {kv: lists(shared_qkv, 8, kv) for kv in (32, 16)}
     bench.measure([each, *narrow.values(), dense], dense)
-    bench.measure([shared, shared_dense], shared_dense)
+    bench.measure([shared, *shared_narrow.values(), shared_dense], shared_dense)
     bench.record("F6", "64x64, a list a head", each, dense, tflops, 350, 430)
     bench.record("F6", "64x64, a list for 4 heads", shared, shared_dense, share, 0.85, 0.93)
     for kv, listed in narrow.items():
         bench.record("F6", "64x%d, a list a head" % kv, listed, dense, tflops, None, 300)
+    for kv, listed in shared_narrow.items():
+        bench.record("F6", "64x%d, a list for 4 heads" % kv, listed, shared_dense, tflops, None, 300)
 
 
 def f7(bench):

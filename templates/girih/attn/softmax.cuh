@@ -96,43 +96,53 @@ struct OnlineSoftmax {
 
 // The same with a shorter way from the last score to the first exponential: an origin stays until a
 // score exceeds it by more than kHeadroom, which after the first tiles is rare. So nobody needs the
-// highest score, only to know that none is above, and of the keys' second part not before the
+// highest score, only to know that none is above, and of the keys' second half not before the
 // exponentials of the first are under way. fp16 probabilities stay far from overflow.
+//
+// A tile of which a row sees nothing changes no bit of the row's state, so that results do not
+// depend on which such tiles are visited.
 struct LazySoftmax : OnlineSoftmax {
   static constexpr float kHeadroom = 8.0f;  // 2^8
 
   // What a score may exceed its origin by: -inf while a row of this thread has seen nothing, whose
   // origin is 0.
-  float limit = kMinusInfinity;
+  float limit;
 
   // Of the first tile.
   template <int kKeyFragments>
   __device__ __forceinline__ void start(float (&scores)[kKeyFragments][4], float scale_log2) {
-    limit = kHeadroom;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float highest = row_max<0, kKeyFragments>(scores, r);
-      if (highest == kMinusInfinity) limit = kMinusInfinity;
-      origin[r] = highest == kMinusInfinity ? 0.0f : highest * scale_log2;
-      row_sum[r] = exponentiate(scores, r, scale_log2, origin[r]);
-    }
+    origin[0] = origin[1] = 0.0f;
+    row_sum[0] = row_sum[1] = 0.0f;
+    limit = kMinusInfinity;
+    float shrink[2];
+    update<true>(scores, scale_log2, shrink);
   }
 
-  template <int kKeyFragments>
+  template <bool kFirstTile = false, int kKeyFragments>
   __device__ __forceinline__ void update(float (&scores)[kKeyFragments][4], float scale_log2,
                                          float (&shrink)[2]) {
-    constexpr int kSecondPart = kKeyFragments / 2;
+    constexpr int kHalf = kKeyFragments / 2;
     float sum[2] = {0.0f, 0.0f};
     shrink[0] = shrink[1] = 1.0f;
-    relate<0, kSecondPart>(scores, scale_log2);
-    if (exceeds<0, kSecondPart>(scores)) follow<0, kSecondPart>(scores, sum, shrink);
-    relate<kSecondPart, kKeyFragments>(scores, scale_log2);
-    exponentiate_related<0, kSecondPart>(scores, sum);
-    if (exceeds<kSecondPart, kKeyFragments>(scores)) {
-      float more[2] = {1.0f, 1.0f};
-      follow<kSecondPart, kKeyFragments>(scores, sum, more);
+    relate<0, kHalf>(scores, scale_log2);
+    if (kFirstTile || exceeds<0, kHalf>(scores)) {
+      float highest[2];  // of the whole tile
 #pragma unroll
-      for (int j = 0; j < kSecondPart; ++j) {
+      for (int r = 0; r < 2; ++r) {
+        highest[r] = fmaxf(row_max<0, kHalf>(scores, r),
+                           row_max<kHalf, kKeyFragments>(scores, r) * scale_log2 - origin[r]);
+      }
+      follow<0, kHalf, kFirstTile>(scores, highest, sum, shrink);
+    }
+    relate<kHalf, kKeyFragments>(scores, scale_log2);
+    exponentiate_related<0, kHalf>(scores, sum);
+    if (!kFirstTile && exceeds<kHalf, kKeyFragments>(scores)) {
+      const float highest[2] = {row_max<kHalf, kKeyFragments>(scores, 0),
+                                row_max<kHalf, kKeyFragments>(scores, 1)};
+      float more[2] = {1.0f, 1.0f};
+      follow<kHalf, kKeyFragments>(scores, highest, sum, more);
+#pragma unroll
+      for (int j = 0; j < kHalf; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) scores[j][e] *= more[e / 2];
       }
@@ -142,7 +152,7 @@ struct LazySoftmax : OnlineSoftmax {
         shrink[r] *= more[r];
       }
     }
-    exponentiate_related<kSecondPart, kKeyFragments>(scores, sum);
+    exponentiate_related<kHalf, kKeyFragments>(scores, sum);
 #pragma unroll
     for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * shrink[r] + sum[r];
   }
@@ -183,21 +193,21 @@ struct LazySoftmax : OnlineSoftmax {
     return __any_sync(0xffffffff, !(__int_as_float(of_all) < limit));
   }
 
-  // Moves the origins to the highest of these scores where they are too low. `sum`: of the tile so
-  // far.
-  template <int kFirst, int kEnd, int kKeyFragments>
-  __device__ __forceinline__ void follow(float (&scores)[kKeyFragments][4], const float (&sum)[2],
+  // Moves origins to the highest related scores that exceed them too far, and these fragments with
+  // them. `sum`: of the tile so far.
+  template <int kFirst, int kEnd, bool kFirstTile = false, int kKeyFragments>
+  __device__ __forceinline__ void follow(float (&scores)[kKeyFragments][4],
+                                         const float (&highest)[2], const float (&sum)[2],
                                          float (&shrink)[2]) {
     limit = kHeadroom;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool seen = quad_sum(row_sum[r] + sum[r]) > 0.0f;
-      const float highest = row_max<kFirst, kEnd>(scores, r);
+      const bool seen = !kFirstTile && quad_sum(row_sum[r] + sum[r]) > 0.0f;
       const float before = origin[r];
-      if (seen ? highest > kHeadroom : highest > kMinusInfinity) origin[r] += highest;
+      if (seen ? highest[r] > kHeadroom : highest[r] > kMinusInfinity) origin[r] += highest[r];
       const float step = origin[r] - before;
       shrink[r] = seen ? exp2_approx(-step) : 1.0f;
-      if (!seen && highest == kMinusInfinity) limit = kMinusInfinity;
+      if (!seen && highest[r] == kMinusInfinity) limit = kMinusInfinity;
 #pragma unroll
       for (int j = kFirst; j < kEnd; ++j) {
         scores[j][2 * r] -= step;
