@@ -33,6 +33,7 @@ CONSTANTS = {
     "GIRIH_BLOCK_LIST": girih._BLOCK_LIST, "GIRIH_BLOCK_TABLE": girih._BLOCK_TABLE,
     "GIRIH_BLOCK_MASK": girih._BLOCK_MASK, "GIRIH_BLOCK_BITS": girih._BLOCK_BITS,
     "GIRIH_HEAD_NUMBERS": girih._HEAD_NUMBERS,
+    "GIRIH_TOKEN_INDICES": girih._TOKEN_INDICES,
     "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
     "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
 
@@ -326,6 +327,34 @@ class InputTest(unittest.TestCase):
                      girih.BlockBits(Fake(3, 1, dtype="int32"), 33))
         self.refused(r"\.words is bool: it must be int32",
                      girih.BlockBits(Fake(3, 1, dtype="bool"), 32))
+
+    def test_token_indices_have_a_row_for_each_sequence_and_head(self):
+        made = dict(kind=6, batch=2, heads=4, num_tokens=16, data=4096, batch_stride=64,
+                    head_stride=16)
+        self.assertEqual(self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32"))), made)
+        by_sequence = Fake(2, 32, dtype="int32", address=512, stride=(100, 1))
+        self.assertEqual(self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32"), by_sequence)),
+                         dict(made, k_data=512, k_batch=2, k_heads=1, k_num_tokens=32,
+                              k_batch_stride=100, k_head_stride=32))
+        shared = self.made(girih.TokenIndices(Fake(16, dtype="int32")))
+        self.assertEqual((shared["batch"], shared["heads"], shared["num_tokens"]), (1, 1, 16))
+        expanded = self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32", stride=(0, 16, 1))))
+        self.assertNotIn("batch_stride", expanded)
+        self.assertEqual(expanded["head_stride"], 16)
+
+    def test_bad_token_indices_are_refused(self):
+        self.refused(r"inputs\['m'\]\.q is int64: it must be int32",
+                     girih.TokenIndices(Fake(2, 16, dtype="int64")))
+        self.refused(r"\.k has 4 dimensions: it must have 1 to 3",
+                     girih.TokenIndices(Fake(16, dtype="int32"), Fake(1, 2, 4, 16, dtype="int32")))
+        self.refused(r"\.q has stride 2 between tokens: it must be 1",
+                     girih.TokenIndices(Fake(2, 16, dtype="int32", stride=(32, 2))))
+        self.refused(r"\.q is one row, expanded: leave out the dimensions",
+                     girih.TokenIndices(Fake(2, 4, 16, dtype="int32", stride=(0, 0, 1))))
+        cpu = Fake(16, dtype="int32")
+        cpu.is_cuda = False
+        self.refused(r"inputs\['m'\]\.k is on the CPU",
+                     girih.TokenIndices(Fake(16, dtype="int32"), cpu))
 
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)

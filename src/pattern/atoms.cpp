@@ -153,7 +153,8 @@ Bounds bounds(const AtomParam& param, int i) {
 
 std::string missing(const AtomInfo& atom, const AtomParam& param) {
   if (param.kind == ParamKind::input) {
-    return fmt::format("{0} needs the name of a run-time input: {0}(m, ...)", atom.name);
+    return fmt::format("{0} needs the name of a run-time input: {0}(m{1})", atom.name,
+                       atom.num_params() > 1 ? ", ..." : "");
   }
   if (atom.num_params() > 1) {
     return fmt::format("{} needs {}: give {}=NUMBER", atom.name, param.name, param.name);

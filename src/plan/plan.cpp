@@ -112,7 +112,8 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large : {"Leaf<Strided", "Leaf<Blocks", ", 0x"}) {  // 0x: from an input
+    for (const char* large :
+         {"Leaf<Strided", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -176,6 +177,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
+    plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +

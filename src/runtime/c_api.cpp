@@ -230,15 +230,15 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
 
 // Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
 void check_members_of_kind(const std::string& where, const girih_input& c) {
-  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16 };
-  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST", "GIRIH_BLOCK_TABLE",
-                                           "GIRIH_BLOCK_MASK", "GIRIH_BLOCK_BITS",
-                                           "GIRIH_HEAD_NUMBERS"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_HEAD_NUMBERS) {
+  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32 };
+  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",
+                                           "GIRIH_BLOCK_MASK",   "GIRIH_BLOCK_BITS",
+                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_TOKEN_INDICES) {
     refuse(
         fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_HEAD_NUMBERS ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
+                    "GIRIH_TOKEN_INDICES ({})",
+                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_TOKEN_INDICES));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
@@ -253,10 +253,17 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"indices", c.indices != nullptr, kList | kTable},
                  {"num_indices", c.num_indices != 0, kList},
                  {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers},
-                 {"batch_stride", c.batch_stride != 0, kMask | kBits},
-                 {"head_stride", c.head_stride != 0, kMask | kBits},
-                 {"row_stride", c.row_stride != 0, kMask | kBits}};
+                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices},
+                 {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
+                 {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
+                 {"row_stride", c.row_stride != 0, kMask | kBits},
+                 {"k_data", c.k_data != nullptr, kIndices},
+                 {"k_batch_stride", c.k_batch_stride != 0, kIndices},
+                 {"k_head_stride", c.k_head_stride != 0, kIndices},
+                 {"k_batch", c.k_batch != 0, kIndices},
+                 {"k_heads", c.k_heads != 0, kIndices},
+                 {"num_tokens", c.num_tokens != 0, kIndices},
+                 {"k_num_tokens", c.k_num_tokens != 0, kIndices}};
   for (const auto& [name, is_set, kinds] : members) {
     if (!is_set || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
@@ -304,6 +311,20 @@ girih::Input input_of(int index, const girih_input* pointer) {
     case GIRIH_HEAD_NUMBERS:
       input.data = girih::HeadNumbers{
           .data = static_cast<const std::int32_t*>(c.data), .batch = batch, .heads = heads};
+      break;
+    case GIRIH_TOKEN_INDICES:
+      input.data = girih::TokenIndices{.q = {.data = static_cast<const std::int32_t*>(c.data),
+                                             .batch = batch,
+                                             .heads = heads,
+                                             .num_tokens = c.num_tokens,
+                                             .batch_stride = c.batch_stride,
+                                             .head_stride = c.head_stride},
+                                       .k = {.data = c.k_data,
+                                             .batch = c.k_batch == 0 ? 1 : c.k_batch,
+                                             .heads = c.k_heads == 0 ? 1 : c.k_heads,
+                                             .num_tokens = c.k_num_tokens,
+                                             .batch_stride = c.k_batch_stride,
+                                             .head_stride = c.k_head_stride}};
       break;
     default:  // was refused
       break;

@@ -132,6 +132,7 @@ struct Kernel::Impl {
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
   CUfunction build_lists = nullptr;                // null where the pattern has no lists
+  CUfunction build_numbers = nullptr;              // or no indices of tokens
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
   std::int64_t section_bytes = 0;
@@ -148,6 +149,17 @@ struct Kernel::Impl {
                                  .seqlen_q = params.geometry.seqlen_q,
                                  .seqlen_k = params.geometry.seqlen_k},
                                 workspace.data);
+  }
+
+  void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {
+    for (int i = 0; i < plan.num_number_builds; ++i) {
+      BuildNumbersParams& build = plan.number_builds[i];
+      constexpr std::int64_t kMostCtas = 1 << 16;
+      const std::int64_t spans = std::int64_t{build.num_planes} * build.num_sides * build.num_spans;
+      void* parameters[] = {&build};
+      launch(build_numbers, static_cast<int>(std::min(spans, kMostCtas)), kBuildNumbersThreads, 0,
+             stream, parameters);
+    }
   }
 
   void launch(CUfunction kernel, int num_ctas, int threads, int shared_bytes, CUstream stream,
@@ -192,6 +204,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   const FwdParams params = runtime::forward_params(args, impl.problem);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, plan.workspace_bytes);
+  impl.build_numbers_of(plan, args.stream);
   if (plan.num_builds == 0) return;
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
@@ -348,6 +361,9 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   }
   impl->function = loaded.module->function();
   if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
+  if (plan.spec.builds_numbers) {
+    impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
+  }
   impl->info = info_of(loaded.entry, plan, choice.source, hit);
   return Kernel(std::move(impl));
 }

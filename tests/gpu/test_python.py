@@ -152,6 +152,37 @@ MIXED = ("heads(0-3: dense, 4-7: causal & blocks(m, q=64, kv=32), "
          "else: causal & (sink($n) | window(left=40)))")
 
 
+class TokenIndicesTest(unittest.TestCase):
+    """Documents packed in a sequence, and tokens in an order of their own."""
+
+    def test_documents_and_indices_match_the_dense_mask(self):
+        q, k, v = tensors(seqlen_q=300, seqlen_k=300)
+        ids = (torch.rand(2, 300, device="cuda") < 0.02).cumsum(1).int()
+        other = torch.randint(0, 5, (2, 2, 300), device="cuda", dtype=torch.int32)  # by KV head
+        causal = torch.ones(300, 300, device="cuda", dtype=torch.bool).tril()
+        same = (ids[:, None, :, None] == ids[:, None, None, :]).expand(2, 4, 300, 300)
+        of_heads = other.repeat_interleave(2, dim=1)
+        allowed = ids[:, None, :, None] >= of_heads[:, :, None, :]
+        indices = girih.TokenIndices
+        for pattern, given, mask in (
+                ("causal & segments(d)", indices(ids), same & causal),
+                ("segments(d)", indices(ids, ids.clone()), same),
+                ("index_ge(d)", indices(ids, other), allowed),
+                ("causal & !index_gt(d)", indices(other, ids[:, None]),
+                 (of_heads[..., None] <= ids[:, None, None, :]) & causal)):
+            out = girih.attention(q, k, v, pattern, inputs={"d": given})
+            expected, _ = reference(q, k, v, mask)
+            torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+    def test_indices_that_do_not_fit_are_refused(self):
+        q, k, v = tensors()
+        ids = torch.zeros(2, 70, device="cuda", dtype=torch.int32)
+        with self.assertRaisesRegex(girih.Error, "are 70 and 100: give k"):
+            girih.attention(q, k, v, "segments(d)", inputs={"d": girih.TokenIndices(ids)})
+        with self.assertRaisesRegex(girih.Error, "'d' has 70 numbers a row in k"):
+            girih.attention(q, k, v, "segments(d)", inputs={"d": girih.TokenIndices(ids, ids)})
+
+
 class InputTest(unittest.TestCase):
     """A third of the heads each dense, block-sparse and streaming, as Block-Sparse-Attention mixes
     them, with everything that comes at run time in each of its forms."""

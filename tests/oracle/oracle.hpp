@@ -43,6 +43,12 @@ struct Blocks {
   std::vector<char> visible = {};  ///< [rows, columns]
 };
 
+/// A number for each query and each key.
+struct Indices {
+  std::string name = {};
+  std::vector<long long> q = {}, k = {};
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -59,6 +65,9 @@ struct Expr {
     block_streaming,  ///< sink, local, block, causal (0 or 1)
     strided,
     blocks,
+    segments,
+    index_ge,
+    index_gt,
     all_of,
     any_of,
     negation
@@ -68,6 +77,7 @@ struct Expr {
   std::vector<Expr> operands;
   Strided strided = {};
   Blocks blocks = {};
+  Indices indices = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.

@@ -18,8 +18,8 @@ import os
 import sys
 import threading
 
-__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "attention",
-           "bind_combine", "combine", "compile", "version"]
+__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "TokenIndices",
+           "attention", "bind_combine", "combine", "compile", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -47,7 +47,7 @@ _FLOAT32 = 3
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
-_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS = 1, 2, 3, 4, 5
+_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES = range(1, 7)
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -97,7 +97,9 @@ class _Input(_Struct):
                 ("row_capacity", _int32), ("indptr", _void_p), ("counts", _void_p),
                 ("indices", _void_p), ("num_indices", _int64), ("plane_stride", _int64),
                 ("data", _void_p), ("batch_stride", _int64), ("head_stride", _int64),
-                ("row_stride", _int64)]
+                ("row_stride", _int64), ("k_data", _void_p), ("k_batch_stride", _int64),
+                ("k_head_stride", _int64), ("k_batch", _int32), ("k_heads", _int32),
+                ("num_tokens", _int32), ("k_num_tokens", _int32)]
 
 
 class _Args(_Struct):
@@ -328,6 +330,49 @@ class BlockBits:
                      num_kv_blocks=self.num_kv_blocks)
 
 
+class TokenIndices:
+    """A number for each query and each key, which segments, index_ge and index_gt compare.
+
+    q: int32 [batch, heads, seqlen_q], the last dimension contiguous; without heads (then [batch,
+      seqlen_q]), or without both, all share. Packed sequences have a row each, from their own first
+      token on.
+    k: int32 [batch, heads, seqlen_k], likewise; where not given, q serves the keys as well.
+    """
+
+    def __init__(self, q, k=None):
+        self.q, self.k = q, k
+
+    def _input(self, name, device):
+        batch, heads, tokens, batch_stride, head_stride = _tokens(name + ".q", self.q, device)
+        result = _Input(kind=_TOKEN_INDICES, batch=batch, heads=heads, num_tokens=tokens,
+                        data=self.q.data_ptr(), batch_stride=batch_stride, head_stride=head_stride)
+        if self.k is not None:
+            (result.k_batch, result.k_heads, result.k_num_tokens, result.k_batch_stride,
+             result.k_head_stride) = _tokens(name + ".k", self.k, device)
+            result.k_data = self.k.data_ptr()
+        return result
+
+
+def _tokens(name, tensor, device):
+    """batch, heads, tokens, batch stride and head stride of a row of numbers for each plane."""
+    _check_device(name, tensor, device)
+    if _dtype_name(tensor.dtype) != "int32":
+        _refuse("%s is %s: it must be int32" % (name, _dtype_name(tensor.dtype)))
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if not 1 <= len(shape) <= 3:
+        _refuse("%s has %d dimensions: it must have 1 to 3, tokens behind [batch, heads]"
+                % (name, len(shape)))
+    if shape[-1] > 1 and stride[-1] != 1:
+        _refuse("%s has stride %d between tokens: it must be 1; call contiguous()"
+                % (name, stride[-1]))
+    batch, heads = ((1, 1) if len(shape) == 1 else (shape[0], 1) if len(shape) == 2 else shape[:2])
+    head_stride = stride[1] if heads > 1 else max(shape[-1], 1)
+    batch_stride = stride[0] if batch > 1 else max(heads * head_stride, 1)
+    if batch_stride == 0 and head_stride == 0:
+        _refuse("%s is one row, expanded: leave out the dimensions" % name)
+    return batch, heads, shape[-1], batch_stride, head_stride
+
+
 def _planes(name, tensor, own):
     """[batch, heads] of a tensor whose last `own` dimensions are a plane's; 1 where they lack."""
     shape = tuple(tensor.shape)
@@ -357,11 +402,11 @@ def _rows(name, tensor, device, **members):
 def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
-    if isinstance(value, (BlockList, BlockTable, BlockBits)):
+    if isinstance(value, (BlockList, BlockTable, BlockBits, TokenIndices)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
-        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable or BlockBits"
-                % (where, type(value).__name__))
+        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits or "
+                "TokenIndices" % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
     elif _dtype_name(value.dtype) == "int32":
@@ -501,7 +546,7 @@ class Kernel:
         return size.value
 
     def build_lists(self, q, k, v, *, workspace, check=False, **arguments):
-        """Prepares the block lists, tables and masks among the inputs in `workspace`, a contiguous
+        """Prepares block lists, tables, masks and indices among the inputs in `workspace`, a contiguous
         tensor: once for any number of launches with the same ones. check=True waits for that, and
         refuses entries out of range, which are ignored otherwise."""
         call = _Call(q, k, v, **arguments)
@@ -638,6 +683,7 @@ def attention(q, k, v, pattern="dense", **arguments):
         128), ceil(seqlen_k / 64)], or more, the last dimension contiguous; or a BlockList,
         BlockTable or BlockBits.
       sink($n): numbers, int32, contiguous [batch, heads].
+      segments(d), index_ge(d), index_gt(d): TokenIndices(q, k), int32 [batch, heads, seqlen].
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.
