@@ -187,11 +187,11 @@ static void inputs_are_checked(void) {
   inputs[0].size = 0;
   CHECK(refused(girih_attention(program, &args), wrong, "set it to sizeof(girih_input)"));
   inputs[0].size = sizeof(right);
-  for (int32_t kind = -1; kind <= 6; ++kind) {
-    if (1 <= kind && kind <= 5) continue;
+  for (int32_t kind = -1; kind <= 7; ++kind) {
+    if (1 <= kind && kind <= 6) continue;
     inputs[0].kind = kind;
     CHECK(refused(girih_attention(program, &args), wrong, "inputs[0].kind is"));
-    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_HEAD_NUMBERS (5)"));
+    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_TOKEN_INDICES (6)"));
   }
 
   // What another kind has is not taken for this one's.
@@ -254,6 +254,37 @@ static void each_thread_has_its_last_error(void) {
   CHECK(says("nothing"));
 }
 
+static void parts_are_checked(void) {
+  const girih_tensor tensor = {.size = sizeof(tensor),
+                               .data = (void*)4096,
+                               .shape = {1, 2, 1, 64},
+                               .stride = {128, 64, 64, 1},
+                               .dtype = GIRIH_FLOAT32};
+  const girih_part part = {.size = sizeof(part), .out = &tensor, .lse = (const float*)256};
+  girih_combine_args args = {.size = sizeof(args), .parts = &part, .out = &tensor, .num_parts = 1};
+  CHECK(refused(girih_combine(&args), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(refused(girih_bind_combine(NULL), GIRIH_NO_DEVICE, "CUDA"));
+  args.num_parts = 0;
+  CHECK(refused(girih_combine(&args), GIRIH_INVALID_ARGUMENT, "0 parts"));
+  args.num_parts = -1;
+  CHECK(refused(girih_combine(&args), GIRIH_INVALID_ARGUMENT, "args.num_parts is -1"));
+  args.num_parts = 1;
+  args.reserved = 1;
+  CHECK(refused(girih_combine(&args), GIRIH_INVALID_ARGUMENT, "args.reserved is 1"));
+  args.reserved = 0;
+  args.parts = NULL;
+  CHECK(refused(girih_combine(&args), GIRIH_INVALID_ARGUMENT, "args.parts is null"));
+  const girih_part without_out = {.size = sizeof(without_out), .lse = (const float*)256};
+  args.parts = &without_out;
+  CHECK(refused(girih_combine(&args), GIRIH_INVALID_ARGUMENT, "parts[0].out is null"));
+  girih_tensor odd = tensor;
+  odd.dtype = 4;
+  args.parts = &part;
+  args.out = &odd;
+  CHECK(refused(girih_combine(&args), GIRIH_INVALID_ARGUMENT, "out.dtype is 4"));
+  CHECK(refused(girih_combine(NULL), GIRIH_INVALID_ARGUMENT, "args is null"));
+}
+
 int main(void) {
   names_and_version();
   patterns_are_parsed();
@@ -262,6 +293,7 @@ int main(void) {
   bad_values_are_refused();
   inputs_are_checked();
   binding_needs_a_context();
+  parts_are_checked();
   each_thread_has_its_last_error();
   printf("c_api: %d checks passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;

@@ -54,7 +54,8 @@ struct Compiled {
   compiler::Resources resources;
   std::string log;
   std::string cubin;
-  bool builds_lists = false;  // whether there is a second kernel
+  bool builds_lists = false;    // whether there is a second kernel,
+  bool builds_numbers = false;  // or one for indices
 };
 
 void check_compiled(const Compiled& compiled) {
@@ -67,6 +68,7 @@ void check_compiled(const Compiled& compiled) {
   CHECK(compiler::performance_warnings(compiled.log).empty());
   CHECK(holds_symbol(compiled.cubin, codegen::kKernelSymbol));
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildListsSymbol) == compiled.builds_lists);
+  CHECK(holds_symbol(compiled.cubin, codegen::kBuildNumbersSymbol) == compiled.builds_numbers);
 }
 
 struct GoldenEntry {
@@ -100,6 +102,7 @@ const GoldenEntry kGolden[] = {
      "causal | sink($prefix)",
      {.dtype = DType::float16, .head_dim = 64},
      "sm_80"},
+    {"segments_d128_bf16_sm90a.cu", "causal & segments(doc)", {.head_dim = 128}, "sm_90a"},
 };
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
@@ -149,6 +152,7 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.log = std::move(artifact.log);
         result.cubin = std::move(artifact.cubin);
         result.builds_lists = pattern.find("blocks(") != pattern.npos;
+        result.builds_numbers = pattern.find("(doc)") != pattern.npos;
       } catch (const std::exception& error) {
         result.error = error.what();
       }
@@ -235,6 +239,12 @@ void check_inputs(const std::string& arch) {
           head_dim);
     }
   }
+  for (const int head_dim : {64, 128, 192, 256}) add("causal & segments(doc)", head_dim);
+  add("index_ge(doc)", 128);
+  add("segments(doc) & index_gt(doc) with softcap(30)", 64);
+  add("heads(0-9: causal, 10-19: causal & segments(doc), else: index_ge(doc) & " +
+          std::string("blocks(a, q=64, kv=64))"),
+      128);
   add("causal & (sink($s) | window(left=$l, right=$r) | !chunk($c)) & block_streaming($a, $b)",
       128);
   add("blocks(a, q=64, kv=64) & !blocks(b, q=128, kv=16) | sink($n) & causal with softcap(30)",
@@ -336,7 +346,8 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.num_inputs = 1; });
   with([](KernelSpec& s) { s.num_inputs = 2; });
   with([](KernelSpec& s) { s.builds_lists = true; });
-  CHECK(sources.size() == 19);
+  with([](KernelSpec& s) { s.builds_numbers = true; });
+  CHECK(sources.size() == 20);
 
   KernelSpec hopper = spec_for("causal", problem, "sm_90");
   const std::string two = codegen::emit(hopper);

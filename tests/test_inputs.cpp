@@ -89,6 +89,19 @@ BlockBits bits() {
 
 HeadNumbers numbers() { return {.data = at<std::int32_t>(0x1000), .batch = 3, .heads = 8}; }
 
+TokenIndices indices() {
+  return {{.data = at<std::int32_t>(0x1000), .batch = 3, .heads = 8, .num_tokens = 1000},
+          {.data = at<std::int32_t>(0x2004), .heads = 2, .num_tokens = 2048}};
+}
+
+InputPlan plan_indices(const TokenIndices& given, const InputExtents& extents = kExtents) {
+  return plan_for("causal & segments(d)", {{"d", given}}, extents);
+}
+
+std::string refusal_of_indices(const TokenIndices& given, const InputExtents& extents = kExtents) {
+  return refusal_of("causal & segments(d)", {{"d", given}}, extents);
+}
+
 template <class Data, class Change>
 Data changed(Data data, Change&& change) {
   change(data);
@@ -416,4 +429,97 @@ TEST_CASE("planes whose bits no workspace could hold are refused") {
                         })) ==
         "the input 'm' has 24 planes of 536870912 x 536870912 blocks: their bits would take more "
         "than 4398046511104 bytes of workspace");
+}
+
+// --- Indices of tokens ---------------------------------------------------------------------------
+
+TEST_CASE(
+    "indices are laid out in the workspace, a plane for each sequence and head that differs") {
+  const InputPlan plan = plan_indices(indices());
+  REQUIRE(plan.num_number_builds == 1);
+  CHECK(plan.num_builds == 0);
+  const BuildNumbersParams& build = plan.number_builds[0];
+  CHECK(build.num_sides == 2);
+  CHECK(build.num_planes == 3 * 8);
+  CHECK(build.planes_per_batch == 8);
+  CHECK(build.num_spans == 2);  // of 1024 tokens, for 2000
+  CHECK(build.out == reinterpret_cast<int*>(in_workspace(256)));
+  CHECK(build.sources[0].numbers == at<std::int32_t>(0x1000));
+  CHECK(build.sources[0].batch_stride == 8 * 1000);
+  CHECK(build.sources[0].head_stride == 1000);
+  CHECK(build.sources[0].planes_per_head == 1);
+  CHECK(build.sources[0].num_tokens == 1000);
+  CHECK(build.sources[1].numbers == at<std::int32_t>(0x2004));
+  CHECK(build.sources[1].batch_stride == 0);  // all sequences share them
+  CHECK(build.sources[1].head_stride == 2048);
+  CHECK(build.sources[1].planes_per_head == 4);
+  CHECK(build.sources[1].num_tokens == 2000);  // no sequence has more
+
+  const std::int64_t plane = 2 * 2 * TokenNumbers::kWordsPerSpan;
+  check_view(plan.views[0], in_workspace(256), 8 * plane, plane, 2, 1);
+  CHECK(plan.workspace_bytes >= 256 + 24 * static_cast<std::size_t>(plane) * 4);
+  CHECK(plan.workspace_bytes < 512 + 24 * static_cast<std::size_t>(plane) * 4);
+}
+
+TEST_CASE("queries' indices serve the keys where both are as many") {
+  constexpr InputExtents square{
+      .num_heads = 8, .num_heads_kv = 2, .batch = 3, .seqlen_q = 1500, .seqlen_k = 1500};
+  const TokenIndices documents{
+      {.data = at<std::int32_t>(0x1000), .batch = 3, .num_tokens = 1600, .batch_stride = 5000}};
+  const InputPlan plan = plan_indices(documents, square);
+  REQUIRE(plan.num_number_builds == 1);
+  for (const auto& source : plan.number_builds[0].sources) {
+    CHECK(source.numbers == at<std::int32_t>(0x1000));
+    CHECK(source.batch_stride == 5000);
+    CHECK(source.num_tokens == 1500);
+  }
+  const std::int64_t plane = 2 * 2 * TokenNumbers::kWordsPerSpan;
+  check_view(plan.views[0], in_workspace(256), plane, plane, 2, 8);
+  CHECK(refusal_of_indices(documents) ==
+        "the input 'd' has indices for queries only, which serve the keys as well where seqlen_q "
+        "and seqlen_k are equal, but these are 1000 and 2000: give k");
+}
+
+TEST_CASE("indices and lists share a workspace without touching one another") {
+  const InputPlan plan = plan_for(kPattern + " & segments(d) & !index_gt(e)",
+                                  {{"e", indices()}, {"d", indices()}, {"m", mask()}}, kExtents);
+  REQUIRE(plan.num_builds == 1);
+  REQUIRE(plan.num_number_builds == 2);
+  CHECK(plan.views[0].data == plan.builds[0].bits);
+  const auto* const first = reinterpret_cast<char*>(plan.number_builds[0].out);
+  const auto* const second = reinterpret_cast<char*>(plan.number_builds[1].out);
+  CHECK(first >= reinterpret_cast<char*>(plan.builds[0].bits + 3 * 8 * 8));
+  CHECK(second - first >= 24 * 4 * TokenNumbers::kWordsPerSpan * 4);
+  CHECK(reinterpret_cast<std::uintptr_t>(second) % 16 == 0);
+}
+
+TEST_CASE("bad indices are refused with what they should be") {
+  using Indices = TokenIndices;
+  CHECK(
+      refusal_of_indices(changed(indices(), [](Indices& i) { i.q.num_tokens = 999; })) ==
+      "the input 'd' has 999 numbers a row in q: it must be at least 1000, for seqlen_q 1000, and "
+      "at most 536870912");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) { i.k.num_tokens = 1999; })) ==
+        "the input 'd' has 1999 numbers a row in k: it must be at least 2000, for seqlen_k 2000, "
+        "and at most 536870912");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) { i.q.data = nullptr; })) ==
+        "the input 'd' has no q");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) { i.k.data = nullptr; })) ==
+        "the input 'd' has no k");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) {
+          i.k.data = at<std::int32_t>(0x2002);
+        })) == "the input 'd' has its k at 0x2002, which is not aligned to 4 bytes");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) { i.k.heads = 4; })) ==
+        "the input 'd' has heads 4: it must be 1, for all to share it, 2 or 8");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) { i.q.batch = 2; })) ==
+        "the input 'd' has batch 2: it must be 1, for all to share it, or the number of sequences, "
+        "3");
+  CHECK(refusal_of_indices(changed(indices(), [](Indices& i) { i.q.batch_stride = -1; })) ==
+        "the input 'd' has batch_stride -1: it must be 0 or more");
+  CHECK(refusal(indices()) ==
+        "the input 'm' was given indices of tokens, but the pattern wants blocks [batch, heads, "
+        "ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
+  CHECK(refusal_of("segments(d)", {{"d", numbers()}}) ==
+        "the input 'd' was given numbers, but the pattern wants int32 [batch, heads, seqlen_q] for "
+        "queries and [batch, heads, seqlen_k] for keys");
 }

@@ -193,7 +193,7 @@ TEST_CASE("a refusal shows the line with a caret under the character") {
   CHECK(refusal("causal & widow(left=3)") ==
         "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided, dilated, neighborhood, blocks\n"
+        "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt\n"
         "  causal & widow(left=3)\n"
         "           ^");
   CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
@@ -328,6 +328,10 @@ TEST_CASE("every refusal names what is wrong and where") {
        "relative goes with local and stride, not with ranges", 0},
       // run-time inputs
       {"blocks", "blocks needs the name of a run-time input: blocks(m, ...)", 0},
+      {"segments", "segments needs the name of a run-time input: segments(m)", 0},
+      {"index_ge(3)", "index_ge: input takes the name of a run-time input such as m, found '3'", 9},
+      {"segments($d)", "segments: input is a run-time input by itself: leave out the '$'", 9},
+      {"segments(d) & sink($d)", "the input 'd' is used as int32 [batch, heads, seqlen_q]", 14},
       {"dense & blocks()", "blocks needs the name of a run-time input", 8},
       {"blocks(q=128, kv=64)", "blocks needs the name of a run-time input", 0},
       {"blocks(3, q=128, kv=64)",

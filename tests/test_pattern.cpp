@@ -48,6 +48,10 @@ std::vector<girih::Number> plain_numbers(const girih::AtomInfo& info) {
   std::vector<girih::Number> numbers;
   for (int i = 0; i < info.num_params(); ++i) {
     const girih::AtomParam& param = info.params[i];
+    if (param.kind == girih::ParamKind::input) {
+      numbers.push_back(girih::input("d"));
+      continue;
+    }
     const bool words = param.kind == girih::ParamKind::boolean ||
                        param.kind == girih::ParamKind::choice ||
                        param.kind == girih::ParamKind::pieces;
@@ -260,7 +264,7 @@ TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided, dilated, neighborhood, blocks");
+        "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));
@@ -422,6 +426,15 @@ TEST_CASE("a pattern lists its run-time inputs once each, by order of appearance
   CHECK(pattern.inputs()[1].description() ==
         "blocks [batch, heads, ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
   CHECK(Pattern::parse("causal & sink(3)").inputs().empty());
+
+  const Pattern tokens = Pattern::parse("causal & segments(d) & !index_gt(d) | index_ge(i)");
+  CHECK(input_names(tokens) == std::vector<std::string>{"d", "i"});
+  CHECK(tokens.inputs()[0] == InputInfo{.name = "d", .kind = InputInfo::Kind::indices});
+  CHECK(tokens.inputs()[0].description() ==
+        "int32 [batch, heads, seqlen_q] for queries and [batch, heads, seqlen_k] for keys");
+  CHECK(tokens == Pattern((girih::causal() & girih::segments("d") & !girih::index_gt("d")) |
+                          girih::index_ge("i")));
+  CHECK(Pattern::parse(tokens.text()) == tokens);
 
   const Pattern built = girih::heads({{"0", girih::blocks("m", {.q = 64})}, {"else", sink(7)}});
   CHECK(input_names(built) == std::vector<std::string>{"m"});

@@ -393,6 +393,15 @@ TEST_CASE("a per-head pattern has a table even where all heads are alike") {
   CHECK(rows_of(differing)[4] == std::vector<int>{0, 5});
 }
 
+TEST_CASE("attention in float32, a type of merged results, is refused with its other reasons") {
+  const Error error = error_of(
+      [] { make_plan(causal(), {.dtype = DType::float32, .head_dim = 20}, Arch::parse("sm_90")); });
+  CHECK(error.code() == Errc::unsupported);
+  CHECK(error.what() ==
+        std::string("dtype fp32 is not supported: fp16 and bf16 are; head_dim 20 is not supported "
+                    "on sm_90: multiples of 16 from 16 to 256 are; pad to 32"));
+}
+
 TEST_CASE("classes that no head has are left out") {
   const Plan one = plan_for("heads(0-3: causal, else: window(left=5))", heads_64(4, 4));
   CHECK(one.spec.structures == std::vector<std::string>{"Leaf<Causal>"});

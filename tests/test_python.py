@@ -21,16 +21,19 @@ CC = shutil.which(os.environ.get("CC", "cc"))
 LIBRARY = os.environ.get("GIRIH_LIBRARY", str(ROOT / "build" / "bin" / "libgirih.so"))
 STRUCTS = {"girih_options": girih._Options, "girih_problem": girih._Problem,
            "girih_kernel_info": girih._KernelInfo, "girih_tensor": girih._Tensor,
-           "girih_input": girih._Input, "girih_args": girih._Args}
+           "girih_input": girih._Input, "girih_args": girih._Args, "girih_part": girih._Part,
+           "girih_combine_args": girih._CombineArgs}
 CONSTANTS = {
     "GIRIH_OK": 0, "GIRIH_NO_DEVICE": girih._NO_DEVICE,
     "GIRIH_FLOAT16": girih._DTYPES["float16"], "GIRIH_BFLOAT16": girih._DTYPES["bfloat16"],
+    "GIRIH_FLOAT32": girih._FLOAT32,
     "GIRIH_BSHD": girih._LAYOUTS["bshd"], "GIRIH_BHSD": girih._LAYOUTS["bhsd"],
     "GIRIH_THD": girih._LAYOUTS["thd"], "GIRIH_JIT_DEFAULT": girih._JIT[None],
     "GIRIH_JIT_AUTO": girih._JIT["auto"], "GIRIH_JIT_OFF": girih._JIT["off"],
     "GIRIH_BLOCK_LIST": girih._BLOCK_LIST, "GIRIH_BLOCK_TABLE": girih._BLOCK_TABLE,
     "GIRIH_BLOCK_MASK": girih._BLOCK_MASK, "GIRIH_BLOCK_BITS": girih._BLOCK_BITS,
     "GIRIH_HEAD_NUMBERS": girih._HEAD_NUMBERS,
+    "GIRIH_TOKEN_INDICES": girih._TOKEN_INDICES,
     "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
     "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
 
@@ -325,6 +328,34 @@ class InputTest(unittest.TestCase):
         self.refused(r"\.words is bool: it must be int32",
                      girih.BlockBits(Fake(3, 1, dtype="bool"), 32))
 
+    def test_token_indices_have_a_row_for_each_sequence_and_head(self):
+        made = dict(kind=6, batch=2, heads=4, num_tokens=16, data=4096, batch_stride=64,
+                    head_stride=16)
+        self.assertEqual(self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32"))), made)
+        by_sequence = Fake(2, 32, dtype="int32", address=512, stride=(100, 1))
+        self.assertEqual(self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32"), by_sequence)),
+                         dict(made, k_data=512, k_batch=2, k_heads=1, k_num_tokens=32,
+                              k_batch_stride=100, k_head_stride=32))
+        shared = self.made(girih.TokenIndices(Fake(16, dtype="int32")))
+        self.assertEqual((shared["batch"], shared["heads"], shared["num_tokens"]), (1, 1, 16))
+        expanded = self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32", stride=(0, 16, 1))))
+        self.assertNotIn("batch_stride", expanded)
+        self.assertEqual(expanded["head_stride"], 16)
+
+    def test_bad_token_indices_are_refused(self):
+        self.refused(r"inputs\['m'\]\.q is int64: it must be int32",
+                     girih.TokenIndices(Fake(2, 16, dtype="int64")))
+        self.refused(r"\.k has 4 dimensions: it must have 1 to 3",
+                     girih.TokenIndices(Fake(16, dtype="int32"), Fake(1, 2, 4, 16, dtype="int32")))
+        self.refused(r"\.q has stride 2 between tokens: it must be 1",
+                     girih.TokenIndices(Fake(2, 16, dtype="int32", stride=(32, 2))))
+        self.refused(r"\.q is one row, expanded: leave out the dimensions",
+                     girih.TokenIndices(Fake(2, 4, 16, dtype="int32", stride=(0, 0, 1))))
+        cpu = Fake(16, dtype="int32")
+        cpu.is_cuda = False
+        self.refused(r"inputs\['m'\]\.k is on the CPU",
+                     girih.TokenIndices(Fake(16, dtype="int32"), cpu))
+
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)
         call = girih._Call(self.q, self.kv, self.kv, out=self.q, inputs={"m": mask, "n": numbers})
@@ -340,6 +371,48 @@ class InputTest(unittest.TestCase):
                             out=self.q, inputs={"m": Fake(1, 2, dtype="bool"),
                                                 "n": Fake(2, 1, dtype="int32")})
         self.assertEqual(caught.exception.code, "no_device")
+
+
+class CombineTest(unittest.TestCase):
+    outs = [Fake(2, 16, 4, 64, address=4096), Fake(2, 16, 4, 64, dtype="float32", address=8192)]
+    lses = [Fake(2, 4, 16, dtype="float32", address=256),
+            Fake(2, 4, 16, dtype="float32", address=512)]
+
+    def refused(self, message, outs=None, lses=None, code="invalid_argument", **arguments):
+        arguments.setdefault("out", self.outs[0])
+        arguments.setdefault("lse", self.lses[0])
+        with self.assertRaisesRegex(girih.Error, message) as caught:
+            girih.combine(outs or self.outs, lses or self.lses, **arguments)
+        self.assertEqual(caught.exception.code, code)
+
+    def test_good_parts_fail_for_want_of_a_context_alone(self):
+        self.refused("CUDA", code="no_device")
+        self.refused("CUDA", code="no_device", out=Fake(2, 16, 4, 64, dtype="float16", address=512),
+                     empty_lse=float("inf"))
+        bhsd = [Fake(2, 4, 16, 64)] * 64
+        self.refused("CUDA", bhsd, self.lses * 32, code="no_device", layout="bhsd", out=bhsd[0])
+        packed = Fake(9, 4, 64)
+        self.refused("CUDA", [packed], [Fake(4, 9, dtype="float32")], code="no_device",
+                     layout="thd", out=packed, lse=Fake(4, 9, dtype="float32"))
+        with self.assertRaisesRegex(girih.Error, "CUDA") as caught:
+            girih.bind_combine(jit="off")
+        self.assertEqual(caught.exception.code, "no_device")
+
+    def test_bad_parts_are_refused(self):
+        self.refused("2 outs and 1 lses", lses=self.lses[:1])
+        self.refused("65 parts: combine takes 1 to 64", self.outs[:1] * 65, self.lses[:1] * 65)
+        self.refused(r"outs\[1\] is int32", [self.outs[0], Fake(2, 16, 4, 64, dtype="int32")])
+        self.refused(r"parts\[1\].out has shape \[2, 15, 4, 64\]",
+                     [self.outs[0], Fake(2, 15, 4, 64)])
+        self.refused(r"lses\[1\] has shape \[2, 16, 4\]: it must be \[2, 4, 16\]",
+                     lses=[self.lses[0], Fake(2, 16, 4, dtype="float32")])
+        self.refused("lse is bfloat16: it must be float32", lse=Fake(2, 4, 16))
+        self.refused("give out= and lse=", out=None)
+        self.refused("in place they must be the same tensor",
+                     out=Fake(2, 16, 4, 64, dtype="float16", address=4096))
+        self.refused("layout 'dhsb' is not", layout="dhsb")
+        with self.assertRaisesRegex(girih.Error, "tune 'on' is not"):
+            girih.bind_combine(tune="on")
 
 
 if __name__ == "__main__":

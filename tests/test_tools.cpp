@@ -116,6 +116,20 @@ TEST_CASE("what warm made serves a process that may not compile") {
   CHECK(program.json(kTwoKernels)["hit"] == 2);
 }
 
+TEST_CASE("warm compiles what merges partial results, alone or beside patterns") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const Arguments combine{"warm", "--combine", "--arch", "sm_80,sm_90a"};
+  const Json made = program.json(combine);
+  CHECK(made["compiled"] == 2);
+  CHECK(made["kernels"][1]["combine"] == true);
+  CHECK(made["kernels"][1]["arch"] == "sm_90");  // Hopper's own instructions are of no use to it
+  const Json more = program.json({"warm", "--combine", "--pattern", "causal", "--head-dim", "64",
+                                  "--arch", "sm_80", "--dry-run"});
+  CHECK(more["hit"] == 1);
+  CHECK(more["miss"] == 1);
+}
+
 TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
   const Program program;
   const fs::path file = program.folder() / "specs.jsonl";
@@ -583,6 +597,23 @@ TEST_CASE("show draws block masks that --fill makes, the same ones for the same 
   CHECK(tiles["full"].get<int>() + tiles["empty"].get<int>() == 16);
 }
 
+TEST_CASE("show draws documents and indices that --fill makes") {
+  const Program program;
+  const auto show = [&](const std::string& pattern, const std::string& fill) {
+    return program.json(filled("show", pattern, {fill}) + kSquare);
+  };
+  const double causal = show("causal & segments(d)", "d=documents:1000000000")["density"];
+  CHECK(causal == program.json(Arguments{"show", "causal"} + kSquare)["density"]);
+  const double documents = show("causal & segments(d)", "d=documents:20")["density"];
+  CHECK(documents > 0.01);
+  CHECK(documents < 0.3);
+  CHECK(show("segments(d)", "d=random:1")["density"] == 1);
+  CHECK(show("index_gt(d)", "d=random:1")["density"] == 0);
+  const double half = show("segments(d)", "d=random:2")["density"];
+  CHECK(half > 0.45);
+  CHECK(half < 0.55);
+}
+
 TEST_CASE("show groups heads by what their run-time inputs make them see") {
   const Program program;
   const auto heads = [&](const std::string& fill) {
@@ -634,8 +665,9 @@ TEST_CASE("explain counts tiles with the inputs that --fill makes, and names wha
 
 TEST_CASE("what --fill cannot make is refused with how to write it") {
   const std::string form =
-      "; write NAME=random:DENSITY[:SKEW] for blocks, or NAME=INTEGER for a "
-      "number, and then [,heads=1|kv|q][,batch=1|all]"
+      "; write NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, "
+      "NAME=documents:MEAN (of log-normal lengths) or NAME=random:COUNT (unsorted) for indices of "
+      "tokens, and then [,heads=1|kv|q][,batch=1|all]"
       "[,as=list|plane_list|table|bytes|bits]";
   const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
                            const std::string& why) {
@@ -662,6 +694,12 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   refused(number, {"n=random:0.5"}, "'random:0.5' is no number from -536870912 to 536870912");
   refused(number, {"n=536870913"}, "'536870913' is no number from -536870912 to 536870912");
   refused(number, {"n=3,as=bits"}, "'as=bits' cannot be read");
+  const std::string documents = "segments(d)";
+  refused(documents, {"d=3"}, "'3' does not describe indices of tokens");
+  refused(documents, {"d=documents"}, "'documents' does not describe indices of tokens");
+  refused(documents, {"d=documents:0.5"}, "'0.5' is no number from 1 to 1000000000");
+  refused(documents, {"d=random:0"}, "'0' is no number from 1 to 536870912");
+  refused(documents, {"d=random:4,as=list"}, "'as=list' cannot be read");
 
   check_refused({"show", blocks}, 2, "invalid_argument",
                 {"the input 'm' is missing: the pattern wants blocks [batch, heads, ceil(seqlen_q "

@@ -14,6 +14,7 @@
 
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
+#include "girih/combine.hpp"
 #include "progress.hpp"
 #include "runtime/settings.hpp"
 
@@ -37,6 +38,7 @@ struct Spec {
   Problem problem;
   std::string arch;
   TileConfig tile;
+  bool combine = false;  // the kernel that merges partial results, in place of a pattern's
 };
 
 template <class T>
@@ -180,12 +182,14 @@ const char* to_string(Job::Status status) {
 }
 
 std::string to_text(const Spec& spec) {
+  if (spec.combine) return spec.arch + " combine";
   return fmt::format("{} {}: {}", spec.arch, tools::to_text(spec.problem), spec.pattern.text());
 }
 
-jit::Options options_of(const Spec& spec, jit::Options options) {
+jit::Artifact build(const Spec& spec, jit::Options options, jit::Emit emit = jit::Emit::cubin) {
+  if (spec.combine) return jit::build_combine(spec.arch, options, emit);
   options.tile = spec.tile;
-  return options;
+  return jit::build(spec.pattern, spec.problem, spec.arch, options, emit);
 }
 
 void fail(Job& job, const Error& error) {
@@ -202,9 +206,7 @@ std::vector<Job> make_jobs(const std::vector<Spec>& specs, const jit::Options& o
   for (const Spec& spec : specs) {
     Job job{.spec = spec, .arch = spec.arch, .key = {}, .error = {}};
     try {
-      const jit::KernelInfo info = jit::build(spec.pattern, spec.problem, spec.arch,
-                                              options_of(spec, options), jit::Emit::source)
-                                       .info;
+      const jit::KernelInfo info = build(spec, options, jit::Emit::source).info;
       if (!seen.emplace(info.arch, info.key).second) continue;
       job.arch = info.arch;
       job.key = info.key;
@@ -222,8 +224,7 @@ std::vector<Job> make_jobs(const std::vector<Spec>& specs, const jit::Options& o
 
 void compile(Job& job, const jit::Options& options, const cache::DiskCache& disk) {
   try {
-    const jit::Artifact artifact = jit::build(job.spec.pattern, job.spec.problem, job.spec.arch,
-                                              options_of(job.spec, options));
+    const jit::Artifact artifact = build(job.spec, options);
     job.compile_ms = artifact.info.compile_ms;
     job.status = artifact.info.cache_hit ? Job::Status::hit : Job::Status::compiled;
     if (!disk.find({job.arch, job.key})) {
@@ -296,9 +297,13 @@ Json to_json(const Job& job) {
   Json json{{"status", to_string(job.status)},
             {"arch", job.arch},
             {"key", job.key},
-            {"pattern", job.spec.pattern.text()},
-            {"problem", tools::to_json(job.spec.problem)},
             {"compile_ms", job.compile_ms}};
+  if (job.spec.combine) {
+    json["combine"] = true;
+  } else {
+    json["pattern"] = job.spec.pattern.text();
+    json["problem"] = tools::to_json(job.spec.problem);
+  }
   if (!job.error.empty()) {
     json["error"] = {{"code", girih::to_string(job.code)}, {"message", job.error}};
   }
@@ -324,6 +329,7 @@ void add_warm(CLI::App& app, Context& context) {
     Group group;
     jit::Options jit;
     int jobs = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    bool combine = false;
     bool dry_run = false;
   };
   const auto options = std::make_shared<Options>();
@@ -355,20 +361,26 @@ void add_warm(CLI::App& app, Context& context) {
       ->allow_extra_args(false);
   add_head_options(*verb, group.problem);
   verb->add_option("-j,--jobs", options->jobs, "Compilations at a time")->capture_default_str();
+  verb->add_flag("--combine", options->combine, "Also the kernel that merges partial results");
   verb->add_flag("--dry-run", options->dry_run, "Only list the kernels and which are cached");
   add_tile_options(*verb, group.tile);
   add_jit_options(*verb, options->jit);
 
   verb->callback([options, &context] {
     check_range("--jobs", options->jobs, 1, 1024);
-    if (options->file.empty() && options->group.patterns.empty()) {
-      throw Error(Errc::invalid_argument, "nothing to warm: give FILE or --pattern");
+    if (options->file.empty() && options->group.patterns.empty() && !options->combine) {
+      throw Error(Errc::invalid_argument, "nothing to warm: give FILE, --pattern or --combine");
     }
     std::vector<Spec> specs;
     if (!options->file.empty()) add_specs_of_file(options->file, options->group, specs);
-    if (!options->group.patterns.empty()) {
+    if (!options->group.patterns.empty() || options->combine) {
       if (options->group.archs.empty()) options->group.archs = {resolve_arch("")};
       add_specs(options->group, specs);
+    }
+    if (options->combine) {
+      for (const std::string& arch : options->group.archs) {
+        specs.push_back({dense(), {}, arch, {}, true});
+      }
     }
 
     const auto begin = std::chrono::steady_clock::now();

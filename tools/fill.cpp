@@ -13,7 +13,8 @@ namespace girih::tools {
 namespace {
 
 constexpr const char* kForm =
-    "NAME=random:DENSITY[:SKEW] for blocks, or NAME=INTEGER for a number, and then "
+    "NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, NAME=documents:MEAN (of "
+    "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, and then "
     "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
@@ -114,6 +115,18 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       data.numbers.assign(static_cast<std::size_t>(data.batch) * static_cast<std::size_t>(heads),
                           number(fill, parts[0], -kMaxNumber, kMaxNumber));
       inputs.push_back(std::move(data));
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::indices) {
+      if (words.size() == 2 && words[0] == "documents") {
+        inputs.push_back(verify::random_documents(wanted.name, sequences, heads, seqlen_q, seqlen_k,
+                                                  number(fill, words[1], 1.0, 1e9), seed));
+      } else if (words.size() == 2 && words[0] == "random") {
+        inputs.push_back(verify::random_indices(wanted.name, sequences, heads, seqlen_q, seqlen_k,
+                                                number(fill, words[1], 1, kMaxNumber), seed));
+      } else {
+        refuse(fill, fmt::format("'{}' does not describe indices of tokens", parts[0]));
+      }
       continue;
     }
     if (words[0] != "random" || words.size() < 2 || words.size() > 3) {

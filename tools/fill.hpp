@@ -8,7 +8,7 @@ namespace girih::tools {
 
 /// --fill and --seed, as they were given.
 struct FillOptions {
-  std::vector<std::string> fills;  ///< NAME=random:DENSITY[:SKEW] or NAME=INTEGER, and ",KEY=..."
+  std::vector<std::string> fills;  ///< NAME=VALUE and ",KEY=...": see the option's help
   std::uint64_t seed = 1;
 };
 void add_fill_options(CLI::App& verb, FillOptions& options);

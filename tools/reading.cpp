@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
@@ -16,7 +17,7 @@ Mask resolved(const Mask& mask, const Pattern& pattern, const Geometry& geometry
   return mask.with_inputs([&](const std::string& name) {
     const int slot = pattern::find_input(pattern.inputs(), name);
     const InputInfo& input = pattern.inputs()[static_cast<std::size_t>(slot)];
-    if (input.kind == InputInfo::Kind::blocks) return slot;
+    if (input.kind != InputInfo::Kind::number) return slot;
     return static_cast<int>(*geometry.inputs[slot].plane(geometry.batch, geometry.local_head));
   });
 }
@@ -33,14 +34,24 @@ Geometry in_head(Geometry geometry, int h) {
 
 HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads) {
   for (const verify::InputData& input : data) {
-    const bool blocks = input.kind == InputInfo::Kind::blocks;
-    words_.push_back(blocks
-                         ? verify::bit_rows(input)
-                         : std::vector<std::uint32_t>(input.numbers.begin(), input.numbers.end()));
     InputView view;
+    switch (input.kind) {
+      case InputInfo::Kind::blocks:
+        words_.push_back(verify::bit_rows(input));
+        view.row_stride = ceil_div(input.num_kv_blocks, 32);
+        view.head_stride = std::int64_t{input.num_q_blocks} * view.row_stride;
+        break;
+      case InputInfo::Kind::indices:
+        words_.push_back(verify::number_planes(input, view.row_stride));
+        view.head_stride = 2 * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        break;
+      case InputInfo::Kind::number:
+        words_.emplace_back(input.numbers.begin(), input.numbers.end());
+        view.row_stride = 1;
+        view.head_stride = 1;
+        break;
+    }
     view.data = words_.back().data();
-    view.row_stride = blocks ? ceil_div(input.num_kv_blocks, 32) : 1;
-    view.head_stride = blocks ? std::int64_t{input.num_q_blocks} * view.row_stride : 1;
     view.batch_stride = input.batch == 1 ? 0 : input.heads * view.head_stride;
     view.heads_per_plane = num_heads / input.heads;
     views_.push_back(view);

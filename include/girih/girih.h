@@ -108,7 +108,11 @@ GIRIH_C_API void girih_program_free(girih_program* program);
 // --- Kernels ------------------------------------------------------------------------------------
 
 typedef int32_t girih_dtype;
-enum { GIRIH_FLOAT16 = 1, GIRIH_BFLOAT16 = 2 };  // 0 is refused: a type must be given
+enum {  // 0 is refused: a type must be given
+  GIRIH_FLOAT16 = 1,
+  GIRIH_BFLOAT16 = 2,
+  GIRIH_FLOAT32 = 3  // of the tensors of girih_combine alone
+};
 
 typedef int32_t girih_layout;
 enum {
@@ -184,16 +188,18 @@ typedef struct girih_tensor {
 // sees: a row for each block of queries, with the blocks of keys that are visible to it.
 typedef int32_t girih_input_kind;
 enum {
-  GIRIH_BLOCK_LIST = 1,   // row i: entries of `indices` from indptr[i] up to indptr[i + 1] (CSR)
-  GIRIH_BLOCK_TABLE = 2,  // row i: the first counts[i] entries of the i-th row of `indices`
-  GIRIH_BLOCK_MASK = 3,   // row i: a byte of `data` for each block of keys, not 0 where visible
-  GIRIH_BLOCK_BITS = 4,   // row i: 32-bit words of `data`; block j is bit j % 32 of word j / 32
-  GIRIH_HEAD_NUMBERS = 5  // no planes: an int32 of `data` for each sequence and head
+  GIRIH_BLOCK_LIST = 1,    // row i: entries of `indices` from indptr[i] up to indptr[i + 1] (CSR)
+  GIRIH_BLOCK_TABLE = 2,   // row i: the first counts[i] entries of the i-th row of `indices`
+  GIRIH_BLOCK_MASK = 3,    // row i: a byte of `data` for each block of keys, not 0 where visible
+  GIRIH_BLOCK_BITS = 4,    // row i: 32-bit words of `data`; block j is bit j % 32 of word j / 32
+  GIRIH_HEAD_NUMBERS = 5,  // no planes: an int32 of `data` for each sequence and head
+  // A plane is a row: an int32 of `data` for each query, one of `k_data` for each key.
+  GIRIH_TOKEN_INDICES = 6
 };
 
-// A run-time input of a pattern: m of blocks(m, q=128, kv=64), or n of sink($n). Members that its
-// kind does not have stay zero. Entries of `indices` may stand in any order, and those outside 0 to
-// num_kv_blocks - 1 are ignored.
+// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), or d of segments(d).
+// Members that its kind does not have stay zero. Entries of `indices` may stand in any order, and
+// those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;
@@ -211,9 +217,17 @@ typedef struct girih_input {
   // list: 0 where indptr counts from the first index of all, or else how far apart, in entries, the
   // first indices of two planes lie: each plane's indptr then counts from its own.
   int64_t plane_stride;
-  const void* data;  // mask, bits: [batch, heads, num_q_blocks, row]; numbers: [batch, heads]
-  // Of mask, in bytes, and of bits, in words; all 0: contiguous.
+  // mask, bits: [batch, heads, num_q_blocks, row]; numbers: [batch, heads]; indices: [batch, heads,
+  // num_tokens], the last contiguous
+  const void* data;
+  // Of mask, in bytes, and of bits and indices, in words; all 0: contiguous. Indices have no rows.
   int64_t batch_stride, head_stride, row_stride;
+  // Indices: those of the keys, likewise. NULL: `data` serves both, where seqlen_q is seqlen_k.
+  const int32_t* k_data;
+  int64_t k_batch_stride, k_head_stride;
+  int32_t k_batch, k_heads;  // 0: 1
+  int32_t num_tokens;        // indices: seqlen_q or more
+  int32_t k_num_tokens;      // seqlen_k or more
 } girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".
@@ -257,13 +271,13 @@ typedef struct girih_args {
 // and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
-// block lists, tables or masks.
+// block lists, tables or masks, or indices.
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
-// Enqueues on args->stream what turns the block lists, tables and masks among the inputs into bits
-// in `workspace`: once for any number of launches with the same ones. `check` other than 0 waits
-// for the stream and refuses entries out of range, which are ignored otherwise.
+// Enqueues on args->stream what prepares the block lists, tables, masks and indices among the
+// inputs in `workspace`: once for any number of launches with the same ones. `check` other than 0
+// waits for the stream and refuses entries out of range, which are ignored otherwise.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 
@@ -277,6 +291,39 @@ GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_ar
 // pool where that is needed, and launches. While the stream is being captured only an already bound
 // problem is accepted.
 GIRIH_C_API girih_status girih_attention(const girih_program* program, const girih_args* args);
+
+// --- Merging partial results --------------------------------------------------------------------
+
+// Attention over a part of the keys, as a launch writes it. Rows whose lse is infinite, of either
+// sign, have seen nothing there: they count as nothing, and their out is not read.
+typedef struct girih_part {
+  size_t size;
+  const girih_tensor* out;  // of any type; read during the call only
+  const float* lse;
+} girih_part;
+
+// Arguments of one merge: out = sum of exp(part.lse - lse) * part.out, and lse the logarithm of the
+// sum of exp(part.lse). The last dimension of the tensors is a multiple of 8; every lse is as that
+// of girih_args.
+typedef struct girih_combine_args {
+  size_t size;
+  const girih_part* parts;  // [num_parts], 1 to 64
+  const girih_tensor* out;  // may be one of the parts' tensors
+  float* lse;               // may be one of the parts', or NULL
+  struct CUstream_st* stream;
+  int32_t num_parts;
+  girih_layout layout;
+  float empty_lse;   // of a row that no part has seen: -infinity or +infinity; 0: -infinity
+  int32_t reserved;  // 0
+} girih_combine_args;
+
+// Enqueues one merge on args->stream. The first call in a context compiles the kernel, or finds it
+// in the cache, and loads it, which is refused while the stream is being captured.
+GIRIH_C_API girih_status girih_combine(const girih_combine_args* args);
+
+// Does ahead of time what the first call of girih_combine does in the current context. `options`
+// may be NULL; tile and tune do not matter.
+GIRIH_C_API girih_status girih_bind_combine(const girih_options* options);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,8 @@
 // Everything a host program needs: patterns, problems and the JIT.
 #pragma once
 
+#include "girih/combine.hpp"
+#include "girih/compat.hpp"
 #include "girih/error.hpp"
 #include "girih/jit.hpp"
 #include "girih/pattern.hpp"

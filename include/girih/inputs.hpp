@@ -20,8 +20,9 @@ namespace girih {
 /// What a pattern wants under a name; see Pattern::inputs().
 struct InputInfo {
   enum class Kind : std::uint8_t {
-    blocks,  ///< a BlockList, BlockTable, BlockMask or BlockBits
-    number,  ///< HeadNumbers
+    blocks,   ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,   ///< HeadNumbers
+    indices,  ///< TokenIndices
   };
   std::string name;
   Kind kind = Kind::number;
@@ -81,10 +82,26 @@ struct HeadNumbers {
   int batch = 1, heads = 1;
 };
 
+/// A number for each token, device int32: any numbers, in any order, but key tiles are passed over
+/// where numbers stand in order. Token i is a sequence's own i-th query or key, so that packed
+/// sequences (Layout::thd) have a row each.
+struct TokenRows {
+  const std::int32_t* data = nullptr;  ///< [batch, heads, num_tokens], the last contiguous
+  int batch = 1, heads = 1;
+  int num_tokens = 0;  ///< seqlen_q or seqlen_k, of the longest sequence, or more
+  std::int64_t batch_stride = 0, head_stride = 0;  ///< both 0: contiguous
+};
+
+/// What `segments`, `index_ge` and `index_gt` compare.
+struct TokenIndices {
+  TokenRows q;
+  TokenRows k = {};  ///< without data: q serves both, where seqlen_q is seqlen_k
+};
+
 /// One input of a launch.
 struct Input {
   std::string name;
-  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers> data;
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices> data;
 };
 
 }  // namespace girih

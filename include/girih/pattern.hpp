@@ -60,8 +60,8 @@ class Mask {
   std::string text() const;
 
   /// The same with value(name) for each number that comes from a run-time input, or the nearest
-  /// number that the atom can take. A block mask's input keeps its name; its value is its place in
-  /// Pattern::inputs().
+  /// number that the atom can take. An input that is named by itself (`blocks(m, ...)`) keeps its
+  /// name; its value is its place in Pattern::inputs().
   Mask with_inputs(const std::function<int(const std::string& name)>& value) const;
 
   friend bool operator==(const Mask&, const Mask&) = default;
@@ -173,6 +173,12 @@ struct BlockSizes {
 /// from the sequence's own first row and key. Its data is an argument of the launch: see
 /// inputs.hpp.
 Mask blocks(std::string input, BlockSizes sizes);
+
+/// Keys with the row's own number: documents packed in one sequence. `input` names TokenIndices.
+Mask segments(std::string input);
+/// Keys whose number is at most, or less than, the row's own. `input` names TokenIndices.
+Mask index_ge(std::string input);
+Mask index_gt(std::string input);
 
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {

@@ -6,9 +6,11 @@
 
 namespace girih {
 
-enum class DType : std::uint8_t { float16, bfloat16 };
+/// float32 is a type of the tensors of jit::combine alone.
+enum class DType : std::uint8_t { float16, bfloat16, float32 };
 
-const char* to_string(DType dtype) noexcept;  ///< "fp16", "bf16"
+const char* to_string(DType dtype) noexcept;  ///< "fp16", "bf16", "fp32"
+constexpr int bytes_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 /// Order of a tensor's dimensions.
 enum class Layout : std::uint8_t {

@@ -17,6 +17,21 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
 }}
 )";
 
+// Likewise for numbers of tokens.
+constexpr const char* kBuildNumbers = R"(
+extern "C" __global__ void __launch_bounds__(girih::kBuildNumbersThreads)
+    {}(const __grid_constant__ girih::BuildNumbersParams params) {{
+  girih::BuildNumbers::run(params);
+}}
+)";
+
+constexpr const char* kCombine = R"(
+extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
+    {}(const __grid_constant__ girih::CombineParams params) {{
+  girih::Combine::run(params);
+}}
+)";
+
 // What the two families' entries have in common.
 constexpr const char* kConfig = R"(
 namespace girih {{
@@ -95,10 +110,18 @@ std::string emit(const plan::KernelSpec& spec) {
       fmt::format("// Girih {}: attention forward, {}, head_dim {}, {}.\n", GIRIH_VERSION,
                   to_string(spec.dtype), spec.head_dim, spec.arch.name());
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
+  if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
   source += config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
+  if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
   return source;
+}
+
+std::string emit_combine(const plan::Arch& arch) {
+  return fmt::format("// Girih {}: merging partial results, {}.\n#include \"girih/combine.cuh\"\n",
+                     GIRIH_VERSION, arch.name()) +
+         fmt::format(kCombine, kCombineSymbol);
 }
 
 }  // namespace girih::codegen

@@ -12,8 +12,15 @@ inline constexpr const char* kKernelSymbol = "girih_fwd";
 
 /// The kernel beside it that prepares run-time lists, in entries of patterns that have some.
 inline constexpr const char* kBuildListsSymbol = "girih_build_lists";
+inline constexpr const char* kBuildNumbersSymbol = "girih_build_numbers";
+
+/// The one kernel of merging partial results.
+inline constexpr const char* kCombineSymbol = "girih_combine";
 
 /// Depends on the spec alone.
 std::string emit(const plan::KernelSpec& spec);
+
+/// The entry that merges partial results: the same for all types, widths and layouts.
+std::string emit_combine(const plan::Arch& arch);
 
 }  // namespace girih::codegen

@@ -219,7 +219,8 @@ Bounds bounds(const AtomParam& param, int i) {
 
 std::string missing(const AtomInfo& atom, const AtomParam& param) {
   if (param.kind == ParamKind::input) {
-    return fmt::format("{0} needs the name of a run-time input: {0}(m, ...)", atom.name);
+    return fmt::format("{0} needs the name of a run-time input: {0}(m{1})", atom.name,
+                       atom.num_params() > 1 ? ", ..." : "");
   }
   if (param.kind == ParamKind::grid) {
     return fmt::format("{0} needs its grid: {0}(30x48x80, ...)", atom.name);

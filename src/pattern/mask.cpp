@@ -271,4 +271,8 @@ Mask blocks(std::string name, BlockSizes sizes) {
   return Mask::atom("blocks", {input(std::move(name)), sizes.q, sizes.kv});
 }
 
+Mask segments(std::string name) { return Mask::atom("segments", {input(std::move(name))}); }
+Mask index_ge(std::string name) { return Mask::atom("index_ge", {input(std::move(name))}); }
+Mask index_gt(std::string name) { return Mask::atom("index_gt", {input(std::move(name))}); }
+
 }  // namespace girih

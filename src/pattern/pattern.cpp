@@ -122,7 +122,10 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
   for (std::size_t i = 0; i < mask.inputs().size(); ++i) {
     if (mask.inputs()[i].empty()) continue;
     InputInfo wanted{.name = mask.inputs()[i]};
-    if (atom_table()[mask.atom_index()].params[i].kind == ParamKind::input) {
+    const AtomParam& param = atom_table()[mask.atom_index()].params[i];
+    if (param.kind == ParamKind::input && param.form == InputForm::indices) {
+      wanted.kind = InputInfo::Kind::indices;
+    } else if (param.kind == ParamKind::input) {
       wanted.kind = InputInfo::Kind::blocks;
       wanted.q_block_size = mask.numbers()[1];
       wanted.kv_block_size = mask.numbers()[2];
@@ -145,6 +148,9 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
 
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
+  if (kind == Kind::indices) {
+    return "int32 [batch, heads, seqlen_q] for queries and [batch, heads, seqlen_k] for keys";
+  }
   return fmt::format("blocks [batch, heads, ceil(seqlen_q / {}), ceil(seqlen_k / {})]",
                      q_block_size, kv_block_size);
 }

@@ -45,7 +45,7 @@ void check_problem(const Problem& problem) {
   }
 }
 
-std::vector<std::string> reasons_against_widths(const Problem& problem, const Arch& arch) {
+std::vector<std::string> reasons_against(const Problem& problem, const Arch& arch) {
   std::vector<std::string> reasons;
   const auto check_width = [&](const char* name, int width) {
     if (width % 16 == 0 && width >= 16 && width <= 256) return;
@@ -55,6 +55,9 @@ std::vector<std::string> reasons_against_widths(const Problem& problem, const Ar
         fmt::format("{} {} is not supported on {}: multiples of 16 from 16 to 256 are{}", name,
                     width, arch.name(), remedy));
   };
+  if (problem.dtype == DType::float32) {
+    reasons.push_back("dtype fp32 is not supported: fp16 and bf16 are");
+  }
   check_width("head_dim", problem.head_dim);
   if (problem.head_dim_v != 0) check_width("head_dim_v", problem.head_dim_v);
   return reasons;
@@ -114,8 +117,8 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large :
-         {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", ", 0x"}) {  // 0x: from an input
+    for (const char* large : {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments",
+                              "Leaf<Index", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -188,6 +191,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
+    plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
@@ -250,7 +254,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     if (reasons.empty()) return;
     throw Error(Errc::unsupported, fmt::format("{}", fmt::join(reasons, "; ")));
   };
-  refuse_for(reasons_against_widths(problem, arch));
+  refuse_for(reasons_against(problem, arch));
   Plan plan;
   plan_heads(pattern, problem, plan);
   const PatternTraits traits = traits_of(pattern, problem, plan.spec);

@@ -31,9 +31,10 @@ struct KernelSpec {
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
-  int num_inputs = 0;         ///< run-time inputs of the pattern
-  bool builds_lists = false;  ///< whether some of them are blocks
-  int head_capacity = 1;      ///< rows of the head table; 1 for a pattern without `heads`
+  int num_inputs = 0;           ///< run-time inputs of the pattern
+  bool builds_lists = false;    ///< whether some of them are blocks
+  bool builds_numbers = false;  ///< whether some of them are indices of tokens
+  int head_capacity = 1;        ///< rows of the head table; 1 for a pattern without `heads`
 };
 
 /// How many keys the rows see that make most of the work, where the sequence is long.

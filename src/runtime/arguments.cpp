@@ -1,7 +1,6 @@
 #include "runtime/arguments.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,115 +9,12 @@
 #include <limits>
 
 #include "cuda/tensor_map.hpp"
-#include "girih/error.hpp"
+#include "runtime/tensors.hpp"
 
 namespace girih::runtime {
 namespace {
 
-constexpr int kAlignment = 16;  // bytes, of every tensor: cp.async and 16-byte stores
-constexpr int kStrideMultiple = kAlignment / 2;  // elements
 constexpr double kLog2E = 1.4426950408889634;
-
-// Where a layout has its dimensions.
-struct Dims {
-  int batch, row, head;
-  const char* text;
-};
-constexpr int kDim = 3;  // of a head's elements, in every layout
-
-Dims dims_of(Layout layout) {
-  switch (layout) {
-    case Layout::bhsd:
-      return {0, 2, 1, "[batch, heads, seqlen, head_dim]"};
-    case Layout::thd:
-      return {0, 1, 2, "[1, total, heads, head_dim]"};
-    case Layout::bshd:
-      break;
-  }
-  return {0, 1, 2, "[batch, seqlen, heads, head_dim]"};
-}
-
-[[noreturn]] void refuse(const std::string& message) {
-  throw Error(Errc::invalid_argument, message);
-}
-
-using Shape = std::array<std::int64_t, 4>;
-
-Shape shape_of(const Dims& dims, std::int64_t batch, std::int64_t rows, int heads, int width) {
-  Shape shape{};
-  shape[dims.batch] = batch;
-  shape[dims.row] = rows;
-  shape[dims.head] = heads;
-  shape[kDim] = width;
-  return shape;
-}
-
-// No two elements at one address: every dimension steps over all that lies within it.
-void check_disjoint(const char* name, const Tensor& tensor) {
-  std::array<int, kDim> order{0, 1, 2};
-  const auto step = [&](int dim) { return std::abs(tensor.stride[dim]); };
-  std::sort(order.begin(), order.end(), [&](int a, int b) { return step(a) < step(b); });
-  std::int64_t extent = tensor.shape[kDim];
-  for (const int dim : order) {
-    if (tensor.shape[dim] == 1) continue;
-    if (step(dim) < extent) {
-      refuse(
-          fmt::format("{} has stride {} in dimension {}: its elements would overlap, for {} lie "
-                      "within one step",
-                      name, tensor.stride[dim], dim, extent));
-    }
-    extent += step(dim) * (tensor.shape[dim] - 1);
-  }
-}
-
-void check_tensor(const char* name, const Tensor& tensor, const Dims& dims, const Shape& shape,
-                  DType dtype, bool written) {
-  if (tensor.dtype != dtype) {
-    refuse(fmt::format("{} is {}, but the kernel was bound for {}", name, to_string(tensor.dtype),
-                       to_string(dtype)));
-  }
-  if (tensor.shape != shape) {
-    refuse(fmt::format("{} has shape [{}], expected [{}] ({})", name, fmt::join(tensor.shape, ", "),
-                       fmt::join(shape, ", "), dims.text));
-  }
-  if (shape[dims.batch] == 0 || shape[dims.row] == 0) return;  // nothing is read or written
-  if (tensor.data == nullptr) refuse(fmt::format("{} is null", name));
-  if (reinterpret_cast<std::uintptr_t>(tensor.data) % kAlignment != 0) {
-    refuse(fmt::format("{} at {} is not aligned to {} bytes", name, tensor.data, kAlignment));
-  }
-  if (tensor.stride[kDim] != 1) {
-    refuse(fmt::format("{} has stride {} between the elements of a head: it must be 1", name,
-                       tensor.stride[kDim]));
-  }
-  for (int dim = 0; dim < kDim; ++dim) {
-    if (shape[dim] == 1) continue;  // never stepped over
-    if (tensor.stride[dim] % kStrideMultiple != 0) {
-      refuse(
-          fmt::format("{} has stride {} in dimension {}: it must be a multiple of {} elements "
-                      "({} bytes)",
-                      name, tensor.stride[dim], dim, kStrideMultiple, kAlignment));
-    }
-  }
-  if (written) check_disjoint(name, tensor);
-}
-
-void check_range(const char* name, std::int64_t value, std::int64_t least) {
-  if (value < least || value > kMaxNumber) {
-    refuse(fmt::format("{} is {}: it must be from {} to {}", name, value, least, kMaxNumber));
-  }
-}
-
-void check_aligned_to_4(const char* name, const void* pointer) {
-  if (reinterpret_cast<std::uintptr_t>(pointer) % 4 != 0) {
-    refuse(fmt::format("{} at {} is not aligned to 4 bytes", name, pointer));
-  }
-}
-
-// A dimension of one element is never stepped over, whatever stride it was given.
-Strides strides_of(const Tensor& tensor, const Dims& dims) {
-  const auto stride = [&](int dim) { return tensor.shape[dim] == 1 ? 0 : tensor.stride[dim]; };
-  return {stride(dims.batch), stride(dims.row), stride(dims.head)};
-}
 
 // Packed sequences have what the others must not have, and the other way round.
 void check_sequences(const jit::Args& args) {
@@ -175,8 +71,11 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem,
   check_range("seqlen_k", rows_k, 0);
   const auto check = [&](const char* name, const Tensor& tensor, std::int64_t rows, int heads,
                          int width, bool written) {
-    check_tensor(name, tensor, dims, shape_of(dims, batch, rows, heads, width), problem.dtype,
-                 written);
+    if (tensor.dtype != problem.dtype) {
+      refuse(fmt::format("{} is {}, but the kernel was bound for {}", name, to_string(tensor.dtype),
+                         to_string(problem.dtype)));
+    }
+    check_tensor(name, tensor, dims, shape_of(dims, batch, rows, heads, width), written);
   };
   check("q", args.q, rows_q, problem.num_heads, problem.head_dim, false);
   check("k", args.k, rows_k, problem.num_heads_kv, problem.head_dim, false);

@@ -117,15 +117,22 @@ void check_reserved(const char* name, std::int32_t value) {
   if (value != 0) refuse(fmt::format("{}.reserved is {}: it must be 0", name, value));
 }
 
-girih::DType dtype_of(const char* name, girih_dtype dtype) {
+enum class Types { of_attention, of_combine };
+
+girih::DType dtype_of(const char* name, girih_dtype dtype, Types types = Types::of_attention) {
   switch (dtype) {
     case GIRIH_FLOAT16:
       return girih::DType::float16;
     case GIRIH_BFLOAT16:
       return girih::DType::bfloat16;
+    case GIRIH_FLOAT32:
+      if (types == Types::of_combine) return girih::DType::float32;
+      [[fallthrough]];
     default:
-      refuse(fmt::format("{}.dtype is {}: it must be GIRIH_FLOAT16 ({}) or GIRIH_BFLOAT16 ({})",
-                         name, dtype, +GIRIH_FLOAT16, +GIRIH_BFLOAT16));
+      refuse(fmt::format(
+          "{}.dtype is {}: it must be GIRIH_FLOAT16 ({}){} GIRIH_BFLOAT16 ({}){}", name, dtype,
+          +GIRIH_FLOAT16, types == Types::of_combine ? "," : " or", +GIRIH_BFLOAT16,
+          types == Types::of_combine ? fmt::format(" or GIRIH_FLOAT32 ({})", +GIRIH_FLOAT32) : ""));
   }
 }
 
@@ -211,10 +218,11 @@ girih::Problem problem_of(const girih_problem* pointer) {
           .shared_inputs = c.shared_inputs != 0};
 }
 
-girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {
+girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
+                        Types types = Types::of_attention) {
   const girih_tensor c = known_part("girih_tensor", name, pointer);
   check_reserved(name, c.reserved);
-  girih::Tensor tensor{.data = c.data, .dtype = dtype_of(name, c.dtype)};
+  girih::Tensor tensor{.data = c.data, .dtype = dtype_of(name, c.dtype, types)};
   std::copy(std::begin(c.shape), std::end(c.shape), tensor.shape.begin());
   std::copy(std::begin(c.stride), std::end(c.stride), tensor.stride.begin());
   return tensor;
@@ -222,15 +230,15 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer) {
 
 // Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
 void check_members_of_kind(const std::string& where, const girih_input& c) {
-  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16 };
-  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST", "GIRIH_BLOCK_TABLE",
-                                           "GIRIH_BLOCK_MASK", "GIRIH_BLOCK_BITS",
-                                           "GIRIH_HEAD_NUMBERS"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_HEAD_NUMBERS) {
+  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32 };
+  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",
+                                           "GIRIH_BLOCK_MASK",   "GIRIH_BLOCK_BITS",
+                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_TOKEN_INDICES) {
     refuse(
         fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_HEAD_NUMBERS ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_HEAD_NUMBERS));
+                    "GIRIH_TOKEN_INDICES ({})",
+                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_TOKEN_INDICES));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
@@ -245,10 +253,17 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"indices", c.indices != nullptr, kList | kTable},
                  {"num_indices", c.num_indices != 0, kList},
                  {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers},
-                 {"batch_stride", c.batch_stride != 0, kMask | kBits},
-                 {"head_stride", c.head_stride != 0, kMask | kBits},
-                 {"row_stride", c.row_stride != 0, kMask | kBits}};
+                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices},
+                 {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
+                 {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
+                 {"row_stride", c.row_stride != 0, kMask | kBits},
+                 {"k_data", c.k_data != nullptr, kIndices},
+                 {"k_batch_stride", c.k_batch_stride != 0, kIndices},
+                 {"k_head_stride", c.k_head_stride != 0, kIndices},
+                 {"k_batch", c.k_batch != 0, kIndices},
+                 {"k_heads", c.k_heads != 0, kIndices},
+                 {"num_tokens", c.num_tokens != 0, kIndices},
+                 {"k_num_tokens", c.k_num_tokens != 0, kIndices}};
   for (const auto& [name, is_set, kinds] : members) {
     if (!is_set || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
@@ -297,10 +312,39 @@ girih::Input input_of(int index, const girih_input* pointer) {
       input.data = girih::HeadNumbers{
           .data = static_cast<const std::int32_t*>(c.data), .batch = batch, .heads = heads};
       break;
+    case GIRIH_TOKEN_INDICES:
+      input.data = girih::TokenIndices{.q = {.data = static_cast<const std::int32_t*>(c.data),
+                                             .batch = batch,
+                                             .heads = heads,
+                                             .num_tokens = c.num_tokens,
+                                             .batch_stride = c.batch_stride,
+                                             .head_stride = c.head_stride},
+                                       .k = {.data = c.k_data,
+                                             .batch = c.k_batch == 0 ? 1 : c.k_batch,
+                                             .heads = c.k_heads == 0 ? 1 : c.k_heads,
+                                             .num_tokens = c.k_num_tokens,
+                                             .batch_stride = c.k_batch_stride,
+                                             .head_stride = c.k_head_stride}};
+      break;
     default:  // was refused
       break;
   }
   return input;
+}
+
+// The structs of an array, as far apart as the caller's compiler put them.
+template <class Struct, class Body>
+void for_each(const char* name, const char* type, const Struct* first, int count, Body&& body) {
+  const char* next = reinterpret_cast<const char*>(first);
+  for (int i = 0; i < count; ++i) {
+    const auto* const given = reinterpret_cast<const Struct*>(next);
+    if (required(fmt::format("args.{}", name).c_str(), given).size != first->size) {
+      refuse(fmt::format("{0}[{1}].size is {2}, but {0}[0].size is {3}: set each to sizeof({4})",
+                         name, i, given->size, first->size, type));
+    }
+    body(i, given);
+    next += first->size;
+  }
 }
 
 girih::jit::Args args_of(const girih_args* pointer) {
@@ -340,18 +384,29 @@ girih::jit::Args args_of(const girih_args* pointer) {
   check_reserved("args", c.reserved);
   if (c.num_inputs < 0)
     refuse(fmt::format("args.num_inputs is {}: it must be 0 or more", c.num_inputs));
-  const char* next = reinterpret_cast<const char*>(c.inputs);
-  for (int i = 0; i < c.num_inputs; ++i) {  // as far apart as the caller's compiler put them
-    const auto* const given = reinterpret_cast<const girih_input*>(next);
-    if (required("args.inputs", given).size != c.inputs->size) {
-      refuse(
-          fmt::format("inputs[{}].size is {}, but inputs[0].size is {}: set each to "
-                      "sizeof(girih_input)",
-                      i, given->size, c.inputs->size));
-    }
-    args.inputs.push_back(input_of(i, given));
-    next += c.inputs->size;
+  for_each("inputs", "girih_input", c.inputs, c.num_inputs,
+           [&](int i, const girih_input* input) { args.inputs.push_back(input_of(i, input)); });
+  return args;
+}
+
+girih::jit::CombineArgs combine_args_of(const girih_combine_args* pointer) {
+  const girih_combine_args c = known_part("girih_combine_args", "args", pointer);
+  check_reserved("args", c.reserved);
+  girih::jit::CombineArgs args{.parts = {},
+                               .out = tensor_of("out", c.out, Types::of_combine),
+                               .lse = c.lse,
+                               .layout = layout_of("args", c.layout)};
+  if (c.empty_lse != 0) args.empty_lse = c.empty_lse;
+  args.stream = c.stream;
+  if (c.num_parts < 0) {
+    refuse(fmt::format("args.num_parts is {}: it must be 0 or more", c.num_parts));
   }
+  for_each("parts", "girih_part", c.parts, c.num_parts, [&](int i, const girih_part* given) {
+    const std::string name = fmt::format("parts[{}]", i);
+    const girih_part part = known_part("girih_part", name.c_str(), given);
+    args.parts.push_back(
+        {tensor_of((name + ".out").c_str(), part.out, Types::of_combine), part.lse});
+  });
   return args;
 }
 
@@ -455,4 +510,12 @@ girih_status girih_launch(const girih_kernel* kernel, const girih_args* args, vo
 
 girih_status girih_attention(const girih_program* program, const girih_args* args) {
   return guarded([&] { required("program", program).program(args_of(args)); });
+}
+
+girih_status girih_combine(const girih_combine_args* args) {
+  return guarded([&] { girih::jit::combine(combine_args_of(args)); });
+}
+
+girih_status girih_bind_combine(const girih_options* options) {
+  return guarded([&] { girih::jit::bind_combine(options_of(options)); });
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -96,6 +95,48 @@ class InputPlanner {
     view.heads_per_plane = extents_.num_heads / numbers.heads;
   }
 
+  void operator()(const TokenIndices& indices) {
+    if (wanted_.kind != InputInfo::Kind::indices) wrong_kind("indices of tokens");
+    const bool shared = is_left_out(indices.k);
+    if (shared && extents_.seqlen_q != extents_.seqlen_k) {
+      refuse(
+          fmt::format("the input '{}' has indices for queries only, which serve the keys as well "
+                      "where seqlen_q and seqlen_k are equal, but these are {} and {}: give k",
+                      wanted_.name, extents_.seqlen_q, extents_.seqlen_k));
+    }
+    const TokenRows& k = shared ? indices.q : indices.k;
+    check_tokens("q", indices.q, "seqlen_q", extents_.seqlen_q);
+    if (!shared) check_tokens("k", k, "seqlen_k", extents_.seqlen_k);
+    if (reads_nothing()) return;
+
+    BuildNumbersParams params{};
+    params.num_sides = 2;
+    const int batch = std::max(indices.q.batch, k.batch);
+    params.planes_per_batch = std::max(indices.q.heads, k.heads);
+    params.num_planes = batch * params.planes_per_batch;
+    params.num_spans =
+        ceil_div(std::max(extents_.seqlen_q, extents_.seqlen_k), TokenNumbers::kSpan);
+    params.sources[0] = source_of(indices.q, params.planes_per_batch, extents_.seqlen_q);
+    params.sources[1] = source_of(k, params.planes_per_batch, extents_.seqlen_k);
+    const std::int64_t plane =
+        std::int64_t{params.num_sides} * TokenNumbers::kWordsPerSpan * params.num_spans;
+    if (plane > kMaxNumber) {
+      refuse(fmt::format(
+          "the input '{}' is for {} tokens: their numbers would take {} words a "
+          "plane, more than {}",
+          wanted_.name, std::max(extents_.seqlen_q, extents_.seqlen_k), plane, kMaxNumber));
+    }
+    params.out = reinterpret_cast<int*>(reserve(params.num_planes * plane));
+
+    InputView& view = plan_.views[index_];
+    view.data = reinterpret_cast<const uint32*>(params.out);
+    view.batch_stride = batch == 1 ? 0 : params.planes_per_batch * plane;
+    view.head_stride = plane;
+    view.row_stride = params.num_spans;
+    view.heads_per_plane = extents_.num_heads / params.planes_per_batch;
+    plan_.number_builds[plan_.num_number_builds++] = params;
+  }
+
  private:
   struct Steps {
     std::int64_t batch, head, row;
@@ -156,6 +197,37 @@ class InputPlanner {
                      ceil_div(length, block_size), length_name, length, block_size, kMaxNumber));
   }
 
+  static bool is_left_out(const TokenRows& rows) {
+    return rows.data == nullptr && rows.num_tokens == 0;
+  }
+
+  void check_tokens(const char* side, const TokenRows& rows, const char* length_name,
+                    int length) const {
+    check_extents(rows.batch, rows.heads);
+    check_pointer(side, rows.data, 4);
+    if (rows.num_tokens < length || rows.num_tokens > kMaxNumber) {
+      refuse(fmt::format(
+          "the input '{}' has {} numbers a row in {}: it must be at least {}, for "
+          "{} {}, and at most {}",
+          wanted_.name, rows.num_tokens, side, length, length_name, length, kMaxNumber));
+    }
+    check_not_negative("batch_stride", rows.batch_stride);
+    check_not_negative("head_stride", rows.head_stride);
+  }
+
+  // Numbers beyond the longest sequence are left where they are.
+  static BuildNumbersParams::Source source_of(const TokenRows& rows, int planes_per_batch,
+                                              int length) {
+    const bool contiguous = rows.batch_stride == 0 && rows.head_stride == 0;
+    const std::int64_t head = contiguous ? rows.num_tokens : rows.head_stride;
+    const std::int64_t batch = contiguous ? rows.heads * head : rows.batch_stride;
+    return {.numbers = rows.data,
+            .batch_stride = rows.batch == 1 ? 0 : batch,
+            .head_stride = head,
+            .planes_per_head = planes_per_batch / rows.heads,
+            .num_tokens = length};
+  }
+
   template <class BlockData>
   void check_blocks(const BlockData& blocks) const {
     if (wanted_.kind != InputInfo::Kind::blocks) wrong_kind("blocks");
@@ -181,18 +253,24 @@ class InputPlanner {
     return {blocks.batch_stride, blocks.head_stride, blocks.row_stride};
   }
 
+  // A place for so many words in the workspace; null where only the size is asked for.
+  uint32* reserve(std::int64_t words) {
+    if (plan_.workspace_bytes == 0) plan_.workspace_bytes = kAlignment;  // holds the ignored counts
+    const std::size_t offset = plan_.workspace_bytes;
+    const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(uint32);
+    plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
+  }
+
   // Gives the bits of a list or byte mask their place in the workspace.
   template <class BlockData>
   void build(const BlockData& blocks, BuildListsParams params) {
     if (reads_nothing()) return;
-    if (plan_.num_builds == 0) plan_.workspace_bytes = kAlignment;  // holds the ignored counts
-    const std::size_t offset = plan_.workspace_bytes;
     params.planes_per_batch = blocks.heads;
     params.num_planes = blocks.batch * blocks.heads;
     params.num_rows = blocks.num_q_blocks;
     params.num_columns = blocks.num_kv_blocks;
     params.words_per_row = ceil_div(blocks.num_kv_blocks, 32);
-    params.bits = workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
     const std::int64_t plane = std::int64_t{params.num_rows} * params.words_per_row;
     if (plane > kMaxWords / params.num_planes) {
       refuse(
@@ -201,8 +279,7 @@ class InputPlanner {
                       wanted_.name, params.num_planes, params.num_rows, params.num_columns,
                       kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
     }
-    const std::size_t bytes = static_cast<std::size_t>(params.num_planes * plane) * sizeof(uint32);
-    plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+    params.bits = reserve(params.num_planes * plane);
 
     InputView& view = plan_.views[index_];
     view.data = params.bits;
@@ -229,7 +306,7 @@ bool share_blocks(std::span<const Input> inputs, const Problem& problem) {
   for (const Input& input : inputs) {
     std::visit(
         [&]<class Data>(const Data& data) {
-          if constexpr (!std::is_same_v<Data, HeadNumbers>) {
+          if constexpr (requires { data.num_kv_blocks; }) {
             ++blocks;
             shared += data.heads == 1 || data.heads == problem.num_heads_kv;
           }

@@ -1,5 +1,6 @@
 // Run-time inputs of a launch: checked against what the pattern wants, and turned into the views
-// that its kernel reads and the work of `girih_build_lists` that some of them need first.
+// that its kernel reads and the work of `girih_build_lists` and `girih_build_numbers` that some of
+// them need first.
 #pragma once
 
 #include <array>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "girih/build_lists.cuh"
+#include "girih/build_numbers.cuh"
 #include "girih/inputs.hpp"
 #include "girih/problem.hpp"
 #include "pattern/atoms.hpp"
@@ -29,6 +31,8 @@ struct InputPlan {
   std::array<BuildListsParams, pattern::kMaxInputs> builds;  ///< of lists and byte masks
   std::array<int, pattern::kMaxInputs> build_input;          ///< which input each is for
   int num_builds = 0;
+  std::array<BuildNumbersParams, pattern::kMaxInputs> number_builds;  ///< of indices of tokens
+  int num_number_builds = 0;
   std::size_t workspace_bytes = 0;
 };
 

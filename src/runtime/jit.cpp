@@ -4,29 +4,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 #include <mutex>
-#include <set>
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
 
-#include "cache/disk_cache.hpp"
 #include "codegen/emit.hpp"
-#include "codegen/templates.hpp"
-#include "compile/nvrtc.hpp"
 #include "cuda/module.hpp"
 #include "cuda/stream_counters.hpp"
 #include "girih/error.hpp"
-#include "girih/version.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/auto_tune.hpp"
+#include "runtime/cubin.hpp"
 #include "runtime/inputs.hpp"
 #include "runtime/settings.hpp"
 #include "runtime/tile_choice.hpp"
-#include "support/fs.hpp"
 #include "support/log.hpp"
 
 namespace girih::jit {
@@ -34,125 +28,24 @@ namespace {
 
 using runtime::Settings;
 
-// --- Source -> key -> cubin ---------------------------------------------------------------------
+using runtime::current_context_id;
+using runtime::current_device;
+using runtime::Device;
+using runtime::load;
+using runtime::Loaded;
+using runtime::loaded_slot;
+using runtime::Obtained;
+using runtime::Source;
 
-// A kernel before it is compiled: its source and its name in the cache.
-struct Source {
-  std::string text;
-  std::vector<codegen::TemplateFile> templates;
-  std::vector<std::pair<std::string, std::string>> manifest;
-  cache::Key key;
-};
-
-Source make_source(const plan::Plan& plan, const Settings& settings) {
-  Source source;
-  source.text = codegen::emit(plan.spec);
-  source.templates = codegen::reachable_templates(source.text, settings.template_dir);
-  for (const codegen::TemplateFile& file : source.templates) {
-    source.manifest.emplace_back(file.name, file.digest);
-  }
-  source.key = cache::make_key({.generator_version = GIRIH_VERSION,
-                                .arch = plan.spec.arch.name(),
-                                .source = source.text,
-                                .manifest = source.manifest,
-                                .options = compiler::default_options()});
-  return source;
-}
-
-compiler::Output compile_source(const Source& source, const Settings& settings) {
-  compiler::Request request;
-  request.source = source.text;
-  for (const codegen::TemplateFile& file : source.templates) {
-    request.headers.push_back({file.name, file.text});
-  }
-  request.arch = source.key.arch;
-  request.options = compiler::default_options();
-  request.nvrtc_path = settings.nvrtc;
-  compiler::Output output = compiler::compile(request);
-  for (const std::string& warning : compiler::performance_warnings(output.log)) {
-    support::log(support::LogLevel::warn, warning);
-  }
-  return output;
-}
-
-cache::Entry make_entry(const Pattern& pattern, const plan::Plan& plan, const Source& source,
-                        const compiler::Output& output) {
-  return {.key = source.key.hex,
-          .arch = source.key.arch,
-          .generator_version = GIRIH_VERSION,
-          .pattern = pattern.text(),
-          .source = source.text,
-          .manifest = source.manifest,
-          .options = compiler::default_options(),
-          .symbol = codegen::kKernelSymbol,
-          .registers = output.resources.registers,
-          .spill_bytes = output.resources.spill_bytes,
-          .stack_bytes = output.resources.stack_bytes,
-          .shared_bytes = plan.shared_bytes,
-          .threads = plan.threads,
-          .compile_ms = output.ms,
-          .compiler = output.version,
-          .cubin = output.cubin};
-}
-
-// GIRIH_DUMP: what was compiled, for a person to read.
-void dump(const std::filesystem::path& directory, const cache::Entry& entry,
-          const std::string& log) {
-  const std::filesystem::path base = directory / fmt::format("{}.{}", entry.arch, entry.key);
-  const std::pair<const char*, const std::string*> files[] = {
-      {".cu", &entry.source}, {".cubin", &entry.cubin}, {".log", &log}};
-  std::error_code ignored;  // the write below says what is wrong
-  std::filesystem::create_directories(directory, ignored);
-  for (const auto& [extension, text] : files) {
-    std::filesystem::path path = base;
-    path += extension;
-    const std::string problem = support::write_file_atomically(path, *text);
-    if (!problem.empty()) {
-      support::log_once(support::LogLevel::warn, "dump",
-                        fmt::format("cannot write {}: {}", path.string(), problem));
-    }
-  }
-}
-
-struct Obtained {
-  cache::Entry entry;
-  bool hit = false;
-  std::string log;
-};
-
-// Compiles, publishes and dumps.
-Obtained make_cubin(const Pattern& pattern, const plan::Plan& plan, const Source& source,
-                    const Settings& settings) {
-  if (settings.mode == Mode::off) {
-    throw Error(Errc::jit_disabled,
-                fmt::format("no cached kernel for '{}' on {} (key {}) and compilation is off: "
-                            "unset GIRIH_JIT, or run `girih compile` with the same options and "
-                            "--arch {} into this cache",
-                            pattern.text(), source.key.arch, source.key.hex, source.key.arch));
-  }
-  compiler::Output output = compile_source(source, settings);
-  support::log(support::LogLevel::info,
-               fmt::format("compiled {} for {} in {:.0f} ms (key {})", pattern.text(),
-                           source.key.arch, output.ms, source.key.hex));
-  Obtained made{make_entry(pattern, plan, source, output), false, std::move(output.log)};
-  cache::DiskCache(settings.cache).put(source.key, made.entry);
-  if (settings.dump_dir) dump(*settings.dump_dir, made.entry, made.log);
-  return made;
-}
-
-Obtained obtain_cubin(const Pattern& pattern, const plan::Plan& plan, const Source& source,
-                      const Settings& settings) {
-  const cache::DiskCache disk(settings.cache);
-  std::optional<cache::Entry> entry = disk.get(source.key);
-  if (!entry && settings.mode == Mode::automatic) {
-    const cache::DiskCache::Lock lock = disk.lock(source.key);
-    entry = disk.get(source.key);  // another process may have made it meanwhile
-    if (!entry) return make_cubin(pattern, plan, source, settings);
-  }
-  if (!entry) return make_cubin(pattern, plan, source, settings);
-  support::log(support::LogLevel::debug, fmt::format("found {} in the cache", source.key.hex));
-  if (settings.dump_dir) dump(*settings.dump_dir, *entry, "");
-  return {std::move(*entry), true, ""};
+Source source_of_plan(const Pattern& pattern, const plan::Plan& plan, const Settings& settings) {
+  return runtime::make_source({.arch = plan.spec.arch.name(),
+                               .text = codegen::emit(plan.spec),
+                               .symbol = codegen::kKernelSymbol,
+                               .pattern = pattern.text(),
+                               .warmed_by = "`girih compile` with the same options",
+                               .shared_bytes = plan.shared_bytes,
+                               .threads = plan.threads},
+                              settings);
 }
 
 const char* source_of(const TileConfig& requested) {
@@ -174,92 +67,6 @@ KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::strin
           .compile_ms = entry.compile_ms,
           .cache_hit = hit,
           .compiler = entry.compiler};
-}
-
-// --- Cubin -> kernel ----------------------------------------------------------------------------
-
-// A cubin in the driver, shared by every kernel of this process that has the same key.
-struct Loaded {
-  std::mutex mutex;  // held while one thread obtains it; the others wait for that
-  std::unique_ptr<cuda::Module> module;
-  cache::Entry entry;
-  std::set<unsigned long long> prepared;  // ids of contexts
-};
-
-std::shared_ptr<Loaded> loaded_slot(const cache::Key& key) {
-  static std::mutex mutex;
-  static auto* slots = new std::map<std::string, std::shared_ptr<Loaded>>;  // outlives the driver
-  const std::lock_guard lock(mutex);
-  std::shared_ptr<Loaded>& slot = (*slots)[key.arch + "/" + key.hex];
-  if (!slot) slot = std::make_shared<Loaded>();
-  return slot;
-}
-
-// The id of the current context, unique in this process; 0 when there is none.
-unsigned long long current_context_id() {
-  const cuda::Api& api = cuda::driver();
-  CUcontext context = nullptr;
-  unsigned long long id = 0;
-  if (api.cuCtxGetCurrent(&context) != CUDA_SUCCESS || context == nullptr) return 0;
-  return api.cuCtxGetId(context, &id) == CUDA_SUCCESS ? id : 0;
-}
-
-// Gets the cubin into the driver, unless it is there. A cached one that the driver refuses, made by
-// a newer compiler say, is compiled again. @return whether no compilation was needed.
-bool load(Loaded& loaded, const Pattern& pattern, const plan::Plan& plan, const Source& source,
-          const Settings& settings) {
-  if (loaded.module) return true;
-  Obtained obtained = obtain_cubin(pattern, plan, source, settings);
-  const auto hand_over = [&] {
-    loaded.module = std::make_unique<cuda::Module>(obtained.entry.cubin, obtained.entry.symbol);
-  };
-  try {
-    hand_over();
-  } catch (const Error& error) {
-    if (!obtained.hit) throw;
-    support::log(support::LogLevel::warn,
-                 fmt::format("the driver refuses the cached kernel {}, made by {} ({}): compiling "
-                             "it again",
-                             source.key.hex, obtained.entry.compiler, error.what()));
-    obtained = make_cubin(pattern, plan, source, settings);
-    hand_over();
-  }
-  loaded.entry = std::move(obtained.entry);
-  loaded.entry.cubin.clear();  // the driver has its own copy
-  return obtained.hit;
-}
-
-struct Device {
-  CUdevice handle = 0;
-  unsigned long long context_id = 0;
-  plan::Arch arch;
-  tune::DeviceId id;
-  int l2_bytes = 0;
-};
-
-Device current_device() {
-  const cuda::Api& api = cuda::driver();
-  Device device;
-  device.context_id = current_context_id();
-  if (device.context_id == 0) {
-    throw Error(Errc::no_device,
-                "this thread has no current CUDA context: make one current first (cudaSetDevice "
-                "and any runtime call, or cuDevicePrimaryCtxRetain and cuCtxSetCurrent)");
-  }
-  cuda::check(api.cuCtxGetDevice(&device.handle), "asking for the current device");
-  const auto attribute = [&](CUdevice_attribute which) {
-    int value = 0;
-    cuda::check(api.cuDeviceGetAttribute(&value, which, device.handle), "asking for an attribute");
-    return value;
-  };
-  const int major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
-  const int minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-  device.arch = plan::Arch::parse(fmt::format("sm_{}{}", major, minor));
-  device.l2_bytes = attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
-  char name[256] = {};
-  cuda::check(api.cuDeviceGetName(name, sizeof(name), device.handle), "asking for a device's name");
-  device.id = {name, device.arch.name(), attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)};
-  return device;
 }
 
 // --- Launch -------------------------------------------------------------------------------------
@@ -326,6 +133,7 @@ struct Kernel::Impl {
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
   CUfunction build_lists = nullptr;                // null where the pattern has no lists
+  CUfunction build_numbers = nullptr;              // or no indices of tokens
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
   std::int64_t section_bytes = 0;
@@ -342,6 +150,17 @@ struct Kernel::Impl {
                                  .seqlen_q = params.geometry.seqlen_q,
                                  .seqlen_k = params.geometry.seqlen_k},
                                 workspace.data);
+  }
+
+  void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {
+    for (int i = 0; i < plan.num_number_builds; ++i) {
+      BuildNumbersParams& build = plan.number_builds[i];
+      constexpr std::int64_t kMostCtas = 1 << 16;
+      const std::int64_t spans = std::int64_t{build.num_planes} * build.num_sides * build.num_spans;
+      void* parameters[] = {&build};
+      launch(build_numbers, static_cast<int>(std::min(spans, kMostCtas)), kBuildNumbersThreads, 0,
+             stream, parameters);
+    }
   }
 
   void launch(CUfunction kernel, int num_ctas, int threads, int shared_bytes, CUstream stream,
@@ -386,6 +205,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   const FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, plan.workspace_bytes);
+  impl.build_numbers_of(plan, args.stream);
   if (plan.num_builds == 0) return;
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
@@ -517,7 +337,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
                                    const runtime::TileChoice& choice,
                                    const Settings& settings) const {
   const plan::Plan plan = plan::make_plan(pattern, problem, device.arch, choice.tile);
-  const Source source = make_source(plan, settings);
+  const Source source = source_of_plan(pattern, plan, settings);
 
   auto impl = std::make_shared<Kernel::Impl>();
   impl->problem = problem;
@@ -536,13 +356,16 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->loaded = loaded_slot(source.key);
   Loaded& loaded = *impl->loaded;
   const std::lock_guard lock(loaded.mutex);
-  const bool hit = load(loaded, pattern, plan, source, settings);
+  const bool hit = load(loaded, source, settings);
   if (!loaded.prepared.contains(device.context_id)) {
     loaded.module->prepare(device.handle, plan.shared_bytes);
     loaded.prepared.insert(device.context_id);
   }
   impl->function = loaded.module->function();
   if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
+  if (plan.spec.builds_numbers) {
+    impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
+  }
   impl->info = info_of(loaded.entry, plan, choice.source, hit);
   return Kernel(std::move(impl));
 }
@@ -622,13 +445,8 @@ void Program::operator()(const Args& args) const {
       return launch_with_pool(state_->pattern, kernel, args);
     }
   }
-  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  const CUresult asked = cuda::driver().cuStreamIsCapturing(args.stream, &capture);
-  if (asked == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT || capture != CU_STREAM_CAPTURE_STATUS_NONE) {
-    throw Error(Errc::invalid_argument,
-                "this problem is not bound yet, and binding cannot be captured into a graph: call "
-                "Program::bind before the capture begins");
-  }
+  runtime::refuse_while_capturing(args.stream, "this problem is not bound yet, and binding",
+                                  "call Program::bind");
   const Settings settings = runtime::resolve(state_->options);
   const bool measured = settings.tune == Tune::automatic && state_->options.tile == TileConfig{};
   if (!measured) return launch_with_pool(state_->pattern, bind(problem), args);
@@ -649,7 +467,7 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
                Options options, Emit emit) {
   const Settings settings = runtime::resolve(options);
   const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(arch), options.tile);
-  const Source source = make_source(plan, settings);
+  const Source source = source_of_plan(pattern, plan, settings);
   Artifact artifact;
   artifact.source = source.text;
   artifact.info = {.arch = source.key.arch,
@@ -662,14 +480,14 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
                    .compiler = ""};
   if (emit == Emit::source) return artifact;
   if (emit == Emit::ptx) {
-    compiler::Output output = compile_source(source, settings);
+    compiler::Output output = runtime::compile_source(source, settings);
     artifact.info =
-        info_of(make_entry(pattern, plan, source, output), plan, source_of(options.tile), false);
+        info_of(runtime::make_entry(source, output), plan, source_of(options.tile), false);
     artifact.ptx = std::move(output.ptx);
     artifact.log = std::move(output.log);
     return artifact;
   }
-  Obtained obtained = obtain_cubin(pattern, plan, source, settings);
+  Obtained obtained = runtime::obtain_cubin(source, settings);
   artifact.info = info_of(obtained.entry, plan, source_of(options.tile), obtained.hit);
   artifact.cubin = std::move(obtained.entry.cubin);
   artifact.log = std::move(obtained.log);

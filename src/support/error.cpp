@@ -33,6 +33,8 @@ const char* to_string(DType dtype) noexcept {
       return "fp16";
     case DType::bfloat16:
       return "bf16";
+    case DType::float32:
+      return "fp32";
   }
   return "unknown";
 }

@@ -1,5 +1,5 @@
 // The exact mask test of what is given at run time: block masks of every size, form and sharing,
-// and numbers.
+// numbers of tokens, and numbers of atoms.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
@@ -268,6 +268,144 @@ TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
         {Expected(classes, with_heads(oracle::bottom_right(length, length), c.problem), rows)});
     CHECK_OUTCOME(outcome, fmt::format("blocks {} x {}", q_block, kv_block));
   }
+}
+
+namespace {
+
+// One of an input's planes as the oracle has it.
+oracle::Expr indices_of(Kind kind, const InputData& data, int plane) {
+  const auto row = [&](const std::vector<std::int32_t>& numbers, int length) {
+    const auto first = numbers.begin() + std::int64_t{plane} * length;
+    return std::vector<long long>(first, first + length);
+  };
+  oracle::Expr expr{kind, {}, {}};
+  const bool shared = data.key_numbers.empty();
+  expr.indices = {data.name, row(data.numbers, data.seqlen_q),
+                  row(shared ? data.numbers : data.key_numbers, data.seqlen_k)};
+  return expr;
+}
+
+// Three classes of kHashes heads with a KV head each, which compare the tokens' numbers alone,
+// under causality, and in an expression.
+void check_indices(const Case& c, const InputData& data, const std::string& description) {
+  std::vector<std::vector<oracle::Expr>> sequences;
+  for (int b = 0; b < c.batch; ++b) {
+    const auto indices = [&](Kind kind, int head_class) {
+      return indices_of(kind, data, data.plane(b, head_class * kHashes, c.problem.num_heads));
+    };
+    sequences.push_back({indices(Kind::index_ge, 0),
+                         both(causal(), indices(Kind::segments, 1)),
+                         {Kind::any_of,
+                          {},
+                          {sink(3), both(window(100, 50), negation(indices(Kind::index_gt, 2)))}}});
+  }
+  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  if (!bound[0].kernel) return;
+  std::vector<Expected> expected;
+  const std::vector<oracle::Sizes> sizes = sizes_of(c);
+  for (std::size_t b = 0; b < sizes.size(); ++b) expected.emplace_back(sequences[b], sizes[b]);
+  Case with_inputs = c;
+  with_inputs.inputs = {data};
+  HashedWorkload workload(with_inputs, c.seed);
+  CHECK_OUTCOME(
+      workload.check(*bound[0].kernel, expected),
+      fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k, describe(c.problem)));
+}
+
+}  // namespace
+
+TEST_CASE("numbers of tokens show exactly the keys that they allow, in order and in none") {
+  constexpr Lengths kTokenLengths[] = {{1024, 1024}, {1024, 1023}, {128, 217}, {300, 2111},
+                                       {700, 333},   {1, 5175},    {15, 15}};
+  std::uint64_t turn = 0;
+  for (const int head_dim : {64, 128, 192, 256}) {
+    for (const Lengths lengths : kTokenLengths) {
+      for (const int planes : {1, 3, 3 * kHashes}) {
+        const Case c = block_case(head_dim, 2, lengths, ++turn);
+        const int batch = turn % 4 == 3 ? 1 : c.batch;
+        // KV heads have planes of their own where there are 3; else heads, which must see alike.
+        InputData data = girih::verify::random_documents("d", batch, planes == 1 ? 1 : 3, lengths.q,
+                                                         lengths.k, 60, turn);
+        if (turn % 2 == 0) {
+          data = girih::verify::random_indices("d", batch, planes == 1 ? 1 : 3, lengths.q,
+                                               lengths.k, 1 + static_cast<int>(turn % 7), turn);
+        }
+        if (planes > 3) {
+          const auto each = [&](std::vector<std::int32_t>& numbers, int length) {
+            std::vector<std::int32_t> repeated;
+            const auto size = static_cast<std::size_t>(length);
+            for (std::size_t plane = 0; plane < numbers.size() / size; ++plane) {
+              const auto from = numbers.begin() + static_cast<std::ptrdiff_t>(plane * size);
+              for (int i = 0; i < kHashes; ++i) {
+                repeated.insert(repeated.end(), from, from + length);
+              }
+            }
+            numbers = std::move(repeated);
+          };
+          each(data.numbers, lengths.q);
+          each(data.key_numbers, lengths.k);
+          data.heads = planes;
+        }
+        check_indices(c, data, fmt::format("indices in {} planes", planes));
+      }
+    }
+  }
+}
+
+TEST_CASE("numbers of tokens follow the sequences of packed, shortened and padded batches") {
+  std::mt19937_64 random(4);
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    Case c = block_case(64, 7, {300, 420}, 600);
+    c.problem.layout = layout;
+    if (layout == Layout::thd) {
+      c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
+      c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
+    } else {
+      c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
+      c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
+    }
+    check_indices(c, girih::verify::random_documents("d", 7, 3, 300, 420, 30, 8),
+                  "documents in sequences of their own lengths");
+    check_indices(c, girih::verify::random_indices("d", 7, 1, 300, 420, 3, 9),
+                  "indices in sequences of their own lengths");
+  }
+}
+
+TEST_CASE("documents show exactly their keys at 131072 x 131072") {
+  const int length = 1 << 17;
+  Case c = mask_case(make_problem(DType::bfloat16, 128, kHashes, 1), 1, {length, length});
+  c.seed = 10;
+  const InputData data = girih::verify::random_documents("d", 1, 1, length, length, 4096, 11);
+  for (const bool with_causal : {false, true}) {
+    const oracle::Expr alone = indices_of(Kind::segments, data, 0);
+    const std::vector<oracle::Expr> classes = {with_causal ? both(causal(), alone) : alone};
+    const std::vector<Binding> bindings = {{oracle::text(classes[0]), c.problem, {}}};
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    if (!bound[0].kernel) continue;
+    std::vector<int> rows;
+    for (int q = 0; q < length; q += 1021) rows.push_back(q);
+    rows.push_back(length - 1);
+    Case with_inputs = c;
+    with_inputs.inputs = {data};
+    HashedWorkload workload(with_inputs, 4);
+    const auto outcome = workload.check(
+        *bound[0].kernel,
+        {Expected(classes, with_heads(oracle::bottom_right(length, length), c.problem), rows)});
+    CHECK_OUTCOME(outcome, "documents");
+  }
+}
+
+TEST_CASE("sanitizer: numbers of tokens show exactly the keys that they allow") {
+  Case c = block_case(64, 3, {150, 210}, 41);
+  c.problem.layout = Layout::thd;
+  c.lengths.q = {150, 0, 129};
+  c.lengths.k = {210, 64, 1};
+  c.max_ctas = 2;
+  check_indices(c, girih::verify::random_documents("d", 3, 3, 150, 210, 20, 12), "sanitizer");
+  check_indices(c, girih::verify::random_indices("d", 1, 1, 150, 210, 4, 13), "sanitizer");
 }
 
 TEST_CASE(

@@ -152,6 +152,37 @@ MIXED = ("heads(0-3: dense, 4-7: causal & blocks(m, q=64, kv=32), "
          "else: causal & (sink($n) | window(left=40)))")
 
 
+class TokenIndicesTest(unittest.TestCase):
+    """Documents packed in a sequence, and tokens in an order of their own."""
+
+    def test_documents_and_indices_match_the_dense_mask(self):
+        q, k, v = tensors(seqlen_q=300, seqlen_k=300)
+        ids = (torch.rand(2, 300, device="cuda") < 0.02).cumsum(1).int()
+        other = torch.randint(0, 5, (2, 2, 300), device="cuda", dtype=torch.int32)  # by KV head
+        causal = torch.ones(300, 300, device="cuda", dtype=torch.bool).tril()
+        same = (ids[:, None, :, None] == ids[:, None, None, :]).expand(2, 4, 300, 300)
+        of_heads = other.repeat_interleave(2, dim=1)
+        allowed = ids[:, None, :, None] >= of_heads[:, :, None, :]
+        indices = girih.TokenIndices
+        for pattern, given, mask in (
+                ("causal & segments(d)", indices(ids), same & causal),
+                ("segments(d)", indices(ids, ids.clone()), same),
+                ("index_ge(d)", indices(ids, other), allowed),
+                ("causal & !index_gt(d)", indices(other, ids[:, None]),
+                 (of_heads[..., None] <= ids[:, None, None, :]) & causal)):
+            out = girih.attention(q, k, v, pattern, inputs={"d": given})
+            expected, _ = reference(q, k, v, mask)
+            torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+    def test_indices_that_do_not_fit_are_refused(self):
+        q, k, v = tensors()
+        ids = torch.zeros(2, 70, device="cuda", dtype=torch.int32)
+        with self.assertRaisesRegex(girih.Error, "are 70 and 100: give k"):
+            girih.attention(q, k, v, "segments(d)", inputs={"d": girih.TokenIndices(ids)})
+        with self.assertRaisesRegex(girih.Error, "'d' has 70 numbers a row in k"):
+            girih.attention(q, k, v, "segments(d)", inputs={"d": girih.TokenIndices(ids, ids)})
+
+
 class InputTest(unittest.TestCase):
     """A third of the heads each dense, block-sparse and streaming, as Block-Sparse-Attention mixes
     them, with everything that comes at run time in each of its forms."""
@@ -278,6 +309,60 @@ class InputTest(unittest.TestCase):
             self.attention(self.blocks[:, :5])
         with self.assertRaisesRegex(girih.Error, "is on the CPU"):
             self.attention(self.blocks.cpu())
+
+
+class CombineTest(unittest.TestCase):
+    def parts(self, **arguments):
+        """PATTERN over three chunks of the keys."""
+        q, k, v = tensors()
+        chunks = [(0, 40), (40, 41), (41, 100)]
+        return [girih.attention(q, k[:, a:b], v[:, a:b], PATTERN, q_start=30, k_start=a,
+                                return_lse=True, **arguments) for a, b in chunks]
+
+    def check(self, out, lse):
+        expected, expected_lse = reference(*tensors(), visible(70, 100))
+        torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(lse, expected_lse, rtol=1e-3, atol=1e-3)
+
+    def test_chunks_of_the_keys_merge_into_the_whole(self):
+        parts = self.parts()
+        out, lse = girih.combine(*zip(*parts))
+        self.assertEqual((out.dtype, out.shape), (torch.bfloat16, (2, 70, 4, 64)))
+        self.check(out, lse)
+        outs = [part.transpose(1, 2).contiguous() for part, _ in parts]
+        again, _ = girih.combine(outs, [lse for _, lse in parts], layout="bhsd")
+        self.assertTrue(torch.equal(again.transpose(1, 2), out))
+        # A part without rows that count changes nothing; types may differ.
+        nothing = torch.full((2, 70, 4, 64), math.nan, device="cuda", dtype=torch.float16)
+        more, _ = girih.combine([*(part for part, _ in parts), nothing],
+                                [*(lse for _, lse in parts), torch.full_like(lse, math.inf)])
+        self.assertEqual(more.dtype, torch.float32)
+        self.assertTrue(torch.equal(more.bfloat16(), out))
+
+    def test_an_accumulator_takes_one_part_after_the_other_in_place(self):
+        parts = self.parts()
+        out, lse = parts[0][0].float(), parts[0][1].clone()
+        for part, part_lse in parts[1:]:
+            result = girih.combine([out, part], [lse, part_lse], out=out, lse=lse)
+            self.assertIs(result[0], out)
+        self.check(out, lse)
+
+    def test_a_merge_goes_into_a_graph_once_it_is_bound(self):
+        girih.bind_combine()
+        parts = self.parts()
+        expected, _ = girih.combine(*zip(*parts))
+        out, lse = torch.zeros_like(expected), torch.zeros_like(parts[0][1])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            girih.combine(*zip(*parts), out=out, lse=lse)
+        self.assertEqual(out.abs().max().item(), 0)
+        graph.replay()
+        self.assertTrue(torch.equal(out, expected))
+
+    def test_gradients_are_refused(self):
+        (out, lse), *_ = self.parts()
+        with self.assertRaisesRegex(girih.Error, "no backward pass"):
+            girih.combine([out.requires_grad_()], [lse])
 
 
 if __name__ == "__main__":

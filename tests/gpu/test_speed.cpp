@@ -177,3 +177,43 @@ TEST_CASE("block lists of 32 heads and 131072 tokens are built in no time") {
     CHECK(milliseconds <= 0.3);
   }
 }
+
+TEST_CASE("causal documents reach 0.8 of dense causal attention's speed on what they see") {
+  const verify::Device device;
+  constexpr int kLength = 32768, kHeads = 16;
+  Case c;
+  c.problem = {.head_dim = 128, .num_heads = kHeads, .num_heads_kv = 4};
+  c.seqlen_q = c.seqlen_k = kLength;
+  const auto tflops_of = [&](const char* pattern, double visible) {
+    Workload workload(c);
+    workload.fill_normal(1);
+    const jit::Args args = workload.args();
+    const jit::Kernel kernel = jit::compile(Pattern::parse(pattern), c.problem);
+    const verify::Buffer memory(kernel.workspace_bytes(args));
+    const jit::Workspace workspace{memory.data(), memory.size()};
+    const auto build = [&] { kernel.build_lists(args, workspace); };
+    const double build_ms = verify::median(verify::time_launches({.repeats = 30}, build));
+    build();
+    const double ms = verify::median(verify::time_launches(
+        {.warmups = 3, .repeats = 15}, [&] { kernel.launch(args, workspace); }));
+    const double tflops = 4.0 * kHeads * visible * 128 / (ms * 1e9);
+    MESSAGE(
+        fmt::format("{} by {}: {:.3f} ms, {:.0f} TFLOP/s on visible elements, built in {:.3f} ms",
+                    pattern, kernel.info().kernel, ms, tflops, build_ms));
+    CHECK(build_ms <= 0.1);
+    return tflops;
+  };
+  const double causal = tflops_of("causal", 0.5 * kLength * (kLength + 1.0));
+  c.inputs = {verify::random_documents("doc", 1, 1, kLength, kLength, 4096, 1)};
+  double visible = 0;
+  for (std::size_t q = 0, first = 0; q < kLength; ++q) {
+    if (c.inputs[0].numbers[q] != c.inputs[0].numbers[first]) first = q;
+    visible += static_cast<double>(q - first + 1);
+  }
+  const double documents = tflops_of("causal & segments(doc)", visible);
+  if (device.arch() == "sm_90") {
+    CHECK(documents >= 0.8 * causal);
+  } else {
+    MESSAGE("skipped: the figures are for sm_90");
+  }
+}

@@ -226,6 +226,12 @@ std::string text(const Expr& expr) {
     case Kind::blocks:
       return "blocks(" + expr.blocks.name + ", q=" + std::to_string(expr.blocks.q) +
              ", kv=" + std::to_string(expr.blocks.kv) + ")";
+    case Kind::segments:
+      return "segments(" + expr.indices.name + ")";
+    case Kind::index_ge:
+      return "index_ge(" + expr.indices.name + ")";
+    case Kind::index_gt:
+      return "index_gt(" + expr.indices.name + ")";
     case Kind::all_of:
     case Kind::any_of:
     case Kind::negation:
@@ -285,6 +291,12 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
       const long long index = q / expr.blocks.q * expr.blocks.columns + k / expr.blocks.kv;
       return expr.blocks.visible[static_cast<std::size_t>(index)] != 0;
     }
+    case Kind::segments:
+      return expr.indices.q.at(std::size_t(q)) == expr.indices.k.at(std::size_t(k));
+    case Kind::index_ge:
+      return expr.indices.q.at(std::size_t(q)) >= expr.indices.k.at(std::size_t(k));
+    case Kind::index_gt:
+      return expr.indices.q.at(std::size_t(q)) > expr.indices.k.at(std::size_t(k));
     case Kind::all_of:
       return std::all_of(expr.operands.begin(), expr.operands.end(), holds);
     case Kind::any_of:

@@ -49,6 +49,12 @@ struct Axis {
   bool causal = false;
 };
 
+/// A number for each query and each key.
+struct Indices {
+  std::string name = {};
+  std::vector<long long> q = {}, k = {};
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -67,6 +73,9 @@ struct Expr {
     dilated,  ///< d
     blocks,
     neighborhood,
+    segments,
+    index_ge,
+    index_gt,
     all_of,
     any_of,
     negation
@@ -77,6 +86,7 @@ struct Expr {
   Strided strided = {};
   Blocks blocks = {};
   std::vector<Axis> axes = {};
+  Indices indices = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.

@@ -18,8 +18,8 @@ import os
 import sys
 import threading
 
-__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "attention",
-           "compile", "version"]
+__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "TokenIndices",
+           "attention", "bind_combine", "combine", "compile", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -43,10 +43,11 @@ def _refuse(message):
 # --- girih.h --------------------------------------------------------------------------------------
 
 _DTYPES = {"float16": 1, "half": 1, "fp16": 1, "bfloat16": 2, "bf16": 2}
+_FLOAT32 = 3
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
-_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS = 1, 2, 3, 4, 5
+_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES = range(1, 7)
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -96,7 +97,9 @@ class _Input(_Struct):
                 ("row_capacity", _int32), ("indptr", _void_p), ("counts", _void_p),
                 ("indices", _void_p), ("num_indices", _int64), ("plane_stride", _int64),
                 ("data", _void_p), ("batch_stride", _int64), ("head_stride", _int64),
-                ("row_stride", _int64)]
+                ("row_stride", _int64), ("k_data", _void_p), ("k_batch_stride", _int64),
+                ("k_head_stride", _int64), ("k_batch", _int32), ("k_heads", _int32),
+                ("num_tokens", _int32), ("k_num_tokens", _int32)]
 
 
 class _Args(_Struct):
@@ -108,6 +111,17 @@ class _Args(_Struct):
                 ("empty_lse", ctypes.c_float), ("q_start", _int32), ("k_start", _int32),
                 ("num_sequences", _int32), ("max_seqlen_q", _int32), ("max_seqlen_k", _int32),
                 ("max_ctas", _int32), ("inputs", ctypes.POINTER(_Input)), ("num_inputs", _int32),
+                ("reserved", _int32)]
+
+
+class _Part(_Struct):
+    _fields_ = [("size", _size_t), ("out", ctypes.POINTER(_Tensor)), ("lse", _void_p)]
+
+
+class _CombineArgs(_Struct):
+    _fields_ = [("size", _size_t), ("parts", ctypes.POINTER(_Part)),
+                ("out", ctypes.POINTER(_Tensor)), ("lse", _void_p), ("stream", _void_p),
+                ("num_parts", _int32), ("layout", _int32), ("empty_lse", ctypes.c_float),
                 ("reserved", _int32)]
 
 
@@ -126,6 +140,8 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_build_lists": (_int32, [_void_p, _P(_Args), _void_p, _size_t, _int32]),
     "girih_launch": (_int32, [_void_p, _P(_Args), _void_p, _size_t]),
     "girih_attention": (_int32, [_void_p, _P(_Args)]),
+    "girih_combine": (_int32, [_P(_CombineArgs)]),
+    "girih_bind_combine": (_int32, [_P(_Options)]),
 }
 
 
@@ -202,7 +218,8 @@ def _check_device(name, tensor, device):
         _refuse("%s is on %s, but q is on %s" % (name, tensor.device, device))
 
 
-def _tensor(name, tensor, layout, device):
+def _tensor(name, tensor, layout, device, float32=False):
+    """float32: whether it may be of that type."""
     _check_device(name, tensor, device)
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
     if layout == "thd" and len(shape) == 3:
@@ -210,8 +227,11 @@ def _tensor(name, tensor, layout, device):
     if len(shape) != 4:
         _refuse("%s has %d dimensions: layout %s has %s"
                 % (name, len(shape), layout, "3" if layout == "thd" else "4"))
-    return _Tensor(data=tensor.data_ptr(), shape=shape, stride=stride,
-                   dtype=_dtype(name, tensor.dtype))
+    if float32 and _dtype_name(tensor.dtype) == "float32":
+        dtype = _FLOAT32
+    else:
+        dtype = _dtype(name, tensor.dtype)
+    return _Tensor(data=tensor.data_ptr(), shape=shape, stride=stride, dtype=dtype)
 
 
 def _array(name, tensor, dtype, shape, device):
@@ -310,6 +330,49 @@ class BlockBits:
                      num_kv_blocks=self.num_kv_blocks)
 
 
+class TokenIndices:
+    """A number for each query and each key, which segments, index_ge and index_gt compare.
+
+    q: int32 [batch, heads, seqlen_q], the last dimension contiguous; without heads (then [batch,
+      seqlen_q]), or without both, all share. Packed sequences have a row each, from their own first
+      token on.
+    k: int32 [batch, heads, seqlen_k], likewise; where not given, q serves the keys as well.
+    """
+
+    def __init__(self, q, k=None):
+        self.q, self.k = q, k
+
+    def _input(self, name, device):
+        batch, heads, tokens, batch_stride, head_stride = _tokens(name + ".q", self.q, device)
+        result = _Input(kind=_TOKEN_INDICES, batch=batch, heads=heads, num_tokens=tokens,
+                        data=self.q.data_ptr(), batch_stride=batch_stride, head_stride=head_stride)
+        if self.k is not None:
+            (result.k_batch, result.k_heads, result.k_num_tokens, result.k_batch_stride,
+             result.k_head_stride) = _tokens(name + ".k", self.k, device)
+            result.k_data = self.k.data_ptr()
+        return result
+
+
+def _tokens(name, tensor, device):
+    """batch, heads, tokens, batch stride and head stride of a row of numbers for each plane."""
+    _check_device(name, tensor, device)
+    if _dtype_name(tensor.dtype) != "int32":
+        _refuse("%s is %s: it must be int32" % (name, _dtype_name(tensor.dtype)))
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if not 1 <= len(shape) <= 3:
+        _refuse("%s has %d dimensions: it must have 1 to 3, tokens behind [batch, heads]"
+                % (name, len(shape)))
+    if shape[-1] > 1 and stride[-1] != 1:
+        _refuse("%s has stride %d between tokens: it must be 1; call contiguous()"
+                % (name, stride[-1]))
+    batch, heads = ((1, 1) if len(shape) == 1 else (shape[0], 1) if len(shape) == 2 else shape[:2])
+    head_stride = stride[1] if heads > 1 else max(shape[-1], 1)
+    batch_stride = stride[0] if batch > 1 else max(heads * head_stride, 1)
+    if batch_stride == 0 and head_stride == 0:
+        _refuse("%s is one row, expanded: leave out the dimensions" % name)
+    return batch, heads, shape[-1], batch_stride, head_stride
+
+
 def _planes(name, tensor, own):
     """[batch, heads] of a tensor whose last `own` dimensions are a plane's; 1 where they lack."""
     shape = tuple(tensor.shape)
@@ -339,11 +402,11 @@ def _rows(name, tensor, device, **members):
 def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
-    if isinstance(value, (BlockList, BlockTable, BlockBits)):
+    if isinstance(value, (BlockList, BlockTable, BlockBits, TokenIndices)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
-        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable or BlockBits"
-                % (where, type(value).__name__))
+        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits or "
+                "TokenIndices" % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
     elif _dtype_name(value.dtype) == "int32":
@@ -483,7 +546,7 @@ class Kernel:
         return size.value
 
     def build_lists(self, q, k, v, *, workspace, check=False, **arguments):
-        """Prepares the block lists, tables and masks among the inputs in `workspace`, a contiguous
+        """Prepares block lists, tables, masks and indices among the inputs in `workspace`, a contiguous
         tensor: once for any number of launches with the same ones. check=True waits for that, and
         refuses entries out of range, which are ignored otherwise."""
         call = _Call(q, k, v, **arguments)
@@ -510,22 +573,11 @@ class Kernel:
 class Program:
     """A parsed pattern. Calling it is attention(); compile() makes one."""
 
-    def __init__(self, pattern, *, jit=None, tune=None, **options):
-        if jit not in _JIT:
-            _refuse("jit %r is not 'auto' or 'off'" % (jit,))
-        if tune not in _TUNE:
-            _refuse("tune %r is not 'db', 'auto' or 'off'" % (tune,))
-        for name, value in options.items():
-            if name not in _OPTION_NAMES:
-                raise TypeError("unknown option %r: there are %s"
-                                % (name, ", ".join(sorted(_OPTION_NAMES))))
-            if isinstance(value, (str, os.PathLike)):
-                options[name] = os.fsencode(value)
+    def __init__(self, pattern, **options):
+        options = _options(**options)
         self._handle = _void_p()
         self._free = _library().girih_program_free
-        _check(_library().girih_compile(pattern.encode(),
-                                        _Options(jit=_JIT[jit], tune=_TUNE[tune], **options),
-                                        self._handle))
+        _check(_library().girih_compile(pattern.encode(), options, self._handle))
 
     def __del__(self):
         if getattr(self, "_handle", None):
@@ -568,6 +620,21 @@ class Program:
         """As attention(), without the pattern."""
         call = _Call(q, k, v, **arguments)
         return call.run(lambda: _library().girih_attention(self._handle, call.args))
+
+
+def _options(jit=None, tune=None, **options):
+    """girih_options of a caller's keywords."""
+    if jit not in _JIT:
+        _refuse("jit %r is not 'auto' or 'off'" % (jit,))
+    if tune not in _TUNE:
+        _refuse("tune %r is not 'db', 'auto' or 'off'" % (tune,))
+    for name, value in options.items():
+        if name not in _OPTION_NAMES:
+            raise TypeError("unknown option %r: there are %s"
+                            % (name, ", ".join(sorted(_OPTION_NAMES))))
+        if isinstance(value, (str, os.PathLike)):
+            options[name] = os.fsencode(value)
+    return _Options(jit=_JIT[jit], tune=_TUNE[tune], **options)
 
 
 _OPTION_NAMES = {name for name, _ in _Options._fields_} - {"size", "jit", "tune"}
@@ -616,6 +683,7 @@ def attention(q, k, v, pattern="dense", **arguments):
         128), ceil(seqlen_k / 64)], or more, the last dimension contiguous; or a BlockList,
         BlockTable or BlockBits.
       sink($n): numbers, int32, contiguous [batch, heads].
+      segments(d), index_ge(d), index_gt(d): TokenIndices(q, k), int32 [batch, heads, seqlen].
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.
@@ -624,3 +692,71 @@ def attention(q, k, v, pattern="dense", **arguments):
     Returns out, or (out, lse) where lse was given or asked for. Raises girih.Error.
     """
     return compile(pattern)(q, k, v, **arguments)
+
+
+# --- Merging partial results ----------------------------------------------------------------------
+
+
+def combine(outs, lses, *, out=None, lse=None, layout="bshd", empty_lse=-math.inf, stream=None):
+    """Merges the results of attention over parts of the keys into that over all of them: chunks of
+    a ring, ranks of an all-gather, or splits.
+
+        parts = [girih.attention(q, k, v, "causal", q_start=at, k_start=first, return_lse=True)
+                 for first, k, v in chunks]
+        out, lse = girih.combine(*zip(*parts))
+
+    outs: 1 to 64 tensors of one shape, in the layout's order, fp16, bf16 or float32, not necessarily
+      all of one type; the last dimension a multiple of 8.
+    lses: for each its lse, float32, as attention() returns it. Rows where it is infinite, of either
+      sign, have seen nothing in that part: they count as nothing.
+    out: where to write; may be one of outs. Where not given it is made, of their type, float32
+      where their types differ.
+    lse: where to write; may be one of lses. Made where not given.
+    empty_lse: lse of a row that no part has seen, -inf or inf; its out is 0.
+
+    Returns (out, lse). Sums are float32. Raises girih.Error.
+    """
+    outs, lses = list(outs), list(lses)
+    if len(outs) == 0 or len(outs) != len(lses):
+        _refuse("%d outs and %d lses: every part has one of each" % (len(outs), len(lses)))
+    torch = _torch_of(outs[0])
+    device = outs[0].device if torch else None
+    if torch and torch.is_grad_enabled() and any(t.requires_grad for t in (*outs, *lses)):
+        _refuse("a part requires a gradient, and there is no backward pass: use torch.no_grad() or "
+                "detach()")
+    views = [_tensor("outs[%d]" % i, part, layout, device, True) for i, part in enumerate(outs)]
+    batch, rows, heads = (views[0].shape[i] for i in ((0, 2, 1) if layout == "bhsd" else (0, 1, 2)))
+    lse_shape = (heads, rows) if layout == "thd" else (batch, heads, rows)
+    if (out is None or lse is None) and torch is None:
+        _refuse("the parts are no PyTorch tensors: give out= and lse= to be written to")
+    if out is None:
+        same = all(part.dtype == outs[0].dtype for part in outs)
+        out = torch.empty(outs[0].shape, dtype=outs[0].dtype if same else torch.float32,
+                          device=device)
+    if lse is None:
+        lse = torch.empty(lse_shape, dtype=torch.float32, device=device)
+    parts = (_Part * len(outs))(*(
+        _Part(out=ctypes.pointer(view),
+              lse=_array("lses[%d]" % i, part, "float32", lse_shape, device))
+        for i, (view, part) in enumerate(zip(views, lses))))
+    if stream is None and torch:
+        stream = torch.cuda.current_stream(device)
+    args = _CombineArgs(parts=parts, num_parts=len(outs), layout=_layout(layout),
+                        out=ctypes.pointer(_tensor("out", out, layout, device, True)),
+                        lse=_array("lse", lse, "float32", lse_shape, device), empty_lse=empty_lse,
+                        stream=getattr(stream, "cuda_stream", stream))
+    _in_context(torch, device, lambda: _library().girih_combine(args))
+    return out, lse
+
+
+def bind_combine(device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what combine() launches, so that it
+    can be captured into a CUDA graph. options: as compile() takes them, without a tile.
+    device: PyTorch's current one where not given."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.cuda.is_available():
+        torch = None  # the library says what is missing
+    if torch is not None and device is None:
+        device = torch.cuda.current_device()
+    options = _options(**options)
+    _in_context(torch, device, lambda: _library().girih_bind_combine(options))

@@ -3,8 +3,101 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <span>
+
+#include "girih/shared/token_numbers.cuh"
 
 namespace girih::verify {
+namespace {
+
+// 53 random bits as a number from 0 to 1.
+double uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1p-53; }
+
+InputData indices_for(std::string name, int batch, int heads, int seqlen_q, int seqlen_k) {
+  InputData data{.kind = InputInfo::Kind::indices, .name = std::move(name)};
+  data.batch = batch;
+  data.heads = heads;
+  data.seqlen_q = seqlen_q;
+  data.seqlen_k = seqlen_k;
+  return data;
+}
+
+// One side of a plane, written by its definition.
+void lay_out(std::span<const std::int32_t> tokens, int num_spans, std::uint32_t* side) {
+  std::copy(tokens.begin(), tokens.end(), side);
+  const auto put_ranges = [&](int size, std::uint32_t* words) {
+    for (std::size_t begin = 0; begin < tokens.size(); begin += static_cast<std::size_t>(size)) {
+      const auto part =
+          tokens.subspan(begin, std::min(static_cast<std::size_t>(size), tokens.size() - begin));
+      const auto [least, most] = std::minmax_element(part.begin(), part.end());
+      *words++ = static_cast<std::uint32_t>(*least);
+      *words++ = static_cast<std::uint32_t>(*most);
+    }
+  };
+  put_ranges(TokenNumbers::kBlock, side + TokenNumbers::block_ranges(num_spans));
+  put_ranges(TokenNumbers::kSpan, side + TokenNumbers::span_ranges(num_spans));
+}
+
+}  // namespace
+
+InputData random_documents(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
+                           double mean, std::uint64_t seed) {
+  InputData data = indices_for(std::move(name), batch, heads, seqlen_q, seqlen_k);
+  std::mt19937_64 random(seed);
+  constexpr double kSigma = 1, kPi = 3.14159265358979323846;
+  const auto length = [&] {  // exp(normal), the normal number by Box and Muller
+    const double radius = std::sqrt(-2 * std::log(1 - uniform(random)));
+    const double normal = radius * std::cos(2 * kPi * uniform(random));
+    return std::max(std::exp(std::log(mean) - kSigma * kSigma / 2 + kSigma * normal), 1.0);
+  };
+  const int longest = std::max(seqlen_q, seqlen_k);
+  for (int plane = 0; plane < batch * heads; ++plane) {
+    std::vector<std::int32_t> all;
+    for (int document = 0; static_cast<int>(all.size()) < longest; ++document) {
+      const auto end = static_cast<double>(all.size()) + length();
+      all.resize(static_cast<std::size_t>(std::min(end, static_cast<double>(longest))), document);
+    }
+    data.numbers.insert(data.numbers.end(), all.end() - seqlen_q, all.end());
+    data.key_numbers.insert(data.key_numbers.end(), all.end() - seqlen_k, all.end());
+  }
+  if (seqlen_q == seqlen_k) data.key_numbers.clear();
+  return data;
+}
+
+InputData random_indices(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
+                         int count, std::uint64_t seed) {
+  InputData data = indices_for(std::move(name), batch, heads, seqlen_q, seqlen_k);
+  std::mt19937_64 random(seed);
+  const auto fill = [&](std::vector<std::int32_t>& numbers, int tokens) {
+    numbers.resize(static_cast<std::size_t>(batch) * static_cast<std::size_t>(heads) *
+                   static_cast<std::size_t>(tokens));
+    for (std::int32_t& number : numbers) {
+      number = static_cast<std::int32_t>(random() % static_cast<unsigned>(count));
+    }
+  };
+  fill(data.numbers, seqlen_q);
+  fill(data.key_numbers, seqlen_k);
+  return data;
+}
+
+std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans) {
+  num_spans = ceil_div(std::max(indices.seqlen_q, indices.seqlen_k), TokenNumbers::kSpan);
+  const auto side = static_cast<std::size_t>(TokenNumbers::kWordsPerSpan * num_spans);
+  const auto planes = static_cast<std::size_t>(indices.batch * indices.heads);
+  std::vector<std::uint32_t> words(2 * planes * side, 0);
+  const auto row = [](const std::vector<std::int32_t>& numbers, std::size_t plane, int tokens) {
+    const auto size = static_cast<std::size_t>(tokens);
+    return std::span(numbers).subspan(plane * size, size);
+  };
+  const bool shared = indices.key_numbers.empty();
+  for (std::size_t plane = 0; plane < planes; ++plane) {
+    std::uint32_t* first = words.data() + 2 * plane * side;
+    lay_out(row(indices.numbers, plane, indices.seqlen_q), num_spans, first);
+    lay_out(row(shared ? indices.numbers : indices.key_numbers, plane, indices.seqlen_k), num_spans,
+            first + side);
+  }
+  return words;
+}
 
 InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks, int num_kv_blocks,
                         double density, double skew, std::uint64_t seed) {
@@ -14,12 +107,11 @@ InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks
                  .num_q_blocks = num_q_blocks,
                  .num_kv_blocks = num_kv_blocks};
   std::mt19937_64 random(seed);
-  const auto uniform = [&] { return static_cast<double>(random() >> 11) * 0x1p-53; };
   const std::int64_t rows = std::int64_t{batch} * heads * num_q_blocks;
   data.visible.reserve(static_cast<std::size_t>(rows * num_kv_blocks));
   for (std::int64_t row = 0; row < rows; ++row) {
-    const double own = skew > 0 ? density * (1 + skew) * std::pow(uniform(), skew) : density;
-    for (int j = 0; j < num_kv_blocks; ++j) data.visible.push_back(uniform() < own ? 1 : 0);
+    const double own = skew > 0 ? density * (1 + skew) * std::pow(uniform(random), skew) : density;
+    for (int j = 0; j < num_kv_blocks; ++j) data.visible.push_back(uniform(random) < own ? 1 : 0);
   }
   return data;
 }
@@ -51,6 +143,19 @@ DeviceInput::DeviceInput(const InputData& data) {
   const int batch = data.batch, heads = data.heads;
   if (data.kind == InputInfo::Kind::number) {
     input_.data = HeadNumbers{.data = upload(data.numbers), .batch = batch, .heads = heads};
+    return;
+  }
+  if (data.kind == InputInfo::Kind::indices) {
+    TokenIndices indices{
+        {.data = upload(data.numbers), .batch = batch, .heads = heads, .num_tokens = data.seqlen_q},
+        {}};
+    if (!data.key_numbers.empty()) {
+      indices.k = {.data = upload(data.key_numbers),
+                   .batch = batch,
+                   .heads = heads,
+                   .num_tokens = data.seqlen_k};
+    }
+    input_.data = indices;
     return;
   }
   const int rows = data.num_q_blocks, columns = data.num_kv_blocks;

@@ -29,7 +29,11 @@ struct InputData {
   int num_q_blocks = 0, num_kv_blocks = 0;
   std::vector<std::uint8_t> visible = {};  ///< [batch, heads, num_q_blocks, num_kv_blocks]
 
-  std::vector<std::int32_t> numbers = {};  ///< [batch, heads]
+  std::vector<std::int32_t> numbers = {};  ///< [batch, heads]; of indices, the queries'
+  /// Of indices, [batch, heads, seqlen_q] and [batch, heads, seqlen_k] tokens. Without key_numbers
+  /// the launch is given `numbers` for both.
+  int seqlen_q = 0, seqlen_k = 0;
+  std::vector<std::int32_t> key_numbers = {};
 
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {
@@ -45,6 +49,18 @@ struct InputData {
 /// larger `skew` is: theirs goes with the skew-th power of a uniform variable.
 InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks, int num_kv_blocks,
                         double density, double skew, std::uint64_t seed);
+
+/// Indices that rise by one after lengths of a log-normal distribution (sigma 1) with this mean:
+/// documents packed in a sequence. The keys' last seqlen_q tokens have the queries' numbers.
+InputData random_documents(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
+                           double mean, std::uint64_t seed);
+
+/// Indices drawn from [0, count), each for itself.
+InputData random_indices(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
+                         int count, std::uint64_t seed);
+
+/// The planes of indices as kernels read them: shared/token_numbers.cuh.
+std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans);
 
 /// The rows of all planes as BlockBits has them, each ceil(num_kv_blocks / 32) words.
 std::vector<std::uint32_t> bit_rows(const InputData& blocks);

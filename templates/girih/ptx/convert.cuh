@@ -27,6 +27,22 @@ __device__ __forceinline__ uint32 pack<Fp16>(float lo, float hi) {
   return word;
 }
 
+// The reverse, exact.
+template <class Element>
+__device__ __forceinline__ void unpack(uint32 word, float& lo, float& hi);
+
+template <>
+__device__ __forceinline__ void unpack<Bf16>(uint32 word, float& lo, float& hi) {
+  lo = __uint_as_float(word << 16);
+  hi = __uint_as_float(word & 0xffff0000u);
+}
+
+template <>
+__device__ __forceinline__ void unpack<Fp16>(uint32 word, float& lo, float& hi) {
+  asm("cvt.f32.f16 %0, %1;" : "=f"(lo) : "h"(static_cast<uint16>(word)));
+  asm("cvt.f32.f16 %0, %1;" : "=f"(hi) : "h"(static_cast<uint16>(word >> 16)));
+}
+
 // 2^x, exact for integers; 2^-inf = 0.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "girih/shared/geometry.cuh"
+#include "girih/shared/token_numbers.cuh"
 
 namespace girih {
 
@@ -36,6 +37,12 @@ constexpr int kMaxPieces = 4;
 // can be given, in `flags` 0.
 constexpr int kMaxAxes = 3;
 
+// What an input that is named by itself holds.
+enum class InputForm {
+  blocks,   // bits of blocks of rows and keys
+  indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1
+};
+
 // As a fallback: the argument must be given; the atom finds the number itself.
 constexpr int kRequired = kNoLowerBound;
 constexpr int kAutomatic = kNoLowerBound + 1;
@@ -47,6 +54,7 @@ struct AtomParam {
   int most = kMaxNumber;
   int fallback = kRequired;  // each of its numbers when it is left out; may be out of bounds
   const char* choices = "";  // "q|kv"
+  InputForm form = InputForm::blocks;  // of kind input
 
   GIRIH_HD constexpr int num_numbers() const {
     return kind == ParamKind::pieces                             ? 2 * kMaxPieces
@@ -781,6 +789,102 @@ struct Blocks : KeySearch<Blocks> {
   }
 };
 
+// A row and a key have a number each, and the two decide. An atom says so for one of each,
+// sees(q, k), and for ranges of both, kind(q, k), which may say partial where it does not know.
+template <class Atom>
+struct ComparesNumbers {
+  int slot;
+
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    return a.inputs[slot].plane(a.batch, a.local_head) ==
+           b.inputs[slot].plane(b.batch, b.local_head);
+  }
+
+  // Spans of keys that are judged at once, and how many of them one seek looks at.
+  static constexpr int kMostSpans = 32;
+
+  GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
+    const NumberRange queries = TokenNumbers::of(g, slot, 0).range(rows.begin, rows.end);
+    const TokenNumbers keys = TokenNumbers::of(g, slot, 1);
+    int end = (n + 1) * tiles.block_n;
+    const TileKind kind =
+        Atom::kind(queries, keys.range(n * tiles.block_n, min(end, tiles.seqlen_k)));
+    if (kind == TileKind::partial) return {n + 1, kind};
+    GIRIH_ROLLED
+    for (int i = 0; i < kMostSpans && end < tiles.seqlen_k; ++i) {
+      const int span = end / TokenNumbers::kSpan;
+      if (Atom::kind(queries, keys.range_of_span(span)) != kind) break;
+      end = (span + 1) * TokenNumbers::kSpan;
+    }
+    return {end < tiles.seqlen_k ? end / tiles.block_n : tiles.count(), kind};
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord word) const {
+    const int begin = word.first_key;
+    const int end = min(begin + 32, g.seqlen_k);
+    if (q >= g.seqlen_q || begin >= end) return 0;  // there are no such numbers
+    const int own = TokenNumbers::of(g, slot, 0).numbers[q];
+    const TokenNumbers keys = TokenNumbers::of(g, slot, 1);
+    const TileKind kind = Atom::kind({own, own}, keys.range(begin, end));
+    if (kind != TileKind::partial) return kind == TileKind::full ? ~0u : 0u;
+    uint32 bits = 0;
+    GIRIH_ROLLED
+    for (int i = 0; begin + i < end; i += 4) {
+      const TokenNumbers::Four four = keys.four(begin + i);
+      uint32 seen = 0;
+      for (int j = 0; j < 4; ++j) seen |= Atom::sees(own, four.of[j]) ? 1u << j : 0u;
+      bits |= seen << i;
+    }
+    return bits;
+  }
+};
+
+// The row's number is the key's: documents packed in a sequence.
+struct Segments : ComparesNumbers<Segments> {
+  static constexpr AtomInfo kInfo{
+      "segments",
+      "Segments",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::indices}}};
+  GIRIH_HD explicit Segments(const int* numbers) : ComparesNumbers{numbers[0]} {}
+
+  GIRIH_HD static TileKind kind(NumberRange q, NumberRange k) {
+    if (q.most < k.least || k.most < q.least) return TileKind::empty;
+    const bool single = q.least == q.most && k.least == k.most;
+    return single ? TileKind::full : TileKind::partial;
+  }
+  GIRIH_HD static bool sees(int q, int k) { return q == k; }
+};
+
+// The row's number is at least the key's: what is causal in an order of the tokens' own.
+struct IndexGe : ComparesNumbers<IndexGe> {
+  static constexpr AtomInfo kInfo{
+      "index_ge",
+      "IndexGe",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::indices}}};
+  GIRIH_HD explicit IndexGe(const int* numbers) : ComparesNumbers{numbers[0]} {}
+
+  GIRIH_HD static TileKind kind(NumberRange q, NumberRange k) {
+    if (q.most < k.least) return TileKind::empty;
+    return q.least >= k.most ? TileKind::full : TileKind::partial;
+  }
+  GIRIH_HD static bool sees(int q, int k) { return q >= k; }
+};
+
+// The row's number is greater than the key's.
+struct IndexGt : ComparesNumbers<IndexGt> {
+  static constexpr AtomInfo kInfo{
+      "index_gt",
+      "IndexGt",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::indices}}};
+  GIRIH_HD explicit IndexGt(const int* numbers) : ComparesNumbers{numbers[0]} {}
+
+  GIRIH_HD static TileKind kind(NumberRange q, NumberRange k) {
+    if (q.most <= k.least) return TileKind::empty;
+    return q.least > k.most ? TileKind::full : TileKind::partial;
+  }
+  GIRIH_HD static bool sees(int q, int k) { return q > k; }
+};
+
 #define GIRIH_ATOMS(X) \
   X(Dense)             \
   X(Causal)            \
@@ -797,7 +901,10 @@ struct Blocks : KeySearch<Blocks> {
   X(Strided)           \
   X(Dilated)           \
   X(Neighborhood)      \
-  X(Blocks)
+  X(Blocks)            \
+  X(Segments)          \
+  X(IndexGe)           \
+  X(IndexGt)
 
 // An atom from its numbers.
 template <class Atom>

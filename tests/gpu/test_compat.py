@@ -1,0 +1,313 @@
+"""girih_compat.py on a GPU: every function against the dense mask that its library documents, with
+PyTorch in float32. tools/gpu_check runs it."""
+
+import math
+import pathlib
+import sys
+import unittest
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "python"))
+import girih  # noqa: E402
+import girih_compat as compat  # noqa: E402
+
+BLOCK = 128
+
+
+def reference(q, k, v, mask, scale=None, softcap=0.0):
+    """One sequence: q [seqlen_q, heads, dim], mask [heads, seqlen_q, seqlen_k]; rows that see
+    nothing give 0 and lse +inf. Returns out and lse [heads, seqlen_q]."""
+    q, k, v = (x.float().transpose(0, 1) for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[0] // x.shape[0], dim=0) for x in (k, v))
+    scores = q @ k.transpose(1, 2) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -math.inf)
+    lse = torch.logsumexp(scores, -1)
+    out = torch.nan_to_num(torch.softmax(scores, -1)) @ v
+    return out.transpose(0, 1), lse.masked_fill(lse == -math.inf, math.inf)
+
+
+def rows_and_keys(seqlen_q, seqlen_k):
+    return (torch.arange(seqlen_q, device="cuda")[:, None],
+            torch.arange(seqlen_k, device="cuda")[None])
+
+
+def causal_mask(seqlen_q, seqlen_k):
+    q, k = rows_and_keys(seqlen_q, seqlen_k)
+    return k <= q + seqlen_k - seqlen_q
+
+
+def normal(*shape, dtype=torch.bfloat16):
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+class CompatTest(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(4)
+
+    def close(self, actual, expected):
+        torch.testing.assert_close(actual.float(), expected, rtol=1e-2, atol=1.5e-2)
+
+    def close_lse(self, actual, expected):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3)
+
+
+class BlockSparseTest(CompatTest):
+    lengths_q, lengths_k = [300, 113, 128, 517], [300, 203, 1, 300]
+    types = [0, 1, -1, 1, 0, -1, 1, -1]
+    info = [0, 0, 0, 0, 1, 3, 0, 0, 0, 0, 0, 2, 0, 0, 2, 1]
+
+    def setUp(self):
+        super().setUp()
+        self.cu_q, self.cu_k = (torch.tensor([0] + x, device="cuda").cumsum(0).int()
+                                for x in (self.lengths_q, self.lengths_k))
+        self.q = normal(sum(self.lengths_q), 8, 64)
+        self.k, self.v = (normal(sum(self.lengths_k), 2, 64) for _ in range(2))
+        self.blockmask = torch.rand(4, 3, 5, 3, device="cuda") < 0.5
+        self.limits = max(self.lengths_q), max(self.lengths_k)
+
+    def mask(self, b, causal, exact, info=None):
+        """Of one sequence, by the rules of Block-Sparse-Attention."""
+        info = self.info if info is None else info
+        seqlen_q, seqlen_k = self.lengths_q[b], self.lengths_k[b]
+        q, k = rows_and_keys(seqlen_q, seqlen_k)
+        offset = seqlen_k - seqlen_q
+        base = (k <= q + offset) if causal else torch.ones_like(k <= q)
+        masks, plane = [], 0
+        for head, kind in enumerate(self.types):
+            sink, local = info[2 * head:2 * head + 2]
+            if kind == 0:
+                masks.append(base)
+            elif kind == 1:
+                masks.append(base & self.blockmask[b, plane][q // BLOCK, k // BLOCK])
+                plane += 1
+            elif exact:
+                masks.append(base & ((k < sink) | (k > q + offset - local)))
+            else:
+                last = q // BLOCK + 1 - (-offset // BLOCK) if causal else -(-seqlen_k // BLOCK)
+                j = k // BLOCK
+                masks.append(base & ((j < sink) | ((j >= last - local) & (j < last))))
+        return torch.stack(masks)
+
+    def check(self, result, causal, exact, info=None, scale=None):
+        out, lse, probabilities = result
+        self.assertEqual((out.dtype, out.shape), (self.q.dtype, self.q.shape))
+        self.assertEqual((lse.dtype, lse.shape), (torch.float32, (4, 8, self.limits[0])))
+        self.assertEqual(probabilities.shape, (0,))
+        for b in range(4):
+            rows, keys = (slice(int(cu[b]), int(cu[b + 1])) for cu in (self.cu_q, self.cu_k))
+            expected, expected_lse = reference(self.q[rows], self.k[keys], self.v[keys],
+                                               self.mask(b, causal, exact, info), scale)
+            self.close(out[rows], expected)
+            self.close_lse(lse[b, :, :self.lengths_q[b]], expected_lse)
+            self.assertTrue((lse[b, :, self.lengths_q[b]:] == math.inf).all())
+
+    def call(self, causal, exact, types=None, info=None, blockmask=None, **named):
+        return compat.block_sparse_attn_func(
+            self.q, self.k, self.v, self.cu_q, self.cu_k, self.types if types is None else types,
+            info or self.info,
+            self.blockmask if blockmask is None else blockmask, *self.limits, 0.0,
+            is_causal=causal, exact_streaming=exact, **named)
+
+    def test_heads_of_three_kinds_follow_the_rules_of_the_library(self):
+        for causal, exact in ((True, True), (True, False), (False, False)):
+            self.check(self.call(causal, exact, return_attn_probs=True), causal, exact)
+        self.check(self.call(True, False, return_attn_probs=True, softmax_scale=0.3), True, False,
+                   scale=0.3)
+        info = [64, 100] * 8
+        self.check(self.call(True, True, info=info, return_attn_probs=True), True, True, info)
+        plain = self.call(True, False, blockmask=self.blockmask.float())
+        self.assertTrue(torch.equal(plain, self.call(True, False)))
+
+    def test_numbers_on_the_gpu_are_waited_for_once(self):
+        types = torch.tensor(self.types, device="cuda", dtype=torch.int32)
+        info = torch.tensor(self.info, device="cuda", dtype=torch.int32)
+        call = lambda: compat.block_sparse_attn_func(  # noqa: E731
+            self.q, self.k, self.v, self.cu_q, self.cu_k, types, info, self.blockmask,
+            *self.limits, 0.0, is_causal=True)
+        first = call()
+        self.assertTrue(torch.equal(first, self.call(True, False)))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            again = call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        self.assertTrue(torch.equal(again, first))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        graph.replay()
+        self.assertTrue(torch.equal(captured, first))
+        types[1] = 0  # written to: head 1 is dense, and there is a plane too many
+        with self.assertRaisesRegex(girih.Error, "base_blockmask has 3 planes: 2 heads"):
+            call()
+        fresh = torch.tensor(self.types, device="cuda", dtype=torch.int32)
+        graph = torch.cuda.CUDAGraph()
+        with self.assertRaisesRegex(girih.Error, "head_mask_type .* cannot be captured"):
+            with torch.cuda.graph(graph):
+                self.call(True, False, types=fresh)
+
+    def test_streaming_functions_are_the_same_without_block_masks(self):
+        self.types = [0, -1] * 4
+        for call, causal, exact, named in (
+                (compat.token_streaming_attn_func, True, True, {}),
+                (compat.block_streaming_attn_func, True, False, {}),
+                (compat.block_streaming_attn_func, False, False, {"is_causal": False})):
+            info = [10, 40] * 8 if exact else [1, 2] * 8
+            dropout = () if exact else (0.0,)
+            result = call(self.q, self.k, self.v, self.cu_q, self.cu_k, self.types, info,
+                          *self.limits, *dropout, return_attn_probs=True, **named)
+            self.check(result, causal, exact, info)
+
+    def test_all_block_sparse_heads_and_a_single_one_find_their_planes(self):
+        for types in ([1] * 8, [0] * 5 + [1] + [0] * 2):
+            self.types = types
+            self.blockmask = torch.rand(4, sum(types), 5, 3, device="cuda") < 0.5
+            self.check(self.call(True, False, return_attn_probs=True), True, False)
+
+
+class FlashTest(CompatTest):
+    def test_windows_softcaps_and_lengths_match_the_dense_mask(self):
+        for seqlen_q, seqlen_k in ((70, 100), (100, 70), (1, 64)):
+            q, k, v = normal(2, seqlen_q, 4, 64), *(normal(2, seqlen_k, 2, 64) for _ in range(2))
+            i, j = rows_and_keys(seqlen_q, seqlen_k)
+            p = i + seqlen_k - seqlen_q
+            for causal, (left, right), softcap, scale in (
+                    (False, (-1, -1), 0.0, None), (True, (-1, -1), 0.0, 0.2),
+                    (True, (20, -1), 5.0, None), (False, (7, 9), 0.0, None),
+                    (False, (-1, 3), 0.0, None), (True, (5, 30), 0.0, None)):
+                mask = torch.ones_like(j <= p)
+                if left >= 0:
+                    mask &= j >= p - left
+                if right >= 0:
+                    mask &= j <= p + right
+                if causal:
+                    mask &= j <= p
+                out, lse, probabilities = compat.flash_attn_func(
+                    q, k, v, softmax_scale=scale, causal=causal, window_size=(left, right),
+                    softcap=softcap, return_attn_probs=True)
+                self.assertEqual((lse.shape, probabilities.numel()), ((2, 4, seqlen_q), 0))
+                for b in range(2):
+                    expected = reference(q[b], k[b], v[b], mask.expand(4, -1, -1), scale, softcap)
+                    self.close(out[b], expected[0])
+                    self.close_lse(lse[b], expected[1])
+
+    def test_packed_tensors_and_sequences_are_the_same_attention(self):
+        qkv = normal(2, 90, 3, 4, 64)
+        expected = compat.flash_attn_func(*qkv.unbind(2), causal=True)
+        self.assertTrue(torch.equal(compat.flash_attn_qkvpacked_func(qkv, causal=True), expected))
+        self.assertTrue(torch.equal(
+            compat.block_sparse_flash_attn_func(*qkv.unbind(2), None, causal=True), expected))
+        cu = torch.tensor([0, 90, 180], device="cuda", dtype=torch.int32)
+        packed = [x.flatten(0, 1) for x in qkv.unbind(2)]
+        out, lse, _ = compat.flash_attn_varlen_func(*packed, cu, cu, 90, 90, causal=True,
+                                                    return_attn_probs=True)
+        self.close(out.unflatten(0, (2, 90)), expected.float())
+        self.assertEqual(lse.shape, (4, 180))
+
+    def test_heads_of_any_width_are_padded(self):
+        q, k, v = (normal(1, 50, 2, 40, dtype=torch.float16) for _ in range(3))
+        out = compat.flash_attn_func(q, k, v, causal=True)
+        self.assertEqual(out.shape, q.shape)
+        self.close(out[0], reference(q[0], k[0], v[0], causal_mask(50, 50).expand(2, -1, -1))[0])
+
+    def test_what_is_not_there_is_refused(self):
+        q = normal(1, 16, 2, 64).requires_grad_()
+        with self.assertRaisesRegex(girih.Error, "no backward pass"):
+            compat.flash_attn_func(q, q, q)
+        with self.assertRaisesRegex(girih.Error, "no kernel prunes"):
+            compat.block_sparse_flash_attn_func(q, q, q, torch.zeros(2, 1, device="cuda"))
+
+
+class LocalStrideTest(CompatTest):
+    def mask(self, seqlen_q, seqlen_k, *, heads=4, group=1, local=2, stride=3, block=16,
+             homo=False, dense_heads=0, offset=0):
+        """[heads, seqlen_q, seqlen_k], causal, by the rules of dkernel."""
+        q, k = rows_and_keys(seqlen_q, seqlen_k)
+        p = q + seqlen_k - seqlen_q
+        i, j = p // block, k // block
+        step = max(1, stride // heads)
+        masks = []
+        for head in range(heads):
+            h = 0 if homo else head // group
+            visible = (i - j < local) | ((j + h * step + offset) % stride == 0)
+            if h >= heads // group - dense_heads:
+                visible = torch.ones_like(visible)
+            masks.append(visible & (k <= p))
+        return torch.stack(masks)
+
+    def check(self, out, q, k, v, mask):
+        for b in range(q.shape[0]):
+            self.close(out[b], reference(q[b], k[b], v[b], mask)[0])
+
+    def test_patterns_of_every_head_match_the_dense_mask(self):
+        q, k, v = normal(2, 200, 4, 64), *(normal(2, 200, 2, 64) for _ in range(2))
+        for named, expected in (
+                ({}, {}), ({"num_kv_heads": 2}, {"group": 2}), ({"homo_head": True}, {"homo": True}),
+                ({"num_dense_heads": 1}, {"dense_heads": 1}),
+                ({"num_kv_heads": 2, "num_dense_heads": 1, "head_sliding_offset": 1},
+                 {"group": 2, "dense_heads": 1, "offset": 1})):
+            module = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3, **named)
+            mask = self.mask(200, 200, **expected)
+            self.check(module(q, k, v), q, k, v, mask)
+            swapped = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3, seq_dim=2, **named)
+            out, lse = swapped(*(x.transpose(1, 2) for x in (q, k, v)), return_lse=True)
+            self.check(out.transpose(1, 2), q, k, v, mask)
+            self.close_lse(lse[0], reference(q[0], k[0], v[0], mask)[1])
+            # One query at the end of the keys, as in decoding.
+            self.check(module(q[:, -1:], k, v), q[:, -1:], k, v, mask[:, -1:])
+
+    def test_wide_strides_move_by_more_than_a_block_from_head_to_head(self):
+        q, k, v = normal(1, 250, 4, 64), *(normal(1, 250, 2, 64) for _ in range(2))
+        for named, group in (({}, 1), ({"num_kv_heads": 2}, 2)):
+            module = compat.LocalStrideSparseAttention(4, 256, 16, 1, 9, **named)
+            mask = self.mask(250, 250, local=1, stride=9, group=group)
+            self.check(module(q, k, v), q, k, v, mask)
+
+    def test_without_causality_strides_count_from_the_local_blocks(self):
+        q, k, v = (normal(1, 16 * 8, 2, 64) for _ in range(3))
+        module = compat.LocalStrideSparseAttention(2, 128, 16, 2, 3, homo_head=True, causal=False)
+        rows = ["11001001", "11100100", "01110010", "00111001", "10011100", "01001110", "00100111",
+                "10010011"]
+        golden = torch.tensor([[int(c) for c in row] for row in rows], device="cuda").bool()
+        mask = golden.repeat_interleave(16, 0).repeat_interleave(16, 1).expand(2, -1, -1)
+        self.check(module(q, k, v), q, k, v, mask)
+
+    def test_ranks_have_their_part_of_the_heads(self):
+        q, k, v = normal(1, 120, 8, 64), *(normal(1, 120, 4, 64) for _ in range(2))
+        whole = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, num_kv_heads=4)(q, k, v)
+        for first in (0, 2):
+            part = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, num_kv_heads=4,
+                                                     active_head_range=(first, first + 2))
+            out = part(q[:, :, 2 * first:2 * first + 4], k[:, :, first:first + 2],
+                       v[:, :, first:first + 2])
+            self.close(out, whole[:, :, 2 * first:2 * first + 4].float())
+
+    def test_padded_and_packed_sequences_count_from_their_first_token(self):
+        module = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3)
+        lengths = torch.tensor([60, 100], device="cuda")
+        q, k, v = (normal(2, 100, 4, 64) for _ in range(3))
+        cu = torch.tensor([0, 60, 160], device="cuda", dtype=torch.int32)
+        right = module(q, k, v, seqlens=lengths)
+        for b, n in enumerate((60, 100)):
+            mask = self.mask(n, n)
+            self.check(right[b:b + 1, :n], q[b:b + 1, :n], k[b:b + 1, :n], v[b:b + 1, :n], mask)
+            self.assertEqual(right[b, n:].abs().sum().item(), 0)
+            left = module(q, k, v, left_paddings=100 - lengths)
+            self.check(left[b:b + 1, 100 - n:], q[b:b + 1, 100 - n:], k[b:b + 1, 100 - n:],
+                       v[b:b + 1, 100 - n:], mask)
+            self.assertEqual(left[b, :100 - n].abs().sum().item(), 0)
+            last = module(q[:, :1], k, v, seqlens=lengths)
+            self.check(last[b:b + 1], q[b:b + 1, :1], k[b:b + 1, :n], v[b:b + 1, :n], mask[:, -1:])
+        packed = [torch.cat([x[0, :60], x[1]]) for x in (q, k, v)]
+        out = module(*packed, cu_seqlen_k=cu)
+        self.close(out[:60], right[0, :60].float())
+        self.close(out[60:], right[1].float())
+        decoded = module(q[:, 0], packed[1], packed[2], cu_seqlen_k=cu)
+        self.close(decoded, module(q[:, :1], k, v, seqlens=lengths)[:, 0].float())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,509 @@
+"""Functions of other sparse-attention libraries, by their names and with their arguments, on Girih's
+kernels. Forward only: gradients, dropout and whatever else is not there raise girih.Error.
+
+    from girih_compat import block_sparse_attn_func          # Block-Sparse-Attention
+    from girih_compat import LocalStrideSparseAttention      # S2-Attention (dkernel)
+    from girih_compat import block_sparse_flash_attn_func    # BSFA
+    from girih_compat import flash_attn_func                 # FlashAttention-2
+
+Each translates its arguments into a pattern's text (the functions named *_pattern, which need
+neither a GPU nor PyTorch) and calls girih.attention. A head_dim that is no multiple of 16 is padded
+with zeros. Rows that see nothing give 0, with lse = +inf where the library has it so.
+"""
+
+import itertools
+import math
+import sys
+import weakref
+
+import girih
+
+try:
+    from torch.nn import Module as _Module
+except ImportError:  # patterns can be made without it
+    _Module = object
+
+__all__ = ["LocalStrideSparseAttention", "block_sparse_attn_func", "block_sparse_flash_attn_func",
+           "block_sparse_pattern", "block_streaming_attn_func", "flash_attn_func",
+           "flash_attn_qkvpacked_func", "flash_attn_varlen_func", "flash_pattern",
+           "local_stride_pattern", "token_streaming_attn_func"]
+
+
+def _refuse(message):
+    raise girih.Error("invalid_argument", message)
+
+
+def _unsupported(message):
+    raise girih.Error("unsupported", message)
+
+
+def _refuse_dropout(p):
+    if p:
+        _unsupported("dropout %g is not supported: it must be 0" % p)
+
+
+# --- Patterns -------------------------------------------------------------------------------------
+
+
+def _heads_pattern(masks):
+    """heads(...) of a mask's text for each head; the mask itself where all have the same."""
+    if len(set(masks)) == 1:
+        return masks[0]
+    sets = {}
+    for mask, run in itertools.groupby(range(len(masks)), lambda head: masks[head]):
+        run = list(run)
+        text = "%d" % run[0] if len(run) == 1 else "%d-%d" % (run[0], run[-1])
+        sets.setdefault(mask, []).append(text)
+    return "heads(%s)" % ", ".join("%s: %s" % ("+".join(ranges), mask)
+                                   for mask, ranges in sets.items())
+
+
+def _streaming_mask(sink, local, is_causal, exact):
+    if not exact:
+        return ("block_streaming(sink=%d, local=%d%s)"  # of blocks of 128, the atom's own default
+                % (sink, local, "" if is_causal else ", causal=false"))
+    if local < 1:
+        return "causal & sink(%d)" % sink
+    if sink < 1:
+        return "causal & window(left=%d)" % (local - 1)
+    return "causal & (sink(%d) | window(left=%d))" % (sink, local - 1)
+
+
+def block_sparse_pattern(head_mask_type, streaming_info=None, is_causal=False,
+                         exact_streaming=False):
+    """What Block-Sparse-Attention's arguments mean, as a pattern's text.
+
+    head_mask_type: a number for each query head: 0 dense, -1 streaming, 1 the next plane of the
+      block mask, which the pattern calls m; a larger n is plane n - 1.
+    streaming_info: [sink, local] for each query head, one after the other: tokens with
+      exact_streaming, which is causal, and else blocks of 128.
+
+    Returns the text and for each head its plane, None where it has none.
+    """
+    types = [int(kind) for kind in head_mask_type]
+    if not types:
+        _refuse("head_mask_type is empty: it must have a number for each query head")
+    if exact_streaming and not is_causal:
+        _refuse("exact_streaming needs is_causal=True")
+    if exact_streaming and streaming_info is None:
+        _refuse("exact_streaming needs streaming_info")
+    if streaming_info is not None:
+        streaming_info = [int(number) for number in streaming_info]
+        if len(streaming_info) != 2 * len(types):
+            _refuse("streaming_info has %d numbers: %d heads need %d, a sink and a local one each"
+                    % (len(streaming_info), len(types), 2 * len(types)))
+    elif any(kind < 0 for kind in types):
+        _refuse("head_mask_type has -1, but there is no streaming_info")
+
+    masks, planes, ones = [], [], 0
+    for head, kind in enumerate(types):
+        if kind == 0:
+            masks.append("causal" if is_causal else "dense")
+        elif kind < 0:
+            sink, local = streaming_info[2 * head:2 * head + 2]
+            if sink < 0 or local < 0:
+                _refuse("streaming_info of head %d is [%d, %d]: both must be 0 or more"
+                        % (head, sink, local))
+            masks.append(_streaming_mask(sink, local, is_causal, exact_streaming))
+        else:
+            masks.append("causal & blocks(m, q=128, kv=128)" if is_causal else
+                         "blocks(m, q=128, kv=128)")
+        ones += kind == 1
+        planes.append(None if kind <= 0 else (ones if kind == 1 else kind) - 1)
+    return _heads_pattern(masks), planes
+
+
+def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0):
+    """What FlashAttention's arguments mean, as a pattern's text. Distances of the window are
+    inclusive, and below 0 unbounded; a causal one ends at the diagonal."""
+    left, right = (max(int(size), -1) for size in window_size)
+    if causal:
+        text = "causal" if left < 0 else "causal & window(left=%d)" % left
+    else:
+        sizes = ["%s=%d" % pair for pair in (("left", left), ("right", right)) if pair[1] >= 0]
+        text = "window(%s)" % ", ".join(sizes) if sizes else "dense"
+    return text + (" with softcap(%s)" % repr(float(softcap)) if softcap > 0 else "")
+
+
+def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, homo_head=False,
+                         num_dense_heads=0, num_kv_heads=None, head_sliding_offset=0, causal=True,
+                         max_seq_len=None):
+    """What the arguments of S2-Attention's LocalStrideSparseAttention mean, as a pattern's text.
+    Of a tensor-parallel rank it is the whole model's. Without causality strides count from the
+    edges of the local blocks, and heads are alike."""
+    if isinstance(local_blocks, (tuple, list)):
+        local = "(%d, %d)" % tuple(local_blocks)
+    else:
+        local = "%d" % local_blocks
+    if vert_stride < 1:
+        _refuse("vert_stride is %d: it must be 1 or more" % vert_stride)
+    if num_kv_heads is not None and num_heads % num_kv_heads != 0:
+        _refuse("num_heads %d is not a multiple of num_kv_heads %d" % (num_heads, num_kv_heads))
+    if homo_head and num_dense_heads:
+        _refuse("num_dense_heads is %d: with homo_head all heads are alike" % num_dense_heads)
+    if not causal and max_seq_len is not None:  # no two blocks are farther apart
+        vert_stride = min(vert_stride, max(1, -(-max_seq_len // block_size)))
+    arguments = ["local=" + local, "stride=%d" % vert_stride, "block=%d" % block_size]
+    if causal and head_sliding_offset:
+        arguments.append("offset=%d" % head_sliding_offset)
+    if num_kv_heads is not None and num_kv_heads != num_heads:
+        arguments.append("heads=kv")
+    if causal and homo_head:
+        arguments.append("homo=true")
+    if num_dense_heads:
+        arguments.append("dense_heads=%d" % num_dense_heads)
+    if not causal:
+        return "strided(%s, relative=true)" % ", ".join(arguments)
+    return "causal & strided(%s)" % ", ".join(arguments)
+
+
+# --- Tensors --------------------------------------------------------------------------------------
+
+_seen = {}  # id of a tensor: a weak reference to it, its version, and what it held
+
+
+def _host_values(name, values):
+    """The numbers of a list or tensor. Those of a tensor on a GPU are copied once, which waits for
+    it, and known from then on, as long as the same tensor comes again and is not written to."""
+    if not getattr(values, "is_cuda", False):
+        values = values.reshape(-1).tolist() if hasattr(values, "reshape") else list(values)
+        return values
+    try:
+        version = values._version
+    except RuntimeError:  # an inference tensor has none: a write to it would not be noticed
+        version = None
+    key = id(values)
+    known = _seen.get(key)
+    if known is not None and known[0]() is values and version is not None and known[1] == version:
+        return known[2]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_current_stream_capturing():
+        _refuse("%s is on the GPU and its numbers are not known yet, which cannot be captured into "
+                "a graph: call once before the capture begins, or give a list" % name)
+    numbers = values.reshape(-1).tolist()
+    if version is not None:
+        _seen[key] = (weakref.ref(values, lambda _: _seen.pop(key, None)), version, numbers)
+    return numbers
+
+
+def _planes_of_heads(blockmask, planes):
+    """The block mask with a plane for each query head, or one for all. Nothing waits for the GPU."""
+    if not _dtype_is_byte(blockmask):
+        blockmask = blockmask != 0
+    used = {plane for plane in planes if plane is not None}
+    if len(used) == 1:
+        plane = used.pop()
+        return blockmask[:, plane:plane + 1]
+    if planes == list(range(blockmask.shape[1])):
+        return blockmask
+    import torch
+    pieces, head = [], 0
+    while head < len(planes):
+        end = head + 1
+        if planes[head] is None:  # its plane is never looked at
+            while end < len(planes) and planes[end] is None:
+                end += 1
+            pieces.append(blockmask[:, :1].expand(-1, end - head, -1, -1))
+        else:
+            while end < len(planes) and planes[end] == planes[head] + end - head:
+                end += 1
+            pieces.append(blockmask[:, planes[head]:planes[head] + end - head])
+        head = end
+    return torch.cat(pieces, dim=1)
+
+
+def _dtype_is_byte(tensor):
+    return str(tensor.dtype).rsplit(".", 1)[-1] in ("bool", "uint8")
+
+
+def _attend(call, q, k, v, softmax_scale=None, return_lse=False, **arguments):
+    """call(q, k, v, ...), with heads padded to a multiple of 16. Returns out and lse or None."""
+    width, width_v = q.shape[-1], v.shape[-1]
+    scale = width ** -0.5 if softmax_scale is None else softmax_scale
+    if width % 16 != 0 or width_v % 16 != 0:
+        from torch.nn.functional import pad
+        q, k, v = (pad(x, (0, -x.shape[-1] % 16)) for x in (q, k, v))
+    result = call(q, k, v, softmax_scale=scale, return_lse=return_lse, **arguments)
+    out, lse = result if isinstance(result, tuple) else (result, None)
+    return out[..., :width_v], lse
+
+
+# --- Block-Sparse-Attention -----------------------------------------------------------------------
+
+
+def _padded_lse(lse, cu_seqlens_q, max_seqlen_q):
+    """[heads, total_q] -> [batch, heads, max_seqlen_q], +inf after a sequence's last row."""
+    import torch
+    starts = cu_seqlens_q[:-1, None].long()
+    rows = starts + torch.arange(max_seqlen_q, device=lse.device)
+    exists = rows < cu_seqlens_q[1:, None]
+    if lse.shape[1] == 0:
+        return lse.new_full((rows.shape[0], lse.shape[0], max_seqlen_q), math.inf)
+    padded = lse[:, rows.clamp(max=lse.shape[1] - 1)].transpose(0, 1)
+    return padded.masked_fill(~exists[:, None], math.inf).contiguous()
+
+
+def _block_sparse(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info,
+                  base_blockmask, max_seqlen_q, max_seqlen_k, p_dropout, softmax_scale, is_causal,
+                  exact_streaming, return_attn_probs):
+    _refuse_dropout(p_dropout)
+    types = _host_values("head_mask_type", head_mask_type)
+    if len(types) != q.shape[1]:
+        _refuse("head_mask_type has %d numbers: q has %d heads" % (len(types), q.shape[1]))
+    if streaming_info is not None:
+        streaming_info = _host_values("streaming_info", streaming_info)
+    text, planes = block_sparse_pattern(types, streaming_info, is_causal, exact_streaming)
+
+    inputs = {}
+    if any(plane is not None for plane in planes):
+        if base_blockmask is None:
+            _refuse("head_mask_type has block-sparse heads, but there is no base_blockmask")
+        ones, available = sum(kind == 1 for kind in types), base_blockmask.shape[1]
+        most = max(plane for plane in planes if plane is not None)
+        if available != ones or most >= available:
+            _refuse("base_blockmask has %d planes: %d heads of head_mask_type are 1, and the last "
+                    "plane asked for is number %d" % (available, ones, most))
+        inputs["m"] = _planes_of_heads(base_blockmask, planes)
+    out, lse = _attend(girih.compile(text), q, k, v, softmax_scale, return_attn_probs, layout="thd",
+                       cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+                       max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, inputs=inputs,
+                       empty_lse=math.inf)
+    if not return_attn_probs:
+        return out
+    return out, _padded_lse(lse, cu_seqlens_q, max_seqlen_q), q.new_empty(0)
+
+
+def block_sparse_attn_func(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info,
+                           base_blockmask, max_seqlen_q_, max_seqlen_k_, p_dropout,
+                           deterministic=False, softmax_scale=None, is_causal=False,
+                           exact_streaming=False, return_attn_probs=False):
+    """Block-Sparse-Attention's function: dense, streaming and block-sparse heads over packed
+    sequences, q [total_q, num_heads, head_dim].
+
+    head_mask_type, streaming_info: see block_sparse_pattern. Lists and tensors on the CPU never
+      wait for the GPU; a tensor on the GPU is waited for when it is first seen.
+    base_blockmask: [batch, block-sparse heads, ceil(max_seqlen_q / 128), ceil(max_seqlen_k / 128)],
+      bool or numbers, where not 0 is visible.
+
+    Returns out, with return_attn_probs (out, lse [batch, num_heads, max_seqlen_q], an empty
+    tensor). The result is always deterministic.
+    """
+    return _block_sparse(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info,
+                         base_blockmask, max_seqlen_q_, max_seqlen_k_, p_dropout, softmax_scale,
+                         is_causal, exact_streaming, return_attn_probs)
+
+
+def token_streaming_attn_func(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info,
+                              max_seqlen_q_, max_seqlen_k_, deterministic=False, softmax_scale=None,
+                              return_attn_probs=False):
+    """Block-Sparse-Attention's function: dense and streaming heads, causal, with sinks and local
+    keys counted in tokens, the query's own among the local ones."""
+    return _block_sparse(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info, None,
+                         max_seqlen_q_, max_seqlen_k_, 0.0, softmax_scale, True, True,
+                         return_attn_probs)
+
+
+def block_streaming_attn_func(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info,
+                              max_seqlen_q_, max_seqlen_k_, p_dropout, deterministic=False,
+                              softmax_scale=None, is_causal=True, return_attn_probs=False):
+    """Block-Sparse-Attention's function: dense and streaming heads, with sinks and local keys
+    counted in blocks of 128."""
+    return _block_sparse(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, streaming_info, None,
+                         max_seqlen_q_, max_seqlen_k_, p_dropout, softmax_scale, is_causal, False,
+                         return_attn_probs)
+
+
+# --- S2-Attention ---------------------------------------------------------------------------------
+
+
+class LocalStrideSparseAttention(_Module):
+    """S2-Attention's module (dkernel): local blocks, and of the others every vert_stride-th, moved
+    from head to head. Nothing is built: max_seq_len only limits the keys.
+
+    active_head_range: the heads of this rank, in the pattern's heads, which are KV heads where
+      num_kv_heads is given.
+    seq_dim: 1, the default, for [batch, seqlen, heads, head_dim], 2 for [batch, heads, seqlen,
+      head_dim]. out: a tensor to write to. block_m, block_n and other keywords of dkernel's kernels
+      are not needed.
+    """
+
+    def __init__(self, num_heads, max_seq_len, block_size, local_blocks, vert_stride, *,
+                 homo_head=False, num_dense_heads=0, num_kv_heads=None, active_head_range=None,
+                 head_sliding_offset=0, block_m=None, block_n=None, causal=True, seq_dim=None,
+                 out=None, d_splits=None, inference=None):
+        super().__init__()
+        if seq_dim not in (None, 1, 2):
+            _refuse("seq_dim %r is not 1 or 2" % (seq_dim,))
+        self.layout = "bhsd" if seq_dim == 2 else "bshd"
+        unit = math.lcm(block_size, block_m or 1, block_n or 1, 64)
+        self.max_seq_len = -(-max_seq_len // unit) * unit
+        self.pattern = local_stride_pattern(
+            num_heads, block_size, local_blocks, vert_stride, homo_head=homo_head,
+            num_dense_heads=num_dense_heads, num_kv_heads=num_kv_heads,
+            head_sliding_offset=head_sliding_offset, causal=causal, max_seq_len=self.max_seq_len)
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.causal, self.out = causal, out
+        group = num_heads // (num_kv_heads or num_heads)
+        first, end = 0, num_heads // group
+        if active_head_range is not None and not homo_head:
+            first, end = active_head_range
+            if not 0 <= first < end <= num_heads // group:
+                _refuse("active_head_range (%d, %d) is not within the pattern's %d heads"
+                        % (first, end, num_heads // group))
+        elif active_head_range is not None:
+            end = None  # as many as there are: all are alike
+        self.head_offset = first * group
+        self.rank_heads = None if end is None else (end - first) * group
+
+    def _check(self, q, k, heads_at, rows_at):
+        heads, heads_kv = q.shape[heads_at], k.shape[heads_at]
+        if self.rank_heads not in (None, heads):
+            _refuse("q has %d heads: this module is for %d" % (heads, self.rank_heads))
+        if self.num_kv_heads is not None and self.rank_heads is not None:
+            expected = self.rank_heads * self.num_kv_heads // self.num_heads
+            if heads_kv != expected:
+                _refuse("k has %d heads: this module is for %d" % (heads_kv, expected))
+        if rows_at is not None and k.shape[rows_at] > self.max_seq_len:
+            _refuse("k has %d keys: max_seq_len is %d" % (k.shape[rows_at], self.max_seq_len))
+
+    def _call(self, q, k, v, layout, heads_at):
+        """What launches: a rank's kernel where the heads are not all of the model's."""
+        program = girih.compile(self.pattern)
+        if q.shape[heads_at] == self.num_heads or self.rank_heads is None:
+            return program
+        width, width_v = (-(-x.shape[-1] // 16) * 16 for x in (q, v))
+        return program.bind(dtype=q.dtype, head_dim=width, head_dim_v=width_v, layout=layout,
+                            num_heads=q.shape[heads_at], num_heads_kv=k.shape[heads_at],
+                            head_offset=self.head_offset, num_heads_total=self.num_heads,
+                            device=getattr(q, "device", None))
+
+    def forward(self, q, k=None, v=None, sm_scale=None, *, cu_seqlen_k=None, cu_seqlen_q=None,
+                left_paddings=None, seqlens=None, return_lse=False, split_qkv=None):
+        """q, k, v: 4-D, by seq_dim, or packed [tokens, heads, head_dim] with cu_seqlen_k and, unless
+        there is one query a sequence or as many as keys, cu_seqlen_q.
+        left_paddings, seqlens: [batch], 4-D: so many first keys do not exist, or those from seqlens
+          on; with as many queries as keys or one. Rows of padding give 0.
+        Returns out, or (out, lse [batch, heads, seqlen_q]) with return_lse.
+        """
+        if k is None or v is None or split_qkv is not None:
+            _unsupported("packed q, k and v are not supported: give three tensors, which may be "
+                         "slices of one")
+        arguments = {"out": self.out} if self.out is not None else {}
+        if not self.causal:
+            arguments["q_start"] = 0
+        if len(q.shape) == 3:
+            return self._packed(q, k, v, sm_scale, cu_seqlen_q, cu_seqlen_k, left_paddings, seqlens,
+                                return_lse, arguments)
+        heads_at, rows_at = (1, 2) if self.layout == "bhsd" else (2, 1)
+        self._check(q, k, heads_at, rows_at)
+        if cu_seqlen_k is not None or cu_seqlen_q is not None:
+            _refuse("cu_seqlen_k and cu_seqlen_q are for packed tensors of 3 dimensions")
+        rows, keys = q.shape[rows_at], k.shape[rows_at]
+        if left_paddings is not None and seqlens is not None:
+            _unsupported("left_paddings and seqlens together are not supported: pad on one side")
+        padded = left_paddings is not None or seqlens is not None
+        if padded and rows not in (1, keys):
+            _refuse("%d queries and %d keys: with paddings there is one query, or as many as keys"
+                    % (rows, keys))
+        if padded and not self.causal:
+            _unsupported("paddings need causal=True")
+        if left_paddings is not None:
+            arguments["leftpad_k"] = left_paddings.int()
+        if seqlens is not None:
+            arguments["seqused_k"] = seqlens.int()
+            if rows == keys:
+                arguments["q_start"] = 0  # padding follows the queries as it does the keys
+        call = self._call(q, k, v, self.layout, heads_at)
+        out, lse = _attend(call, q, k, v, sm_scale or None, return_lse, layout=self.layout,
+                           **arguments)
+        if seqlens is not None and rows == keys and rows > 1:
+            import torch
+            padding = torch.arange(rows, device=q.device) >= seqlens[:, None]  # [batch, rows]
+            shape = [q.shape[0], 1, 1, 1]
+            shape[rows_at] = rows
+            out.masked_fill_(padding.reshape(shape), 0)
+        return (out, lse) if return_lse else out
+
+    if _Module is object:
+        __call__ = forward
+
+    def _packed(self, q, k, v, sm_scale, cu_seqlen_q, cu_seqlen_k, left_paddings, seqlens,
+                return_lse, arguments):
+        if cu_seqlen_k is None or left_paddings is not None or seqlens is not None:
+            _refuse("packed tensors of 3 dimensions need cu_seqlen_k, and have no left_paddings or "
+                    "seqlens")
+        self._check(q, k, 1, None)
+        batch, longest_q = cu_seqlen_k.shape[0] - 1, q.shape[0]
+        if cu_seqlen_q is None and q.shape[0] == batch:  # a query for each sequence
+            import torch
+            cu_seqlen_q = torch.arange(batch + 1, device=q.device, dtype=torch.int32)
+            longest_q = 1
+        elif cu_seqlen_q is None and q.shape[0] == k.shape[0]:
+            cu_seqlen_q = cu_seqlen_k
+        elif cu_seqlen_q is None:
+            _refuse("q has %d rows: without cu_seqlen_q there is one a sequence (%d), or as many as "
+                    "keys (%d)" % (q.shape[0], batch, k.shape[0]))
+        call = self._call(q, k, v, "thd", 1)
+        out, lse = _attend(call, q, k, v, sm_scale or None, return_lse, layout="thd",
+                           cu_seqlens_q=cu_seqlen_q.int(), cu_seqlens_k=cu_seqlen_k.int(),
+                           max_seqlen_q=min(longest_q, self.max_seq_len),
+                           max_seqlen_k=min(k.shape[0], self.max_seq_len), **arguments)
+        return (out, lse) if return_lse else out
+
+
+# --- FlashAttention and BSFA ----------------------------------------------------------------------
+
+
+def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+           return_attn_probs, **arguments):
+    _refuse_dropout(dropout_p)
+    if alibi_slopes is not None:
+        _unsupported("alibi_slopes are not supported: leave them out")
+    out, lse = _attend(girih.compile(flash_pattern(causal, window_size, softcap)), q, k, v,
+                       softmax_scale, return_attn_probs, empty_lse=math.inf, **arguments)
+    return (out, lse, q.new_empty(0)) if return_attn_probs else out
+
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
+                    softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False):
+    """FlashAttention's function: q [batch, seqlen_q, num_heads, head_dim], k and v with as many
+    heads or a divisor. Returns out, with return_attn_probs (out, lse [batch, num_heads, seqlen_q],
+    an empty tensor)."""
+    return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+                  return_attn_probs)
+
+
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                           dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
+                           softcap=0.0, alibi_slopes=None, deterministic=False,
+                           return_attn_probs=False, block_table=None):
+    """FlashAttention's function for packed sequences: q [total_q, num_heads, head_dim]. Returns
+    out, with return_attn_probs (out, lse [num_heads, total_q], an empty tensor)."""
+    if block_table is not None:
+        _unsupported("block_table is not supported: k and v must not be paged")
+    return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+                  return_attn_probs, layout="thd", cu_seqlens_q=cu_seqlens_q,
+                  cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+
+
+def flash_attn_qkvpacked_func(qkv, dropout_p=0.0, softmax_scale=None, causal=False,
+                              window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+                              deterministic=False, return_attn_probs=False):
+    """FlashAttention's function for qkv [batch, seqlen, 3, num_heads, head_dim]."""
+    return _flash(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], dropout_p, softmax_scale, causal,
+                  window_size, softcap, alibi_slopes, return_attn_probs)
+
+
+def block_sparse_flash_attn_func(q, k, v, block_sparse_threshold, dropout_p=0.0, softmax_scale=None,
+                                 causal=False, window_size=(-1, -1), softcap=0.0,
+                                 alibi_slopes=None, deterministic=False, return_attn_probs=False,
+                                 block_size=128):
+    """BSFA's function. Thresholds are not supported: block_sparse_threshold must be None or -inf,
+    which keeps every block. Causality is aligned bottom-right by the true lengths; block_size, to
+    which BSFA pads, does not matter."""
+    if block_sparse_threshold is not None and not (isinstance(block_sparse_threshold, float)
+                                                   and block_sparse_threshold == -math.inf):
+        _unsupported("block_sparse_threshold is not supported, for no kernel prunes by scores: give "
+                     "None or -inf, which keep every block")
+    return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+                  return_attn_probs)
