@@ -15,8 +15,8 @@ constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
-constexpr int kMostFragmentsNeighborhoods = 164;
-constexpr int kMostFragmentsWideMixedNeighborhoods = 152;  // of heads wider than 192
+constexpr int kMostFragmentsMixedNeighborhoods = 164;
+constexpr int kLessForWideNeighborhoods = 12;  // of heads wider than 192
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -73,12 +73,12 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
-  const int limit = !pattern.elaborate ? most_fragments(tile)
-                    : pattern.mixed_neighborhoods && width > 192
-                        ? kMostFragmentsWideMixedNeighborhoods
-                    : pattern.neighborhoods ? kMostFragmentsNeighborhoods
-                    : pattern.softcap       ? kMostFragmentsElaborateSoftcap
+  int limit = !pattern.elaborate            ? most_fragments(tile)
+              : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
+              : pattern.softcap             ? kMostFragmentsElaborateSoftcap
                                             : kMostFragmentsElaborate;
+  if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
+    limit -= kLessForWideNeighborhoods;
   const int most_keys = requested.block_n                      ? requested.block_n
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
