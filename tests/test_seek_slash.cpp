@@ -205,9 +205,9 @@ TEST_CASE("windows of 64 keys end where distances lead, and those that touch bec
     }
   };
   check(1024, {0}, {{1024, 1088}});
-  check(1024, {0, 1}, {{1023, 1151}});        // reaches 63 keys beyond the block's last row
-  check(1024, {0, 64}, {{960, 1088}});        // touch
-  check(1024, {0, 128}, {{896, 1024 + 64}});  // the next one begins where 64 more end
+  check(1024, {0, 1}, {{1023, 1151}});  // reaches 63 keys beyond the block's last row
+  check(1024, {0, 64}, {{960, 1088}});  // touch
+  check(1024, {0, 128}, {{896, 960}, {1024, 1088}});
   check(1024, {0, 129}, {{895, 959}, {1024, 1088}});
   check(1024, {700, 1024}, {{0, 64}, {324, 388}});
   check(1024, {1050, 1087}, {{0, 64}});  // for the last rows only: from key 0 on

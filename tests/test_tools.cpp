@@ -597,6 +597,18 @@ TEST_CASE("show draws block masks that --fill makes, the same ones for the same 
   CHECK(tiles["full"].get<int>() + tiles["empty"].get<int>() == 16);
 }
 
+TEST_CASE("show draws columns and slashes that --fill makes") {
+  const Program program;
+  const auto density = [&](const std::string& fill) {
+    return program.json(filled("show", "vertical_slash(v)", {fill}) + kSquare)["density"]
+        .get<double>();
+  };
+  const double causal = program.json(Arguments{"show", "causal"} + kSquare)["density"];
+  CHECK(density("v=random:0:0") < density("v=random:10:0"));
+  CHECK(density("v=random:10:0") < causal);
+  CHECK(density("v=random:0:100") <= causal);
+}
+
 TEST_CASE("show draws documents and indices that --fill makes") {
   const Program program;
   const auto show = [&](const std::string& pattern, const std::string& fill) {
@@ -667,7 +679,8 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   const std::string form =
       "; write NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, "
       "NAME=documents:MEAN (of log-normal lengths) or NAME=random:COUNT (unsorted) for indices of "
-      "tokens, and then [,heads=1|kv|q][,batch=1|all]"
+      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, and then "
+      "[,heads=1|kv|q][,batch=1|all]"
       "[,as=list|plane_list|table|bytes|bits]";
   const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
                            const std::string& why) {
@@ -694,6 +707,10 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   refused(number, {"n=random:0.5"}, "'random:0.5' is no number from -536870912 to 536870912");
   refused(number, {"n=536870913"}, "'536870913' is no number from -536870912 to 536870912");
   refused(number, {"n=3,as=bits"}, "'as=bits' cannot be read");
+  const std::string slashes = "vertical_slash(v)";
+  refused(slashes, {"v=3"}, "'3' does not describe columns and slashes");
+  refused(slashes, {"v=random:3"}, "'random:3' does not describe columns and slashes");
+  refused(slashes, {"v=random:3:-1"}, "'-1' is no number from 0 to 536870912");
   const std::string documents = "segments(d)";
   refused(documents, {"d=3"}, "'3' does not describe indices of tokens");
   refused(documents, {"d=documents"}, "'documents' does not describe indices of tokens");

@@ -140,8 +140,11 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
   traits.mixed_neighborhoods = traits.neighborhoods && !alone;
-  traits.slashes = std::find(spec.structures.begin(), spec.structures.end(),
-                             "Leaf<VerticalSlash>") != spec.structures.end();
+  for (const std::string& structure : spec.structures) {  // as kIsVerticalSlash has it
+    traits.slashes |=
+        structure == "Leaf<VerticalSlash>" || structure == "All<Leaf<Causal>, Leaf<VerticalSlash>>";
+  }
+  traits.mixed_slashes = traits.slashes && spec.structures.size() > 1;
   for (const InputInfo& input : pattern.inputs()) {
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };

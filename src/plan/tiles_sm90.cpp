@@ -17,7 +17,8 @@ constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
-constexpr int kLessForWideNeighborhoods = 12;  // of heads wider than 192
+constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
+constexpr int kLessForWideNeighborhoods = 12;    // of heads wider than 192
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -84,6 +85,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                             : kMostFragmentsElaborate;
   if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
     limit -= kLessForWideNeighborhoods;
+  if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
+    limit = std::min(limit, kMostFragmentsMixedSlashes);
   const int most_keys = requested.block_n                      ? requested.block_n
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)

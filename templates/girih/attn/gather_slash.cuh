@@ -14,8 +14,10 @@ template <class Structure>
 constexpr bool kIsVerticalSlash = false;
 template <>
 constexpr bool kIsVerticalSlash<Leaf<VerticalSlash>> = true;
+template <>
+constexpr bool kIsVerticalSlash<All<Leaf<Causal>, Leaf<VerticalSlash>>> = true;  // the same keys
 
-// Which head classes are vertical_slash alone.
+// Which head classes are vertical_slash alone; its input is their first number.
 template <class Classes>
 struct SlashClasses {};
 template <class... Structures>
@@ -59,7 +61,7 @@ struct SlashGather {
     int begin = 0;         // of the run of keys that the same blocks have in windows
     uint32 parts = 0;
 #pragma unroll 1
-    for (int first_word = 0; 32 * first_word < end; first_word += 32) {
+    for (int first_word = 0; 32 * first_word <= end; first_word += 32) {  // runs end at `end`
       const int word = first_word + lane;
       const uint32 existing = KeyWord{32 * word}.below(end);
       uint32 in_first = 0, in_second = 0, column = 0;
@@ -71,44 +73,46 @@ struct SlashGather {
       uint32 before = __shfl_up_sync(0xffffffff, in_first >> 31 | in_second >> 31 << 1, 1);
       if (lane == 0) before = last_bits;
       last_bits = __shfl_sync(0xffffffff, in_first >> 31 | in_second >> 31 << 1, 31);
-      const uint32 changes = (in_first ^ (in_first << 1 | (before & 1))) |
-                             (in_second ^ (in_second << 1 | before >> 1));
-      uint32 changing = __ballot_sync(0xffffffff, changes != 0);
-#pragma unroll 1
-      while (changing != 0) {
-        const int source = lowest_bit(changing);
-        changing &= changing - 1;
-        uint32 bits = __shfl_sync(0xffffffff, changes, source);
-        const uint32 of_first = __shfl_sync(0xffffffff, in_first, source);
-        const uint32 of_second = __shfl_sync(0xffffffff, in_second, source);
-#pragma unroll 1
-        for (; bits != 0; bits &= bits - 1) {
-          const int bit = lowest_bit(bits);
-          const int key = 32 * (first_word + source) + bit;
-          add_run(begin, key, parts, emit);
-          begin = key;
-          parts = (of_first >> bit & 1) | (of_second >> bit & 1) << 1;
-        }
-      }
-
+      uint32 changes = (in_first ^ (in_first << 1 | (before & 1))) |
+                       (in_second ^ (in_second << 1 | before >> 1));
       const uint32 alone = column & ~in_first;
       const uint32 alone_second = second_exists ? column & ~in_second : 0;
+      uint32 columns = alone | alone_second;
+      // One step a run, then one for a column of each word: what follows is long and appears once.
 #pragma unroll 1
-      for (uint32 left = alone | alone_second; __any_sync(0xffffffff, left != 0);
-           left &= left - 1) {
-        const int bit = left != 0 ? lowest_bit(left) : 0;
-        const uint32 seen = (alone >> bit & 1) | (alone_second >> bit & 1) << 1;
-        add_single(32 * word + bit, left != 0 ? seen : 0, emit);
+      while (true) {
+        int key;
+        uint32 seen;
+        const uint32 changing = __ballot_sync(0xffffffff, changes != 0);
+        if (changing != 0) {
+          const int source = lowest_bit(changing);
+          const int bit = lowest_bit(__shfl_sync(0xffffffff, changes, source));
+          const int run_end = 32 * (first_word + source) + bit;
+          if (parts != 0) begin = add_boxes(begin, run_end, parts, emit);
+          key = begin + lane;
+          seen = key < run_end ? parts : 0;
+          begin = run_end;
+          const uint32 here = (in_first >> bit & 1) | (in_second >> bit & 1) << 1;
+          parts = __shfl_sync(0xffffffff, here, source);
+          if (lane == source) changes &= changes - 1;
+        } else if (__any_sync(0xffffffff, columns != 0)) {
+          const int bit = columns != 0 ? lowest_bit(columns) : 0;
+          key = 32 * word + bit;
+          seen = columns != 0 ? (alone >> bit & 1) | (alone_second >> bit & 1) << 1 : 0;
+          columns &= columns - 1;
+        } else {
+          break;
+        }
+        add_single(key, seen, emit);
       }
     }
-    add_run(begin, end, parts, emit);
 
 #pragma unroll 1
-    for (uint32 seen = 1; seen <= kAll; ++seen) {
-      const int count = boxes_of(seen);
-      if (count > 0) emit(false, seen, count);
+    for (uint32 row = 1; row <= kAll + 1; ++row) {
+      const bool single = row > kAll;
+      const int count = single ? num_single : boxes_of(row);
+      if (count > 0) emit(single, row & kAll, count);
     }
-    if (num_single > 0) emit(true, kAll, num_single);
   }
 
  private:
@@ -116,10 +120,10 @@ struct SlashGather {
     return static_cast<int>(num_boxes >> 8 * (parts - 1) & 0xff);
   }
 
-  // Keys [begin, end), which windows of the blocks `parts` hold.
+  // Of the keys [begin, end), which windows of the blocks `parts` hold, as many as fill boxes.
+  // Returns where they end.
   template <class Emit>
-  __device__ __forceinline__ void add_run(int begin, int end, uint32 parts, const Emit& emit) {
-    if (parts == 0 || begin >= end) return;
+  __device__ __forceinline__ int add_boxes(int begin, int end, uint32 parts, const Emit& emit) {
     const int lane = fresh_thread_index() % 32;
     int gathered = boxes_of(parts);
     num_boxes -= static_cast<uint32>(gathered) << 8 * (parts - 1);
@@ -139,7 +143,7 @@ struct SlashGather {
     }
     num_boxes += static_cast<uint32>(gathered) << 8 * (parts - 1);
     __syncwarp();
-    if (begin < end) add_single(begin + lane, begin + lane < end ? parts : 0, emit);
+    return begin;
   }
 
   // A key of each lane, which the blocks `parts` see.

@@ -29,8 +29,8 @@ struct SlashPlane {
 
 // The windows of a block of query rows whose first one's diagonal is `diagonal`, by its distances
 // from key to row, the farthest first: each distance wants the 64 keys that end where it leads
-// from behind the block's last row, but no key below 0. What begins within 64 keys of the window
-// before becomes 64 more keys of that one, so that windows may reach beyond what was wanted.
+// from behind the block's last row, but no key below 0. One that touches the window before becomes
+// 64 more keys of that one, which may then reach up to 63 keys beyond what was wanted.
 struct SlashWindows {
   int reach;  // the diagonal behind the block's last row
   int bound;  // distances from here on are done
