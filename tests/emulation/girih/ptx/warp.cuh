@@ -5,6 +5,6 @@
 
 namespace girih {
 
-inline int fresh_thread_index() { return threadIdx.x; }
+inline uint32 fresh_thread_index() { return static_cast<uint32>(threadIdx.x); }
 
 }  // namespace girih
