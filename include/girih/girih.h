@@ -276,13 +276,14 @@ typedef struct girih_args {
 // and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
-// block lists, tables or masks, or indices.
+// block lists, tables or masks, indices, or columns and slashes.
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
-// Enqueues on args->stream what prepares the block lists, tables, masks and indices among the
-// inputs in `workspace`: once for any number of launches with the same ones. `check` other than 0
-// waits for the stream and refuses entries out of range, which are ignored otherwise.
+// Enqueues on args->stream what prepares the block lists, tables, masks, indices, columns and
+// slashes among the inputs in `workspace`: once for any number of launches with the same ones, and
+// of slashes with the same lengths and positions. `check` other than 0 waits for the stream and
+// refuses entries out of range, which are ignored otherwise.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 

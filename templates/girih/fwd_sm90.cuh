@@ -624,30 +624,28 @@ struct FwdSm90 {
       const BoxOrigin sequence = work.keys;
       const int seqlen_k = work.geometry.seqlen_k;
       wait(control.k_empty[keys.stage], keys.parity ^ 1);
-      const uint32 tile =
-          shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes;
-      bool single = false;
       if constexpr (kGathers) {
-        Gathered& gathered = gathered_of(control);
-        GatheredKeys<kBlockN>& to = gathered.tiles[keys.stage];
-        single = (flags & kSingleKeys) != 0;
         if (flags & kGivenMask) {
+          Gathered& gathered = gathered_of(control);
           const auto* from = reinterpret_cast<const uint32*>(&gathered.visits[visits.stage]);
-          for (int i = lane; i < static_cast<int>(sizeof(to) / sizeof(uint32)); i += 32) {
-            reinterpret_cast<uint32*>(&to)[i] = from[i];
-          }
+          auto* to = reinterpret_cast<uint32*>(&gathered.tiles[keys.stage]);
+          constexpr int kWords = sizeof(GatheredKeys<kBlockN>) / sizeof(uint32);
+          for (int i = lane; i < kWords; i += 32) to[i] = from[i];
           __syncwarp();
         }
-        if (single && elect_one()) {
-          control.tiles[keys.stage] = visit;
-          load_rows<kPanels>(tile, row_maps->k, control.k_full[keys.stage], sequence, to.keys);
-        }
       }
-      if (!single && elect_one()) {
+      if (elect_one()) {
         control.tiles[keys.stage] = visit;
-        load_panels<kBlockN, kKeyBox, kPanels>(
-            tile, maps.k, control.k_full[keys.stage],
-            [&](int box) { return box_at(sequence, visit, box); });
+        const uint32 tile =
+            shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes;
+        if (kGathers && (flags & kSingleKeys)) {
+          load_rows<kPanels>(tile, row_maps->k, control.k_full[keys.stage], sequence,
+                             gathered_of(control).tiles[keys.stage].keys);
+        } else {
+          load_panels<kBlockN, kKeyBox, kPanels>(
+              tile, maps.k, control.k_full[keys.stage],
+              [&](int box) { return box_at(sequence, visit, box); });
+        }
       }
       release(control.visit_empty[visits.stage], lane);
       visits.advance();
