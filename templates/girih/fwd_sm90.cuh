@@ -451,21 +451,19 @@ struct FwdSm90 {
       flags = kBoth;
       box = first + lane * kKeyBox;
     }
-    const auto emit = [&](bool single, uint32 parts, int count) {
-      const Keys& keys = gathered.staging.single;
+    const auto emit = [&](int row, int count) {
+      const bool masked = row >= Gather::kMasked;
+      const Keys& given = gathered.staging.given[masked ? row - Gather::kMasked : 0];
+      uint32 parts = 0, full = 0;
       uint32 seen[2];
-      uint32 full = 0;
-      if (single) parts = 0;
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
+        const int columns = (row + 1 >> part & 1) != 0 ? count * kKeyBox : 0;
+        seen[part] = !masked               ? KeyWord{32 * lane}.below(columns)
+                     : lane < Keys::kWords ? given.seen[part][lane]
+                                           : 0;
         const uint32 every = KeyWord{32 * lane}.below(kBlockN);
-        if (single) {
-          seen[part] = lane < Keys::kWords ? keys.seen[part][lane] : 0;
-          parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
-        } else {
-          const int columns = (parts >> part & 1) != 0 ? count * kKeyBox : 0;
-          seen[part] = KeyWord{32 * lane}.below(columns);
-        }
+        parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
         full |= __all_sync(0xffffffff, seen[part] == every) ? 1u << part : 0u;
       }
       announcer.announce(control, flags | parts << kSeesNextBit, box);
@@ -478,11 +476,13 @@ struct FwdSm90 {
         visit.seen[1][lane] = seen[1];
       }
       // What is left of the tile repeats the last, masked.
+      const bool single = row == Gather::kSingle;
       if (single) {
-        for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = keys.keys[min(i, count - 1)];
+        for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = given.keys[min(i, count - 1)];
         box = 0;
       } else {
-        box = gathered.staging.boxes[parts - 1][min(lane, count - 1)];
+        const int* boxes = masked ? given.keys : gathered.staging.boxes[row];
+        box = boxes[min(lane, count - 1)];
       }
       flags =
           kGivenMask | (single ? kSingleKeys : 0) | (two_bits_each(parts) + two_bits_each(full));

@@ -124,25 +124,31 @@ std::vector<std::vector<int>> gathered(const Geometry& g, int first_row, bool se
   using Gather = SlashGather<kBlockN>;
   std::vector<std::vector<int>> seen(2, std::vector<int>(static_cast<std::size_t>(end), 0));
   typename Gather::Staging staging;
+  int beyond = 0;
   emulation::cta.run(32, [&] {
     Gather gather(staging);
     const auto count = [&](int part, int key) { ++seen[part].at(static_cast<std::size_t>(key)); };
     gather.run(SlashPlane::of(g, 0), first_row / SlashPlane::kRows, second_exists, end,
-               [&](bool single, uint32 parts, int entries) {
-                 for (int i = 0; threadIdx.x == 0 && i < entries; ++i) {
+               [&](int row, int entries) {
+                 const bool boxes = row < Gather::kSingle, masked = row >= Gather::kMasked;
+                 const auto& given = staging.given[masked ? row - Gather::kMasked : 0];
+                 for (int i = 0; threadIdx.x == 0 && i < entries * (boxes ? kSlashBox : 1); ++i) {
+                   const int box = boxes ? i / kSlashBox : i;
+                   const int first = masked ? given.keys[box] : staging.boxes[row][box];
                    for (int part = 0; part < 2; ++part) {
-                     if (single) {
-                       const bool sees = (staging.single.seen[part][i / 32] >> i % 32 & 1) != 0;
-                       if (sees) count(part, staging.single.keys[i]);
-                     } else if ((parts >> part & 1) != 0) {
-                       const int first = staging.boxes[parts - 1][i];
-                       for (int key = first; key < first + kSlashBox; ++key) count(part, key);
-                     }
+                     const uint32 sees =
+                         masked ? given.seen[part][i / 32] >> i % 32 : uint32(row + 1) >> part;
+                     if ((sees & 1) != 0) count(part, first + (boxes ? i % kSlashBox : 0));
                    }
+                 }
+                 // Columns behind the last entry nobody may see.
+                 for (int i = entries * (boxes ? kSlashBox : 1); masked && i < kBlockN; ++i) {
+                   beyond += (given.seen[0][i / 32] | given.seen[1][i / 32]) >> i % 32 & 1;
                  }
                  __syncwarp();
                });
   });
+  CHECK(beyond == 0);
   return seen;
 }
 

@@ -37,20 +37,26 @@ struct SlashGather {
   static constexpr int kBoxes = kBlockN / kSlashBox;
   static constexpr uint32 kAll = 3;  // both blocks
 
-  // What was gathered so far; in shared memory.
+  // What was gathered so far, in shared memory, in rows: boxes that the first block sees, the
+  // second or both; boxes of which they see parts; single keys.
+  enum Row : int { kMasked = 3, kSingle = 4 };
   struct Staging {
-    int boxes[kAll][kBoxes];  // of what the first block, the second and both see
-    Keys single;
+    int boxes[kMasked][kBoxes];
+    Keys given[2];  // kMasked, whose boxes begin at `keys`, and kSingle
   };
   Staging& staging;
-  uint32 num_boxes = 0;  // a byte for each row of staging.boxes
+  uint32 num_boxes = 0;  // a byte for each row of boxes
+  int num_masked = 0;
   int num_single = 0;
 
-  __device__ __forceinline__ explicit SlashGather(Staging& own) : staging(own) { clear_seen(); }
+  __device__ __forceinline__ explicit SlashGather(Staging& own) : staging(own) {
+    clear_seen(kMasked);
+    clear_seen(kSingle);
+  }
 
   // The keys below `end`, of the first block of rows and, where it exists, the next one.
-  // emit(columns, parts, count) takes what the staging holds: `count` boxes that `parts` see, a
-  // bit for each block, or as many single keys. All lanes call it together.
+  // emit(row, count) takes what a row of the staging holds: so many boxes or single keys. All lanes
+  // call it together.
   template <class Emit>
   __device__ __forceinline__ void run(const SlashPlane& plane, int first_block, bool second_exists,
                                       int end, const Emit& emit) {
@@ -75,49 +81,54 @@ struct SlashGather {
       last_bits = __shfl_sync(0xffffffff, in_first >> 31 | in_second >> 31 << 1, 31);
       uint32 changes = (in_first ^ (in_first << 1 | (before & 1))) |
                        (in_second ^ (in_second << 1 | before >> 1));
+#pragma unroll 1
+      for (uint32 changing; (changing = __ballot_sync(0xffffffff, changes != 0)) != 0;) {
+        const int source = lowest_bit(changing);
+        const int bit = lowest_bit(__shfl_sync(0xffffffff, changes, source));
+        const int run_end = 32 * (first_word + source) + bit;
+        if (parts != 0 && begin < run_end) {
+          begin = add_boxes(begin, run_end, parts, emit);
+          if (begin < run_end) {  // the rest, and what of the next run fits
+            const uint32 below_end = KeyWord{begin}.below(end);
+            add_masked(begin, bits_at(first, begin) & below_end,
+                       second_exists ? bits_at(second, begin) & below_end : 0, emit);
+            begin += kSlashBox;
+          }
+        }
+        begin = max(begin, run_end);
+        const uint32 here = (in_first >> bit & 1) | (in_second >> bit & 1) << 1;
+        parts = __shfl_sync(0xffffffff, here, source);
+        if (lane == source) changes &= changes - 1;
+      }
+
       const uint32 alone = column & ~in_first;
       const uint32 alone_second = second_exists ? column & ~in_second : 0;
-      uint32 columns = alone | alone_second;
-      // One step a run, then one for a column of each word: what follows is long and appears once.
 #pragma unroll 1
-      while (true) {
-        int key;
-        uint32 seen;
-        const uint32 changing = __ballot_sync(0xffffffff, changes != 0);
-        if (changing != 0) {
-          const int source = lowest_bit(changing);
-          const int bit = lowest_bit(__shfl_sync(0xffffffff, changes, source));
-          const int run_end = 32 * (first_word + source) + bit;
-          if (parts != 0) begin = add_boxes(begin, run_end, parts, emit);
-          key = begin + lane;
-          seen = key < run_end ? parts : 0;
-          begin = run_end;
-          const uint32 here = (in_first >> bit & 1) | (in_second >> bit & 1) << 1;
-          parts = __shfl_sync(0xffffffff, here, source);
-          if (lane == source) changes &= changes - 1;
-        } else if (__any_sync(0xffffffff, columns != 0)) {
-          const int bit = columns != 0 ? lowest_bit(columns) : 0;
-          key = 32 * word + bit;
-          seen = columns != 0 ? (alone >> bit & 1) | (alone_second >> bit & 1) << 1 : 0;
-          columns &= columns - 1;
-        } else {
-          break;
-        }
-        add_single(key, seen, emit);
+      for (uint32 left = alone | alone_second; __any_sync(0xffffffff, left != 0);
+           left &= left - 1) {
+        const int bit = left != 0 ? lowest_bit(left) : 0;
+        const uint32 seen = (alone >> bit & 1) | (alone_second >> bit & 1) << 1;
+        add_single(32 * word + bit, left != 0 ? seen : 0, emit);
       }
     }
 
 #pragma unroll 1
-    for (uint32 row = 1; row <= kAll + 1; ++row) {
-      const bool single = row > kAll;
-      const int count = single ? num_single : boxes_of(row);
-      if (count > 0) emit(single, row & kAll, count);
+    for (int row = 0; row <= kSingle; ++row) {
+      const int count = row == kSingle ? num_single : row == kMasked ? num_masked : boxes_of(row);
+      if (count > 0) emit(row, count);
     }
   }
 
  private:
-  __device__ __forceinline__ int boxes_of(uint32 parts) const {
-    return static_cast<int>(num_boxes >> 8 * (parts - 1) & 0xff);
+  __device__ __forceinline__ int boxes_of(int row) const {
+    return static_cast<int>(num_boxes >> 8 * row & 0xff);
+  }
+
+  // A box's bits from key `key` on.
+  __device__ __forceinline__ static uint32 bits_at(const uint32* row, int key) {
+    static_assert(kSlashBox == 16);
+    const uint64 words = row[key / 32] | static_cast<uint64>(row[key / 32 + 1]) << 32;
+    return static_cast<uint32>(words >> key % 32) & 0xffff;
   }
 
   // Of the keys [begin, end), which windows of the blocks `parts` hold, as many as fill boxes.
@@ -125,54 +136,76 @@ struct SlashGather {
   template <class Emit>
   __device__ __forceinline__ int add_boxes(int begin, int end, uint32 parts, const Emit& emit) {
     const int lane = fresh_thread_index() % 32;
-    int gathered = boxes_of(parts);
-    num_boxes -= static_cast<uint32>(gathered) << 8 * (parts - 1);
+    const int row = static_cast<int>(parts) - 1;
+    int gathered = boxes_of(row);
+    num_boxes -= static_cast<uint32>(gathered) << 8 * row;
 #pragma unroll 1
     for (int left = (end - begin) / kSlashBox; left > 0;) {
       const int taken = min(left, kBoxes - gathered);
-      if (lane < taken) staging.boxes[parts - 1][gathered + lane] = begin + lane * kSlashBox;
+      if (lane < taken) staging.boxes[row][gathered + lane] = begin + lane * kSlashBox;
       begin += taken * kSlashBox;
       left -= taken;
       gathered += taken;
       if (gathered == kBoxes) {
         __syncwarp();
-        emit(false, parts, kBoxes);
+        emit(row, kBoxes);
         __syncwarp();
         gathered = 0;
       }
     }
-    num_boxes += static_cast<uint32>(gathered) << 8 * (parts - 1);
+    num_boxes += static_cast<uint32>(gathered) << 8 * row;
     __syncwarp();
     return begin;
+  }
+
+  // The box from key `key` on, of which the blocks see these bits.
+  template <class Emit>
+  __device__ __forceinline__ void add_masked(int key, uint32 of_first, uint32 of_second,
+                                             const Emit& emit) {
+    Keys& masked = staging.given[0];
+    if (fresh_thread_index() % 32 == 0) {
+      masked.keys[num_masked] = key;
+      masked.seen[0][num_masked / 2] |= of_first << num_masked % 2 * kSlashBox;
+      masked.seen[1][num_masked / 2] |= of_second << num_masked % 2 * kSlashBox;
+    }
+    __syncwarp();
+    if (++num_masked == kBoxes) {
+      emit(kMasked, kBoxes);
+      __syncwarp();
+      clear_seen(kMasked);
+      num_masked = 0;
+    }
   }
 
   // A key of each lane, which the blocks `parts` see.
   template <class Emit>
   __device__ __forceinline__ void add_single(int key, uint32 parts, const Emit& emit) {
     const int lane = fresh_thread_index() % 32;
+    Keys& single = staging.given[1];
 #pragma unroll 1
     for (uint32 adding; (adding = __ballot_sync(0xffffffff, parts != 0)) != 0;) {
       const int place = num_single + __popc(adding & ((1u << lane) - 1));
       if (parts != 0 && place < kBlockN) {
-        staging.single.keys[place] = key;
-        if (parts & 1) atomicOr(&staging.single.seen[0][place / 32], 1u << place % 32);
-        if (parts & 2) atomicOr(&staging.single.seen[1][place / 32], 1u << place % 32);
+        single.keys[place] = key;
+        if (parts & 1) atomicOr(&single.seen[0][place / 32], 1u << place % 32);
+        if (parts & 2) atomicOr(&single.seen[1][place / 32], 1u << place % 32);
         parts = 0;
       }
       num_single = min(num_single + __popc(adding), kBlockN);
       __syncwarp();
       if (num_single == kBlockN) {
-        emit(true, kAll, kBlockN);
+        emit(kSingle, kBlockN);
         __syncwarp();
-        clear_seen();
+        clear_seen(kSingle);
         num_single = 0;
       }
     }
   }
 
-  __device__ __forceinline__ void clear_seen() {
+  __device__ __forceinline__ void clear_seen(int row) {
     const int lane = fresh_thread_index() % 32;
-    if (lane < Keys::kWords) staging.single.seen[0][lane] = staging.single.seen[1][lane] = 0;
+    Keys& keys = staging.given[row - kMasked];
+    if (lane < Keys::kWords) keys.seen[0][lane] = keys.seen[1][lane] = 0;
     __syncwarp();
   }
 };

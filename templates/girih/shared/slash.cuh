@@ -72,7 +72,7 @@ GIRIH_HD constexpr bool gathers_slashes(bool slashes, int block_m, int block_n, 
 }
 
 // A key tile whose columns are seen by one block of the query tile's rows, or by the other, or
-// both; `keys` of a tile that is no boxes.
+// both, or nobody; `keys` of a tile that is no boxes.
 template <int kBlockN>
 struct GatheredKeys {
   static constexpr int kWords = round_up(ceil_div(kBlockN, 32), 2);
@@ -81,11 +81,11 @@ struct GatheredKeys {
 };
 
 // What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
-// stages, and one that is being gathered, with three rows of boxes.
+// stages, and two that are being gathered, with three rows of boxes.
 constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
-  return 4 * (tile * (kGatheredVisits + num_stages + 1) + 3 * (block_n / kSlashBox));
+  return 4 * (tile * (kGatheredVisits + num_stages + 2) + 3 * (block_n / kSlashBox));
 }
 
 }  // namespace girih
