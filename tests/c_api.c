@@ -191,7 +191,7 @@ static void inputs_are_checked(void) {
     if (1 <= kind && kind <= 6) continue;
     inputs[0].kind = kind;
     CHECK(refused(girih_attention(program, &args), wrong, "inputs[0].kind is"));
-    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_TOKEN_INDICES (6)"));
+    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_VERTICAL_SLASH (7)"));
   }
 
   // What another kind has is not taken for this one's.

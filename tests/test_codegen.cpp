@@ -55,7 +55,8 @@ struct Compiled {
   std::string log;
   std::string cubin;
   bool builds_lists = false;    // whether there is a second kernel,
-  bool builds_numbers = false;  // or one for indices
+  bool builds_numbers = false;  // or one for indices,
+  bool builds_slashes = false;  // or one for slashes
 };
 
 void check_compiled(const Compiled& compiled) {
@@ -69,6 +70,7 @@ void check_compiled(const Compiled& compiled) {
   CHECK(holds_symbol(compiled.cubin, codegen::kKernelSymbol));
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildListsSymbol) == compiled.builds_lists);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildNumbersSymbol) == compiled.builds_numbers);
+  CHECK(holds_symbol(compiled.cubin, codegen::kBuildSlashSymbol) == compiled.builds_slashes);
 }
 
 struct GoldenEntry {
@@ -103,6 +105,10 @@ const GoldenEntry kGolden[] = {
      {.dtype = DType::float16, .head_dim = 64},
      "sm_80"},
     {"segments_d128_bf16_sm90a.cu", "causal & segments(doc)", {.head_dim = 128}, "sm_90a"},
+    {"slashes_d128_bf16_sm90a.cu",
+     "heads(0-7: vertical_slash(v), else: causal & (sink(4) | window(left=4095)))",
+     {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
+     "sm_90a"},
 };
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
@@ -153,6 +159,7 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.cubin = std::move(artifact.cubin);
         result.builds_lists = pattern.find("blocks(") != pattern.npos;
         result.builds_numbers = pattern.find("(doc)") != pattern.npos;
+        result.builds_slashes = pattern.find("vertical_slash") != pattern.npos;
       } catch (const std::exception& error) {
         result.error = error.what();
       }
@@ -240,6 +247,16 @@ void check_inputs(const std::string& arch) {
     }
   }
   for (const int head_dim : {64, 128, 192, 256}) add("causal & segments(doc)", head_dim);
+  for (const int head_dim : {64, 128, 192, 256}) {
+    add("vertical_slash(v)", head_dim);
+    add("heads(0-9: vertical_slash(v), 10-19: causal, else: causal & (sink(4) | window(left=99)))",
+        head_dim);
+    add("heads(0-9: vertical_slash(v), 10-19: blocks(m, q=128, kv=64), else: strided(local=4, "
+        "stride=8, block=64))",
+        head_dim);
+  }
+  add("causal & vertical_slash(v) with softcap(30)", 128);
+  add("causal & !vertical_slash(v) | window(left=9, right=0) & vertical_slash(w)", 128);
   add("index_ge(doc)", 128);
   add("segments(doc) & index_gt(doc) with softcap(30)", 64);
   add("heads(0-9: causal, 10-19: causal & segments(doc), else: index_ge(doc) & " +
@@ -347,7 +364,8 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.num_inputs = 2; });
   with([](KernelSpec& s) { s.builds_lists = true; });
   with([](KernelSpec& s) { s.builds_numbers = true; });
-  CHECK(sources.size() == 20);
+  with([](KernelSpec& s) { s.builds_slashes = true; });
+  CHECK(sources.size() == 21);
 
   KernelSpec hopper = spec_for("causal", problem, "sm_90");
   const std::string two = codegen::emit(hopper);

@@ -94,6 +94,15 @@ TokenIndices indices() {
           {.data = at<std::int32_t>(0x2004), .heads = 2, .num_tokens = 2048}};
 }
 
+SlashLists slashes() {
+  return {.vertical = at<std::int32_t>(0x1000),
+          .slash = at<std::int32_t>(0x2004),
+          .num_vertical = 30,
+          .num_slash = 800,
+          .batch = 3,
+          .heads = 8};
+}
+
 InputPlan plan_indices(const TokenIndices& given, const InputExtents& extents = kExtents) {
   return plan_for("causal & segments(d)", {{"d", given}}, extents);
 }
@@ -522,4 +531,58 @@ TEST_CASE("bad indices are refused with what they should be") {
   CHECK(refusal_of("segments(d)", {{"d", numbers()}}) ==
         "the input 'd' was given numbers, but the pattern wants int32 [batch, heads, seqlen_q] for "
         "queries and [batch, heads, seqlen_k] for keys");
+}
+
+// --- Columns and slashes -------------------------------------------------------------------------
+
+TEST_CASE("columns and slashes get a plane for each sequence and head that differs") {
+  InputExtents extents = kExtents;
+  extents.num_distances = 2063;
+  const InputPlan plan = plan_for("vertical_slash(v)", {{"v", slashes()}}, extents);
+  REQUIRE(plan.num_slash_builds == 1);
+  CHECK(plan.num_builds == 0);
+  const BuildSlashParams& build = plan.slash_builds[0];
+  CHECK(build.columns == at<int>(0x1000));
+  CHECK(build.distances == at<int>(0x2004));
+  CHECK(build.num_columns == 30);
+  CHECK(build.num_distances_given == 800);
+  CHECK(build.planes_per_source_batch == 8);
+  CHECK(build.num_planes == 3 * 8);
+  CHECK(build.planes_per_batch == 8);
+  CHECK(build.num_blocks == 16);     // of 64 rows, for 1000
+  CHECK(build.words_per_row == 64);  // one more than 2000 keys fill, a multiple of 4
+  CHECK(build.seqlen_k == 2000);
+  CHECK(build.num_distances == 2063);
+  CHECK(build.bits == reinterpret_cast<uint32*>(in_workspace(256)));
+  const std::int64_t plane = 17 * 64;
+  CHECK(build.distance_bits == build.bits + 24 * plane);
+  check_view(plan.views[0], in_workspace(256), 8 * plane, plane, 64, 1);
+  CHECK(plan.workspace_bytes >= 256 + 4 * (24 * static_cast<std::size_t>(plane) + 24 * 65));
+
+  // Sequences share lists, not windows: these follow from their lengths.
+  SlashLists shared = slashes();
+  shared.batch = shared.heads = 1;
+  const InputPlan of_shared = plan_for("vertical_slash(v)", {{"v", shared}}, extents);
+  CHECK(of_shared.slash_builds[0].planes_per_source_batch == 0);
+  CHECK(of_shared.slash_builds[0].num_planes == 3);
+  check_view(of_shared.views[0], in_workspace(256), plane, plane, 64, 8);
+}
+
+TEST_CASE("bad columns and slashes are refused with what they should be") {
+  const auto refusal_of_slashes = [](const SlashLists& lists) {
+    return refusal_of("vertical_slash(v)", {{"v", lists}});
+  };
+  CHECK(refusal_of_slashes(changed(slashes(), [](SlashLists& l) { l.num_vertical = -1; })) ==
+        "the input 'v' has -1 entries a row in vertical: it must be 0 to 536870912");
+  CHECK(refusal_of_slashes(changed(slashes(), [](SlashLists& l) { l.slash = nullptr; })) ==
+        "the input 'v' has no slash");
+  CHECK(refusal_of_slashes(changed(slashes(), [](SlashLists& l) {
+          l.slash = nullptr;
+          l.num_slash = 0;
+        })) == "(accepted)");
+  CHECK(refusal_of_slashes(changed(slashes(), [](SlashLists& l) { l.heads = 3; })) ==
+        "the input 'v' has heads 3: it must be 1, for all to share it, 2 or 8");
+  CHECK(refusal(slashes()) ==
+        "the input 'm' was given columns and slashes, but the pattern wants blocks [batch, heads, "
+        "ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
 }

@@ -193,7 +193,8 @@ TEST_CASE("a refusal shows the line with a caret under the character") {
   CHECK(refusal("causal & widow(left=3)") ==
         "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt\n"
+        "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt, "
+        "vertical_slash\n"
         "  causal & widow(left=3)\n"
         "           ^");
   CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
@@ -330,6 +331,8 @@ TEST_CASE("every refusal names what is wrong and where") {
       {"blocks", "blocks needs the name of a run-time input: blocks(m, ...)", 0},
       {"segments", "segments needs the name of a run-time input: segments(m)", 0},
       {"index_ge(3)", "index_ge: input takes the name of a run-time input such as m, found '3'", 9},
+      {"vertical_slash", "vertical_slash needs the name of a run-time input: vertical_slash(m)", 0},
+      {"vertical_slash(v) & segments(v)", "the input 'v' is used as int32 [batch, heads, num_", 20},
       {"segments($d)", "segments: input is a run-time input by itself: leave out the '$'", 9},
       {"segments(d) & sink($d)", "the input 'd' is used as int32 [batch, heads, seqlen_q]", 14},
       {"dense & blocks()", "blocks needs the name of a run-time input", 8},

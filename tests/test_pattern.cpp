@@ -264,7 +264,8 @@ TEST_CASE("bad atoms are refused with the value and the limit") {
   CHECK(refusal([] { Mask::atom("sinks", {1}); }) ==
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
-        "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt");
+        "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt, "
+        "vertical_slash");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));
@@ -435,6 +436,13 @@ TEST_CASE("a pattern lists its run-time inputs once each, by order of appearance
   CHECK(tokens == Pattern((girih::causal() & girih::segments("d") & !girih::index_gt("d")) |
                           girih::index_ge("i")));
   CHECK(Pattern::parse(tokens.text()) == tokens);
+
+  const Pattern slashes = Pattern::parse("vertical_slash(v) | sink(3)");
+  CHECK(slashes == Pattern(girih::vertical_slash("v") | sink(3)));
+  CHECK(slashes.inputs()[0] == InputInfo{.name = "v", .kind = InputInfo::Kind::slashes});
+  CHECK(slashes.inputs()[0].description() ==
+        "int32 [batch, heads, num_vertical] for columns and [batch, heads, num_slash] for "
+        "distances");
 
   const Pattern built = girih::heads({{"0", girih::blocks("m", {.q = 64})}, {"else", sink(7)}});
   CHECK(input_names(built) == std::vector<std::string>{"m"});

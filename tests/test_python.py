@@ -34,6 +34,7 @@ CONSTANTS = {
     "GIRIH_BLOCK_MASK": girih._BLOCK_MASK, "GIRIH_BLOCK_BITS": girih._BLOCK_BITS,
     "GIRIH_HEAD_NUMBERS": girih._HEAD_NUMBERS,
     "GIRIH_TOKEN_INDICES": girih._TOKEN_INDICES,
+    "GIRIH_VERTICAL_SLASH": girih._VERTICAL_SLASH,
     "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
     "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
 
@@ -341,6 +342,18 @@ class InputTest(unittest.TestCase):
         expanded = self.made(girih.TokenIndices(Fake(2, 4, 16, dtype="int32", stride=(0, 16, 1))))
         self.assertNotIn("batch_stride", expanded)
         self.assertEqual(expanded["head_stride"], 16)
+
+    def test_slash_lists_have_a_row_for_each_sequence_and_head(self):
+        made = dict(kind=7, batch=2, heads=4, num_tokens=30, data=4096, k_data=512, k_num_tokens=9)
+        slash = Fake(2, 4, 9, dtype="int32", address=512)
+        self.assertEqual(
+            self.made(girih.SlashLists(Fake(2, 4, 30, dtype="int32"), slash)), made)
+        shared = self.made(girih.SlashLists(Fake(30, dtype="int32"), Fake(9, dtype="int32")))
+        self.assertEqual((shared["batch"], shared["heads"], shared["num_tokens"]), (1, 1, 30))
+        self.refused(r"inputs\['m'\]\.vertical is int64: it must be int32",
+                     girih.SlashLists(Fake(30, dtype="int64"), Fake(9, dtype="int32")))
+        self.refused(r"\.slash has shape \[2, 4, 9\]: it must be \[4, 9\]",
+                     girih.SlashLists(Fake(4, 30, dtype="int32"), slash))
 
     def test_bad_token_indices_are_refused(self):
         self.refused(r"inputs\['m'\]\.q is int64: it must be int32",

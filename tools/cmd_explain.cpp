@@ -216,7 +216,7 @@ void add_explain(CLI::App& app, Context& context) {
       check_range("--seqlen-k", seqlen_k, 0, kMaxNumber);
       geometry = geometry_of(seqlen_q, seqlen_k, problem);
       inputs.emplace(read_fills(options->fill, pattern, problem, 1, seqlen_q, seqlen_k),
-                     problem.num_heads);
+                     problem.num_heads, *geometry);
       geometry->inputs = inputs->views();
     } else if (!options->fill.fills.empty()) {
       throw Error(Errc::invalid_argument,

@@ -69,10 +69,10 @@ void add_show(CLI::App& app, Context& context) {
     const Pattern pattern = read_pattern(options->pattern);
     default_to_grid(*verb, pattern, options->seqlen_q, options->seqlen_k);
     const Problem problem = options->problem.resolve(pattern);
+    Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k, problem);
     const HostInputs inputs(
         read_fills(options->fill, pattern, problem, 1, options->seqlen_q, options->seqlen_k),
-        problem.num_heads);
-    Geometry geometry = geometry_of(options->seqlen_q, options->seqlen_k, problem);
+        problem.num_heads, geometry);
     geometry.inputs = inputs.views();
     const std::vector<HeadGroup> groups = head_groups(pattern, problem, geometry);
     if (!options->svg.empty()) {

@@ -14,7 +14,8 @@ namespace {
 
 constexpr const char* kForm =
     "NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, NAME=documents:MEAN (of "
-    "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, and then "
+    "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, "
+    "NAME=random:COLUMNS:DISTANCES for columns and slashes, and then "
     "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
@@ -127,6 +128,15 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       } else {
         refuse(fill, fmt::format("'{}' does not describe indices of tokens", parts[0]));
       }
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::slashes) {
+      if (words.size() != 3 || words[0] != "random") {
+        refuse(fill, fmt::format("'{}' does not describe columns and slashes", parts[0]));
+      }
+      inputs.push_back(verify::random_slashes(wanted.name, sequences, heads, seqlen_k,
+                                              number(fill, words[1], 0, kMaxNumber),
+                                              number(fill, words[2], 0, kMaxNumber), seed));
       continue;
     }
     if (words[0] != "random" || words.size() < 2 || words.size() > 3) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
@@ -32,7 +33,8 @@ Geometry in_head(Geometry geometry, int h) {
 
 }  // namespace
 
-HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads) {
+HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads,
+                       const Geometry& geometry) {
   for (const verify::InputData& input : data) {
     InputView view;
     switch (input.kind) {
@@ -44,6 +46,14 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
       case InputInfo::Kind::indices:
         words_.push_back(verify::number_planes(input, view.row_stride));
         view.head_stride = 2 * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        break;
+      case InputInfo::Kind::slashes:
+        words_.push_back(verify::slash_planes(
+            input, std::vector(static_cast<std::size_t>(input.batch), geometry), geometry.seqlen_q,
+            geometry.seqlen_k));
+        view.row_stride = SlashPlane::words_per_row(geometry.seqlen_k);
+        view.head_stride =
+            (1 + std::int64_t{ceil_div(geometry.seqlen_q, SlashPlane::kRows)}) * view.row_stride;
         break;
       case InputInfo::Kind::number:
         words_.emplace_back(input.numbers.begin(), input.numbers.end());
@@ -110,7 +120,7 @@ std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& proble
 }
 
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
-  const auto inputs = std::make_shared<HostInputs>(c.inputs, c.problem.num_heads);
+  const auto inputs = std::make_shared<HostInputs>(c.inputs, c.problem.num_heads, geometry_of(c));
   Geometry first = geometry_of(c);
   first.inputs = inputs->views();
   check_lengths(pattern, first);
@@ -130,8 +140,8 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
 }
 
 double visible_flop(const Pattern& pattern, const verify::Case& c) {
-  const HostInputs inputs(c.inputs, c.problem.num_heads);
   Geometry geometry = geometry_of(c);
+  const HostInputs inputs(c.inputs, c.problem.num_heads, geometry);
   geometry.inputs = inputs.views();
   const int different = pattern.inputs().empty() ? 1 : c.batch;  // sequences
   double elements = 0;

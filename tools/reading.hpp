@@ -32,8 +32,8 @@ std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& proble
 /// Run-time inputs as the host's reading takes them: Geometry::inputs.
 class HostInputs {
  public:
-  /// `data` in the order of Pattern::inputs().
-  HostInputs(const std::vector<verify::InputData>& data, int num_heads);
+  /// `data` in the order of Pattern::inputs(); `geometry` is that of every sequence.
+  HostInputs(const std::vector<verify::InputData>& data, int num_heads, const Geometry& geometry);
   const InputView* views() const { return views_.data(); }
 
  private:

@@ -194,10 +194,14 @@ enum {
   GIRIH_BLOCK_BITS = 4,    // row i: 32-bit words of `data`; block j is bit j % 32 of word j / 32
   GIRIH_HEAD_NUMBERS = 5,  // no planes: an int32 of `data` for each sequence and head
   // A plane is a row: an int32 of `data` for each query, one of `k_data` for each key.
-  GIRIH_TOKEN_INDICES = 6
+  GIRIH_TOKEN_INDICES = 6,
+  // A plane is a list of columns in `data` and one of distances in `k_data`, in any order, whose
+  // other entries than keys and distances are ignored: pad with -1.
+  GIRIH_VERTICAL_SLASH = 7
 };
 
-// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), or d of segments(d).
+// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), or
+// v of vertical_slash(v).
 // Members that its kind does not have stay zero. Entries of `indices` may stand in any order, and
 // those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
@@ -218,16 +222,17 @@ typedef struct girih_input {
   // first indices of two planes lie: each plane's indptr then counts from its own.
   int64_t plane_stride;
   // mask, bits: [batch, heads, num_q_blocks, row]; numbers: [batch, heads]; indices: [batch, heads,
-  // num_tokens], the last contiguous
+  // num_tokens], the last contiguous; vertical_slash: contiguous [batch, heads, num_tokens]
   const void* data;
   // Of mask, in bytes, and of bits and indices, in words; all 0: contiguous. Indices have no rows.
   int64_t batch_stride, head_stride, row_stride;
   // Indices: those of the keys, likewise. NULL: `data` serves both, where seqlen_q is seqlen_k.
+  // Vertical_slash: contiguous [batch, heads, k_num_tokens].
   const int32_t* k_data;
   int64_t k_batch_stride, k_head_stride;
   int32_t k_batch, k_heads;  // 0: 1
-  int32_t num_tokens;        // indices: seqlen_q or more
-  int32_t k_num_tokens;      // seqlen_k or more
+  int32_t num_tokens;        // indices: seqlen_q or more; vertical_slash: columns
+  int32_t k_num_tokens;      // seqlen_k or more; distances
 } girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".
@@ -271,13 +276,14 @@ typedef struct girih_args {
 // and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
-// block lists, tables or masks, or indices.
+// block lists, tables or masks, indices, or columns and slashes.
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
-// Enqueues on args->stream what prepares the block lists, tables, masks and indices among the
-// inputs in `workspace`: once for any number of launches with the same ones. `check` other than 0
-// waits for the stream and refuses entries out of range, which are ignored otherwise.
+// Enqueues on args->stream what prepares the block lists, tables, masks, indices, columns and
+// slashes among the inputs in `workspace`: once for any number of launches with the same ones, and
+// of slashes with the same lengths and positions. `check` other than 0 waits for the stream and
+// refuses entries out of range, which are ignored otherwise.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 

@@ -23,6 +23,7 @@ struct InputInfo {
     blocks,   ///< a BlockList, BlockTable, BlockMask or BlockBits
     number,   ///< HeadNumbers
     indices,  ///< TokenIndices
+    slashes,  ///< SlashLists
   };
   std::string name;
   Kind kind = Kind::number;
@@ -98,10 +99,22 @@ struct TokenIndices {
   TokenRows k = {};  ///< without data: q serves both, where seqlen_q is seqlen_k
 };
 
+/// What `vertical_slash` shows, device int32, in any order. Entries that are no key of the
+/// sequence, or no distance from a row of it to a key before it, are ignored: rows may be padded
+/// with -1. Distance 0 counts as given. While lists are built, the workspace takes about seqlen_q *
+/// seqlen_k / 512 bytes for each of the `heads` of every sequence.
+struct SlashLists {
+  const std::int32_t* vertical = nullptr;  ///< keys, contiguous [batch, heads, num_vertical]
+  const std::int32_t* slash = nullptr;     ///< distances, contiguous [batch, heads, num_slash]
+  int num_vertical = 0, num_slash = 0;
+  int batch = 1, heads = 1;
+};
+
 /// One input of a launch.
 struct Input {
   std::string name;
-  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices> data;
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, SlashLists>
+      data;
 };
 
 }  // namespace girih

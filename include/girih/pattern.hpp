@@ -180,6 +180,10 @@ Mask segments(std::string input);
 Mask index_ge(std::string input);
 Mask index_gt(std::string input);
 
+/// Keys up to the row's own in single columns, or near diagonals, as MInference has them: the
+/// distances of a row's block of 64 become windows of 64 keys or more. `input` names SlashLists.
+Mask vertical_slash(std::string input);
+
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
   struct Range {

@@ -25,6 +25,15 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildNumbersThreads)
 }}
 )";
 
+// Likewise for columns and slashes, whose windows depend on the sequences' lengths.
+constexpr const char* kBuildSlash = R"(
+extern "C" __global__ void __launch_bounds__(girih::kBuildSlashThreads)
+    {}(const __grid_constant__ girih::BuildSlashParams build,
+       const __grid_constant__ girih::FwdParams params) {{
+  girih::BuildSlash::run(build, params);
+}}
+)";
+
 constexpr const char* kCombine = R"(
 extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
     {}(const __grid_constant__ girih::CombineParams params) {{
@@ -68,8 +77,8 @@ constexpr const char* kFwdSm90 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
     {symbol}(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads{inputs_parameter},
-              const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {{
-  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter);
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{rows_parameter}) {{
+  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{rows});
 }}
 )";
 
@@ -100,6 +109,10 @@ std::string kernel_of(const plan::KernelSpec& spec) {
       fmt::runtime(spec.family == plan::KernelFamily::fwd_sm90 ? kFwdSm90 : kFwdSm80),
       fmt::arg("threads", 32 * spec.tile.num_warps), fmt::arg("min_ctas", spec.min_ctas_per_sm),
       fmt::arg("symbol", kKernelSymbol), fmt::arg("inputs_parameter", inputs_parameter),
+      fmt::arg("rows_parameter",
+               spec.gathers ? ",\n              const __grid_constant__ girih::FwdRowMaps row_maps"
+                            : ""),
+      fmt::arg("rows", spec.gathers ? ", &row_maps" : ""),
       fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
 }
 
@@ -111,10 +124,12 @@ std::string emit(const plan::KernelSpec& spec) {
                   to_string(spec.dtype), spec.head_dim, spec.arch.name());
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
+  if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
   source += config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
   if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
+  if (spec.builds_slashes) source += fmt::format(kBuildSlash, kBuildSlashSymbol);
   return source;
 }
 

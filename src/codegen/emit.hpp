@@ -13,6 +13,7 @@ inline constexpr const char* kKernelSymbol = "girih_fwd";
 /// The kernel beside it that prepares run-time lists, in entries of patterns that have some.
 inline constexpr const char* kBuildListsSymbol = "girih_build_lists";
 inline constexpr const char* kBuildNumbersSymbol = "girih_build_numbers";
+inline constexpr const char* kBuildSlashSymbol = "girih_build_slash";
 
 /// The one kernel of merging partial results.
 inline constexpr const char* kCombineSymbol = "girih_combine";

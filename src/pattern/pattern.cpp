@@ -125,6 +125,8 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
     const AtomParam& param = atom_table()[mask.atom_index()].params[i];
     if (param.kind == ParamKind::input && param.form == InputForm::indices) {
       wanted.kind = InputInfo::Kind::indices;
+    } else if (param.kind == ParamKind::input && param.form == InputForm::slashes) {
+      wanted.kind = InputInfo::Kind::slashes;
     } else if (param.kind == ParamKind::input) {
       wanted.kind = InputInfo::Kind::blocks;
       wanted.q_block_size = mask.numbers()[1];
@@ -150,6 +152,10 @@ std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
   if (kind == Kind::indices) {
     return "int32 [batch, heads, seqlen_q] for queries and [batch, heads, seqlen_k] for keys";
+  }
+  if (kind == Kind::slashes) {
+    return "int32 [batch, heads, num_vertical] for columns and [batch, heads, num_slash] for "
+           "distances";
   }
   return fmt::format("blocks [batch, heads, ceil(seqlen_q / {}), ceil(seqlen_k / {})]",
                      q_block_size, kv_block_size);

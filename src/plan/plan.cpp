@@ -8,6 +8,7 @@
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
+#include "girih/shared/slash.cuh"
 #include "girih/shared/tensor_map.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
@@ -118,7 +119,7 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   int atoms = 0;
   for (const std::string& structure : structures) {
     for (const char* large : {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments",
-                              "Leaf<Index", ", 0x"}) {  // an input
+                              "Leaf<Index", "Leaf<VerticalSlash", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -139,6 +140,11 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
   traits.mixed_neighborhoods = traits.neighborhoods && !alone;
+  for (const std::string& structure : spec.structures) {  // as kIsVerticalSlash has it
+    traits.slashes |=
+        structure == "Leaf<VerticalSlash>" || structure == "All<Leaf<Causal>, Leaf<VerticalSlash>>";
+  }
+  traits.mixed_slashes = traits.slashes && spec.structures.size() > 1;
   for (const InputInfo& input : pattern.inputs()) {
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
@@ -192,17 +198,30 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
     plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
+    plan.spec.builds_slashes |= input.kind == InputInfo::Kind::slashes;
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
                        pattern.inputs().size() * sizeof(InputView) + sizeof(FwdTensorMaps) +
-                       2 * alignof(FwdTensorMaps);
+                       sizeof(FwdRowMaps) + 2 * alignof(FwdTensorMaps);
   if (bytes > kMaxParamBytes) {
     throw Error(Errc::unsupported,
                 fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
                             "parameters, more than {}: split the heads over several launches",
                             problem.num_heads, most_numbers, bytes, kMaxParamBytes));
   }
+}
+
+// Where shared memory has no room for it, vertical_slash visits tiles of consecutive keys.
+void plan_gathering(const PatternTraits& traits, const TileConfig& tile, int shared_bytes,
+                    const Arch& arch, KernelSpec& spec) {
+  const auto gathers = [&] {
+    return gathers_slashes(traits.slashes, tile.block_m, tile.block_n, spec.key_box,
+                           spec.pack_heads, spec.pass_over);
+  };
+  const int bytes = shared_bytes + gathered_keys_bytes(tile.block_n, tile.num_stages);
+  if (gathers() && bytes > arch.shared_bytes_per_cta()) spec.key_box = tile.block_n;
+  spec.gathers = gathers();
 }
 
 }  // namespace
@@ -276,12 +295,14 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     const int width = std::max(problem.head_dim, problem.width_v());
     plan.spec.pass_over = !shares_blocks(problem, traits, tile.block_m) ||
                           plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters;
+    plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
   }
   plan.keys = traits.keys;
   plan.q_block_size = traits.q_block_size;
   plan.kv_block_size = traits.kv_block_size;
   plan.threads = 32 * tile.num_warps;
-  plan.shared_bytes = shared_bytes(tile, problem);
+  plan.shared_bytes = shared_bytes(tile, problem) +
+                      (plan.spec.gathers ? gathered_keys_bytes(tile.block_n, tile.num_stages) : 0);
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
   plan.spec.min_ctas_per_sm =
       hopper ? 1 : std::clamp(fitting_ctas, 1, warps_per_sm(tile, problem) / tile.num_warps);

@@ -25,6 +25,7 @@ struct KernelSpec {
   TileConfig tile;
   int key_box = 0;          ///< keys that fwd_sm90 copies together, a divisor of block_n
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
+  bool gathers = false;     ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
   bool pass_over = true;    ///< whether they pass over key tiles that only others see
   bool softcap = false;     ///< whether some head has one
   int min_ctas_per_sm = 1;  ///< what the register allocation aims at
@@ -34,6 +35,7 @@ struct KernelSpec {
   int num_inputs = 0;           ///< run-time inputs of the pattern
   bool builds_lists = false;    ///< whether some of them are blocks
   bool builds_numbers = false;  ///< whether some of them are indices of tokens
+  bool builds_slashes = false;  ///< whether some of them are columns and slashes
   int head_capacity = 1;        ///< rows of the head table; 1 for a pattern without `heads`
 };
 

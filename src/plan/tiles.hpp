@@ -27,6 +27,8 @@ struct PatternTraits {
   bool elaborate = false;            ///< whether its masks take many registers
   bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
   bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
+  bool slashes = false;              ///< whether one is vertical_slash alone
+  bool mixed_slashes = false;        ///< and stands beside others
   int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
 };

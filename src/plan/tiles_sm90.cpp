@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "girih/shared/slash.cuh"
 #include "girih/shared/smem_layout.cuh"
 
 namespace girih::plan {
@@ -16,7 +17,8 @@ constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
-constexpr int kLessForWideNeighborhoods = 12;  // of heads wider than 192
+constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
+constexpr int kLessForWideNeighborhoods = 12;    // of heads wider than 192
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -45,6 +47,10 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
 // Where all rows of a tile see the same blocks, and where blocks are so small that few tiles of
 // consecutive keys would be without a visible one.
 int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n) {
+  if (gathers_slashes(pattern.slashes, block_m, block_n, kSlashBox,
+                      packs_heads(problem, pattern, block_m), true)) {
+    return kSlashBox;
+  }
   const int size = pattern.kv_block_size;
   const bool fits = size > 0 && size % 16 == 0 && size < block_n && block_n % size == 0 &&
                     std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
@@ -79,6 +85,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                             : kMostFragmentsElaborate;
   if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
     limit -= kLessForWideNeighborhoods;
+  if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
+    limit = std::min(limit, kMostFragmentsMixedSlashes);
   const int most_keys = requested.block_n                      ? requested.block_n
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)

@@ -138,32 +138,41 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem,
   return params;
 }
 
+namespace {
+
+// The maps of a thread's last launch are used again: `memory` is one tensor's.
+TensorMap map_of(cuda::TensorMapMemory& memory, const Tensor& tensor, const void* data,
+                 const Strides& strides, int box_rows, const Problem& problem, const Dims& dims) {
+  for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
+    constexpr std::int64_t kEnd = std::int64_t{1} << 39;  // 2^40 bytes
+    if (stride >= 0 && stride < kEnd) continue;
+    refuse(
+        fmt::format("a tensor has stride {}: the kernel for Hopper takes strides from 0 to {}; "
+                    "bind the portable one (tile.portable)",
+                    stride, kEnd - 8));
+  }
+  return memory.get({.data = data,
+                     .type = problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                              : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                     .columns = tensor.shape[kDim],
+                     .rows = tensor.shape[dims.row],
+                     .heads = tensor.shape[dims.head],
+                     .batch = tensor.shape[dims.batch],
+                     .row_stride = strides.row,
+                     .head_stride = strides.head,
+                     .batch_stride = strides.batch},
+                    box_rows);
+}
+
+}  // namespace
+
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                           int query_rows, int key_rows) {
   static thread_local cuda::TensorMapMemory memory[4];  // of q, k, v and out
   const Dims dims = dims_of(args.layout);
   const auto map = [&](int place, const Tensor& tensor, const void* data, const Strides& strides,
                        int box_rows) {
-    for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
-      constexpr std::int64_t kEnd = std::int64_t{1} << 39;  // 2^40 bytes
-      if (stride >= 0 && stride < kEnd) continue;
-      refuse(
-          fmt::format("a tensor has stride {}: the kernel for Hopper takes strides from 0 to {}; "
-                      "bind the portable one (tile.portable)",
-                      stride, kEnd - 8));
-    }
-    return memory[place].get(
-        {.data = data,
-         .type = problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-         .columns = tensor.shape[kDim],
-         .rows = tensor.shape[dims.row],
-         .heads = tensor.shape[dims.head],
-         .batch = tensor.shape[dims.batch],
-         .row_stride = strides.row,
-         .head_stride = strides.head,
-         .batch_stride = strides.batch},
-        box_rows);
+    return map_of(memory[place], tensor, data, strides, box_rows, problem, dims);
   };
   // Without keys a row is read and masked: of tensors that are as wide and have memory.
   const bool keys = args.k.shape[dims.row] > 0;
@@ -173,6 +182,16 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
           .v = keys ? map(2, args.v, params.v, params.v_strides, key_rows)
                     : map(2, args.out, params.out, params.out_strides, key_rows),
           .out = map(3, args.out, params.out, params.out_strides, query_rows)};
+}
+
+FwdRowMaps row_maps(const jit::Args& args, const FwdParams& params, const Problem& problem) {
+  static thread_local cuda::TensorMapMemory memory[2];  // of k and v
+  const Dims dims = dims_of(args.layout);
+  const bool keys = args.k.shape[dims.row] > 0;  // else none is read
+  return {.k = map_of(memory[0], keys ? args.k : args.q, keys ? params.k : params.q,
+                      keys ? params.k_strides : params.q_strides, 1, problem, dims),
+          .v = map_of(memory[1], keys ? args.v : args.out, keys ? params.v : params.out,
+                      keys ? params.v_strides : params.out_strides, 1, problem, dims)};
 }
 
 }  // namespace girih::runtime

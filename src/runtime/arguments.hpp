@@ -18,6 +18,9 @@ Problem problem_of(const jit::Args& args);
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                           int query_rows, int key_rows);
 
+/// Keys and values in boxes of one row. @throws Error driver.
+FwdRowMaps row_maps(const jit::Args& args, const FwdParams& params, const Problem& problem);
+
 /// Everything but the order of tiles, for a pattern with these grids. Formats text only when it
 /// throws.
 /// @throws Error invalid_argument naming the tensor, the value and what it should be.

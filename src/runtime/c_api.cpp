@@ -230,15 +230,23 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
 
 // Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
 void check_members_of_kind(const std::string& where, const girih_input& c) {
-  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32 };
-  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",
-                                           "GIRIH_BLOCK_MASK",   "GIRIH_BLOCK_BITS",
-                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_TOKEN_INDICES) {
+  enum : unsigned {
+    kList = 1,
+    kTable = 2,
+    kMask = 4,
+    kBits = 8,
+    kNumbers = 16,
+    kIndices = 32,
+    kSlash = 64
+  };
+  static constexpr const char* kNames[] = {
+      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",   "GIRIH_BLOCK_MASK",    "GIRIH_BLOCK_BITS",
+      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES", "GIRIH_VERTICAL_SLASH"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_VERTICAL_SLASH) {
     refuse(
         fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_TOKEN_INDICES ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_TOKEN_INDICES));
+                    "GIRIH_VERTICAL_SLASH ({})",
+                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_VERTICAL_SLASH));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
@@ -253,17 +261,17 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"indices", c.indices != nullptr, kList | kTable},
                  {"num_indices", c.num_indices != 0, kList},
                  {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices},
+                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices | kSlash},
                  {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
                  {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
                  {"row_stride", c.row_stride != 0, kMask | kBits},
-                 {"k_data", c.k_data != nullptr, kIndices},
+                 {"k_data", c.k_data != nullptr, kIndices | kSlash},
                  {"k_batch_stride", c.k_batch_stride != 0, kIndices},
                  {"k_head_stride", c.k_head_stride != 0, kIndices},
                  {"k_batch", c.k_batch != 0, kIndices},
                  {"k_heads", c.k_heads != 0, kIndices},
-                 {"num_tokens", c.num_tokens != 0, kIndices},
-                 {"k_num_tokens", c.k_num_tokens != 0, kIndices}};
+                 {"num_tokens", c.num_tokens != 0, kIndices | kSlash},
+                 {"k_num_tokens", c.k_num_tokens != 0, kIndices | kSlash}};
   for (const auto& [name, is_set, kinds] : members) {
     if (!is_set || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
@@ -325,6 +333,14 @@ girih::Input input_of(int index, const girih_input* pointer) {
                                              .num_tokens = c.k_num_tokens,
                                              .batch_stride = c.k_batch_stride,
                                              .head_stride = c.k_head_stride}};
+      break;
+    case GIRIH_VERTICAL_SLASH:
+      input.data = girih::SlashLists{.vertical = static_cast<const std::int32_t*>(c.data),
+                                     .slash = c.k_data,
+                                     .num_vertical = c.num_tokens,
+                                     .num_slash = c.k_num_tokens,
+                                     .batch = batch,
+                                     .heads = heads};
       break;
     default:  // was refused
       break;

@@ -137,6 +137,47 @@ class InputPlanner {
     plan_.number_builds[plan_.num_number_builds++] = params;
   }
 
+  void operator()(const SlashLists& lists) {
+    if (wanted_.kind != InputInfo::Kind::slashes) wrong_kind("columns and slashes");
+    check_extents(lists.batch, lists.heads);
+    check_list("vertical", lists.num_vertical, lists.vertical);
+    check_list("slash", lists.num_slash, lists.slash);
+    if (reads_nothing()) return;
+
+    BuildSlashParams params{};
+    params.columns = lists.vertical;
+    params.distances = lists.slash;
+    params.num_columns = lists.num_vertical;
+    params.num_distances_given = lists.num_slash;
+    params.planes_per_source_batch = lists.batch == 1 ? 0 : lists.heads;
+    params.planes_per_batch = lists.heads;  // windows follow the lengths: no sequences share
+    params.num_planes = extents_.batch * lists.heads;
+    params.num_blocks = ceil_div(extents_.seqlen_q, SlashPlane::kRows);
+    params.words_per_row = SlashPlane::words_per_row(extents_.seqlen_k);
+    params.seqlen_k = extents_.seqlen_k;
+    params.num_distances = extents_.num_distances;
+    const std::int64_t plane = std::int64_t{1 + params.num_blocks} * params.words_per_row;
+    const std::int64_t distance_words = ceil_div(params.num_distances, 32);
+    if (plane + distance_words > kMaxWords / params.num_planes) {
+      refuse(
+          fmt::format("the input '{}' has {} planes for {} queries x {} keys: their windows "
+                      "would take more than {} bytes of workspace",
+                      wanted_.name, params.num_planes, extents_.seqlen_q, extents_.seqlen_k,
+                      kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+    }
+    params.bits = reserve(params.num_planes * plane);
+    params.distance_bits = reserve(params.num_planes * distance_words);
+
+    InputView& view = plan_.views[index_];
+    view.data = params.bits;
+    view.batch_stride = params.planes_per_batch * plane;
+    view.head_stride = plane;
+    view.row_stride = params.words_per_row;
+    view.heads_per_plane = extents_.num_heads / lists.heads;
+    plan_.slash_input[plan_.num_slash_builds] = index_;
+    plan_.slash_builds[plan_.num_slash_builds++] = params;
+  }
+
  private:
   struct Steps {
     std::int64_t batch, head, row;
@@ -173,6 +214,14 @@ class InputPlanner {
   void check_indices(const char* what, std::int64_t count, const std::int32_t* indices) const {
     check_not_negative(what, count);
     if (count > 0) check_pointer("kv_block_indices", indices, 4);
+  }
+
+  void check_list(const char* what, int count, const std::int32_t* list) const {
+    if (count < 0 || count > kMaxNumber) {
+      refuse(fmt::format("the input '{}' has {} entries a row in {}: it must be 0 to {}",
+                         wanted_.name, count, what, kMaxNumber));
+    }
+    if (count > 0) check_pointer(what, list, 4);
   }
 
   void check_extents(int batch, int heads) const {

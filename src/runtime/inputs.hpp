@@ -1,6 +1,6 @@
 // Run-time inputs of a launch: checked against what the pattern wants, and turned into the views
-// that its kernel reads and the work of `girih_build_lists` and `girih_build_numbers` that some of
-// them need first.
+// that its kernel reads and the work of `girih_build_lists`, `girih_build_numbers` and
+// `girih_build_slash` that some of them need first.
 #pragma once
 
 #include <array>
@@ -10,6 +10,7 @@
 
 #include "girih/build_lists.cuh"
 #include "girih/build_numbers.cuh"
+#include "girih/build_slash.cuh"
 #include "girih/inputs.hpp"
 #include "girih/problem.hpp"
 #include "pattern/atoms.hpp"
@@ -23,6 +24,7 @@ struct InputExtents {
   int batch = 0;
   int seqlen_q = 0;  ///< of the longest sequence
   int seqlen_k = 0;
+  int num_distances = 0;  ///< that a block of 64 queries can have to keys before it
 };
 
 /// In the order of what the pattern wants; formats text only when it throws.
@@ -33,6 +35,9 @@ struct InputPlan {
   int num_builds = 0;
   std::array<BuildNumbersParams, pattern::kMaxInputs> number_builds;  ///< of indices of tokens
   int num_number_builds = 0;
+  std::array<BuildSlashParams, pattern::kMaxInputs> slash_builds;  ///< of columns and slashes
+  std::array<int, pattern::kMaxInputs> slash_input;                ///< which input each is for
+  int num_slash_builds = 0;
   std::size_t workspace_bytes = 0;
 };
 

@@ -87,6 +87,13 @@ std::int64_t section_bytes(const Pattern& pattern, int l2_bytes) {
   return l2_bytes / 3 * 2 / (blocks ? 4 : 1);
 }
 
+// As many distances as the last block of rows of any sequence can have, whole or not.
+int num_distances(const FwdParams& params) {
+  const Geometry& longest = params.geometry;
+  const int keys = params.bottom_right ? longest.seqlen_k : longest.diagonal(longest.seqlen_q);
+  return max(keys, 0) + SlashPlane::kRows - 1;
+}
+
 // Fills in the order of tiles: heads go together whose keys and values are not more than
 // `section_bytes`.
 void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
@@ -134,12 +141,14 @@ struct Kernel::Impl {
   CUfunction function = nullptr;
   CUfunction build_lists = nullptr;                // null where the pattern has no lists
   CUfunction build_numbers = nullptr;              // or no indices of tokens
+  CUfunction build_slash = nullptr;                // or no columns and slashes
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
   std::int64_t section_bytes = 0;
   int num_sms = 0;
   QueryTileShape query_tile;
   int key_box = 0;  // of the Hopper kernel
+  bool gathers = false;
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
@@ -148,7 +157,8 @@ struct Kernel::Impl {
                                  .num_heads_kv = problem.num_heads_kv,
                                  .batch = params.num_batch_heads / problem.num_heads,
                                  .seqlen_q = params.geometry.seqlen_q,
-                                 .seqlen_k = params.geometry.seqlen_k},
+                                 .seqlen_k = params.geometry.seqlen_k,
+                                 .num_distances = num_distances(params)},
                                 workspace.data);
   }
 
@@ -160,6 +170,25 @@ struct Kernel::Impl {
       void* parameters[] = {&build};
       launch(build_numbers, static_cast<int>(std::min(spans, kMostCtas)), kBuildNumbersThreads, 0,
              stream, parameters);
+    }
+  }
+
+  void build_slashes_of(runtime::InputPlan& plan, FwdParams& params, int* ignored,
+                        CUstream stream) const {
+    for (int i = 0; i < plan.num_slash_builds; ++i) {
+      BuildSlashParams& build = plan.slash_builds[i];
+      if (ignored != nullptr) build.num_ignored = ignored + plan.slash_input[i];
+      constexpr std::int64_t kMostCtas = 1 << 16;
+      constexpr int kBlocksPerCta = kBuildSlashThreads / 32;
+      const std::int64_t blocks = std::int64_t{build.num_planes} * build.num_blocks;
+      const std::int64_t ctas[] = {build.num_planes, (blocks + kBlocksPerCta - 1) / kBlocksPerCta};
+      using Phase = BuildSlashParams::Phase;
+      for (const Phase phase : {Phase::sort, Phase::windows}) {
+        build.phase = phase;
+        void* parameters[] = {&build, &params};
+        launch(build_slash, static_cast<int>(std::min(ctas[static_cast<int>(phase)], kMostCtas)),
+               kBuildSlashThreads, 0, stream, parameters);
+      }
     }
   }
 
@@ -202,11 +231,11 @@ static void check_workspace(const Workspace& workspace, std::size_t needed) {
 
 void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {
   const Impl& impl = *impl_;
-  const FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
+  FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, plan.workspace_bytes);
   impl.build_numbers_of(plan, args.stream);
-  if (plan.num_builds == 0) return;
+  if (plan.num_builds + plan.num_slash_builds == 0) return;
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
   if (check == Check::yes) {
@@ -214,9 +243,11 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
         cuda::driver().cuMemsetD8Async(counts, 0, runtime::kIgnoredCountsBytes, args.stream),
         "clearing the workspace");
   }
+  int* const counted = static_cast<int*>(workspace.data);  // of each input
+  impl.build_slashes_of(plan, params, check == Check::yes ? counted : nullptr, args.stream);
   for (int i = 0; i < plan.num_builds; ++i) {
     BuildListsParams& build = plan.builds[i];
-    if (check == Check::yes) build.num_ignored = static_cast<int*>(workspace.data) + i;
+    if (check == Check::yes) build.num_ignored = counted + plan.build_input[i];
     const std::int64_t num_rows = std::int64_t{build.num_planes} * build.num_rows;
     constexpr int kRowsPerCta = kBuildListsThreads / 32;
     constexpr std::int64_t kMostCtas = 1 << 16;
@@ -233,12 +264,23 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   cuda::check(cuda::driver().cuMemcpyDtoH(ignored.data(), counts, runtime::kIgnoredCountsBytes),
               "reading back the check of block lists");
   for (int i = 0; i < plan.num_builds; ++i) {
-    if (ignored[i] == 0) continue;
+    const int input = plan.build_input[i];
+    if (ignored[input] == 0) continue;
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("the input '{}' has {} entries out of range: key blocks must be from 0 "
+                    "to {}, and rows lie within the list",
+                    impl.inputs[input].name, ignored[input], plan.builds[i].num_columns - 1));
+  }
+  for (int i = 0; i < plan.num_slash_builds; ++i) {
+    const int input = plan.slash_input[i];
+    if (ignored[input] == 0) continue;
+    const BuildSlashParams& build = plan.slash_builds[i];
     throw Error(Errc::invalid_argument,
-                fmt::format("the input '{}' has {} entries out of range: key blocks must be from 0 "
-                            "to {}, and rows lie within the list",
-                            impl.inputs[plan.build_input[i]].name, ignored[i],
-                            plan.builds[i].num_columns - 1));
+                fmt::format("the input '{}' has {} entries out of range: columns must be from 0 to "
+                            "{} and distances from 0 to {}; pad rows with -1",
+                            impl.inputs[input].name, ignored[input], build.seqlen_k - 1,
+                            build.num_distances - 1));
   }
 }
 
@@ -251,10 +293,11 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   if (params.num_tiles == 0) return;
 
   int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
-  void* parameters[5] = {&params, const_cast<int*>(impl.head_table.data())};
+  void* parameters[6] = {&params, const_cast<int*>(impl.head_table.data())};
   int count = 2;
   if (!impl.inputs.empty()) parameters[count++] = inputs.views.data();
   FwdTensorMaps maps;
+  FwdRowMaps row_maps;
   int* counter = nullptr;
   if (impl.counters != nullptr) {  // the Hopper kernel: a CTA takes one tile after the other
     num_ctas = std::min(num_ctas, impl.num_sms);
@@ -262,6 +305,10 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
     counter = impl.counters->of(args.stream);
     parameters[count++] = &maps;
     parameters[count++] = &counter;
+    if (impl.gathers) {
+      row_maps = runtime::row_maps(args, params, impl.problem);
+      parameters[count++] = &row_maps;
+    }
   }
   impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
               parameters);
@@ -350,6 +397,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};
   impl->key_box = plan.spec.key_box;
+  impl->gathers = plan.spec.gathers;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
   }
@@ -366,6 +414,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   if (plan.spec.builds_numbers) {
     impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
   }
+  if (plan.spec.builds_slashes) impl->build_slash = loaded.module->load(codegen::kBuildSlashSymbol);
   impl->info = info_of(loaded.entry, plan, choice.source, hit);
   return Kernel(std::move(impl));
 }

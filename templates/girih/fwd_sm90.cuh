@@ -18,6 +18,7 @@
 // HeadTable) and Classes (HeadClasses).
 #pragma once
 
+#include "girih/attn/gather_slash.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
@@ -49,6 +50,11 @@ struct FwdSm90 {
   static constexpr int kDimFragments = kHeadDimV / 8;  // n8 of the output
   static constexpr int kKeyBox = Config::kKeyBox;
   static constexpr int kBoxes = kBlockN / kKeyBox;
+  // Heads of vertical_slash alone visit gathered keys, the others consecutive ones (kBlockN).
+  static constexpr bool kGathers = gathers_slashes(SlashClasses<Classes>::kAny, kBlockM, kBlockN,
+                                                   kKeyBox, Config::kPackHeads, Config::kPassOver);
+  static constexpr int kBoxStep = kGathers ? 1 : kKeyBox;  // keys, that visits count boxes in
+  static constexpr int kScanBox = kGathers ? kBlockN : kKeyBox;
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
@@ -134,7 +140,7 @@ struct FwdSm90 {
   // bit for each warpgroup, which says that the mask lets it see the next key tile.
   struct Visit {
     uint32 flags;
-    int boxes[kBoxes];  // which of the sequence's; those beyond the last show nothing
+    int boxes[kBoxes];  // in steps of kBoxStep keys; those beyond the last show nothing
   };
   static __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {
     return flags >> 2 * warpgroup & 3;
@@ -145,6 +151,8 @@ struct FwdSm90 {
   static constexpr uint32 kFirstVisit = 1 << 6;
   static constexpr uint32 kLastVisit = 1 << 7;
   static constexpr int kSeesNextBit = 8;
+  static constexpr uint32 kGivenMask = 1 << 11;   // GatheredKeys::seen says who sees what
+  static constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
   static constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 
   // How far ahead of the copies key tiles are looked for. More would take the next query tile
@@ -184,6 +192,19 @@ struct FwdSm90 {
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
 
+  // Lies behind it where keys are gathered.
+  struct Gathered {
+    GatheredKeys<kBlockN> visits[kNumVisits];
+    GatheredKeys<kBlockN> tiles[kNumStages];  // in K's stages
+    typename SlashGather<kBlockN>::Staging staging;
+  };
+  static_assert(kNumVisits == kGatheredVisits);
+  static_assert(sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));
+  static __device__ __forceinline__ Gathered& gathered_of(Control& control) {
+    return *reinterpret_cast<Gathered*>(reinterpret_cast<unsigned char*>(&control) +
+                                        kFwdSm90ControlBytes);
+  }
+
   static __device__ __forceinline__ void wait(const uint64& barrier, uint32 parity) {
     mbarrier_wait(shared_address(&barrier), parity);
   }
@@ -215,6 +236,23 @@ struct FwdSm90 {
       for (int panel = 0; panel < kNumPanels; ++panel) {
         tma_load(tile + (panel * kRows + box * kBoxRows) * kPanelRowBytes, map,
                  shared_address(&barrier), {panel * kPanelColumns, at.row, at.head, at.batch});
+      }
+    }
+  }
+
+  // The same for the rows of single keys.
+  template <int kNumPanels>
+  static __device__ __forceinline__ void load_rows(uint32 tile, const TensorMap& map,
+                                                   const uint64& barrier, BoxOrigin keys,
+                                                   const int* rows) {
+    mbarrier_arrive_expect(shared_address(&barrier), kNumPanels * kBlockN * kPanelRowBytes);
+#pragma unroll 4
+    for (int row = 0; row < kBlockN; ++row) {
+      const int at = keys.row + rows[row];
+#pragma unroll
+      for (int panel = 0; panel < kNumPanels; ++panel) {
+        tma_load(tile + (panel * kBlockN + row) * kPanelRowBytes, map, shared_address(&barrier),
+                 {panel * kPanelColumns, at, keys.head, keys.batch});
       }
     }
   }
@@ -333,7 +371,13 @@ struct FwdSm90 {
   // A visit is announced when the next one's first box has been found, or that there is none.
   static __device__ __forceinline__ void find_visits(Control& control, const Work& work,
                                                      Announcer& announcer) {
-    const KeyTiles boxes{kKeyBox, work.geometry.seqlen_k};
+    if constexpr (kGathers) {
+      if (work.first_row >= 0 && SlashClasses<Classes>::contain(work.head_class[0])) {
+        gather_visits(control, work, announcer);
+        return;
+      }
+    }
+    const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
     const int count = work.first_row < 0 ? 0 : boxes.count();
     const auto seek = [&](int part, int n) -> Run {
       const int begin = work.first_row_of(part);
@@ -352,13 +396,21 @@ struct FwdSm90 {
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
     int found_boxes = 0;
-    int box = count;
+    const auto put_box = [&](int& box, int n) {
+      if constexpr (kGathers) {
+        box = n * kScanBox + lane * kKeyBox;
+      } else if (lane == found_boxes) {
+        box = n;
+      }
+    };
+    constexpr int kBoxesFound = kBlockN / kScanBox;  // that fill a key tile
+    int box = count * kScanBox / kBoxStep;
 #pragma unroll 1
     while (true) {
       typename Scan::Found next;
       const bool more = scan.next(seek, count, next);
-      if (!more || found_boxes == kBoxes) {
-        if (found_boxes < kBoxes) full = 0;
+      if (!more || found_boxes == kBoxesFound) {
+        if (found_boxes < kBoxesFound) full = 0;
         flags |=
             two_bits_each(of_warpgroups(visible)) + two_bits_each(of_warpgroups(visible & full));
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
@@ -368,13 +420,78 @@ struct FwdSm90 {
         visible = 0;
         full = Scan::kAllParts;
         found_boxes = 0;
-        box = count;
+        box = count * kScanBox / kBoxStep;
       }
-      if (lane == found_boxes) box = next.n;
+      put_box(box, next.n);
       visible |= next.visible;
       full &= next.full;
       ++found_boxes;
     }
+  }
+
+  // The visits of a head of vertical_slash alone: first the keys at the tile's own rows and beyond,
+  // which are masked, then what gathers of those before, which all rows of a warpgroup see alike.
+  static __device__ __forceinline__ void gather_visits(Control& control, const Work& work,
+                                                       Announcer& announcer) {
+    using Gather = SlashGather<kBlockN>;
+    using Keys = GatheredKeys<kBlockN>;
+    Gathered& gathered = gathered_of(control);
+    const int lane = fresh_thread_index() % 32;
+    const int seqlen_k = work.geometry.seqlen_k;
+    const int own = max(work.geometry.diagonal(work.first_row), 0);
+    const int own_end = max(min(own + kBlockM, seqlen_k), own + 1);
+    constexpr uint32 kBoth = kPartial | kPartial << 2;
+
+    // A visit is announced when it is known who sees the next one.
+    uint32 flags = kFirstVisit | kBoth;
+    int box = own + lane * kKeyBox;
+#pragma unroll 1
+    for (int first = own + kBlockN; first < own_end; first += kBlockN) {
+      announcer.announce(control, flags | Gather::kAll << kSeesNextBit, box);
+      flags = kBoth;
+      box = first + lane * kKeyBox;
+    }
+    const auto emit = [&](int row, int count) {
+      const bool masked = row >= Gather::kMasked;
+      const Keys& given = gathered.staging.given[masked ? row - Gather::kMasked : 0];
+      uint32 parts = 0, full = 0;
+      uint32 seen[2];
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const int columns = (row + 1 >> part & 1) != 0 ? count * kKeyBox : 0;
+        seen[part] = !masked               ? KeyWord{32 * lane}.below(columns)
+                     : lane < Keys::kWords ? given.seen[part][lane]
+                                           : 0;
+        const uint32 every = KeyWord{32 * lane}.below(kBlockN);
+        parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
+        full |= __all_sync(0xffffffff, seen[part] == every) ? 1u << part : 0u;
+      }
+      announcer.announce(control, flags | parts << kSeesNextBit, box);
+
+      const int stage = announcer.ring.stage;
+      wait(control.visit_empty[stage], announcer.ring.parity ^ 1);
+      Keys& visit = gathered.visits[stage];
+      if (lane < Keys::kWords) {
+        visit.seen[0][lane] = seen[0];
+        visit.seen[1][lane] = seen[1];
+      }
+      // What is left of the tile repeats the last, masked.
+      const bool single = row == Gather::kSingle;
+      if (single) {
+        for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = given.keys[min(i, count - 1)];
+        box = 0;
+      } else {
+        const int* boxes = masked ? given.keys : gathered.staging.boxes[row];
+        box = boxes[min(lane, count - 1)];
+      }
+      flags =
+          kGivenMask | (single ? kSingleKeys : 0) | (two_bits_each(parts) + two_bits_each(full));
+    };
+    Gather gather(gathered.staging);
+    gather.run(
+        SlashPlane::of(work.geometry, work.numbers[0][0]), work.first_row / SlashPlane::kRows,
+        work.first_row + SlashPlane::kRows < work.geometry.seqlen_q, min(own, seqlen_k), emit);
+    announcer.announce(control, flags | kLastVisit, box);
   }
 
   // A bit for each warpgroup from one for each part.
@@ -386,12 +503,24 @@ struct FwdSm90 {
     return (bits & 1) | (bits & 2) << 1 | (bits & 4) << 2;
   }
 
-  static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
+  static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps,
+                                                     const FwdRowMaps* row_maps, Control& control,
                                                      unsigned char* shared, const Pending& pending,
                                                      uint32& tail_parity) {
     const int stage = pending.ring.stage;
     const Visit& visit = control.tiles[stage];
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
+    if constexpr (kGathers) {
+      if (visit.flags & kSingleKeys) {  // of the sequence, all of them
+        wait(control.v_empty[stage], pending.ring.parity ^ 1);
+        if (elect_one()) {
+          load_rows<kPanelsV>(shared_address(tile), row_maps->v, control.v_full[stage],
+                              pending.keys, gathered_of(control).tiles[stage].keys);
+        }
+        __syncwarp();
+        return;
+      }
+    }
     bool whole = true;
 #pragma unroll
     for (int i = 0; i < kBoxes; ++i) whole &= rows_of(pending, visit, i) == kKeyBox;
@@ -417,14 +546,14 @@ struct FwdSm90 {
   }
 
   static __device__ __forceinline__ BoxOrigin box_at(BoxOrigin keys, const Visit& visit, int box) {
-    keys.row += visit.boxes[box] * kKeyBox;
+    keys.row += visit.boxes[box] * kBoxStep;
     return keys;
   }
 
   // Of a box, that may be read.
   static __device__ __forceinline__ int rows_of(const Pending& pending, const Visit& visit,
                                                 int box) {
-    return min(max(pending.rows - visit.boxes[box] * kKeyBox, 0), kKeyBox);
+    return min(max(pending.rows - visit.boxes[box] * kBoxStep, 0), kKeyBox);
   }
 
   // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
@@ -441,7 +570,8 @@ struct FwdSm90 {
 
   // Loads Q, K and V of what is visited, as soon as stages are free.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
-                                              Control& control, unsigned char* shared) {
+                                              const FwdRowMaps* row_maps, Control& control,
+                                              unsigned char* shared) {
     const int lane = fresh_thread_index() % 32;
     Ring<kNumVisits> visits;
     Ring<kNumStages> keys;
@@ -457,7 +587,7 @@ struct FwdSm90 {
 #pragma unroll 1
     while (true) {
       if (due.rows != Pending::kNone) {
-        load_values(maps, control, shared, due, tail_parity);
+        load_values(maps, row_maps, control, shared, due, tail_parity);
         due.rows = Pending::kNone;
       }
       const uint64& announced = control.visit_full[visits.stage];
@@ -494,11 +624,28 @@ struct FwdSm90 {
       const BoxOrigin sequence = work.keys;
       const int seqlen_k = work.geometry.seqlen_k;
       wait(control.k_empty[keys.stage], keys.parity ^ 1);
+      if constexpr (kGathers) {
+        if (flags & kGivenMask) {
+          Gathered& gathered = gathered_of(control);
+          const auto* from = reinterpret_cast<const uint32*>(&gathered.visits[visits.stage]);
+          auto* to = reinterpret_cast<uint32*>(&gathered.tiles[keys.stage]);
+          constexpr int kWords = sizeof(GatheredKeys<kBlockN>) / sizeof(uint32);
+          for (int i = lane; i < kWords; i += 32) to[i] = from[i];
+          __syncwarp();
+        }
+      }
       if (elect_one()) {
         control.tiles[keys.stage] = visit;
-        load_panels<kBlockN, kKeyBox, kPanels>(
-            shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes, maps.k,
-            control.k_full[keys.stage], [&](int box) { return box_at(sequence, visit, box); });
+        const uint32 tile =
+            shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes;
+        if (kGathers && (flags & kSingleKeys)) {
+          load_rows<kPanels>(tile, row_maps->k, control.k_full[keys.stage], sequence,
+                             gathered_of(control).tiles[keys.stage].keys);
+        } else {
+          load_panels<kBlockN, kKeyBox, kPanels>(
+              tile, maps.k, control.k_full[keys.stage],
+              [&](int box) { return box_at(sequence, visit, box); });
+        }
       }
       release(control.visit_empty[visits.stage], lane);
       visits.advance();
@@ -618,13 +765,14 @@ struct FwdSm90 {
     // The key in a column of the tile; by a whole warp.
     __device__ __forceinline__ int key(int column) const {
       const int first = kBoxes == 1 ? box : __shfl_sync(0xffffffff, box, column / kKeyBox);
-      return first * kKeyBox + column % kKeyBox;
+      return first * kBoxStep + column % kKeyBox;
     }
   };
 
-  // Softcap and mask; warp_row counts from the warpgroup's first.
+  // Softcap and mask; warp_row counts from the warpgroup's first. `given`: the tile's, or null.
   static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
-                                                const Work& work, Tile tile, int warpgroup,
+                                                const Work& work, Tile tile,
+                                                const GatheredKeys<kBlockN>* given, int warpgroup,
                                                 int warp_row, int lane) {
     const int head = Work::head_of(warpgroup);
     if constexpr (Config::kSoftcap) {
@@ -635,7 +783,12 @@ struct FwdSm90 {
       WarpMask<16, kBlockN> mask;
       const auto key = [&](int column) { return tile.key(column); };
       const int first_row = work.first_row_of(warpgroup) + warp_row;
-      if constexpr (kHeadsPerTile == 1) {
+      if (kGathers && (tile.flags & kGivenMask)) {
+#pragma unroll
+        for (int i = 0; i < mask.kWordsPerLane; ++i) {
+          mask.words[i] = given->seen[warpgroup][mask.kLanesPerRow * i + lane / 16];
+        }
+      } else if constexpr (kHeadsPerTile == 1) {
         mask.template evaluate<Classes, min(kKeyBox, 32)>(work.head_class[0], work.numbers[0],
                                                           work.geometry, first_row, key);
       } else {
@@ -763,9 +916,15 @@ struct FwdSm90 {
     };
     const auto take_scores = [&] {
       pin_registers(scores);
+      if constexpr (kGathers) {  // masks lie in K's stages
+        modify(scores, params, work(), tile, &gathered_of(control).tiles[keys.stage], warpgroup,
+               warp_row, lane);
+      }
       release(control.k_empty[keys.stage], lane);
       keys.advance();
-      modify(scores, params, work(), tile, warpgroup, warp_row, lane);
+      if constexpr (!kGathers) {
+        modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
+      }
     };
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
@@ -839,10 +998,10 @@ struct FwdSm90 {
   }
 
   // `inputs`: the pattern's, by slot; null where it has none. `counter` is 0, and is again in the
-  // end; launches that may run at once have different ones, or null.
+  // end; launches that may run at once have different ones, or null. `row_maps` where kGathers.
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
                                              const InputView* inputs, const FwdTensorMaps& maps,
-                                             int* counter) {
+                                             int* counter, const FwdRowMaps* row_maps = nullptr) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -882,7 +1041,7 @@ struct FwdSm90 {
     if (warpgroup == 0) {
       shrink_registers<kProducerRegisters>();
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
-      if (warp == 0) load(params, maps, control, shared);
+      if (warp == 0) load(params, maps, row_maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
       if (warp == 2) schedule(params, heads, inputs, counter, control);
     } else {

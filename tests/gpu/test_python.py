@@ -183,6 +183,65 @@ class TokenIndicesTest(unittest.TestCase):
             girih.attention(q, k, v, "segments(d)", inputs={"d": girih.TokenIndices(ids, ids)})
 
 
+def slash_mask(vertical, slash, seqlen_q, seqlen_k):
+    """The dense mask of one head, by the definition."""
+    mask = torch.zeros(seqlen_q, seqlen_k, dtype=torch.bool)
+    distances = sorted({0, *slash}, reverse=True)
+    offset = seqlen_k - seqlen_q
+    for first in range(0, seqlen_q, 64):
+        row, ranges = first + offset, []
+        for distance in distances:
+            if distance >= row + 64:
+                continue
+            end = max(row + 64 - distance, 64)
+            if not ranges or end > ranges[-1][1] + 64:
+                ranges.append([end - 64, end])
+            elif end > ranges[-1][1]:
+                ranges[-1][1] += 64
+        for begin, end in ranges:
+            mask[first:first + 64, begin:end] = True
+        mask[first:first + 64, [key for key in vertical if 0 <= key < seqlen_k]] = True
+    return mask & torch.ones(seqlen_q, seqlen_k, dtype=torch.bool).tril(offset)
+
+
+class SlashListsTest(unittest.TestCase):
+    def test_columns_and_slashes_match_the_dense_mask(self):
+        q, k, v = tensors(seqlen_q=300, seqlen_k=500)
+        vertical = torch.randint(-1, 500, (2, 4, 20), dtype=torch.int32)
+        slash = torch.randint(0, 400, (2, 4, 6), dtype=torch.int32)
+        mask = torch.stack([torch.stack([slash_mask(vertical[b, h].tolist(), slash[b, h].tolist(),
+                                                    300, 500) for h in range(4)])
+                            for b in range(2)]).cuda()
+        lists = girih.SlashLists(vertical.cuda(), slash.cuda())
+        out = girih.attention(q, k, v, "vertical_slash(v)", inputs={"v": lists})
+        expected, _ = reference(q, k, v, mask)
+        torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+    def test_estimates_find_what_the_last_queries_see(self):
+        q = torch.zeros(1, 1024, 4, 64, device="cuda", dtype=torch.bfloat16)
+        k = torch.zeros(1, 1024, 2, 64, device="cuda", dtype=torch.bfloat16)
+        q[..., 0] = 8
+        k[:, 400, 0, 0] = 8  # a column for the first two heads
+        row = torch.arange(960, 1024, device="cuda")
+        q[0, row, 2:, 1 + row - 960 - (row - 960) // 63 * 63] = 64
+        k[0, row - 300, 1, 1 + row - 960 - (row - 960) // 63 * 63] = 64  # a diagonal for the others
+        for layout in ("bshd", "bhsd"):
+            tensors_of = [x if layout == "bshd" else x.transpose(1, 2) for x in (q, k)]
+            lists = girih.estimate_slashes(*tensors_of, 31, 101, layout=layout)
+            self.assertEqual((lists.vertical.shape, lists.slash.shape), ((1, 4, 31), (1, 4, 101)))
+            for head in range(4):
+                vertical, slash = lists.vertical[0, head].tolist(), lists.slash[0, head].tolist()
+                self.assertTrue(set(range(30)) < set(vertical))
+                self.assertTrue(set(range(100)) < set(slash))
+                if head < 2:
+                    self.assertIn(400, vertical)
+                else:
+                    self.assertIn(300, slash)
+        few = girih.estimate_slashes(q[:, :10], k[:, :50], 1000, 6096)
+        self.assertEqual((few.vertical.shape, few.slash.shape), ((1, 4, 50), (1, 4, 50)))
+
+
 class InputTest(unittest.TestCase):
     """A third of the heads each dense, block-sparse and streaming, as Block-Sparse-Attention mixes
     them, with everything that comes at run time in each of its forms."""

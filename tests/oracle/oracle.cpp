@@ -182,7 +182,33 @@ Strided random_strided(std::mt19937_64& random, long long largest) {
   return s;
 }
 
+// Of block `block` of 64 rows, by the text of the definition.
+std::vector<char> window_keys(const VerticalSlash& slash, const Sizes& sizes, long long block) {
+  const long long p0 = 64 * block + sizes.q_start - sizes.k_start;
+  std::vector<std::pair<long long, long long>> ranges;
+  for (const long long d : slash.distances) {  // descending
+    if (d >= p0 + 64) continue;
+    const long long e = std::max(p0 + 64 - d, 64LL);
+    if (ranges.empty() || e > ranges.back().second + 64) {
+      ranges.emplace_back(e - 64, e);
+    } else if (e > ranges.back().second) {
+      ranges.back().second += 64;
+    }
+  }
+  std::vector<char> keys(static_cast<std::size_t>(sizes.seqlen_k), 0);
+  for (const auto& [begin, end] : ranges) {
+    for (long long k = begin; k < std::min(end, sizes.seqlen_k); ++k) keys[std::size_t(k)] = 1;
+  }
+  return keys;
+}
+
 }  // namespace
+
+void VerticalSlash::remember(const Sizes& sizes, const std::vector<int>& rows) {
+  for (const int row : rows) {
+    if (windows.count(row / 64) == 0) windows[row / 64] = window_keys(*this, sizes, row / 64);
+  }
+}
 
 Sizes bottom_right(long long seqlen_q, long long seqlen_k) {
   return {seqlen_q, seqlen_k, seqlen_k - seqlen_q, 0};
@@ -232,6 +258,8 @@ std::string text(const Expr& expr) {
       return "index_ge(" + expr.indices.name + ")";
     case Kind::index_gt:
       return "index_gt(" + expr.indices.name + ")";
+    case Kind::vertical_slash:
+      return "vertical_slash(" + expr.slash.name + ")";
     case Kind::all_of:
     case Kind::any_of:
     case Kind::negation:
@@ -297,6 +325,13 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
       return expr.indices.q.at(std::size_t(q)) >= expr.indices.k.at(std::size_t(k));
     case Kind::index_gt:
       return expr.indices.q.at(std::size_t(q)) > expr.indices.k.at(std::size_t(k));
+    case Kind::vertical_slash: {
+      if (k > q + sizes.q_start - sizes.k_start) return false;
+      if (expr.slash.columns.count(k) != 0) return true;
+      const auto known = expr.slash.windows.find(q / 64);
+      if (known != expr.slash.windows.end()) return known->second.at(std::size_t(k)) != 0;
+      return window_keys(expr.slash, sizes, q / 64).at(std::size_t(k)) != 0;
+    }
     case Kind::all_of:
       return std::all_of(expr.operands.begin(), expr.operands.end(), holds);
     case Kind::any_of:

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,6 +58,18 @@ struct Indices {
   std::vector<long long> q = {}, k = {};
 };
 
+/// Columns, and distances from keys to later rows.
+struct VerticalSlash {
+  std::string name = {};
+  std::set<long long> columns = {};
+  std::set<long long, std::greater<>> distances = {};
+  /// Which keys the windows of a block of rows hold, where that was remembered.
+  std::map<long long, std::vector<char>> windows = {};
+
+  /// For the blocks of 64 rows that these rows lie in: naive predicates are slow at great lengths.
+  void remember(const Sizes& sizes, const std::vector<int>& rows);
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -76,6 +91,7 @@ struct Expr {
     segments,
     index_ge,
     index_gt,
+    vertical_slash,
     all_of,
     any_of,
     negation
@@ -87,6 +103,7 @@ struct Expr {
   Blocks blocks = {};
   std::vector<Axis> axes = {};
   Indices indices = {};
+  VerticalSlash slash = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.

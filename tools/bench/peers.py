@@ -16,6 +16,8 @@ of the same shape, timed before and after the others in each round:
   F7      128 x 128 blocks, short lists
   F8      half of the heads causal, half streaming: time over own dense causal
   F9      causal windows: TFLOP/s over own dense causal
+  F10     MInference's vertical-slash heads, three layers of its Llama-3.1-8B configuration: time
+          over own dense causal times the visible share
   F11     the portable kernel
   F12     one causal head beside 31 streaming ones: time over what its tiles take in a dense launch
   fit     time = a + b * k over the number k of blocks in every row
@@ -116,6 +118,58 @@ def block_lists(grid, heads, q=128, kv=128, below_diagonal=False):
 
     return Mask(pattern, visible, count * heads // planes, grid=grid,
                 inputs={"m": girih.BlockList(indptr, indices, columns)})
+
+
+def slash_lists(seqlen, num_vertical, num_slash):
+    """Keys and distances: the first and nearest ones, then uniform and log-uniform ones."""
+    vertical = torch.randint(seqlen, (num_vertical,), device="cuda", dtype=torch.int32)
+    exponent = torch.rand(num_slash, device="cuda", dtype=torch.float64)
+    slash = (100 * (seqlen / 100) ** exponent).int()
+    for entries, first in ((vertical, 30), (slash, 100)):
+        entries[:first] = torch.arange(min(first, len(entries)), device="cuda")
+    return vertical, slash.clamp_(max=seqlen - 1)
+
+
+def slash_blocks(seqlen, vertical, slash):
+    """bool [blocks of 64 rows, keys]: what the last of a block's rows sees, and keys behind it."""
+    first = torch.arange(0, seqlen, 64, device="cuda")  # of each block's rows
+    edges = torch.zeros(len(first), seqlen + 129, device="cuda", dtype=torch.int8)
+    ends = torch.full_like(first, -1000)
+    for distance in sorted({0, *slash.tolist()}, reverse=True):
+        end = (first + 64 - distance).clamp_(min=64)
+        exists = first + 64 > distance
+        apart, beyond = end > ends + 64, end > ends
+        begin = torch.where(apart, end - 64, ends)[:, None]
+        grows = (exists & beyond)[:, None]
+        edges.scatter_add_(1, begin.clamp(min=0), grows.to(torch.int8))
+        edges.scatter_add_(1, (begin + 64).clamp_(min=0), -grows.to(torch.int8))
+        ends = torch.where(grows[:, 0], begin[:, 0] + 64, ends)
+    seen = edges[:, :seqlen].cumsum(1, dtype=torch.int8) > 0
+    seen[:, vertical.long()] = True
+    return seen
+
+
+def vertical_slash(seqlen, classes):
+    """classes: (heads, columns, slashes); the heads of a class have the same lists."""
+    seen, given, count = [], [], 0
+    own = torch.arange(seqlen, device="cuda")
+    for heads, num_vertical, num_slash in classes:
+        lists = slash_lists(seqlen, num_vertical, num_slash)
+        blocks = slash_blocks(seqlen, *lists)
+        # Of a block's rows, those from a key's own on see it.
+        seeing = (own[::64, None] + 64 - own).clamp_(0, 64)
+        count += heads * (blocks * seeing).sum().item()
+        seen += [blocks] * heads
+        given += [lists] * heads
+        del seeing
+    padded = [torch.nn.utils.rnn.pad_sequence(entries, batch_first=True, padding_value=-1)[None]
+              for entries in zip(*given)]
+
+    def visible(head, rows):
+        return seen[head][rows // 64] & (own <= rows[:, None])
+
+    return Mask("vertical_slash(v)", visible, count,
+                inputs={"v": girih.SlashLists(*(x.contiguous() for x in padded))})
 
 
 def random_grid(planes, rows, columns, density):
@@ -527,6 +581,29 @@ def f9(bench):
         bench.record("F9", "causal window %d 32k" % size, windowed, dense, share, *limits)
 
 
+MINFERENCE = {  # layer of its Llama-3.1-8B configuration: (heads, columns, slashes)
+    0: ((25, 1000, 6096), (4, 30, 800), (3, 3500, 100)),
+    10: ((20, 1000, 6096), (6, 500, 700), (4, 100, 800), (1, 30, 800), (1, 3500, 100)),
+    31: ((16, 30, 800), (9, 100, 800), (3, 500, 700), (2, 1000, 6096), (2, 3500, 100)),
+}
+
+
+def f10(bench):
+    seqlen = 131072
+    qkv = random_tensors(seqlen, 32, kv_heads=8)
+    dense = own_dense(bench, "causal", qkv)
+    for layer in (0, 31) if bench.quick else MINFERENCE:
+        torch.manual_seed(1)
+        mask = vertical_slash(seqlen, MINFERENCE[layer])
+        share_visible = mask.count / (32 * seqlen * (seqlen + 1) // 2)
+        listed = bench.girih(qkv, mask)
+        bench.measure([listed, dense], dense)
+        bench.record("F10", "MInference layer %d 128k, %.3f" % (layer, share_visible), listed,
+                     dense,
+                     lambda own, dense, share=share_visible: own.ms / (dense.ms * share),
+                     1.35, 1.15, lower=True)
+
+
 def f11(bench):
     qkv = random_tensors(16384, 16)
     mask = closed_form("dense", 16384, (16, SEES["dense"]))
@@ -569,7 +646,7 @@ def fit(bench):
 
 
 ROWS = {"F1": f1, "F2": f2, "F3": f3, "F4": f4_f5, "F5": f4_f5, "F6": f6, "F7": f7, "F8": f8,
-        "F9": f9, "F11": f11, "F12": f12, "fit": fit}
+        "F9": f9, "F10": f10, "F11": f11, "F12": f12, "fit": fit}
 
 
 # --- The report -----------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import os
 import sys
 import threading
 
-__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "TokenIndices",
-           "attention", "bind_combine", "combine", "compile", "version"]
+__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "SlashLists",
+           "TokenIndices", "attention", "bind_combine", "combine", "compile", "estimate_slashes",
+           "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -47,7 +48,8 @@ _FLOAT32 = 3
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
-_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES = range(1, 7)
+(_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES,
+ _VERTICAL_SLASH) = range(1, 8)
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -353,6 +355,57 @@ class TokenIndices:
         return result
 
 
+class SlashLists:
+    """Columns and slashes of vertical_slash, as MInference has them.
+
+    vertical: int32 [batch, heads, number], keys; without batch, or without both, all share.
+    slash: int32 [batch, heads, number], distances from a row back to a key; 0 counts as given.
+
+    Entries stand in any order. Those that are no key or no distance are ignored: pad with -1.
+    """
+
+    def __init__(self, vertical, slash):
+        self.vertical, self.slash = vertical, slash
+
+    def _input(self, name, device):
+        planes = _planes(name + ".vertical", self.vertical, 1)
+        vertical = _array(name + ".vertical", self.vertical, "int32", self.vertical.shape, device)
+        number = self.slash.shape[-1] if len(self.slash.shape) > 0 else 0
+        slash = _array(name + ".slash", self.slash, "int32",
+                       tuple(self.vertical.shape[:-1]) + (number,), device)
+        return _Input(kind=_VERTICAL_SLASH, batch=planes[0], heads=planes[1], data=vertical,
+                      num_tokens=self.vertical.shape[-1], k_data=slash, k_num_tokens=number)
+
+
+def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale=None):
+    """SlashLists of the columns and diagonals that the last 64 queries see most, as MInference
+    estimates them: the first 30 keys and the 100 least distances are always among them. For each
+    sequence and query head; num_vertical and num_slash are for all of them. PyTorch tensors, in
+    layout "bshd" or "bhsd".
+    """
+    import torch
+    if layout not in ("bshd", "bhsd"):
+        _refuse("layout %r: estimate_slashes takes bshd and bhsd" % (layout,))
+    q, k = (x.transpose(1, 2) if layout == "bshd" else x for x in (q, k))
+    heads, seqlen_q, seqlen_k = q.shape[1], q.shape[2], k.shape[2]
+    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
+    rows = min(64, seqlen_q, seqlen_k)
+    distance = (torch.arange(seqlen_k - rows, seqlen_k, device=q.device)[:, None]
+                - torch.arange(seqlen_k, device=q.device))
+    lists = [], []
+    for head in range(heads):
+        keys = k[:, head * k.shape[1] // heads].float()
+        scores = q[:, head, seqlen_q - rows:].float() @ keys.transpose(1, 2) * scale
+        seen = scores.masked_fill_(distance < 0, float("-inf")).softmax(2)
+        diagonals = torch.zeros_like(seen[:, 0]).index_add_(
+            1, distance.clamp(min=0).flatten(), seen.flatten(1))
+        for sums, forced, number, chosen in ((seen.sum(1), 30, num_vertical, lists[0]),
+                                             (diagonals, 100, num_slash, lists[1])):
+            sums[:, :forced] = float("inf")
+            chosen.append(sums.topk(min(number, seqlen_k), 1).indices.int())
+    return SlashLists(*(torch.stack(entries, 1).contiguous() for entries in lists))
+
+
 def _tokens(name, tensor, device):
     """batch, heads, tokens, batch stride and head stride of a row of numbers for each plane."""
     _check_device(name, tensor, device)
@@ -402,11 +455,11 @@ def _rows(name, tensor, device, **members):
 def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
-    if isinstance(value, (BlockList, BlockTable, BlockBits, TokenIndices)):
+    if isinstance(value, (BlockList, BlockTable, BlockBits, TokenIndices, SlashLists)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
-        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits or "
-                "TokenIndices" % (where, type(value).__name__))
+        _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits, "
+                "TokenIndices or SlashLists" % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
     elif _dtype_name(value.dtype) == "int32":
@@ -684,6 +737,7 @@ def attention(q, k, v, pattern="dense", **arguments):
         BlockTable or BlockBits.
       sink($n): numbers, int32, contiguous [batch, heads].
       segments(d), index_ge(d), index_gt(d): TokenIndices(q, k), int32 [batch, heads, seqlen].
+      vertical_slash(v): SlashLists(vertical, slash), int32 [batch, heads, number].
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.

@@ -5,6 +5,7 @@
 #include <random>
 #include <span>
 
+#include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 
 namespace girih::verify {
@@ -99,6 +100,79 @@ std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_span
   return words;
 }
 
+InputData random_slashes(std::string name, int batch, int heads, int seqlen_k, int num_vertical,
+                         int num_slash, std::uint64_t seed) {
+  constexpr int kFirstKeys = 30, kNearest = 100;
+  InputData data{.kind = InputInfo::Kind::slashes, .name = std::move(name)};
+  data.batch = batch;
+  data.heads = heads;
+  data.num_vertical = num_vertical;
+  data.num_slash = num_slash;
+  std::mt19937_64 random(seed);
+  const double log_ratio = std::log(std::max(seqlen_k, kNearest) / double{kNearest});
+  for (int plane = 0; plane < batch * heads; ++plane) {
+    for (int i = 0; i < num_vertical; ++i) {
+      const double key = i < kFirstKeys ? i : std::floor(uniform(random) * seqlen_k);
+      data.vertical.push_back(key < seqlen_k ? static_cast<std::int32_t>(key) : -1);
+    }
+    for (int i = 0; i < num_slash; ++i) {
+      const double distance =
+          i < kNearest ? i : std::floor(kNearest * std::exp(uniform(random) * log_ratio));
+      data.slash.push_back(distance < seqlen_k ? static_cast<std::int32_t>(distance) : -1);
+    }
+  }
+  return data;
+}
+
+std::vector<std::uint32_t> slash_planes(const InputData& slashes,
+                                        const std::vector<Geometry>& sequences, int seqlen_q,
+                                        int seqlen_k) {
+  const int words = SlashPlane::words_per_row(seqlen_k);
+  const int blocks = ceil_div(seqlen_q, SlashPlane::kRows);
+  std::vector<std::uint32_t> planes;
+  const auto entries = [](const std::vector<std::int32_t>& list, int plane, int count) {
+    return std::span(list).subspan(
+        static_cast<std::size_t>(plane) * static_cast<std::size_t>(count),
+        static_cast<std::size_t>(count));
+  };
+  const auto add_row = [&] {
+    planes.resize(planes.size() + static_cast<std::size_t>(words));
+    return planes.end() - words;
+  };
+  for (std::size_t b = 0; b < sequences.size(); ++b) {
+    const Geometry& geometry = sequences[b];
+    for (int h = 0; h < slashes.heads; ++h) {
+      const int plane = (slashes.batch == 1 ? 0 : static_cast<int>(b)) * slashes.heads + h;
+      const auto columns = add_row();
+      for (const std::int32_t key : entries(slashes.vertical, plane, slashes.num_vertical)) {
+        if (key >= 0 && key < seqlen_k) columns[key / 32] |= 1u << key % 32;
+      }
+      std::vector<int> distances{0};
+      for (const std::int32_t distance : entries(slashes.slash, plane, slashes.num_slash)) {
+        if (distance >= 0) distances.push_back(distance);
+      }
+      std::sort(distances.begin(), distances.end());
+      const auto largest_below = [&](int bound) {
+        const auto above = std::lower_bound(distances.begin(), distances.end(), bound);
+        return above == distances.begin() ? -1 : *(above - 1);
+      };
+      for (int block = 0; block < blocks; ++block) {
+        const auto row = add_row();
+        const int first_row = block * SlashPlane::kRows;
+        const int last_row = min(first_row + SlashPlane::kRows, geometry.seqlen_q) - 1;
+        const int end = min(geometry.seqlen_k, geometry.diagonal(last_row) + 1);
+        SlashWindows windows(geometry.diagonal(first_row));
+        for (Span window{}; windows.next(largest_below, window);) {
+          for (int key = window.lo; key < min(window.hi, end); ++key) {
+            row[key / 32] |= 1u << key % 32;
+          }
+        }
+      }
+    }
+  }
+  return planes;
+}
+
 InputData random_blocks(std::string name, int batch, int heads, int num_q_blocks, int num_kv_blocks,
                         double density, double skew, std::uint64_t seed) {
   InputData data{.name = std::move(name),
@@ -156,6 +230,15 @@ DeviceInput::DeviceInput(const InputData& data) {
                    .num_tokens = data.seqlen_k};
     }
     input_.data = indices;
+    return;
+  }
+  if (data.kind == InputInfo::Kind::slashes) {
+    input_.data = SlashLists{.vertical = upload(data.vertical),
+                             .slash = upload(data.slash),
+                             .num_vertical = data.num_vertical,
+                             .num_slash = data.num_slash,
+                             .batch = batch,
+                             .heads = heads};
     return;
   }
   const int rows = data.num_q_blocks, columns = data.num_kv_blocks;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "girih/inputs.hpp"
+#include "girih/shared/geometry.cuh"
 #include "verify/device.hpp"
 
 namespace girih::verify {
@@ -35,6 +36,10 @@ struct InputData {
   int seqlen_q = 0, seqlen_k = 0;
   std::vector<std::int32_t> key_numbers = {};
 
+  /// Of slashes, [batch, heads, num_vertical] keys and [batch, heads, num_slash] distances.
+  int num_vertical = 0, num_slash = 0;
+  std::vector<std::int32_t> vertical = {}, slash = {};
+
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {
     return (batch == 1 ? 0 : b) * heads + h / (num_heads / heads);
@@ -58,6 +63,18 @@ InputData random_documents(std::string name, int batch, int heads, int seqlen_q,
 /// Indices drawn from [0, count), each for itself.
 InputData random_indices(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
                          int count, std::uint64_t seed);
+
+/// Columns and slashes as benchmarks without a model take them: the first 30 keys and others drawn
+/// uniformly, the 100 least distances and others whose logarithms are uniform. Where an entry is
+/// drawn twice, there are fewer.
+InputData random_slashes(std::string name, int batch, int heads, int seqlen_k, int num_vertical,
+                         int num_slash, std::uint64_t seed);
+
+/// The planes of slashes as kernels read them, one for each sequence and head: shared/slash.cuh.
+/// `sequences` are their lengths and positions.
+std::vector<std::uint32_t> slash_planes(const InputData& slashes,
+                                        const std::vector<Geometry>& sequences, int seqlen_q,
+                                        int seqlen_k);
 
 /// The planes of indices as kernels read them: shared/token_numbers.cuh.
 std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans);

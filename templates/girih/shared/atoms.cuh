@@ -14,6 +14,7 @@
 #pragma once
 
 #include "girih/shared/geometry.cuh"
+#include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 
 namespace girih {
@@ -41,6 +42,7 @@ constexpr int kMaxAxes = 3;
 enum class InputForm {
   blocks,   // bits of blocks of rows and keys
   indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1
+  slashes,  // columns, and windows of keys for each block of query rows: SlashPlane
 };
 
 // As a fallback: the argument must be given; the atom finds the number itself.
@@ -885,6 +887,69 @@ struct IndexGt : ComparesNumbers<IndexGt> {
   GIRIH_HD static bool sees(int q, int k) { return q > k; }
 };
 
+// Keys up to the row's own that are in a column, or in a window that some distances from key to row
+// become for the row's block of 64 (MInference's vertical-slash). Columns are keys of the
+// sequence, rows are counted from its own first one, wherever a launch puts them.
+struct VerticalSlash : KeySearch<VerticalSlash> {
+  static constexpr AtomInfo kInfo{
+      "vertical_slash",
+      "VerticalSlash",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::slashes}}};
+  int slot;
+  GIRIH_HD explicit VerticalSlash(const int* numbers) : slot(numbers[0]) {}
+
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    return a.inputs[slot].plane(a.batch, a.local_head) ==
+           b.inputs[slot].plane(b.batch, b.local_head);
+  }
+
+  // Words that one search looks at: where nothing was found in them, what comes next may be called
+  // both visible and hidden. No tile has so many keys.
+  static constexpr int kMostWords = 16;
+
+  GIRIH_HD NextKeys next_keys(const Geometry& g, QueryRows rows, int k) const {
+    const SlashPlane plane = SlashPlane::of(g, slot);
+    const int first = rows.begin / SlashPlane::kRows;
+    const int last = (rows.end - 1) / SlashPlane::kRows;
+    const int end = min(g.seqlen_k, g.diagonal(rows.end - 1) + 1);  // nobody sees it
+    NextKeys next{kNoUpperBound, max(k, g.diagonal(rows.begin) + 1)};
+    uint32 ahead = ~0u << k % 32;
+    GIRIH_ROLLED
+    for (int w = k / 32; 32 * w < end; ++w, ahead = ~0u) {
+      if (w - k / 32 == kMostWords) {
+        next = {min(next.visible, 32 * w), min(next.hidden, 32 * w)};
+        break;
+      }
+      uint32 any = 0, all = ~0u;
+      GIRIH_ROLLED
+      for (int block = first; block <= last; ++block) {
+        const uint32 word = plane.windows(block)[w];
+        any |= word;
+        all &= word;
+      }
+      const uint32 column = plane.columns[w];
+      const uint32 visible = (any | column) & ahead;
+      const uint32 hidden = ~(all | column) & ahead;
+      if (next.visible == kNoUpperBound && visible != 0)
+        next.visible = 32 * w + lowest_bit(visible);
+      if (hidden != 0) next.hidden = min(next.hidden, 32 * w + lowest_bit(hidden));
+      if (next.visible != kNoUpperBound && next.hidden < 32 * (w + 1)) break;
+    }
+    if (next.visible >= end) next.visible = kNoUpperBound;
+    return next;
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
+    if (q >= g.seqlen_q || keys.first_key >= g.seqlen_k) return 0;  // there are no such words
+    const SlashPlane plane = SlashPlane::of(g, slot);
+    const uint32* windows = plane.windows(q / SlashPlane::kRows);
+    const int word = keys.first_key / 32, shift = keys.first_key % 32;
+    uint32 bits = (plane.columns[word] | windows[word]) >> shift;
+    if (shift != 0) bits |= (plane.columns[word + 1] | windows[word + 1]) << (32 - shift);
+    return bits & keys.below(g.diagonal(q) + 1);
+  }
+};
+
 #define GIRIH_ATOMS(X) \
   X(Dense)             \
   X(Causal)            \
@@ -904,7 +969,8 @@ struct IndexGt : ComparesNumbers<IndexGt> {
   X(Blocks)            \
   X(Segments)          \
   X(IndexGe)           \
-  X(IndexGt)
+  X(IndexGt)           \
+  X(VerticalSlash)
 
 // An atom from its numbers.
 template <class Atom>

@@ -19,4 +19,10 @@ struct FwdTensorMaps {
   TensorMap out;
 };
 
+// The same tensors in boxes of one row.
+struct FwdRowMaps {
+  TensorMap k;
+  TensorMap v;
+};
+
 }  // namespace girih

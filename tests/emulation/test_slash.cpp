@@ -1,0 +1,211 @@
+// The GPU's side of vertical_slash on emulated warps, against the definition: the rows of bits that
+// the lists become, and the key tiles that are gathered from them, in which every key that a block
+// of rows sees must occur once.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "warps.hpp"
+// The code under test.
+#include "girih/attn/gather_slash.cuh"
+#include "girih/build_slash.cuh"
+#include "oracle/oracle.hpp"
+
+namespace {
+
+using namespace girih;
+using Phase = BuildSlashParams::Phase;
+
+int below(std::mt19937& random, int bound) {
+  return static_cast<int>(random() % static_cast<unsigned>(bound));
+}
+
+// Lists of every plane and what the kernel makes of them.
+struct Built {
+  FwdParams params{};
+  BuildSlashParams build{};
+  std::vector<int> lengths, columns, distances;
+  std::vector<uint32> bits, distance_bits;
+  InputView view;
+  int out_of_range = 0, ignored = 0;
+
+  explicit Built(std::mt19937& random) {
+    const int batch = 1 + below(random, 2), heads = 1 + below(random, 2);
+    Geometry& longest = params.geometry;
+    longest.seqlen_q = 1 + below(random, 400);
+    longest.seqlen_k = 1 + below(random, below(random, 4) == 0 ? 5000 : 700);
+    params.bottom_right = below(random, 4) != 0;
+    if (!params.bottom_right) {
+      longest.k_start = below(random, 50);
+      longest.q_start = below(random, 800) - 200;
+    }
+    for (int b = 0; b < batch; ++b) lengths.push_back(1 + below(random, longest.seqlen_k));
+    params.seqused_k = lengths.data();
+
+    build.seqlen_k = longest.seqlen_k;
+    build.num_distances =
+        SlashPlane::kRows - 1 +
+        max(params.bottom_right ? longest.seqlen_k : longest.diagonal(longest.seqlen_q), 0);
+    build.num_columns = below(random, 3) == 0 ? 0 : below(random, longest.seqlen_k + 1);
+    if (below(random, 2) == 0) build.num_columns /= 8;
+    build.num_distances_given = below(random, below(random, 3) == 0 ? 300 : 20);
+    build.num_planes = batch * heads;
+    build.planes_per_batch = build.planes_per_source_batch = heads;
+    fill(random, columns, build.num_planes * build.num_columns, build.seqlen_k, build.seqlen_k);
+    fill(random, distances, build.num_planes * build.num_distances_given, build.num_distances, 200);
+    build.columns = columns.data();
+    build.distances = distances.data();
+    build.num_ignored = &ignored;
+    build.num_blocks = ceil_div(longest.seqlen_q, SlashPlane::kRows);
+    build.words_per_row = SlashPlane::words_per_row(longest.seqlen_k);
+    const int plane_words = (1 + build.num_blocks) * build.words_per_row;
+    constexpr uint32 kPoison = 0xdeadbeef;
+    bits.assign(static_cast<std::size_t>(build.num_planes * plane_words), kPoison);
+    distance_bits.assign(
+        static_cast<std::size_t>(build.num_planes * ceil_div(build.num_distances, 32)), kPoison);
+    build.bits = bits.data();
+    build.distance_bits = distance_bits.data();
+    view = {bits.data(), int64{heads} * plane_words, plane_words, build.words_per_row, 1};
+
+    gridDim.x = 1 + below(random, 3);
+    for (const Phase phase : {Phase::sort, Phase::windows}) {
+      build.phase = phase;
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+        emulation::cta.run(kBuildSlashThreads, [&] { BuildSlash::run(build, params); });
+      }
+    }
+  }
+  Built(const Built&) = delete;
+  Built& operator=(const Built&) = delete;
+
+  Geometry geometry(int plane) const {
+    Geometry geometry = sequence_of(params, plane / build.planes_per_batch).geometry;
+    geometry.inputs = &view;
+    geometry.batch = plane / build.planes_per_batch;
+    geometry.local_head = plane % build.planes_per_batch;
+    return geometry;
+  }
+
+  oracle::Expr expr(int plane) const {
+    oracle::Expr expr{oracle::Expr::Kind::vertical_slash, {}, {}};
+    expr.slash.distances.insert(0);
+    for (int i = 0; i < build.num_distances_given; ++i) {
+      const int distance =
+          distances[static_cast<std::size_t>(plane * build.num_distances_given + i)];
+      if (distance >= 0) expr.slash.distances.insert(distance);
+    }
+    for (int i = 0; i < build.num_columns; ++i) {
+      expr.slash.columns.insert(columns[static_cast<std::size_t>(plane * build.num_columns + i)]);
+    }
+    return expr;
+  }
+
+ private:
+  void fill(std::mt19937& random, std::vector<int>& list, int count, int limit, int near) {
+    for (int i = 0; i < count; ++i) {
+      const int entry = below(random, below(random, 2) == 0 ? near : limit + 2);
+      list.push_back(below(random, 10) == 0 ? -1 : entry);
+      out_of_range += list.back() >= limit;
+    }
+  }
+};
+
+oracle::Sizes sizes_of(const Geometry& g) { return {g.seqlen_q, g.seqlen_k, g.q_start, g.k_start}; }
+
+// How often the blocks of rows of the query tile at `first_row` see each key before it.
+template <int kBlockN>
+std::vector<std::vector<int>> gathered(const Geometry& g, int first_row, bool second_exists,
+                                       int end) {
+  using Gather = SlashGather<kBlockN>;
+  std::vector<std::vector<int>> seen(2, std::vector<int>(static_cast<std::size_t>(end), 0));
+  typename Gather::Staging staging;
+  int beyond = 0;
+  emulation::cta.run(32, [&] {
+    Gather gather(staging);
+    const auto count = [&](int part, int key) { ++seen[part].at(static_cast<std::size_t>(key)); };
+    gather.run(SlashPlane::of(g, 0), first_row / SlashPlane::kRows, second_exists, end,
+               [&](int row, int entries) {
+                 const bool boxes = row < Gather::kSingle, masked = row >= Gather::kMasked;
+                 const auto& given = staging.given[masked ? row - Gather::kMasked : 0];
+                 for (int i = 0; threadIdx.x == 0 && i < entries * (boxes ? kSlashBox : 1); ++i) {
+                   const int box = boxes ? i / kSlashBox : i;
+                   const int first = masked ? given.keys[box] : staging.boxes[row][box];
+                   for (int part = 0; part < 2; ++part) {
+                     const uint32 sees =
+                         masked ? given.seen[part][i / 32] >> i % 32 : uint32(row + 1) >> part;
+                     if ((sees & 1) != 0) count(part, first + (boxes ? i % kSlashBox : 0));
+                   }
+                 }
+                 // Columns behind the last entry nobody may see.
+                 for (int i = entries * (boxes ? kSlashBox : 1); masked && i < kBlockN; ++i) {
+                   beyond += (given.seen[0][i / 32] | given.seen[1][i / 32]) >> i % 32 & 1;
+                 }
+                 __syncwarp();
+               });
+  });
+  CHECK(beyond == 0);
+  return seen;
+}
+
+}  // namespace
+
+TEST_CASE("the rows of bits that lists become show exactly their columns and windows") {
+  std::mt19937 random(1);
+  const int numbers[] = {0};
+  const VerticalSlash atom(numbers);
+  for (int i = 0; i < 150; ++i) {
+    const Built built(random);
+    CHECK(built.ignored == built.out_of_range);
+    for (int plane = 0; plane < built.build.num_planes; ++plane) {
+      const Geometry g = built.geometry(plane);
+      oracle::Expr expr = built.expr(plane);
+      std::int64_t wrong = 0;
+      for (int q = 0; q < g.seqlen_q; q += 1 + q % 7) {
+        expr.slash.remember(sizes_of(g), {q});
+        for (int k = 0; k < g.seqlen_k; k += 32) {
+          const uint32 word = atom.row_bits(g, q, {k});
+          for (int bit = 0; bit < std::min(32, g.seqlen_k - k); ++bit) {
+            wrong += oracle::visible(expr, sizes_of(g), q, k + bit) != ((word >> bit & 1) != 0);
+          }
+        }
+      }
+      REQUIRE(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "every key before a query tile is gathered once for each block that sees it", Size,
+    gathered_once) {
+  std::mt19937 random(2);
+  for (int i = 0; i < 60; ++i) {
+    const Built built(random);
+    for (int plane = 0; plane < built.build.num_planes; ++plane) {
+      const Geometry g = built.geometry(plane);
+      oracle::Expr expr = built.expr(plane);
+      for (int first_row = 0; first_row < g.seqlen_q; first_row += 2 * SlashPlane::kRows) {
+        const int second_row = first_row + SlashPlane::kRows;
+        const bool second_exists = second_row < g.seqlen_q;
+        const int end = min(max(g.diagonal(first_row), 0), g.seqlen_k);
+        const auto seen = gathered<Size::value>(g, first_row, second_exists, end);
+        expr.slash.remember(sizes_of(g), {first_row, second_row});
+        std::int64_t wrong = 0;
+        for (int k = 0; k < end; ++k) {
+          const auto at = static_cast<std::size_t>(k);
+          wrong += seen[0][at] != oracle::visible(expr, sizes_of(g), first_row, k);
+          wrong +=
+              seen[1][at] != (second_exists && oracle::visible(expr, sizes_of(g), second_row, k));
+        }
+        REQUIRE(wrong == 0);
+      }
+    }
+  }
+}
+TEST_CASE_TEMPLATE_INVOKE(gathered_once, std::integral_constant<int, 128>,
+                          std::integral_constant<int, 112>, std::integral_constant<int, 96>,
+                          std::integral_constant<int, 64>, std::integral_constant<int, 16>);
