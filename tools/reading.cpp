@@ -1,6 +1,7 @@
 #include "reading.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 
 #include "girih/shared/token_numbers.cuh"
@@ -44,6 +45,14 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
       case InputInfo::Kind::indices:
         words_.push_back(verify::number_planes(input, view.row_stride));
         view.head_stride = 2 * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        break;
+      case InputInfo::Kind::thresholds:
+        words_.emplace_back();
+        for (const float threshold : input.thresholds) {
+          words_.back().push_back(std::bit_cast<std::uint32_t>(threshold));
+        }
+        view.row_stride = input.num_columns;
+        view.head_stride = input.num_columns;
         break;
       case InputInfo::Kind::number:
         words_.emplace_back(input.numbers.begin(), input.numbers.end());

@@ -194,17 +194,20 @@ enum {
   GIRIH_BLOCK_BITS = 4,    // row i: 32-bit words of `data`; block j is bit j % 32 of word j / 32
   GIRIH_HEAD_NUMBERS = 5,  // no planes: an int32 of `data` for each sequence and head
   // A plane is a row: an int32 of `data` for each query, one of `k_data` for each key.
-  GIRIH_TOKEN_INDICES = 6
+  GIRIH_TOKEN_INDICES = 6,
+  // No planes: a float32 of `data` for each head and each 128 positions of queries.
+  GIRIH_THRESHOLDS = 7
 };
 
-// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), or d of segments(d).
+// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), or
+// t of prune(t, kv=64).
 // Members that its kind does not have stay zero. Entries of `indices` may stand in any order, and
 // those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;
   girih_input_kind kind;
-  int32_t batch;          // the number of sequences, or 1 where all share; 0: 1
+  int32_t batch;          // the number of sequences, or 1 where all share; 0: 1; not of thresholds
   int32_t heads;          // num_heads, num_heads_kv, or 1 where all share; 0: 1
   int32_t num_q_blocks;   // of a plane: ceil(seqlen_q / q) or more,
   int32_t num_kv_blocks;  // ceil(seqlen_k / kv) or more
@@ -218,7 +221,7 @@ typedef struct girih_input {
   // first indices of two planes lie: each plane's indptr then counts from its own.
   int64_t plane_stride;
   // mask, bits: [batch, heads, num_q_blocks, row]; numbers: [batch, heads]; indices: [batch, heads,
-  // num_tokens], the last contiguous
+  // num_tokens], the last contiguous; thresholds: [heads, num_columns]
   const void* data;
   // Of mask, in bytes, and of bits and indices, in words; all 0: contiguous. Indices have no rows.
   int64_t batch_stride, head_stride, row_stride;
@@ -228,6 +231,8 @@ typedef struct girih_input {
   int32_t k_batch, k_heads;  // 0: 1
   int32_t num_tokens;        // indices: seqlen_q or more
   int32_t k_num_tokens;      // seqlen_k or more
+  int32_t num_columns;       // thresholds: those beyond the last position have the last one
+  int32_t kv_block_size;     // thresholds: keys of the tiles that they were calibrated for
 } girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".

@@ -20,14 +20,15 @@ namespace girih {
 /// What a pattern wants under a name; see Pattern::inputs().
 struct InputInfo {
   enum class Kind : std::uint8_t {
-    blocks,   ///< a BlockList, BlockTable, BlockMask or BlockBits
-    number,   ///< HeadNumbers
-    indices,  ///< TokenIndices
+    blocks,      ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,      ///< HeadNumbers
+    indices,     ///< TokenIndices
+    thresholds,  ///< Thresholds
   };
   std::string name;
   Kind kind = Kind::number;
-  int q_block_size = 0;  ///< tokens; of blocks
-  int kv_block_size = 0;
+  int q_block_size = 0;   ///< tokens; of blocks
+  int kv_block_size = 0;  ///< of blocks and thresholds
 
   /// Type and shape in words, for messages.
   std::string description() const;
@@ -98,10 +99,22 @@ struct TokenIndices {
   TokenRows k = {};  ///< without data: q serves both, where seqlen_q is seqlen_k
 };
 
+/// Where `prune` skips key tiles: below a score, for each head and each 128 positions of queries.
+/// Column c holds for the query tile whose first row stands at position 128 * c up to, without it,
+/// 128 * (c + 1); beyond the first and last column, theirs. -inf and NaN keep every tile, +inf
+/// those only that are never skipped.
+struct Thresholds {
+  const float* data = nullptr;  ///< device, contiguous [heads, num_columns]
+  int heads = 1;                ///< the launch's num_heads, its num_heads_kv, or 1 for all
+  int num_columns = 0;
+  int kv_block_size = 0;  ///< keys of the tiles that they were calibrated for: prune's kv
+};
+
 /// One input of a launch.
 struct Input {
   std::string name;
-  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices> data;
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, Thresholds>
+      data;
 };
 
 }  // namespace girih

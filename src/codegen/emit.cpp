@@ -43,10 +43,10 @@ struct Config {{
   static constexpr int kBlockN = {block_n};
   static constexpr int kNumStages = {num_stages};
   static constexpr int {last_name} = {last_value};{hopper}
-  static constexpr bool kSoftcap = {softcap};
+  static constexpr bool kSoftcap = {softcap};{prune}
   using Classes = HeadClasses<  //
       {structures}>;
-  using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers>;
+  using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers{prune_number}>;
 }};
 }}  // namespace girih
 )";
@@ -55,6 +55,9 @@ constexpr const char* kHopperConfig = R"(
   static constexpr int kKeyBox = {};
   static constexpr bool kPackHeads = {};
   static constexpr bool kPassOver = {};)";
+
+constexpr const char* kPruneConfig = R"(
+  static constexpr bool kPrune = true;)";
 
 constexpr const char* kFwdSm80 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
@@ -76,18 +79,20 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
-  return fmt::format(kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
-                     fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
-                     fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
-                     fmt::arg("num_stages", tile.num_stages),
-                     fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
-                     fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-                     fmt::arg("hopper", sm90 ? fmt::format(kHopperConfig, spec.key_box,
-                                                           spec.pack_heads, spec.pass_over)
-                                             : ""),
-                     fmt::arg("softcap", spec.softcap),
-                     fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
-                     fmt::arg("head_capacity", spec.head_capacity));
+  return fmt::format(
+      kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+      fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
+      fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
+      fmt::arg("num_stages", tile.num_stages),
+      fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
+      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
+      fmt::arg(
+          "hopper",
+          sm90 ? fmt::format(kHopperConfig, spec.key_box, spec.pack_heads, spec.pass_over) : ""),
+      fmt::arg("softcap", spec.softcap), fmt::arg("prune", spec.prune ? kPruneConfig : ""),
+      fmt::arg("prune_number", spec.prune ? " + 1" : ""),
+      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
+      fmt::arg("head_capacity", spec.head_capacity));
 }
 
 std::string kernel_of(const plan::KernelSpec& spec) {

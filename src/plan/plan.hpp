@@ -27,6 +27,7 @@ struct KernelSpec {
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
   bool pass_over = true;    ///< whether they pass over key tiles that only others see
   bool softcap = false;     ///< whether some head has one
+  bool prune = false;       ///< whether some head is pruned
   int min_ctas_per_sm = 1;  ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
@@ -48,7 +49,7 @@ struct Plan {
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,
-  /// numbers...}.
+  /// numbers...}, where heads are pruned followed by a PruneWord.
   std::vector<int> head_table;
 };
 

@@ -33,8 +33,8 @@ int most_fragments(const TileConfig& tile) {
 // 64 rows of as many query heads as there are consumer warpgroups, where blocks of rows are not
 // larger and those heads see the same keys: a gathered key tile then serves every warpgroup.
 bool packs_heads(const Problem& problem, const PatternTraits& pattern, int block_m) {
-  return problem.shared_inputs && pattern.q_block_size > 0 && pattern.q_block_size <= 64 &&
-         problem.group_size() % (block_m / 64) == 0;
+  return pattern.prune_kv == 0 && problem.shared_inputs && pattern.q_block_size > 0 &&
+         pattern.q_block_size <= 64 && problem.group_size() % (block_m / 64) == 0;
 }
 
 bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int block_m) {
@@ -46,7 +46,8 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
 // consecutive keys would be without a visible one.
 int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n) {
   const int size = pattern.kv_block_size;
-  const bool fits = size > 0 && size % 16 == 0 && size < block_n && block_n % size == 0 &&
+  const bool fits = pattern.prune_kv == 0 && size > 0 && size % 16 == 0 && size < block_n &&
+                    block_n % size == 0 &&
                     std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
   return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
 }
@@ -67,7 +68,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
   const int width = std::max(problem.head_dim, problem.width_v());
-  const bool three = width <= 128 && !pattern.elaborate && !pattern.softcap;
+  const bool prune = pattern.prune_kv > 0;
+  const bool three = width <= 128 && !pattern.elaborate && !pattern.softcap && !prune;
   const bool short_rows =
       pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
   TileConfig tile;
@@ -80,6 +82,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
     limit -= kLessForWideNeighborhoods;
   const int most_keys = requested.block_n                      ? requested.block_n
+                        : prune                                ? pattern.prune_kv
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
@@ -95,7 +98,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
         if (roomy && reasons_against_sm90(tile, problem, arch).empty()) return tile;
       }
     }
-    if (requested.block_n != 0) break;
+    if (requested.block_n != 0 || prune) break;
   }
   if (requested.num_q_stages == 0) return std::nullopt;
   tile.block_n = most_keys;

@@ -208,7 +208,7 @@ std::optional<TileConfig> measure_tiles(const TileQuery& query, const jit::Args&
   }
   const plan::Plan plan = plan::make_plan(query.pattern, query.problem, query.arch);
   const tune::Outcome outcome = time_tiles(
-      trial, plan::candidate_tiles(plan.spec.tile, query.problem, query.arch), make_kernel);
+      trial, plan::candidate_tiles(plan, query.problem, query.arch), make_kernel);
 
   int version = 0;
   check(driver().cuDriverGetVersion(&version), "asking for the driver's version");

@@ -230,22 +230,24 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
 
 // Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
 void check_members_of_kind(const std::string& where, const girih_input& c) {
-  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32 };
+  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32, kThresholds = 64 };
   static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",
                                            "GIRIH_BLOCK_MASK",   "GIRIH_BLOCK_BITS",
-                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_TOKEN_INDICES) {
+                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES",
+                                           "GIRIH_THRESHOLDS"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_THRESHOLDS) {
     refuse(
         fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_TOKEN_INDICES ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_TOKEN_INDICES));
+                    "GIRIH_THRESHOLDS ({})",
+                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_THRESHOLDS));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
     const char* name;
     bool is_set;
     unsigned kinds;
-  } members[] = {{"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
+  } members[] = {{"batch", c.batch > 1, ~kThresholds},
+                 {"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
                  {"num_kv_blocks", c.num_kv_blocks != 0, kList | kTable | kMask | kBits},
                  {"row_capacity", c.row_capacity != 0, kTable},
                  {"indptr", c.indptr != nullptr, kList},
@@ -253,7 +255,7 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"indices", c.indices != nullptr, kList | kTable},
                  {"num_indices", c.num_indices != 0, kList},
                  {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices},
+                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices | kThresholds},
                  {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
                  {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
                  {"row_stride", c.row_stride != 0, kMask | kBits},
@@ -263,7 +265,9 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"k_batch", c.k_batch != 0, kIndices},
                  {"k_heads", c.k_heads != 0, kIndices},
                  {"num_tokens", c.num_tokens != 0, kIndices},
-                 {"k_num_tokens", c.k_num_tokens != 0, kIndices}};
+                 {"k_num_tokens", c.k_num_tokens != 0, kIndices},
+                 {"num_columns", c.num_columns != 0, kThresholds},
+                 {"kv_block_size", c.kv_block_size != 0, kThresholds}};
   for (const auto& [name, is_set, kinds] : members) {
     if (!is_set || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
@@ -325,6 +329,12 @@ girih::Input input_of(int index, const girih_input* pointer) {
                                              .num_tokens = c.k_num_tokens,
                                              .batch_stride = c.k_batch_stride,
                                              .head_stride = c.k_head_stride}};
+      break;
+    case GIRIH_THRESHOLDS:
+      input.data = girih::Thresholds{.data = static_cast<const float*>(c.data),
+                                     .heads = heads,
+                                     .num_columns = c.num_columns,
+                                     .kv_block_size = c.kv_block_size};
       break;
     default:  // was refused
       break;

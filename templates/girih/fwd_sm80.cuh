@@ -7,10 +7,11 @@
 // neither patterns nor heads except where a partial tile must be masked.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM, kBlockN
-// (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), Heads (a
-// HeadTable) and Classes (HeadClasses).
+// (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), kPrune
+// where heads are pruned (see attn/prune.cuh), Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
+#include "girih/attn/prune.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
@@ -33,6 +34,7 @@ struct FwdSm80 {
   static constexpr int kBlockN = Config::kBlockN;
   static constexpr int kNumStages = Config::kNumStages;
   static constexpr int kNumThreads = 32 * Config::kNumWarps;
+  static constexpr bool kPrune = kPrunes<Config>;
   static constexpr int kRowsPerWarp = kBlockM / Config::kNumWarps;
   static constexpr int kRowFragments = kRowsPerWarp / 16;  // m16
   static constexpr int kKeyFragments = kBlockN / 8;        // n8 of the scores
@@ -44,6 +46,7 @@ struct FwdSm80 {
   static_assert(kBlockN % 16 == 0, "ldmatrix takes 16 keys at a time");
   static_assert(kRowsPerWarp % 16 == 0 && kRowFragments * 16 * Config::kNumWarps == kBlockM);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
+  static_assert(!kPrune || kBlockM == kPruneRows, "a decision is for the whole query tile");
 
   using Scores = float[kRowFragments][kKeyFragments][4];
   using Output = float[kRowFragments][kDimFragments][4];
@@ -110,7 +113,7 @@ struct FwdSm80 {
   // What thread 0 keeps for all: the query tile, where its data lies, and the walk over its keys.
   // The walk is one tile ahead of the loads, so that a descriptor is written a barrier before it
   // is read.
-  struct Producer {
+  struct Producer : PrunedTile<kPrune> {
     static constexpr uint32 kRing = kNumStages + 1;
 
     int index;          // of the query tile in launch order; from num_tiles on there is none
@@ -159,6 +162,9 @@ struct FwdSm80 {
 
       const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
       softcap = head.softcap;
+      if constexpr (kPrune) {
+        this->rule = prune_rule(head.numbers[Classes::kNumNumbers], geometry, first_row, kBlockN);
+      }
       walk = {{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
               {kBlockN, geometry.seqlen_k},
               Classes::kCount == 1 ? 0 : head.head_class,
@@ -291,6 +297,17 @@ struct FwdSm80 {
         for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
           for (int r = 0; r < 2; ++r) mask.apply(scores[i], 16 * i + 8 * r + lane / 4, r);
+        }
+      }
+
+      if constexpr (kPrune) {
+        if (producer.rule.may_skip(tile.n_block)) {
+          bool keep = false;
+#pragma unroll
+          for (int i = 0; i < kRowFragments; ++i) {
+            keep |= reaches(scores[i], scale_log2_of(params, producer), producer.rule.threshold);
+          }
+          if (!__syncthreads_or(keep)) continue;
         }
       }
 

@@ -3,10 +3,11 @@
 // A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
 // left. Its first warpgroup produces: warp 2 takes query tiles, describes them and finds the key
 // tiles that the mask lets them visit, running ahead into the next query tile; warp 0 starts the
-// copies of Q, K and V; warp 1 stores finished output. Every other warpgroup consumes: it owns 64
-// query rows, keeps their scores, probabilities and output in registers, and passes over key tiles
-// that only others' rows see. Of two consecutive key tiles it multiplies Q * K^T of the second and
-// P * V of the first at once, and does the softmax of the second while the latter runs.
+// copies of Q, K and V, but where tiles are pruned warp 3 those of V; warp 1 stores finished
+// output. Every other warpgroup consumes: it owns 64 query rows, keeps their scores, probabilities
+// and output in registers, and passes over key tiles that only others' rows see. Of two consecutive
+// key tiles it multiplies Q * K^T of the second and P * V of the first at once, and does the
+// softmax of the second while the latter runs.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
 // warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),
@@ -14,10 +15,11 @@
 // tile is gathered from boxes of so many keys, which the mask tells apart), kPackHeads (whether
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
-// tiles that only others see, or mask them), kSoftcap (whether some head has one), Heads (a
-// HeadTable) and Classes (HeadClasses).
+// tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
+// heads are pruned (see attn/prune.cuh), Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
+#include "girih/attn/prune.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
@@ -51,6 +53,7 @@ struct FwdSm90 {
   static constexpr int kBoxes = kBlockN / kKeyBox;
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
+  static constexpr bool kPrune = kPrunes<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -74,6 +77,9 @@ struct FwdSm90 {
   static_assert(kBlockN % kKeyBox == 0 && kKeyBox % 16 == 0 && kBoxes <= 32);
   static_assert(kNumQStages == 1 || kNumQStages == 2);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
+  static_assert(!kPrune || (kBlockM == kPruneRows && kBoxes == 1 && !Config::kPackHeads &&
+                            !Config::kPassOver),
+                "all consumers visit the same key tiles and decide together on each");
 
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
@@ -102,7 +108,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work {
+  struct Work : PrunedTile<kPrune> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -169,6 +175,12 @@ struct FwdSm90 {
     Ring<kNumStages> ring;
   };
 
+  // Key tiles that may be pruned: the consumers' warps vote. One of them is at most kNumStages
+  // tiles ahead of another, and kNumVisits ahead of who loads V.
+  static constexpr int kNumVotes = 8;
+  static_assert(kNumStages < kNumVotes && kNumVisits < kNumVotes);
+  using Votes = PruneVotes<kPrune, 4 * kNumMmaWarpgroups, kNumVotes>;
+
   // Barriers, and what the warps tell one another. `full` ends when data has come, `empty` when its
   // readers are done.
   struct Control {
@@ -181,6 +193,7 @@ struct FwdSm90 {
     Visit visits[kNumVisits];
     Visit tiles[kNumStages];  // in K's stages
     Work work[kNumWorks];
+    Votes votes;
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
 
@@ -250,7 +263,10 @@ struct FwdSm90 {
                                                            sequence.q_row, at.head);
     work.out = static_cast<uint16*>(params.out) +
                offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
-
+    if constexpr (kPrune) {
+      work.rule =
+          prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);
+    }
     return true;
   }
 
@@ -389,10 +405,9 @@ struct FwdSm90 {
   // Starts the copy of the pending V, which goes one tile behind K, as it is used.
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
                                                      unsigned char* shared, Pending& pending,
-                                                     uint32& tail_parity) {
+                                                     const Visit& visit, uint32& tail_parity) {
     if (pending.rows == Pending::kNone) return;
     const int stage = pending.ring.stage;
-    const Visit& visit = control.tiles[stage];
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     bool whole = true;
 #pragma unroll
@@ -450,7 +465,12 @@ struct FwdSm90 {
     uint32 tail_parity = 0;
     uint32 count = 0;  // of query tiles
     const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
-    const auto load_pending = [&] { load_values(maps, control, shared, pending, tail_parity); };
+    const auto load_pending = [&] {  // a kernel that prunes has a warp for V
+      if constexpr (!kPrune) {
+        const Visit& visit = control.tiles[pending.ring.stage];
+        load_values(maps, control, shared, pending, visit, tail_parity);
+      }
+    };
 #pragma unroll 1
     while (true) {
       const uint64& announced = control.visit_full[visits.stage];
@@ -500,6 +520,45 @@ struct FwdSm90 {
       const bool some_foreign = foreign_tails || seqlen_k == 0;
       pending = {sequence, some_foreign ? seqlen_k : 1 << 30, keys};
       keys.advance();
+    }
+  }
+
+  // Where key tiles are pruned: loads V of those that are kept, as soon as that is known, while K
+  // runs ahead. Stages of V hold kept tiles only, and the first and last that a query tile visits.
+  static __device__ __forceinline__ void load_kept_values(const FwdParams& params,
+                                                          const FwdTensorMaps& maps,
+                                                          Control& control, unsigned char* shared) {
+    const int lane = fresh_thread_index() % 32;
+    const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
+    Ring<kNumVisits> visits;
+    Pending pending{};
+    uint32 tail_parity = 0;
+    uint32 count = 0;  // of query tiles
+    uint32 votes = 0;
+#pragma unroll 1
+    while (true) {
+      wait(control.visit_full[visits.stage], visits.parity);
+      const Visit visit = control.visits[visits.stage];
+      release(control.visit_empty[visits.stage], lane);
+      visits.advance();
+      const int work_stage = count % kNumWorks;
+      const Work& work = control.work[work_stage];
+      if (work.first_row < 0) return;
+      const int seqlen_k = work.geometry.seqlen_k;
+      const bool some_foreign = foreign_tails || seqlen_k == 0;
+      pending.keys = work.keys;
+      pending.rows = some_foreign ? seqlen_k : 1 << 30;
+      const bool may_skip = work.rule.may_skip(visit.boxes[0]);
+      if (visit.flags & kLastVisit) {
+        ++count;
+        release(control.work_empty[work_stage], lane);
+      }
+      const bool passed_through = (visit.flags & (kFirstVisit | kLastVisit)) != 0;
+      const uint32 vote = votes;
+      votes += may_skip;
+      if (may_skip && !passed_through && !control.votes.decision(vote)) continue;
+      load_values(maps, control, shared, pending, visit, tail_parity);
+      pending.ring.advance();
     }
   }
 
@@ -702,6 +761,7 @@ struct FwdSm90 {
     LazySoftmax softmax;
     float shrink[2];
     float scale_log2;
+    uint32 votes = 0;
 
     const auto work = [&]() -> const Work& { return control.work[count % kNumWorks]; };
     const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
@@ -756,6 +816,23 @@ struct FwdSm90 {
       keys.advance();
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
     };
+    // Of the tile whose scores were taken; of one that is not kept, V is not loaded. With the first
+    // and the last one of a query tile its state begins and ends: they are passed through anyhow,
+    // and where they are not kept, masked.
+    const auto keeps_tile = [&] {
+      if constexpr (kPrune) {
+        const PruneRule& rule = work().rule;
+        if (!rule.may_skip(tile.box)) return true;
+        if (control.votes.vote(votes++, reaches(scores, scale_log2, rule.threshold))) return true;
+        if (!(tile.flags & (kFirstVisit | kLastVisit))) return false;
+#pragma unroll
+        for (int j = 0; j < kKeyFragments; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) scores[j][e] = kMinusInfinity;
+        }
+      }
+      return true;
+    };
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
       wait(control.q_full[queries.stage], queries.parity);
@@ -796,6 +873,7 @@ struct FwdSm90 {
       scale_log2 = score_scale_log2(params, work().softcap[Work::head_of(warpgroup)]);
       release_passed();
       take_scores();
+      keeps_tile();
       softmax.start(scores, scale_log2);
       pack_probabilities(probabilities, scores);
       while (true) {
@@ -809,6 +887,19 @@ struct FwdSm90 {
           start_values();
           wgmma_wait<1>();
           take_scores();
+          if constexpr (kPrune) {  // the next tile that is kept, or the last one
+            if (!keeps_tile()) {
+              wgmma_wait<0>();
+              pin_registers(output);
+              do {
+                wait(control.k_full[keys.stage], keys.parity);
+                start_scores();
+                tile = read_tile();
+                wgmma_wait<0>();
+                take_scores();
+              } while (!keeps_tile());
+            }
+          }
           softmax.update(scores, scale_log2, shrink);
           pin_registers(scores);
           // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
@@ -843,10 +934,13 @@ struct FwdSm90 {
       const auto init_releases = [&](const uint64& barrier, int warps) {
         init(barrier, warps * kSpeakingLanes);
       };
-      for (int i = 0; i < kNumWorks; ++i) init_releases(control.work_empty[i], kConsumerWarps + 2);
+      constexpr int kLoadingWarps = kPrune ? 2 : 1;
+      for (int i = 0; i < kNumWorks; ++i) {
+        init_releases(control.work_empty[i], kConsumerWarps + kLoadingWarps + 1);
+      }
       for (int i = 0; i < kNumVisits; ++i) {
         init_releases(control.visit_full[i], 1);
-        init_releases(control.visit_empty[i], 1);
+        init_releases(control.visit_empty[i], kLoadingWarps);
       }
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
@@ -860,6 +954,7 @@ struct FwdSm90 {
         init_releases(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
+      control.votes.init();
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
       tma_prefetch_map(maps.k);
@@ -874,6 +969,9 @@ struct FwdSm90 {
       if (warp == 0) load(params, maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
       if (warp == 2) schedule(params, heads, inputs, counter, control);
+      if constexpr (kPrune) {
+        if (warp == 3) load_kept_values(params, maps, control, shared);
+      }
     } else {
       grow_registers<kConsumerRegisters>();
       consume(params, control, shared, warpgroup - 1);

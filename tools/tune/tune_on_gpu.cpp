@@ -146,7 +146,7 @@ TuneResult tune_on_gpu(const TuneRequest& request) {
   const plan::Arch arch = plan::Arch::parse(device.arch);
   const plan::Plan plan = plan::make_plan(request.pattern, request.problem, arch);
   const std::vector<TileConfig> candidates =
-      plan::candidate_tiles(plan.spec.tile, request.problem, arch);
+      plan::candidate_tiles(plan, request.problem, arch);
 
   verify::Case c = request.parameters;
   c.problem = request.problem;

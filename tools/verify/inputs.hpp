@@ -35,6 +35,10 @@ struct InputData {
   int seqlen_q = 0, seqlen_k = 0;
   std::vector<std::int32_t> key_numbers = {};
 
+  /// Of prune: [heads, num_columns], and the keys of its tiles.
+  std::vector<float> thresholds = {};
+  int num_columns = 0, prune_kv = 0;
+
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {
     return (batch == 1 ? 0 : b) * heads + h / (num_heads / heads);

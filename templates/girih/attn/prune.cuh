@@ -1,0 +1,105 @@
+// Pruning on the device: whether a key tile's scores reach the threshold, and how warps that each
+// see some of its rows come to one decision.
+#pragma once
+
+#include "girih/attn/mask.cuh"
+#include "girih/ptx/mbarrier.cuh"
+#include "girih/shared/prune.cuh"
+#include "girih/tile/swizzle.cuh"
+
+namespace girih {
+
+// Whether a kernel prunes at all; an entry of one that does says kPrune.
+template <class Config>
+constexpr bool kPrunes = requires {
+  Config::kPrune;
+};
+
+// A part of a query tile's description that only kernels have which prune.
+template <bool kPrune>
+struct PrunedTile {};
+template <>
+struct PrunedTile<true> {
+  PruneRule rule;
+};
+
+// Whether a score of this thread's, times the scale, reaches the threshold, which is no NaN; both
+// in base 2. What is masked is -inf.
+template <int kKeyFragments>
+__device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4], float scale_log2,
+                                        float threshold) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  const float threshold_log2 = threshold * kLog2E;
+  float highest[4];
+  if (threshold_log2 >= 0.0f) {
+    // As integers, which three at a time are compared as fast as two, floats have the highest of
+    // all where it is positive, else some negative one, which does not reach this threshold either.
+    int bits[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      bits[e] = __float_as_int(scores[0][e]);
+#pragma unroll
+      for (int j = 1; j < kKeyFragments; ++j) bits[e] = max(bits[e], __float_as_int(scores[j][e]));
+    }
+    highest[0] = __int_as_float(max(max(bits[0], bits[1]), max(bits[2], bits[3])));
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      highest[e] = scores[0][e];
+#pragma unroll
+      for (int j = 1; j < kKeyFragments; ++j) highest[e] = fmaxf(highest[e], scores[j][e]);
+    }
+    highest[0] = fmaxf(fmaxf(highest[0], highest[1]), fmaxf(highest[2], highest[3]));
+  }
+  return highest[0] * scale_log2 >= threshold_log2;
+}
+
+// Votes of kVoters warps on key tiles, one after the other, in shared memory: a tile is kept where
+// some warp's scores reach the threshold. Who knows that it is kept goes on without the others'
+// votes; kSlots is more than how many votes one warp may be ahead of another, or of who reads them.
+template <bool kPrune, int kVoters, int kSlots>
+struct PruneVotes {
+  __device__ __forceinline__ void init() {}
+};
+template <int kVoters, int kSlots>
+struct PruneVotes<true, kVoters, kSlots> {
+  static_assert((kSlots & (kSlots - 1)) == 0, "slots and phases follow from a vote's number");
+
+  uint64 all[kSlots];      // ends when every warp has voted
+  uint32 kept_by[kSlots];  // the number, plus 1, of the last vote here that kept a tile
+
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < kSlots; ++i) {
+      mbarrier_init(shared_address(&all[i]), kVoters);
+      kept_by[i] = 0;
+    }
+  }
+
+  // Casts a warp's vote and returns what all of them decide. All lanes call it, `reaches` is
+  // theirs.
+  __device__ __forceinline__ bool vote(uint32 number, bool reaches) {
+    const bool keep = __any_sync(0xffffffff, reaches);
+    const int slot = number % kSlots;
+    if (threadIdx.x % 32 == 0) {
+      if (keep) atomicMax(&kept_by[slot], number + 1);
+      mbarrier_arrive(shared_address(&all[slot]));
+    }
+    __syncwarp();
+    return keep || decision(number);
+  }
+
+  // Waits for what the voters decide, without being one of them; by a whole warp.
+  __device__ __forceinline__ bool decision(uint32 number) {
+    const int slot = number % kSlots;
+    bool keep = false;
+    while (true) {
+      const bool ended = mbarrier_has_ended(shared_address(&all[slot]), number / kSlots % 2);
+      // Read behind the end, this is final. An atomic, for others may write at the same time.
+      if (threadIdx.x % 32 == 0) keep = atomicMax(&kept_by[slot], 0u) == number + 1;
+      keep = __shfl_sync(0xffffffff, keep, 0);
+      if (keep || ended) return keep;
+    }
+  }
+};
+
+}  // namespace girih
