@@ -59,6 +59,9 @@ constexpr const char* kHopperConfig = R"(
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
 
+constexpr const char* kTileMaximaConfig = R"(
+  static constexpr bool kTileMaxima = true;)";
+
 constexpr const char* kFwdSm80 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
     {symbol}(const __grid_constant__ girih::FwdParams params,
@@ -79,20 +82,22 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
-  return fmt::format(
-      kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
-      fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
-      fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
-      fmt::arg("num_stages", tile.num_stages),
-      fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
-      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-      fmt::arg(
-          "hopper",
-          sm90 ? fmt::format(kHopperConfig, spec.key_box, spec.pack_heads, spec.pass_over) : ""),
-      fmt::arg("softcap", spec.softcap), fmt::arg("prune", spec.prune ? kPruneConfig : ""),
-      fmt::arg("prune_number", spec.prune ? " + 1" : ""),
-      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
-      fmt::arg("head_capacity", spec.head_capacity));
+  return fmt::format(kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
+                     fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
+                     fmt::arg("num_stages", tile.num_stages),
+                     fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
+                     fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
+                     fmt::arg("hopper", sm90 ? fmt::format(kHopperConfig, spec.key_box,
+                                                           spec.pack_heads, spec.pass_over)
+                                             : ""),
+                     fmt::arg("softcap", spec.softcap),
+                     fmt::arg("prune", spec.prune         ? kPruneConfig
+                                       : spec.tile_maxima ? kTileMaximaConfig
+                                                          : ""),
+                     fmt::arg("prune_number", spec.prune ? " + 1" : ""),
+                     fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
+                     fmt::arg("head_capacity", spec.head_capacity));
 }
 
 std::string kernel_of(const plan::KernelSpec& spec) {
@@ -111,9 +116,9 @@ std::string kernel_of(const plan::KernelSpec& spec) {
 }  // namespace
 
 std::string emit(const plan::KernelSpec& spec) {
-  std::string source =
-      fmt::format("// Girih {}: attention forward, {}, head_dim {}, {}.\n", GIRIH_VERSION,
-                  to_string(spec.dtype), spec.head_dim, spec.arch.name());
+  std::string source = fmt::format("// Girih {}: {}, {}, head_dim {}, {}.\n", GIRIH_VERSION,
+                                   spec.tile_maxima ? "tile maxima" : "attention forward",
+                                   to_string(spec.dtype), spec.head_dim, spec.arch.name());
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));

@@ -321,4 +321,20 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   return plan;
 }
 
+Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
+                           int kv) {
+  if (!pattern.inputs().empty()) {
+    throw Error(Errc::unsupported,
+                fmt::format("tile maxima are not supported for patterns with run-time inputs, here "
+                            "'{}': closed forms are; calibrate with those alone",
+                            pattern.inputs().front().name));
+  }
+  Problem narrow = problem;
+  narrow.head_dim_v = 16;  // nobody reads V: the least room for it
+  Plan plan =
+      make_plan(pattern, narrow, arch, {.block_m = kPruneRows, .block_n = kv, .portable = true});
+  plan.spec.tile_maxima = true;
+  return plan;
+}
+
 }  // namespace girih::plan

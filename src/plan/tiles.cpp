@@ -36,8 +36,10 @@ bool rows_divide(const TileConfig& tile) {
   return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
 }
 
-// A decision is for a whole tile. Eight warps hold what four do not.
+// A decision is for a whole tile. Eight warps hold what four do not, and 128 keys leave four no
+// register for it.
 std::vector<TileConfig> candidates_for_prune(int kv) {
+  if (kv > 64) return {{kPruneRows, kv, 2, 8}};
   return {{kPruneRows, kv, 2, 4}, {kPruneRows, kv, 2, 8}};
 }
 

@@ -69,13 +69,14 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                            const TileConfig& requested) {
   const int width = std::max(problem.head_dim, problem.width_v());
   const bool prune = pattern.prune_kv > 0;
-  const bool three = width <= 128 && !pattern.elaborate && !pattern.softcap && !prune;
+  const bool elaborate = pattern.elaborate || prune;
+  const bool three = width <= 128 && !elaborate && !pattern.softcap;
   const bool short_rows =
       pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
-  int limit = !pattern.elaborate            ? most_fragments(tile)
+  int limit = !elaborate                    ? most_fragments(tile)
               : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
               : pattern.softcap             ? kMostFragmentsElaborateSoftcap
                                             : kMostFragmentsElaborate;
@@ -92,6 +93,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
     for (const int num_q_stages : {2, 1}) {
       for (const int num_stages : {5, 4, 3, 2}) {
         if (num_stages > (tile.block_n <= 64 ? 5 : 3)) continue;
+        // Skipped tiles pass faster than two stages of K fill.
+        if (prune && num_q_stages == 2 && num_stages == 2) continue;
         tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
         tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
         const bool roomy = requested.block_n != 0 || fragment_registers(tile, problem) <= limit;

@@ -230,11 +230,18 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
 
 // Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
 void check_members_of_kind(const std::string& where, const girih_input& c) {
-  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32, kThresholds = 64 };
-  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",
-                                           "GIRIH_BLOCK_MASK",   "GIRIH_BLOCK_BITS",
-                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES",
-                                           "GIRIH_THRESHOLDS"};
+  enum : unsigned {
+    kList = 1,
+    kTable = 2,
+    kMask = 4,
+    kBits = 8,
+    kNumbers = 16,
+    kIndices = 32,
+    kThresholds = 64
+  };
+  static constexpr const char* kNames[] = {
+      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",   "GIRIH_BLOCK_MASK", "GIRIH_BLOCK_BITS",
+      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES", "GIRIH_THRESHOLDS"};
   if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_THRESHOLDS) {
     refuse(
         fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "

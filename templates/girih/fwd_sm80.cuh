@@ -8,7 +8,8 @@
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM, kBlockN
 // (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), kPrune
-// where heads are pruned (see attn/prune.cuh), Heads (a HeadTable) and Classes (HeadClasses).
+// where heads are pruned (see attn/prune.cuh), kTileMaxima where instead of attention the highest
+// score of each tile is wanted, Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/prune.cuh"
@@ -35,6 +36,7 @@ struct FwdSm80 {
   static constexpr int kNumStages = Config::kNumStages;
   static constexpr int kNumThreads = 32 * Config::kNumWarps;
   static constexpr bool kPrune = kPrunes<Config>;
+  static constexpr bool kTileMaxima = kWantsTileMaxima<Config>;
   static constexpr int kRowsPerWarp = kBlockM / Config::kNumWarps;
   static constexpr int kRowFragments = kRowsPerWarp / 16;  // m16
   static constexpr int kKeyFragments = kBlockN / 8;        // n8 of the scores
@@ -194,9 +196,11 @@ struct FwdSm80 {
       load_tile<kBlockN, kHeadDim, kNumThreads>(
           shared + kLayout.k_offset + stage * kLayout.k_stage_bytes, producer.k,
           params.k_strides.row, first_key, seqlen_k);
-      load_tile<kBlockN, kHeadDimV, kNumThreads>(
-          shared + kLayout.v_offset + stage * kLayout.v_stage_bytes, producer.v,
-          params.v_strides.row, first_key, seqlen_k);
+      if constexpr (!kTileMaxima) {
+        load_tile<kBlockN, kHeadDimV, kNumThreads>(
+            shared + kLayout.v_offset + stage * kLayout.v_stage_bytes, producer.v,
+            params.v_strides.row, first_key, seqlen_k);
+      }
     }
     cp_async_commit();
   }
@@ -249,6 +253,11 @@ struct FwdSm80 {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     const uint32 q_tile = shared_address(shared);
+    if constexpr (kTileMaxima) {  // what is not visited stays -inf; nobody else writes here
+      float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
+      const int count = ceil_div(params.geometry.seqlen_k, kBlockN);
+      for (int n = threadIdx.x; n < count; n += kNumThreads) maxima[n] = kMinusInfinity;
+    }
 
     load_tile<kBlockM, kHeadDim, kNumThreads>(q_tile, producer.q, params.q_strides.row,
                                               producer.first_row, producer.geometry.seqlen_q);
@@ -300,6 +309,14 @@ struct FwdSm80 {
         }
       }
 
+      bool used = true;
+      if constexpr (kTileMaxima) {
+        float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
+        const float scale = scale_log2_of(params, producer);
+#pragma unroll
+        for (int i = 0; i < kRowFragments; ++i) raise(maxima[tile.n_block], scores[i], scale);
+        used = false;
+      }
       if constexpr (kPrune) {
         if (producer.rule.may_skip(tile.n_block)) {
           bool keep = false;
@@ -307,9 +324,10 @@ struct FwdSm80 {
           for (int i = 0; i < kRowFragments; ++i) {
             keep |= reaches(scores[i], scale_log2_of(params, producer), producer.rule.threshold);
           }
-          if (!__syncthreads_or(keep)) continue;
+          used = __syncthreads_or(keep);
         }
       }
+      if (!used) continue;
 
       Probabilities probabilities;
 #pragma unroll
@@ -328,7 +346,7 @@ struct FwdSm80 {
       accumulate(output, probabilities, q_tile + kLayout.v_offset + stage * kLayout.v_stage_bytes,
                  lane);
     }
-    store(params, producer, output, softmax, shared);
+    if constexpr (!kTileMaxima) store(params, producer, output, softmax, shared);
   }
 
   // `inputs`: the pattern's, by slot; null where it has none.

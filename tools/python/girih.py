@@ -18,8 +18,8 @@ import os
 import sys
 import threading
 
-__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "Thresholds", "TokenIndices",
-           "attention", "bind_combine", "combine", "compile", "version"]
+__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "Thresholds",
+           "TokenIndices", "attention", "bind_combine", "combine", "compile", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 

@@ -4,6 +4,7 @@
 
 #include "girih/attn/mask.cuh"
 #include "girih/ptx/mbarrier.cuh"
+#include "girih/shared/params.cuh"
 #include "girih/shared/prune.cuh"
 #include "girih/tile/swizzle.cuh"
 
@@ -13,6 +14,12 @@ namespace girih {
 template <class Config>
 constexpr bool kPrunes = requires {
   Config::kPrune;
+};
+
+// Whether a kernel finds tile maxima and nothing else.
+template <class Config>
+constexpr bool kWantsTileMaxima = requires {
+  Config::kTileMaxima;
 };
 
 // A part of a query tile's description that only kernels have which prune.
@@ -52,6 +59,38 @@ __device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4],
     highest[0] = fmaxf(fmaxf(highest[0], highest[1]), fmaxf(highest[2], highest[3]));
   }
   return highest[0] * scale_log2 >= threshold_log2;
+}
+
+// The maxima of a query tile's key tiles: [num_k_tiles], from those of its head,
+// [num_q_tiles, num_k_tiles].
+__device__ __forceinline__ float* tile_maxima_row(const FwdParams& params, float* of_head,
+                                                  int first_row, int block_n) {
+  return of_head + int64{first_row / kPruneRows} * ceil_div(params.geometry.seqlen_k, block_n);
+}
+
+// Raises a maximum in global memory to the scores of a warp, which are scaled in base 2; the
+// maximum is natural. Floats of one sign are ordered as integers are, or the other way round.
+template <int kKeyFragments>
+__device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKeyFragments][4],
+                                      float scale_log2) {
+  constexpr float kLn2 = 0.693147180559945309f;
+  float highest = kMinusInfinity;
+#pragma unroll
+  for (int j = 0; j < kKeyFragments; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) highest = fmaxf(highest, scores[j][e]);
+  }
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) {
+    highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, lane));
+  }
+  if (threadIdx.x % 32 != 0) return;
+  highest = highest * scale_log2 * kLn2 + 0.0f;  // +0 also where it was -0
+  if (highest >= 0.0f) {
+    atomicMax(reinterpret_cast<int*>(&maximum), __float_as_int(highest));
+  } else {
+    atomicMin(reinterpret_cast<uint32*>(&maximum), __float_as_uint(highest));
+  }
 }
 
 // Votes of kVoters warps on key tiles, one after the other, in shared memory: a tile is kept where
