@@ -159,10 +159,9 @@ TEST_CASE("calibrate averages over files of every type and layout") {
   CHECK(read_thresholds(out).values ==
         std::vector<float>{none, none, 5.25f, 6.75f, none, none, 10.5f, 13.5f});
   // What was written is read as well.
-  expect_error(
-      program,
+  check_refused(
       {"calibrate", "causal", "--cpu", "-o", out, "--kept-tiles", "2", "--q", q, "--k", out}, 2,
-      "has 2 dimensions: it must have 4");
+      "invalid_argument", {"has 2 dimensions: it must have 4"}, program);
 }
 
 TEST_CASE("calibrate refuses files and arguments that make no sense") {
@@ -173,14 +172,13 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
     return path;
   };
   const std::string good = file("good.npy", npy("<f4", "(512, 1, 16)", bytes_of(keys())));
-  const auto refused = [&](const std::string& q, const char* message, const Arguments& more = {},
-                           int exit_code = 2) {
+  const auto refused = [&](const std::string& q, const char* message, const Arguments& more = {}) {
     CAPTURE(q);
     Arguments arguments{"calibrate", "causal", "--cpu",
                         "--q",       q,        "--k",
                         good,        "-o",     (program.folder() / "out").string()};
     arguments = arguments + (more.empty() ? Arguments{"--kept-tiles", "2"} : more);
-    expect_error(program, arguments, exit_code, message);
+    check_refused(arguments, 2, "invalid_argument", {message}, program);
   };
   refused("nowhere.npy", "nowhere.npy: cannot be read");
   refused(file("a.npy", "PK"), "is no .npy file");
@@ -199,8 +197,7 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   refused(good + "," + good, "--q names 2 files and --k 1");
   refused(good, "kept_tiles 0 must be from 1", {"--kept-tiles", "0"});
   refused(good, "kv = 32 is not supported", {"--kept-tiles", "2", "--kv", "32"});
-  expect_error(program,
-               {"calibrate", "causal & segments(d)", "--q", good, "--k", good, "--kept-tiles", "2",
-                "-o", "x"},
-               3, "here 'd', cannot be calibrated");
+  check_refused({"calibrate", "causal & segments(d)", "--q", good, "--k", good, "--kept-tiles", "2",
+                 "-o", "x"},
+                3, "unsupported", {"here 'd', cannot be calibrated"}, program);
 }

@@ -206,6 +206,11 @@ std::vector<std::string> reasons_against_prune(const TileConfig& tile, int prune
                     "on; leave it 0",
                     tile.block_n, prune_kv));
   }
+  constexpr int kMostStages = 7;  // warps that are further apart would confuse two decisions
+  if (tile.num_stages > kMostStages) {
+    reasons.push_back(fmt::format("num_stages {} is not supported with prune: 2 to {} are",
+                                  tile.num_stages, kMostStages));
+  }
   return reasons;
 }
 

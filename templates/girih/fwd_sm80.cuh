@@ -310,11 +310,15 @@ struct FwdSm80 {
       }
 
       bool used = true;
+      const int existing_rows =
+          producer.geometry.seqlen_q - producer.first_row - warp * kRowsPerWarp;
       if constexpr (kTileMaxima) {
         float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
         const float scale = scale_log2_of(params, producer);
 #pragma unroll
-        for (int i = 0; i < kRowFragments; ++i) raise(maxima[tile.n_block], scores[i], scale);
+        for (int i = 0; i < kRowFragments; ++i) {
+          raise(maxima[tile.n_block], scores[i], existing_rows - 16 * i, scale);
+        }
         used = false;
       }
       if constexpr (kPrune) {
@@ -322,7 +326,8 @@ struct FwdSm80 {
           bool keep = false;
 #pragma unroll
           for (int i = 0; i < kRowFragments; ++i) {
-            keep |= reaches(scores[i], scale_log2_of(params, producer), producer.rule.threshold);
+            keep |= reaches(scores[i], existing_rows - 16 * i, scale_log2_of(params, producer),
+                            producer.rule.threshold);
           }
           used = __syncthreads_or(keep);
         }

@@ -402,12 +402,15 @@ struct FwdSm90 {
     return (bits & 1) | (bits & 2) << 1 | (bits & 4) << 2;
   }
 
-  // Starts the copy of the pending V, which goes one tile behind K, as it is used.
+  // Starts the copy of the pending V, which goes one tile behind K, as it is used; with
+  // `kept`, of that visit.
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
                                                      unsigned char* shared, Pending& pending,
-                                                     const Visit& visit, uint32& tail_parity) {
+                                                     uint32& tail_parity,
+                                                     const Visit* kept = nullptr) {
     if (pending.rows == Pending::kNone) return;
     const int stage = pending.ring.stage;
+    const Visit& visit = kept == nullptr ? control.tiles[stage] : *kept;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     bool whole = true;
 #pragma unroll
@@ -467,8 +470,7 @@ struct FwdSm90 {
     const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
     const auto load_pending = [&] {  // a kernel that prunes has a warp for V
       if constexpr (!kPrune) {
-        const Visit& visit = control.tiles[pending.ring.stage];
-        load_values(maps, control, shared, pending, visit, tail_parity);
+        load_values(maps, control, shared, pending, tail_parity);
       }
     };
 #pragma unroll 1
@@ -557,7 +559,7 @@ struct FwdSm90 {
       const uint32 vote = votes;
       votes += may_skip;
       if (may_skip && !passed_through && !control.votes.decision(vote)) continue;
-      load_values(maps, control, shared, pending, visit, tail_parity);
+      load_values(maps, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }
   }
@@ -823,7 +825,10 @@ struct FwdSm90 {
       if constexpr (kPrune) {
         const PruneRule& rule = work().rule;
         if (!rule.may_skip(tile.box)) return true;
-        if (control.votes.vote(votes++, reaches(scores, scale_log2, rule.threshold))) return true;
+        const int rows =
+            work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;  // that exist
+        const bool own = reaches(scores, rows, scale_log2, rule.threshold);
+        if (control.votes.vote(votes++, own)) return true;
         if (!(tile.flags & (kFirstVisit | kLastVisit))) return false;
 #pragma unroll
         for (int j = 0; j < kKeyFragments; ++j) {

@@ -30,35 +30,64 @@ struct PrunedTile<true> {
   PruneRule rule;
 };
 
-// Whether a score of this thread's, times the scale, reaches the threshold, which is no NaN; both
-// in base 2. What is masked is -inf.
+// A thread's highest scores of the two rows of a fragment, of those that are among its first
+// num_rows: those beyond a sequence's last row are another's, or nobody's. -inf where there is
+// none.
+struct HighestScores {
+  float of_row[2];
+
+  __device__ __forceinline__ float of_both(int num_rows) const {
+    const int row = threadIdx.x % 32 / 4;
+    const float first = row < num_rows ? of_row[0] : kMinusInfinity;
+    return row + 8 < num_rows ? fmaxf(first, of_row[1]) : first;
+  }
+};
+
 template <int kKeyFragments>
-__device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4], float scale_log2,
-                                        float threshold) {
+__device__ __forceinline__ HighestScores highest_of(const float (&scores)[kKeyFragments][4]) {
+  HighestScores highest;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float a = scores[0][2 * r], b = scores[0][2 * r + 1];
+#pragma unroll
+    for (int j = 1; j < kKeyFragments; ++j) {
+      a = fmaxf(a, scores[j][2 * r]);
+      b = fmaxf(b, scores[j][2 * r + 1]);
+    }
+    highest.of_row[r] = fmaxf(a, b);
+  }
+  return highest;
+}
+
+// The same where a row has a positive score, else some negative one: as integers, floats have the
+// highest of all where it is positive, and three at a time are compared as fast as two.
+template <int kKeyFragments>
+__device__ __forceinline__ HighestScores
+highest_positive_of(const float (&scores)[kKeyFragments][4]) {
+  HighestScores highest;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int a = __float_as_int(scores[0][2 * r]), b = __float_as_int(scores[0][2 * r + 1]);
+#pragma unroll
+    for (int j = 1; j < kKeyFragments; ++j) {
+      a = max(a, __float_as_int(scores[j][2 * r]));
+      b = max(b, __float_as_int(scores[j][2 * r + 1]));
+    }
+    highest.of_row[r] = __int_as_float(max(a, b));
+  }
+  return highest;
+}
+
+// Whether a score of this thread's, times the scale, reaches the threshold, which is no NaN: it is
+// natural, the scale in base 2. What is masked is -inf.
+template <int kKeyFragments>
+__device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4], int num_rows,
+                                        float scale_log2, float threshold) {
   constexpr float kLog2E = 1.44269504088896341f;
   const float threshold_log2 = threshold * kLog2E;
-  float highest[4];
-  if (threshold_log2 >= 0.0f) {
-    // As integers, which three at a time are compared as fast as two, floats have the highest of
-    // all where it is positive, else some negative one, which does not reach this threshold either.
-    int bits[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      bits[e] = __float_as_int(scores[0][e]);
-#pragma unroll
-      for (int j = 1; j < kKeyFragments; ++j) bits[e] = max(bits[e], __float_as_int(scores[j][e]));
-    }
-    highest[0] = __int_as_float(max(max(bits[0], bits[1]), max(bits[2], bits[3])));
-  } else {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      highest[e] = scores[0][e];
-#pragma unroll
-      for (int j = 1; j < kKeyFragments; ++j) highest[e] = fmaxf(highest[e], scores[j][e]);
-    }
-    highest[0] = fmaxf(fmaxf(highest[0], highest[1]), fmaxf(highest[2], highest[3]));
-  }
-  return highest[0] * scale_log2 >= threshold_log2;
+  const HighestScores highest =
+      threshold_log2 >= 0.0f ? highest_positive_of(scores) : highest_of(scores);
+  return highest.of_both(num_rows) * scale_log2 >= threshold_log2;
 }
 
 // The maxima of a query tile's key tiles: [num_k_tiles], from those of its head,
@@ -68,18 +97,13 @@ __device__ __forceinline__ float* tile_maxima_row(const FwdParams& params, float
   return of_head + int64{first_row / kPruneRows} * ceil_div(params.geometry.seqlen_k, block_n);
 }
 
-// Raises a maximum in global memory to the scores of a warp, which are scaled in base 2; the
-// maximum is natural. Floats of one sign are ordered as integers are, or the other way round.
+// Raises a maximum in global memory to the scores of a warp's first rows; they are scaled in base
+// 2, it is natural. Floats of one sign are ordered as integers are, or the other way round.
 template <int kKeyFragments>
 __device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKeyFragments][4],
-                                      float scale_log2) {
+                                      int num_rows, float scale_log2) {
   constexpr float kLn2 = 0.693147180559945309f;
-  float highest = kMinusInfinity;
-#pragma unroll
-  for (int j = 0; j < kKeyFragments; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) highest = fmaxf(highest, scores[j][e]);
-  }
+  float highest = highest_of(scores).of_both(num_rows);
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) {
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, lane));
