@@ -16,10 +16,11 @@
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
 // tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
-// heads are pruned (see attn/prune.cuh), Heads (a HeadTable) and Classes (HeadClasses).
+// heads are pruned (see attn/prune_sm90.cuh) and then kScoresAhead, Heads (a HeadTable) and Classes
+// (HeadClasses).
 #pragma once
 
-#include "girih/attn/prune.cuh"
+#include "girih/attn/prune_sm90.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
@@ -54,6 +55,7 @@ struct FwdSm90 {
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;
+  static constexpr bool kScoresAhead = kGetsScoresAhead<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -62,7 +64,8 @@ struct FwdSm90 {
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
-  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV);
+  static constexpr int kFragmentRegisters =
+      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kScoresAhead ? kBlockN / 2 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
@@ -526,7 +529,7 @@ struct FwdSm90 {
   }
 
   // Where key tiles are pruned: loads V of those that are kept, as soon as that is known, while K
-  // runs ahead. Stages of V hold kept tiles only, and the first and last that a query tile visits.
+  // runs ahead. Stages of V hold kept tiles only.
   static __device__ __forceinline__ void load_kept_values(const FwdParams& params,
                                                           const FwdTensorMaps& maps,
                                                           Control& control, unsigned char* shared) {
@@ -555,10 +558,9 @@ struct FwdSm90 {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
-      const bool passed_through = (visit.flags & (kFirstVisit | kLastVisit)) != 0;
       const uint32 vote = votes;
       votes += may_skip;
-      if (may_skip && !passed_through && !control.votes.decision(vote)) continue;
+      if (may_skip && !control.votes.decision(vote)) continue;
       load_values(maps, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }
@@ -763,7 +765,6 @@ struct FwdSm90 {
     LazySoftmax softmax;
     float shrink[2];
     float scale_log2;
-    uint32 votes = 0;
 
     const auto work = [&]() -> const Work& { return control.work[count % kNumWorks]; };
     const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
@@ -818,26 +819,6 @@ struct FwdSm90 {
       keys.advance();
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
     };
-    // Of the tile whose scores were taken; of one that is not kept, V is not loaded. With the first
-    // and the last one of a query tile its state begins and ends: they are passed through anyhow,
-    // and where they are not kept, masked.
-    const auto keeps_tile = [&] {
-      if constexpr (kPrune) {
-        const PruneRule& rule = work().rule;
-        if (!rule.may_skip(tile.box)) return true;
-        const int rows =
-            work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;  // that exist
-        const bool own = reaches(scores, rows, scale_log2, rule.threshold);
-        if (control.votes.vote(votes++, own)) return true;
-        if (!(tile.flags & (kFirstVisit | kLastVisit))) return false;
-#pragma unroll
-        for (int j = 0; j < kKeyFragments; ++j) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) scores[j][e] = kMinusInfinity;
-        }
-      }
-      return true;
-    };
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
       wait(control.q_full[queries.stage], queries.parity);
@@ -878,7 +859,6 @@ struct FwdSm90 {
       scale_log2 = score_scale_log2(params, work().softcap[Work::head_of(warpgroup)]);
       release_passed();
       take_scores();
-      keeps_tile();
       softmax.start(scores, scale_log2);
       pack_probabilities(probabilities, scores);
       while (true) {
@@ -892,19 +872,6 @@ struct FwdSm90 {
           start_values();
           wgmma_wait<1>();
           take_scores();
-          if constexpr (kPrune) {  // the next tile that is kept, or the last one
-            if (!keeps_tile()) {
-              wgmma_wait<0>();
-              pin_registers(output);
-              do {
-                wait(control.k_full[keys.stage], keys.parity);
-                start_scores();
-                tile = read_tile();
-                wgmma_wait<0>();
-                take_scores();
-              } while (!keeps_tile());
-            }
-          }
           softmax.update(scores, scale_log2, shrink);
           pin_registers(scores);
           // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
@@ -979,7 +946,11 @@ struct FwdSm90 {
       }
     } else {
       grow_registers<kConsumerRegisters>();
-      consume(params, control, shared, warpgroup - 1);
+      if constexpr (kPrune) {
+        PrunedConsumer<FwdSm90>{params, control, shared, warpgroup - 1}.run();
+      } else {
+        consume(params, control, shared, warpgroup - 1);
+      }
     }
   }
 };
