@@ -164,6 +164,23 @@ TEST_CASE("calibrate averages over files of every type and layout") {
       "invalid_argument", {"has 2 dimensions: it must have 4"}, program);
 }
 
+TEST_CASE("the program shows and explains pruned patterns") {
+  const Program program;
+  const Arguments square{"--seqlen-q", "256", "--seqlen-k", "256"};
+  const std::string pattern = "causal with prune(t, kv=64)";
+  const Json shown = program.json(Arguments{"show", pattern, "--fill", "t=keep"} + square);
+  CHECK(shown["density"] == program.json(Arguments{"show", "causal"} + square)["density"]);
+  CHECK(shown["pattern"] == pattern);
+  check_refused(Arguments{"show", pattern, "--fill", "t=random:1"} + square, 2, "invalid_argument",
+                {"'random:1' does not describe thresholds"}, program);
+  const Json explained =
+      program.json(Arguments{"explain", pattern, "--arch", "sm_90a", "--fill", "t=keep"} + square);
+  CHECK(explained["tile"]["block_m"] == 128);
+  CHECK(explained["tile"]["block_n"] == 64);
+  check_refused({"source", "causal with prune(t, kv=128)", "--arch", "sm_80", "--head-dim", "256"},
+                3, "unsupported", {"calibrate for kv=64"}, program);
+}
+
 TEST_CASE("calibrate refuses files and arguments that make no sense") {
   const Program program;
   const auto file = [&](const char* name, const std::string& bytes) {

@@ -356,6 +356,16 @@ class InputTest(unittest.TestCase):
         self.refused(r"inputs\['m'\]\.k is on the CPU",
                      girih.TokenIndices(Fake(16, dtype="int32"), cpu))
 
+    def test_thresholds_have_a_row_for_each_head(self):
+        made = self.made(girih.Thresholds(Fake(4, 16, dtype="float32"), 64))
+        self.assertEqual(made, dict(kind=7, heads=4, num_columns=16, kv_block_size=64, data=4096))
+        self.refused(r"inputs\['m'\]\.values is float16: it must be float32",
+                     girih.Thresholds(Fake(4, 16, dtype="float16"), 64))
+        self.refused(r"\.values has 3 dimensions: it must have two",
+                     girih.Thresholds(Fake(1, 4, 16, dtype="float32"), 64))
+        self.refused(r"\.values is not contiguous",
+                     girih.Thresholds(Fake(4, 16, dtype="float32", stride=(32, 1)), 64))
+
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)
         call = girih._Call(self.q, self.kv, self.kv, out=self.q, inputs={"m": mask, "n": numbers})
