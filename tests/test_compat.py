@@ -210,9 +210,19 @@ class RefusalTest(CompatTest):
                      code="unsupported")
         self.refused("block_table", compat.flash_attn_varlen_func, self.q, self.k, self.k, self.cu,
                      self.cu, 5, 12, block_table=slopes, code="unsupported")
-        for threshold in (slopes, 0.5):
-            self.refused("no kernel prunes", compat.block_sparse_flash_attn_func, q, k, k,
-                         threshold, code="unsupported")
+
+    def test_thresholds_are_taken_and_checked(self):
+        q, k = Fake(2, 16, 4, 64), Fake(2, 32, 2, 64)
+        call = compat.block_sparse_flash_attn_func
+        self.refused("block_sparse_threshold is 0.5: it must be a tensor", call, q, k, k, 0.5)
+        for shape in ((4,), (2, 8), (1, 4, 8)):
+            self.refused("it must be [num_heads, max_blocks], here with 4 heads", call, q, k, k,
+                         Fake(*shape, dtype="float32"))
+        good = Fake(4, 8, dtype="float32")
+        self.refused("kv is 64 or 128, found '32'", call, q, k, k, good, kv=32)
+        for kv in (64, 128):
+            self.refused("q is no PyTorch tensor: give out=", call, q, k, k, good, causal=True,
+                         softcap=5.0, kv=kv)
 
     def test_a_local_stride_module_checks_its_tensors(self):
         module = compat.LocalStrideSparseAttention(4, 100, 16, 2, 3, num_kv_heads=2)

@@ -35,6 +35,7 @@ CONSTANTS = {
     "GIRIH_HEAD_NUMBERS": girih._HEAD_NUMBERS,
     "GIRIH_TOKEN_INDICES": girih._TOKEN_INDICES,
     "GIRIH_VERTICAL_SLASH": girih._VERTICAL_SLASH,
+    "GIRIH_THRESHOLDS": girih._THRESHOLDS,
     "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
     "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
 
@@ -368,6 +369,16 @@ class InputTest(unittest.TestCase):
         cpu.is_cuda = False
         self.refused(r"inputs\['m'\]\.k is on the CPU",
                      girih.TokenIndices(Fake(16, dtype="int32"), cpu))
+
+    def test_thresholds_have_a_row_for_each_head(self):
+        made = self.made(girih.Thresholds(Fake(4, 16, dtype="float32"), 64))
+        self.assertEqual(made, dict(kind=7, heads=4, num_columns=16, kv_block_size=64, data=4096))
+        self.refused(r"inputs\['m'\]\.values is float16: it must be float32",
+                     girih.Thresholds(Fake(4, 16, dtype="float16"), 64))
+        self.refused(r"\.values has 3 dimensions: it must have two",
+                     girih.Thresholds(Fake(1, 4, 16, dtype="float32"), 64))
+        self.refused(r"\.values is not contiguous",
+                     girih.Thresholds(Fake(4, 16, dtype="float32", stride=(32, 1)), 64))
 
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 
 #include "girih/error.hpp"
 #include "girih/shared/geometry.cuh"
@@ -15,7 +16,9 @@ namespace {
 constexpr const char* kForm =
     "NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, NAME=documents:MEAN (of "
     "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, "
-    "NAME=random:COLUMNS:DISTANCES for columns and slashes, and then "
+    "NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds that keep "
+    "every "
+    "tile, and then "
     "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
@@ -115,6 +118,20 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       data.heads = heads;
       data.numbers.assign(static_cast<std::size_t>(data.batch) * static_cast<std::size_t>(heads),
                           number(fill, parts[0], -kMaxNumber, kMaxNumber));
+      inputs.push_back(std::move(data));
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::thresholds) {
+      if (words.size() != 1 || words[0] != "keep") {
+        refuse(fill, fmt::format("'{}' does not describe thresholds", parts[0]));
+      }
+      verify::InputData data{.kind = wanted.kind, .name = wanted.name};
+      data.heads = heads;
+      data.num_columns = std::max(ceil_div(seqlen_k, 128), 1);
+      data.prune_kv = wanted.kv_block_size;
+      data.thresholds.assign(
+          static_cast<std::size_t>(heads) * static_cast<std::size_t>(data.num_columns),
+          -std::numeric_limits<float>::infinity());
       inputs.push_back(std::move(data));
       continue;
     }

@@ -1,6 +1,7 @@
 #include "reading.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 
 #include "girih/shared/slash.cuh"
@@ -54,6 +55,14 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         view.row_stride = SlashPlane::words_per_row(geometry.seqlen_k);
         view.head_stride =
             (1 + std::int64_t{ceil_div(geometry.seqlen_q, SlashPlane::kRows)}) * view.row_stride;
+        break;
+      case InputInfo::Kind::thresholds:
+        words_.emplace_back();
+        for (const float threshold : input.thresholds) {
+          words_.back().push_back(std::bit_cast<std::uint32_t>(threshold));
+        }
+        view.row_stride = input.num_columns;
+        view.head_stride = input.num_columns;
         break;
       case InputInfo::Kind::number:
         words_.emplace_back(input.numbers.begin(), input.numbers.end());

@@ -47,6 +47,14 @@ struct FlashAttn {
 };
 Pattern flash_attn(const FlashAttn& arguments);
 
+/// Arguments of BSFA's block_sparse_flash_attn_func. Its block_sparse_threshold is the launch's
+/// input "t", girih::Thresholds{.heads = num_heads, .num_columns = max_blocks, .kv_block_size =
+/// kv}.
+struct BlockSparseFlashAttn : FlashAttn {
+  int kv = 64;  ///< keys of a tile that thresholds were calibrated for; BSFA's kernel has 64
+};
+Pattern block_sparse_flash_attn(const BlockSparseFlashAttn& arguments);
+
 /// Arguments of S2-Attention's LocalStrideSparseAttention (dkernel). Of a tensor-parallel rank they
 /// are the whole model's; Problem::head_offset says which heads it has.
 struct LocalStride {

@@ -20,15 +20,16 @@ namespace girih {
 /// What a pattern wants under a name; see Pattern::inputs().
 struct InputInfo {
   enum class Kind : std::uint8_t {
-    blocks,   ///< a BlockList, BlockTable, BlockMask or BlockBits
-    number,   ///< HeadNumbers
-    indices,  ///< TokenIndices
-    slashes,  ///< SlashLists
+    blocks,      ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,      ///< HeadNumbers
+    indices,     ///< TokenIndices
+    slashes,     ///< SlashLists
+    thresholds,  ///< Thresholds
   };
   std::string name;
   Kind kind = Kind::number;
-  int q_block_size = 0;  ///< tokens; of blocks
-  int kv_block_size = 0;
+  int q_block_size = 0;   ///< tokens; of blocks
+  int kv_block_size = 0;  ///< of blocks and thresholds
 
   /// Type and shape in words, for messages.
   std::string description() const;
@@ -110,10 +111,22 @@ struct SlashLists {
   int batch = 1, heads = 1;
 };
 
+/// Where `prune` skips key tiles: below a score, for each head and each 128 positions of queries.
+/// Column c holds for the query tile whose first row stands at position 128 * c up to, without it,
+/// 128 * (c + 1); beyond the first and last column, theirs. -inf and NaN keep every tile, +inf
+/// those only that are never skipped.
+struct Thresholds {
+  const float* data = nullptr;  ///< device, contiguous [heads, num_columns]
+  int heads = 1;                ///< the launch's num_heads, its num_heads_kv, or 1 for all
+  int num_columns = 0;
+  int kv_block_size = 0;  ///< keys of the tiles that they were calibrated for: prune's kv
+};
+
 /// One input of a launch.
 struct Input {
   std::string name;
-  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, SlashLists>
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, SlashLists,
+               Thresholds>
       data;
 };
 

@@ -200,9 +200,20 @@ struct HeadSet {
   friend bool operator==(const HeadSet&, const HeadSet&) = default;
 };
 
+/// Block-Sparse FlashAttention: of each 128 query rows, key tiles are skipped whose highest visible
+/// score, scaled and capped, is below the rows' threshold. They count in neither out nor lse. Tiles
+/// at the diagonal are kept where `causal` is a conjunct of the mask, else the one of the last key.
+struct Prune {
+  std::string thresholds = {};  ///< the input that holds them, girih::Thresholds; empty: no pruning
+  int kv = 0;                   ///< keys of a tile: 64 or 128
+  bool keep_sink = false;       ///< never skips the first tile
+  friend bool operator==(const Prune&, const Prune&) = default;
+};
+
 /// What is done to a visible element's score before the softmax.
 struct Modifiers {
   float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  Prune prune = {};
   friend bool operator==(const Modifiers&, const Modifiers&) = default;
 };
 
@@ -232,6 +243,8 @@ class Pattern {
   /// The same with a soft cap for every head, finite and > 0. For one class of heads alone:
   /// heads({{"0-3", causal(), {.softcap = 30}}, {"else", dense()}}).
   Pattern with_softcap(float softcap) const;
+  /// The same with pruning for every head. Classes of heads that are pruned have tiles alike.
+  Pattern with_prune(const Prune& prune) const;
 
   /// Index into classes() for each of num_heads query heads. Sets of heads are those of the whole
   /// model: on one tensor-parallel rank, the first head is number head_offset of num_heads_total

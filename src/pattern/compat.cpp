@@ -93,6 +93,10 @@ Pattern flash_attn(const FlashAttn& arguments) {
   return arguments.softcap > 0 ? Pattern(mask).with_softcap(arguments.softcap) : Pattern(mask);
 }
 
+Pattern block_sparse_flash_attn(const BlockSparseFlashAttn& arguments) {
+  return flash_attn(arguments).with_prune({.thresholds = "t", .kv = arguments.kv});
+}
+
 Mask local_stride(const LocalStride& arguments) {
   if (arguments.num_heads < 1) {
     refuse(fmt::format("num_heads {} must be positive", arguments.num_heads));

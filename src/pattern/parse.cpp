@@ -3,7 +3,9 @@
 //
 //   pattern = ("heads" | "kv_heads") "(" set ":" masked { "," set ":" masked } ")" | masked
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
-//   masked  = or [ "with" "softcap" "(" float ")" ]
+//   masked  = or [ "with" modifier { "," modifier } ]
+//   modifier = "softcap" "(" float ")"
+//            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
 //   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
@@ -246,17 +248,21 @@ class Parser {
   Pattern masked() {
     Pattern result = any_of();
     if (!token_.is("with")) return result;
-    bool capped = false;
+    std::vector<std::string_view> given;
     do {
       advance();
-      if (!token_.is("softcap")) {
-        fail_here(fmt::format("expected the modifier softcap, found {}", found()));
+      const Token name = token_;
+      if (!name.is("softcap") && !name.is("prune")) {
+        fail_here(fmt::format("expected the modifier softcap or prune, found {}", found()));
       }
-      if (capped) fail_here("softcap is given twice");
-      capped = true;
+      if (std::find(given.begin(), given.end(), name.text) != given.end()) {
+        fail_here(fmt::format("{} is given twice", name.text));
+      }
+      given.push_back(name.text);
       advance();
-      if (!accept('(')) fail_here(fmt::format("expected '(' after softcap, found {}", found()));
-      result = result.with_softcap(softcap());
+      if (!accept('('))
+        fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
+      result = name.is("softcap") ? result.with_softcap(softcap()) : result.with_prune(prune());
       if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
     } while (token_.is(',') && modifier_follows());
     return result;
@@ -267,6 +273,52 @@ class Parser {
     Parser ahead = *this;
     ahead.advance();
     return ahead.token_.kind == Token::Kind::name && !ahead.token_.is("else");
+  }
+
+  // prune's arguments: the input's name, then the others in any order.
+  Prune prune() {
+    const Token input = token_;
+    const std::string problem = token_.kind != Token::Kind::name
+                                    ? "prune takes the name of its thresholds, found " + found()
+                                    : pattern::input_name_problem(token_.text);
+    if (!problem.empty()) fail_here(problem);
+    Prune result{.thresholds = std::string(token_.text)};
+    advance();
+    std::vector<std::string_view> given;
+    while (accept(',')) {
+      const Token name = token_;
+      if (!name.is("kv") && !name.is("keep_sink")) {
+        fail_here(fmt::format("prune takes a name, kv and keep_sink, found {}", found()));
+      }
+      if (std::find(given.begin(), given.end(), name.text) != given.end()) {
+        fail_here(fmt::format("{} is given twice", name.text));
+      }
+      given.push_back(name.text);
+      advance();
+      if (!accept('='))
+        fail_here(fmt::format("expected '=' after {}, found {}", name.text, found()));
+      if (name.is("kv")) {
+        const std::optional<long long> value = whole_number();
+        if (value != 64 && value != 128) {
+          fail_here(fmt::format("prune: kv is 64 or 128, found {}", found()));
+        }
+        result.kv = static_cast<int>(*value);
+      } else {
+        if (!token_.is("true") && !token_.is("false")) {
+          fail_here(fmt::format("prune: keep_sink takes true or false, found {}", found()));
+        }
+        result.keep_sink = token_.is("true");
+      }
+      advance();
+    }
+    if (result.kv == 0) {
+      fail_here("prune needs the keys of its tiles: kv=64 or kv=128, as the thresholds have");
+    }
+    if (inputs_) {
+      const std::string conflict = pattern::add_inputs(Modifiers{.prune = result}, *inputs_);
+      if (!conflict.empty()) fail(text_, input.at, conflict);
+    }
+    return result;
   }
 
   float softcap() {

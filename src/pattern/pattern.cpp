@@ -43,6 +43,32 @@ void check_softcap(float softcap) {
   throw Error(Errc::invalid_argument, pattern::softcap_out_of_range(fmt::format("{}", softcap)));
 }
 
+void check_prune(const Prune& prune) {
+  const std::string problem = pattern::prune_problem(prune);
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+}
+
+void check_modifiers(const Modifiers& modifiers) {
+  if (modifiers.softcap != 0) check_softcap(modifiers.softcap);
+  if (modifiers.prune != Prune()) check_prune(modifiers.prune);
+}
+
+// Heads of a launch have their key tiles in common.
+void check_prune_tiles(const std::vector<Pattern::HeadClass>& classes) {
+  int kv = 0;
+  for (const Pattern::HeadClass& head_class : classes) {
+    const int own = head_class.modifiers.prune.kv;
+    if (kv != 0 && own != 0 && own != kv) {
+      throw Error(
+          Errc::invalid_argument,
+          fmt::format("some heads are pruned by tiles of {} keys and some by {}: launch them "
+                      "apart, or calibrate for the same",
+                      kv, own));
+    }
+    kv = own != 0 ? own : kv;
+  }
+}
+
 void check_classes(const std::vector<Pattern::HeadClass>& classes) {
   if (classes.empty()) {
     throw Error(Errc::invalid_argument, "a pattern by heads needs at least one set of heads");
@@ -50,12 +76,13 @@ void check_classes(const std::vector<Pattern::HeadClass>& classes) {
   bool rest = false;
   for (const Pattern::HeadClass& head_class : classes) {
     check_set(head_class.heads);
-    if (head_class.modifiers != Modifiers()) check_softcap(head_class.modifiers.softcap);
+    check_modifiers(head_class.modifiers);
     if (rest && head_class.heads.rest) {
       throw Error(Errc::invalid_argument, "'else' stands twice: a pattern has one remainder");
     }
     rest = rest || head_class.heads.rest;
   }
+  check_prune_tiles(classes);
 }
 
 void check_length(const Pattern& pattern) {
@@ -114,6 +141,31 @@ int pattern::find_input(std::span<const InputInfo> inputs, std::string_view name
   return found == inputs.end() ? -1 : static_cast<int>(found - inputs.begin());
 }
 
+// Of an input that may be there already. @return why it cannot be this, or "".
+static std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
+  const int found = pattern::find_input(inputs, wanted.name);
+  if (found < 0) {
+    if (inputs.size() == pattern::kMaxInputs) {
+      return fmt::format("the input {} is one more than the {} run-time inputs a pattern can have",
+                         pattern::quote(wanted.name), pattern::kMaxInputs);
+    }
+    inputs.push_back(std::move(wanted));
+  } else if (inputs[found] != wanted) {
+    return fmt::format("the input {} is used as {} and as {}: give the two different names",
+                       pattern::quote(wanted.name), inputs[found].description(),
+                       wanted.description());
+  }
+  return "";
+}
+
+std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInfo>& inputs) {
+  const Prune& prune = modifiers.prune;
+  if (prune.thresholds.empty()) return "";
+  return add_input(
+      {.name = prune.thresholds, .kind = InputInfo::Kind::thresholds, .kv_block_size = prune.kv},
+      inputs);
+}
+
 std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
   for (const Mask& operand : mask.operands()) {
     const std::string problem = add_inputs(operand, inputs);
@@ -132,18 +184,8 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
       wanted.q_block_size = mask.numbers()[1];
       wanted.kv_block_size = mask.numbers()[2];
     }
-    const int found = find_input(inputs, wanted.name);
-    if (found < 0) {
-      if (inputs.size() == kMaxInputs) {
-        return fmt::format(
-            "the input {} is one more than the {} run-time inputs a pattern can have",
-            quote(wanted.name), kMaxInputs);
-      }
-      inputs.push_back(std::move(wanted));
-    } else if (inputs[found] != wanted) {
-      return fmt::format("the input {} is used as {} and as {}: give the two different names",
-                         quote(wanted.name), inputs[found].description(), wanted.description());
-    }
+    const std::string problem = add_input(std::move(wanted), inputs);
+    if (!problem.empty()) return problem;
   }
   return "";
 }
@@ -157,6 +199,10 @@ std::string InputInfo::description() const {
     return "int32 [batch, heads, num_vertical] for columns and [batch, heads, num_slash] for "
            "distances";
   }
+  if (kind == Kind::thresholds) {
+    return fmt::format("thresholds for tiles of {} keys, float32 [heads, ceil(seqlen_k / 128)]",
+                       kv_block_size);
+  }
   return fmt::format("blocks [batch, heads, ceil(seqlen_q / {}), ceil(seqlen_k / {})]",
                      q_block_size, kv_block_size);
 }
@@ -169,7 +215,8 @@ Pattern::Pattern(Mask mask) {
 void Pattern::find_inputs() {
   inputs_.clear();
   for (const HeadClass& head_class : classes_) {
-    const std::string problem = pattern::add_inputs(head_class.mask, inputs_);
+    std::string problem = pattern::add_inputs(head_class.mask, inputs_);
+    if (problem.empty()) problem = pattern::add_inputs(head_class.modifiers, inputs_);
     if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
   }
 }
@@ -199,10 +246,31 @@ Pattern Pattern::with_softcap(float softcap) const {
   return result;
 }
 
+Pattern Pattern::with_prune(const Prune& prune) const {
+  check_prune(prune);
+  Pattern result = *this;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers.prune = prune;
+  result.find_inputs();
+  check_length(result);
+  return result;
+}
+
+static std::string modifiers_text(const Modifiers& modifiers) {
+  std::string text;
+  const auto add = [&](const std::string& modifier) {
+    text += (text.empty() ? " with " : ", ") + modifier;
+  };
+  if (modifiers.softcap > 0) add(fmt::format("softcap({})", modifiers.softcap));
+  if (const Prune& prune = modifiers.prune; !prune.thresholds.empty()) {
+    add(fmt::format("prune({}, kv={}{})", prune.thresholds, prune.kv,
+                    prune.keep_sink ? ", keep_sink=true" : ""));
+  }
+  return text;
+}
+
 std::string Pattern::text() const {
   const auto masked = [](const HeadClass& head_class) {
-    const float softcap = head_class.modifiers.softcap;
-    return head_class.mask.text() + (softcap > 0 ? fmt::format(" with softcap({})", softcap) : "");
+    return head_class.mask.text() + modifiers_text(head_class.modifiers);
   };
   if (!per_head_) return masked(classes_.front());
   std::string text;

@@ -8,6 +8,7 @@
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
+#include "girih/shared/prune.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/tensor_map.cuh"
 #include "pattern/atoms.hpp"
@@ -146,12 +147,30 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
   }
   traits.mixed_slashes = traits.slashes && spec.structures.size() > 1;
   for (const InputInfo& input : pattern.inputs()) {
+    if (input.kind == InputInfo::Kind::thresholds && spec.prune) {
+      traits.prune_kv = input.kv_block_size;
+    }
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
     traits.q_block_size = finest(traits.q_block_size, input.q_block_size);
     traits.kv_block_size = finest(traits.kv_block_size, input.kv_block_size);
   }
   return traits;
+}
+
+// Whether causality is a conjunct: then rows see nothing behind the diagonal, whatever else.
+bool is_causal(const Mask& mask) {
+  if (mask.op() == Mask::Op::all_of) {
+    return std::any_of(mask.operands().begin(), mask.operands().end(), is_causal);
+  }
+  return mask.op() == Mask::Op::atom && mask == causal();
+}
+
+int prune_word_of(const Pattern::HeadClass& head_class, const std::vector<InputInfo>& inputs) {
+  const Prune& prune = head_class.modifiers.prune;
+  if (prune.thresholds.empty()) return PruneWord::kNone;
+  return PruneWord::make(pattern::find_input(inputs, prune.thresholds), is_causal(head_class.mask),
+                         prune.keep_sink);
 }
 
 // Fills in the pattern's part of the plan: structures and head table.
@@ -171,6 +190,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     distinct.push_back(structures[c]);
     most_numbers = std::max(most_numbers, numbers[c].size());
     plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
+    plan.spec.prune = plan.spec.prune || !pattern.classes()[c].modifiers.prune.thresholds.empty();
   }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -181,7 +201,11 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     const float softcap = pattern.classes()[pattern_class].modifiers.softcap;
     std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(softcap)};
     row.insert(row.end(), numbers[pattern_class].begin(), numbers[pattern_class].end());
-    row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
+    if (plan.spec.prune) {
+      row.resize(2 + most_numbers);
+      row.push_back(prune_word_of(pattern.classes()[pattern_class], pattern.inputs()));
+    }
+    row.resize(2 + std::max<size_t>(most_numbers + plan.spec.prune, 1));  // as HeadTable::Row
     return row;
   };
   // A per-head pattern keeps its table even where all heads happen to be alike, so that a model's
@@ -278,7 +302,15 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan_heads(pattern, problem, plan);
   const PatternTraits traits = traits_of(pattern, problem, plan.spec);
   const TileConfig tile = choose_tile(arch, problem, traits, requested);
-  refuse_for(reasons_against(tile, problem, arch));
+  std::vector<std::string> reasons = reasons_against(tile, problem, arch);
+  if (traits.prune_kv > 0) {
+    if (!reasons.empty() && traits.prune_kv > 64) {
+      reasons.push_back("prune with kv=128 needs key tiles of 128: calibrate for kv=64");
+    }
+    const std::vector<std::string> more = reasons_against_prune(tile, traits.prune_kv);
+    reasons.insert(reasons.end(), more.begin(), more.end());
+  }
+  refuse_for(reasons);
 
   plan.spec.family = family_of(tile);
   const bool hopper = plan.spec.family == KernelFamily::fwd_sm90;
@@ -293,8 +325,10 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
     const int width = std::max(problem.head_dim, problem.width_v());
-    plan.spec.pass_over = !shares_blocks(problem, traits, tile.block_m) ||
-                          plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters;
+    plan.spec.scores_ahead = plan.spec.prune && gets_scores_ahead(tile, problem, traits);
+    plan.spec.pass_over = !plan.spec.prune &&  // whose warpgroups decide on each tile together
+                          (!shares_blocks(problem, traits, tile.block_m) ||
+                           plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
   }
   plan.keys = traits.keys;
@@ -306,6 +340,22 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
   plan.spec.min_ctas_per_sm =
       hopper ? 1 : std::clamp(fitting_ctas, 1, warps_per_sm(tile, problem) / tile.num_warps);
+  return plan;
+}
+
+Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
+                           int kv) {
+  if (!pattern.inputs().empty()) {
+    throw Error(Errc::unsupported,
+                fmt::format("tile maxima are not supported for patterns with run-time inputs, here "
+                            "'{}': closed forms are; calibrate with those alone",
+                            pattern.inputs().front().name));
+  }
+  Problem narrow = problem;
+  narrow.head_dim_v = 16;  // nobody reads V: the least room for it
+  Plan plan =
+      make_plan(pattern, narrow, arch, {.block_m = kPruneRows, .block_n = kv, .portable = true});
+  plan.spec.tile_maxima = true;
   return plan;
 }
 

@@ -31,6 +31,7 @@ struct PatternTraits {
   bool mixed_slashes = false;        ///< and stands beside others
   int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
+  int prune_kv = 0;  ///< keys of the tiles that heads are pruned by; 0 where none is
 };
 
 /// The tile that is used: what was requested, its zeros filled in by measured experience. It is the
@@ -46,5 +47,10 @@ std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& 
 /// order.
 std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
                                         const Arch& arch);
+/// The same for a plan, whose pattern may bind them.
+std::vector<TileConfig> candidate_tiles(const Plan& plan, const Problem& problem, const Arch& arch);
+
+/// Why heads cannot be pruned with this tile.
+std::vector<std::string> reasons_against_prune(const TileConfig& tile, int prune_kv);
 
 }  // namespace girih::plan

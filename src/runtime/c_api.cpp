@@ -237,41 +237,46 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
     kBits = 8,
     kNumbers = 16,
     kIndices = 32,
-    kSlash = 64
+    kSlash = 64,
+    kThresholds = 128
   };
   static constexpr const char* kNames[] = {
-      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",   "GIRIH_BLOCK_MASK",    "GIRIH_BLOCK_BITS",
-      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES", "GIRIH_VERTICAL_SLASH"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_VERTICAL_SLASH) {
+      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",   "GIRIH_BLOCK_MASK",     "GIRIH_BLOCK_BITS",
+      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES", "GIRIH_VERTICAL_SLASH", "GIRIH_THRESHOLDS"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_THRESHOLDS) {
     refuse(
         fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_VERTICAL_SLASH ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_VERTICAL_SLASH));
+                    "GIRIH_THRESHOLDS ({})",
+                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_THRESHOLDS));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
     const char* name;
     bool is_set;
     unsigned kinds;
-  } members[] = {{"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
-                 {"num_kv_blocks", c.num_kv_blocks != 0, kList | kTable | kMask | kBits},
-                 {"row_capacity", c.row_capacity != 0, kTable},
-                 {"indptr", c.indptr != nullptr, kList},
-                 {"counts", c.counts != nullptr, kTable},
-                 {"indices", c.indices != nullptr, kList | kTable},
-                 {"num_indices", c.num_indices != 0, kList},
-                 {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices | kSlash},
-                 {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
-                 {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
-                 {"row_stride", c.row_stride != 0, kMask | kBits},
-                 {"k_data", c.k_data != nullptr, kIndices | kSlash},
-                 {"k_batch_stride", c.k_batch_stride != 0, kIndices},
-                 {"k_head_stride", c.k_head_stride != 0, kIndices},
-                 {"k_batch", c.k_batch != 0, kIndices},
-                 {"k_heads", c.k_heads != 0, kIndices},
-                 {"num_tokens", c.num_tokens != 0, kIndices | kSlash},
-                 {"k_num_tokens", c.k_num_tokens != 0, kIndices | kSlash}};
+  } members[] = {
+      {"batch", c.batch > 1, ~kThresholds},
+      {"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
+      {"num_kv_blocks", c.num_kv_blocks != 0, kList | kTable | kMask | kBits},
+      {"row_capacity", c.row_capacity != 0, kTable},
+      {"indptr", c.indptr != nullptr, kList},
+      {"counts", c.counts != nullptr, kTable},
+      {"indices", c.indices != nullptr, kList | kTable},
+      {"num_indices", c.num_indices != 0, kList},
+      {"plane_stride", c.plane_stride != 0, kList},
+      {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices | kSlash | kThresholds},
+      {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
+      {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
+      {"row_stride", c.row_stride != 0, kMask | kBits},
+      {"k_data", c.k_data != nullptr, kIndices | kSlash},
+      {"k_batch_stride", c.k_batch_stride != 0, kIndices},
+      {"k_head_stride", c.k_head_stride != 0, kIndices},
+      {"k_batch", c.k_batch != 0, kIndices},
+      {"k_heads", c.k_heads != 0, kIndices},
+      {"num_tokens", c.num_tokens != 0, kIndices | kSlash},
+      {"k_num_tokens", c.k_num_tokens != 0, kIndices | kSlash},
+      {"num_columns", c.num_columns != 0, kThresholds},
+      {"kv_block_size", c.kv_block_size != 0, kThresholds}};
   for (const auto& [name, is_set, kinds] : members) {
     if (!is_set || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
@@ -341,6 +346,12 @@ girih::Input input_of(int index, const girih_input* pointer) {
                                      .num_slash = c.k_num_tokens,
                                      .batch = batch,
                                      .heads = heads};
+      break;
+    case GIRIH_THRESHOLDS:
+      input.data = girih::Thresholds{.data = static_cast<const float*>(c.data),
+                                     .heads = heads,
+                                     .num_columns = c.num_columns,
+                                     .kv_block_size = c.kv_block_size};
       break;
     default:  // was refused
       break;

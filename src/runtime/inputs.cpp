@@ -95,6 +95,26 @@ class InputPlanner {
     view.heads_per_plane = extents_.num_heads / numbers.heads;
   }
 
+  void operator()(const Thresholds& thresholds) {
+    if (wanted_.kind != InputInfo::Kind::thresholds) wrong_kind("thresholds");
+    check_extents(1, thresholds.heads);
+    check_pointer("data", thresholds.data, 4);
+    if (thresholds.kv_block_size != wanted_.kv_block_size) {
+      refuse(fmt::format(
+          "the input '{}' holds thresholds for tiles of {} keys, but the pattern "
+          "prunes tiles of {}: calibrate for these, or write kv={}",
+          wanted_.name, thresholds.kv_block_size, wanted_.kv_block_size, thresholds.kv_block_size));
+    }
+    if (thresholds.num_columns < 1 || thresholds.num_columns > kMaxNumber) {
+      fail("num_columns", thresholds.num_columns, fmt::format("from 1 to {}", kMaxNumber));
+    }
+    InputView& view = plan_.views[index_];
+    view.data = reinterpret_cast<const uint32*>(thresholds.data);
+    view.head_stride = thresholds.num_columns;
+    view.row_stride = thresholds.num_columns;
+    view.heads_per_plane = extents_.num_heads / thresholds.heads;
+  }
+
   void operator()(const TokenIndices& indices) {
     if (wanted_.kind != InputInfo::Kind::indices) wrong_kind("indices of tokens");
     const bool shared = is_left_out(indices.k);

@@ -19,8 +19,8 @@ import sys
 import threading
 
 __all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "SlashLists",
-           "TokenIndices", "attention", "bind_combine", "combine", "compile", "estimate_slashes",
-           "version"]
+           "Thresholds", "TokenIndices", "attention", "bind_combine", "combine", "compile",
+           "estimate_slashes", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -49,7 +49,7 @@ _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
 (_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES,
- _VERTICAL_SLASH) = range(1, 8)
+ _VERTICAL_SLASH, _THRESHOLDS) = range(1, 9)
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -101,7 +101,8 @@ class _Input(_Struct):
                 ("data", _void_p), ("batch_stride", _int64), ("head_stride", _int64),
                 ("row_stride", _int64), ("k_data", _void_p), ("k_batch_stride", _int64),
                 ("k_head_stride", _int64), ("k_batch", _int32), ("k_heads", _int32),
-                ("num_tokens", _int32), ("k_num_tokens", _int32)]
+                ("num_tokens", _int32), ("k_num_tokens", _int32), ("num_columns", _int32),
+                ("kv_block_size", _int32)]
 
 
 class _Args(_Struct):
@@ -406,6 +407,28 @@ def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale
     return SlashLists(*(torch.stack(entries, 1).contiguous() for entries in lists))
 
 
+class Thresholds:
+    """Scores below which prune skips key tiles.
+
+    values: float32, contiguous [heads, num_columns]: for each head (num_heads, num_heads_kv or 1)
+      and each 128 positions of queries; those beyond the last column take the last one. -inf and
+      NaN keep every tile.
+    kv: keys of the tiles that they were calibrated for, 64 or 128, as prune has it.
+    """
+
+    def __init__(self, values, kv):
+        self.values, self.kv = values, kv
+
+    def _input(self, name, device):
+        shape = tuple(self.values.shape)
+        if len(shape) != 2:
+            _refuse("%s.values has %d dimensions: it must have two, [heads, num_columns]"
+                    % (name, len(shape)))
+        return _Input(kind=_THRESHOLDS, heads=shape[0], num_columns=shape[1],
+                      kv_block_size=self.kv,
+                      data=_array(name + ".values", self.values, "float32", shape, device))
+
+
 def _tokens(name, tensor, device):
     """batch, heads, tokens, batch stride and head stride of a row of numbers for each plane."""
     _check_device(name, tensor, device)
@@ -455,11 +478,11 @@ def _rows(name, tensor, device, **members):
 def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
-    if isinstance(value, (BlockList, BlockTable, BlockBits, TokenIndices, SlashLists)):
+    if isinstance(value, (BlockBits, BlockList, BlockTable, SlashLists, Thresholds, TokenIndices)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
         _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits, "
-                "TokenIndices or SlashLists" % (where, type(value).__name__))
+                "TokenIndices, SlashLists or Thresholds" % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
     elif _dtype_name(value.dtype) == "int32":
@@ -738,6 +761,7 @@ def attention(q, k, v, pattern="dense", **arguments):
       sink($n): numbers, int32, contiguous [batch, heads].
       segments(d), index_ge(d), index_gt(d): TokenIndices(q, k), int32 [batch, heads, seqlen].
       vertical_slash(v): SlashLists(vertical, slash), int32 [batch, heads, number].
+      prune(t, kv=64): Thresholds(values, kv=64), float32 [heads, num_columns].
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.

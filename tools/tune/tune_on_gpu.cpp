@@ -145,8 +145,7 @@ TuneResult tune_on_gpu(const TuneRequest& request) {
   const tune::DeviceId device = present_device();
   const plan::Arch arch = plan::Arch::parse(device.arch);
   const plan::Plan plan = plan::make_plan(request.pattern, request.problem, arch);
-  const std::vector<TileConfig> candidates =
-      plan::candidate_tiles(plan.spec.tile, request.problem, arch);
+  const std::vector<TileConfig> candidates = plan::candidate_tiles(plan, request.problem, arch);
 
   verify::Case c = request.parameters;
   c.problem = request.problem;

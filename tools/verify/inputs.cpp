@@ -219,6 +219,13 @@ DeviceInput::DeviceInput(const InputData& data) {
     input_.data = HeadNumbers{.data = upload(data.numbers), .batch = batch, .heads = heads};
     return;
   }
+  if (data.kind == InputInfo::Kind::thresholds) {
+    input_.data = Thresholds{.data = upload(data.thresholds),
+                             .heads = heads,
+                             .num_columns = data.num_columns,
+                             .kv_block_size = data.prune_kv};
+    return;
+  }
   if (data.kind == InputInfo::Kind::indices) {
     TokenIndices indices{
         {.data = upload(data.numbers), .batch = batch, .heads = heads, .num_tokens = data.seqlen_q},

@@ -39,6 +39,9 @@ struct InputData {
   /// Of slashes, [batch, heads, num_vertical] keys and [batch, heads, num_slash] distances.
   int num_vertical = 0, num_slash = 0;
   std::vector<std::int32_t> vertical = {}, slash = {};
+  /// Of prune: [heads, num_columns], and the keys of its tiles.
+  std::vector<float> thresholds = {};
+  int num_columns = 0, prune_kv = 0;
 
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {

@@ -108,12 +108,17 @@ struct LazySoftmax : OnlineSoftmax {
   // origin is 0.
   float limit;
 
-  // Of the first tile.
-  template <int kKeyFragments>
-  __device__ __forceinline__ void start(float (&scores)[kKeyFragments][4], float scale_log2) {
+  // Before the first tile.
+  __device__ __forceinline__ void reset() {
     origin[0] = origin[1] = 0.0f;
     row_sum[0] = row_sum[1] = 0.0f;
     limit = kMinusInfinity;
+  }
+
+  // Of the first tile.
+  template <int kKeyFragments>
+  __device__ __forceinline__ void start(float (&scores)[kKeyFragments][4], float scale_log2) {
+    reset();
     float shrink[2];
     update<true>(scores, scale_log2, shrink);
   }
