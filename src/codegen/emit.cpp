@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildNumbersThreads)
 constexpr const char* kBuildSlash = R"(
 extern "C" __global__ void __launch_bounds__(girih::kBuildSlashThreads)
     {}(const __grid_constant__ girih::BuildSlashParams build,
-       const __grid_constant__ girih::FwdParams params) {{
+                      const __grid_constant__ girih::FwdParams params) {{
   girih::BuildSlash::run(build, params);
 }}
 )";
