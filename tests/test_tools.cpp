@@ -667,7 +667,8 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   const std::string form =
       "; write NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, "
       "NAME=documents:MEAN (of log-normal lengths) or NAME=random:COUNT (unsorted) for indices of "
-      "tokens, and then [,heads=1|kv|q][,batch=1|all]"
+      "tokens, NAME=keep for thresholds that keep every tile, and then "
+      "[,heads=1|kv|q][,batch=1|all]"
       "[,as=list|plane_list|table|bytes|bits]";
   const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
                            const std::string& why) {
