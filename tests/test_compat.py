@@ -216,7 +216,7 @@ class RefusalTest(CompatTest):
         call = compat.block_sparse_flash_attn_func
         self.refused("block_sparse_threshold is 0.5: it must be a tensor", call, q, k, k, 0.5)
         for shape in ((4,), (2, 8), (1, 4, 8)):
-            self.refused("it must be [num_heads, max_blocks], here with 4 heads", call, q, k, k,
+            self.refused("here with 4 heads", call, q, k, k,
                          Fake(*shape, dtype="float32"))
         good = Fake(4, 8, dtype="float32")
         self.refused("kv is 64 or 128, found '32'", call, q, k, k, good, kv=32)

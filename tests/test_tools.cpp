@@ -674,7 +674,9 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   const std::string form =
       "; write NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, "
       "NAME=documents:MEAN (of log-normal lengths) or NAME=random:COUNT (unsorted) for indices of "
-      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, and then "
+      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds "
+      "that "
+      "keep every tile, and then "
       "[,heads=1|kv|q][,batch=1|all]"
       "[,as=list|plane_list|table|bytes|bits]";
   const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
