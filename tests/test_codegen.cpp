@@ -106,14 +106,15 @@ const GoldenEntry kGolden[] = {
      {.dtype = DType::float16, .head_dim = 64},
      "sm_80"},
     {"segments_d128_bf16_sm90a.cu", "causal & segments(doc)", {.head_dim = 128}, "sm_90a"},
-    {
-        "slashes_d128_bf16_sm90a.cu",
-        "heads(0-7: vertical_slash(v), else: causal & (sink(4) | window(left=4095)))",
-        {"prune_d128_bf16_sm90a.cu",
-         "heads(0-7: causal & sink(4) with prune(t, kv=64), else: dense)",
-         {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
-         "sm_90a"},
-    };
+    {"slashes_d128_bf16_sm90a.cu",
+     "heads(0-7: vertical_slash(v), else: causal & (sink(4) | window(left=4095)))",
+     {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
+     "sm_90a"},
+    {"prune_d128_bf16_sm90a.cu",
+     "heads(0-7: causal & sink(4) with prune(t, kv=64), else: dense)",
+     {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
+     "sm_90a"},
+};
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
 

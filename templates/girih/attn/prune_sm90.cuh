@@ -73,7 +73,7 @@ struct PrunedConsumer {
       if (!last) Kernel::wait(control.k_full[keys.stage], keys.parity);
       start_scores(next);
     }
-    Kernel::modify(scores, params, work(), own, warpgroup, warp_row, lane);
+    Kernel::modify(scores, params, work(), own, nullptr, warpgroup, warp_row, lane);
     if (keeps(scores, own)) {
       float shrink[2];
       softmax.update(scores, scale_log2, shrink);
