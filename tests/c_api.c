@@ -187,11 +187,11 @@ static void inputs_are_checked(void) {
   inputs[0].size = 0;
   CHECK(refused(girih_attention(program, &args), wrong, "set it to sizeof(girih_input)"));
   inputs[0].size = sizeof(right);
-  for (int32_t kind = -1; kind <= 7; ++kind) {
-    if (1 <= kind && kind <= 6) continue;
+  for (int32_t kind = -1; kind <= 8; ++kind) {
+    if (1 <= kind && kind <= 7) continue;
     inputs[0].kind = kind;
     CHECK(refused(girih_attention(program, &args), wrong, "inputs[0].kind is"));
-    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_TOKEN_INDICES (6)"));
+    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_VALUES (7)"));
   }
 
   // What another kind has is not taken for this one's.

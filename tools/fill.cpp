@@ -14,7 +14,8 @@ namespace {
 
 constexpr const char* kForm =
     "NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, NAME=documents:MEAN (of "
-    "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, and then "
+    "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, "
+    "NAME=normal:DEVIATION or NAME=slopes (ALiBi's) for values of heads and keys, and then "
     "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
@@ -115,6 +116,19 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       data.numbers.assign(static_cast<std::size_t>(data.batch) * static_cast<std::size_t>(heads),
                           number(fill, parts[0], -kMaxNumber, kMaxNumber));
       inputs.push_back(std::move(data));
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::head_values && parts[0] == "slopes") {
+      inputs.push_back(verify::alibi_slopes(wanted.name, problem.num_heads));
+      continue;
+    }
+    if (!wanted.decides_visibility()) {
+      if (words.size() != 2 || words[0] != "normal") {
+        refuse(fill, fmt::format("'{}' does not describe values", parts[0]));
+      }
+      const bool of_keys = wanted.kind == InputInfo::Kind::key_values;
+      inputs.push_back(verify::random_values(wanted.name, sequences, heads, of_keys ? seqlen_k : 0,
+                                             number(fill, words[1], 0.0, 1e9), seed));
       continue;
     }
     if (wanted.kind == InputInfo::Kind::indices) {

@@ -1,6 +1,7 @@
 #include "reading.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 
 #include "girih/shared/token_numbers.cuh"
@@ -49,6 +50,14 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         words_.emplace_back(input.numbers.begin(), input.numbers.end());
         view.row_stride = 1;
         view.head_stride = 1;
+        break;
+      case InputInfo::Kind::head_values:
+      case InputInfo::Kind::key_values:
+        words_.emplace_back();
+        for (const float value : input.values) {
+          words_.back().push_back(std::bit_cast<std::uint32_t>(value));
+        }
+        view.head_stride = std::max(input.seqlen_k, 1);
         break;
     }
     view.data = words_.back().data();

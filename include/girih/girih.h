@@ -194,10 +194,15 @@ enum {
   GIRIH_BLOCK_BITS = 4,    // row i: 32-bit words of `data`; block j is bit j % 32 of word j / 32
   GIRIH_HEAD_NUMBERS = 5,  // no planes: an int32 of `data` for each sequence and head
   // A plane is a row: an int32 of `data` for each query, one of `k_data` for each key.
-  GIRIH_TOKEN_INDICES = 6
+  GIRIH_TOKEN_INDICES = 6,
+  GIRIH_VALUES = 7  // no planes: numbers of `data` in `rank` dimensions
 };
 
-// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), or d of segments(d).
+typedef int32_t girih_values_type;
+enum { GIRIH_VALUES_FLOAT32 = 0, GIRIH_VALUES_INT32 = 1 };
+
+// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), or
+// s of `with alibi(s)`.
 // Members that its kind does not have stay zero. Entries of `indices` may stand in any order, and
 // those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
@@ -228,6 +233,12 @@ typedef struct girih_input {
   int32_t k_batch, k_heads;  // 0: 1
   int32_t num_tokens;        // indices: seqlen_q or more
   int32_t k_num_tokens;      // seqlen_k or more
+  // Values: the dimensions that the pattern wants, such as [batch, heads, seqlen_k]. Leading ones
+  // may be left out, and all share; so do they where the extent of batch or heads is 1.
+  int64_t shape[4];   // the first `rank`
+  int64_t stride[4];  // in elements; all 0: contiguous
+  girih_values_type type;
+  int32_t rank;
 } girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".

@@ -196,9 +196,15 @@ struct HeadSet {
   friend bool operator==(const HeadSet&, const HeadSet&) = default;
 };
 
-/// What is done to a visible element's score before the softmax.
+/// What is done to a visible element's score s, softmax_scale included, before the softmax: in this
+/// order. Names are those of run-time inputs (Values); an empty one is none.
 struct Modifiers {
-  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  float softcap = 0;       ///< s becomes softcap * tanh(s / softcap); 0 is none
+  std::string alibi = {};  ///< s - slope * |p - k|; a slope for each head
+  std::string bias = {};   ///< s + bias[k]; a number for each key
+  /// Joins every row's sum as exp(logit), without a value; lse includes it, and is it where a row
+  /// sees nothing. One for each head.
+  std::string sink_logit = {};
   friend bool operator==(const Modifiers&, const Modifiers&) = default;
 };
 
@@ -228,6 +234,9 @@ class Pattern {
   /// The same with a soft cap for every head, finite and > 0. For one class of heads alone:
   /// heads({{"0-3", causal(), {.softcap = 30}}, {"else", dense()}}).
   Pattern with_softcap(float softcap) const;
+
+  /// The same with these modifiers for every head, and no others.
+  Pattern with(const Modifiers& modifiers) const;
 
   /// Index into classes() for each of num_heads query heads. Sets of heads are those of the whole
   /// model: on one tensor-parallel rank, the first head is number head_offset of num_heads_total

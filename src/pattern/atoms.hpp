@@ -85,6 +85,8 @@ int find_input(std::span<const InputInfo> inputs, std::string_view name);
 /// that cannot be, or "".
 std::string add_inputs(const Mask& mask, std::vector<InputInfo>& inputs);
 
+std::string add_inputs(const Modifiers& modifiers, std::vector<InputInfo>& inputs);
+
 /// "softcap(-1) is out of range: ..."
 std::string softcap_out_of_range(std::string_view value);
 

@@ -3,7 +3,8 @@
 //
 //   pattern = ("heads" | "kv_heads") "(" set ":" masked { "," set ":" masked } ")" | masked
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
-//   masked  = or [ "with" "softcap" "(" float ")" ]
+//   masked  = or [ "with" modifier { "," modifier } ]
+//   modifier = "softcap" "(" float ")" | ( "alibi" | "bias" | "sink_logit" ) "(" name ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
 //   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
@@ -244,22 +245,53 @@ class Parser {
 
   // A mask for all heads, with its modifiers.
   Pattern masked() {
-    Pattern result = any_of();
+    const Pattern result = any_of();
     if (!token_.is("with")) return result;
-    bool capped = false;
+    Modifiers modifiers;
     do {
       advance();
-      if (!token_.is("softcap")) {
-        fail_here(fmt::format("expected the modifier softcap, found {}", found()));
-      }
-      if (capped) fail_here("softcap is given twice");
-      capped = true;
-      advance();
-      if (!accept('(')) fail_here(fmt::format("expected '(' after softcap, found {}", found()));
-      result = result.with_softcap(softcap());
-      if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+      modifier(modifiers);
     } while (token_.is(',') && modifier_follows());
-    return result;
+    return result.with(modifiers);
+  }
+
+  void modifier(Modifiers& modifiers) {
+    const Token name = token_;
+    std::string* const input = name.is("alibi")        ? &modifiers.alibi
+                               : name.is("bias")       ? &modifiers.bias
+                               : name.is("sink_logit") ? &modifiers.sink_logit
+                                                       : nullptr;
+    if (input == nullptr && !name.is("softcap")) {
+      fail_here(
+          fmt::format("expected a modifier, found {}: they are softcap, alibi, bias and "
+                      "sink_logit",
+                      found()));
+    }
+    if (input == nullptr ? modifiers.softcap > 0 : !input->empty()) {
+      fail_here(fmt::format("{} is given twice", name.text));
+    }
+    advance();
+    if (!accept('(')) {
+      fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
+    }
+    if (input == nullptr) {
+      modifiers.softcap = softcap();
+    } else {
+      if (token_.kind != Token::Kind::name) {
+        fail_here(fmt::format("{} takes the name of a run-time input such as m, found {}",
+                              name.text, found()));
+      }
+      const Token at = token_;
+      const std::string problem = pattern::input_name_problem(at.text);
+      if (!problem.empty()) fail_here(problem);
+      *input = at.text;
+      if (inputs_) {
+        const std::string conflict = pattern::add_inputs(modifiers, *inputs_);
+        if (!conflict.empty()) fail_here(conflict);
+      }
+      advance();
+    }
+    if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
   }
 
   // Behind a comma: in heads(...), a set of heads may stand there as well.

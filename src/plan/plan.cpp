@@ -76,7 +76,10 @@ constexpr int kFixedKeys = 640;
 // wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
 // microseconds a class.
 KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
-  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
+  const auto of_mask = [](const InputInfo& input) { return input.decides_visibility(); };
+  if (std::any_of(pattern.inputs().begin(), pattern.inputs().end(), of_mask)) {
+    return KeysPerRow::many;  // what they hold is not known here
+  }
 
   constexpr int kSeqlen = 16384, kRows = 16;
   const auto& classes = pattern.classes();
@@ -132,9 +135,16 @@ bool has_neighborhoods(const std::vector<std::string>& structures) {
   });
 }
 
+bool modifies_scores(const std::vector<std::string>& structures) {
+  return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
+    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos;
+  });
+}
+
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
+                       .scores = modifies_scores(spec.structures),
                        .elaborate = is_elaborate(spec.structures),
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
@@ -153,8 +163,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    structures.push_back(structure_of(head_class.mask));
-    numbers.push_back(numbers_of(head_class.mask, pattern.inputs()));
+    structures.push_back(structure_of(head_class));
+    numbers.push_back(numbers_of(head_class, pattern.inputs()));
   }
   const std::vector<int> class_of_head = pattern.class_of_head(problem);
 
@@ -243,6 +253,43 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
   for (const Mask& operand : mask.operands()) {
     const std::vector<int> inner = numbers_of(operand, inputs);
     numbers.insert(numbers.end(), inner.begin(), inner.end());
+  }
+  return numbers;
+}
+
+namespace {
+
+// A modifier of a head class as a C++ type, and the name of the input that it reads.
+struct ModifierType {
+  const char* type;
+  const std::string* input;
+};
+
+std::vector<ModifierType> modifier_types(const Modifiers& modifiers) {
+  std::vector<ModifierType> types;
+  for (const ModifierType& type : {ModifierType{"Alibi", &modifiers.alibi},
+                                   {"Bias", &modifiers.bias},
+                                   {"SinkLogit", &modifiers.sink_logit}}) {
+    if (!type.input->empty()) types.push_back(type);
+  }
+  return types;
+}
+
+}  // namespace
+
+std::string structure_of(const Pattern::HeadClass& head_class) {
+  std::string structure = structure_of(head_class.mask);
+  const std::vector<ModifierType> types = modifier_types(head_class.modifiers);
+  if (types.empty()) return structure;
+  for (const ModifierType& type : types) structure += fmt::format(", {}", type.type);
+  return fmt::format("With<{}>", structure);
+}
+
+std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
+                            const std::vector<InputInfo>& inputs) {
+  std::vector<int> numbers = numbers_of(head_class.mask, inputs);
+  for (const ModifierType& type : modifier_types(head_class.modifiers)) {
+    numbers.push_back(pattern::find_input(inputs, *type.input));
   }
   return numbers;
 }

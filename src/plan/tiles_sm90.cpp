@@ -15,6 +15,8 @@ constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
+constexpr int kMostFragmentsScores = 168;
+constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kLessForWideNeighborhoods = 12;  // of heads wider than 192
 
@@ -77,6 +79,10 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
               : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
               : pattern.softcap             ? kMostFragmentsElaborateSoftcap
                                             : kMostFragmentsElaborate;
+  if (pattern.scores && tile.block_m == 128) {
+    limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
+                                                        : kMostFragmentsScores);
+  }
   if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
     limit -= kLessForWideNeighborhoods;
   const int most_keys = requested.block_n                      ? requested.block_n

@@ -230,22 +230,38 @@ girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
 
 // Members of other kinds hint at a mistake: at the wrong kind, or at data in the wrong place.
 void check_members_of_kind(const std::string& where, const girih_input& c) {
-  enum : unsigned { kList = 1, kTable = 2, kMask = 4, kBits = 8, kNumbers = 16, kIndices = 32 };
-  static constexpr const char* kNames[] = {"GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",
-                                           "GIRIH_BLOCK_MASK",   "GIRIH_BLOCK_BITS",
-                                           "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_TOKEN_INDICES) {
-    refuse(
-        fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_TOKEN_INDICES ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_TOKEN_INDICES));
+  enum : unsigned {
+    kList = 1,
+    kTable = 2,
+    kMask = 4,
+    kBits = 8,
+    kNumbers = 16,
+    kIndices = 32,
+    kValues = 64,
+    kPlanes = kList | kTable | kMask | kBits | kNumbers | kIndices
+  };
+  const auto is_set = [](const std::int64_t(&numbers)[4]) {
+    return std::any_of(std::begin(numbers), std::end(numbers), [](auto n) { return n != 0; });
+  };
+  static constexpr const char* kNames[] = {
+      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",   "GIRIH_BLOCK_MASK", "GIRIH_BLOCK_BITS",
+      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES", "GIRIH_VALUES"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_VALUES) {
+    refuse(fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to GIRIH_VALUES ({})",
+                       where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_VALUES));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
     const char* name;
-    bool is_set;
+    bool given;
     unsigned kinds;
-  } members[] = {{"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
+  } members[] = {{"batch", c.batch != 0, kPlanes},
+                 {"heads", c.heads != 0, kPlanes},
+                 {"shape", is_set(c.shape), kValues},
+                 {"stride", is_set(c.stride), kValues},
+                 {"type", c.type != 0, kValues},
+                 {"rank", c.rank != 0, kValues},
+                 {"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
                  {"num_kv_blocks", c.num_kv_blocks != 0, kList | kTable | kMask | kBits},
                  {"row_capacity", c.row_capacity != 0, kTable},
                  {"indptr", c.indptr != nullptr, kList},
@@ -253,7 +269,7 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"indices", c.indices != nullptr, kList | kTable},
                  {"num_indices", c.num_indices != 0, kList},
                  {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices},
+                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices | kValues},
                  {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
                  {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
                  {"row_stride", c.row_stride != 0, kMask | kBits},
@@ -264,10 +280,27 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"k_heads", c.k_heads != 0, kIndices},
                  {"num_tokens", c.num_tokens != 0, kIndices},
                  {"k_num_tokens", c.k_num_tokens != 0, kIndices}};
-  for (const auto& [name, is_set, kinds] : members) {
-    if (!is_set || (kinds >> kind & 1) != 0) continue;
+  for (const auto& [name, given, kinds] : members) {
+    if (!given || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
   }
+}
+
+girih::Values values_of(const std::string& where, const girih_input& c) {
+  if (c.type != GIRIH_VALUES_FLOAT32 && c.type != GIRIH_VALUES_INT32) {
+    refuse(
+        fmt::format("{}.type is {}: it must be GIRIH_VALUES_FLOAT32 ({}) or GIRIH_VALUES_INT32 "
+                    "({})",
+                    where, c.type, +GIRIH_VALUES_FLOAT32, +GIRIH_VALUES_INT32));
+  }
+  girih::Values values;
+  values.data = c.data;
+  values.type =
+      c.type == GIRIH_VALUES_INT32 ? girih::Values::Type::int32 : girih::Values::Type::float32;
+  values.rank = c.rank;
+  std::copy(std::begin(c.shape), std::end(c.shape), values.shape.begin());
+  std::copy(std::begin(c.stride), std::end(c.stride), values.stride.begin());
+  return values;
 }
 
 girih::Input input_of(int index, const girih_input* pointer) {
@@ -325,6 +358,9 @@ girih::Input input_of(int index, const girih_input* pointer) {
                                              .num_tokens = c.k_num_tokens,
                                              .batch_stride = c.k_batch_stride,
                                              .head_stride = c.k_head_stride}};
+      break;
+    case GIRIH_VALUES:
+      input.data = values_of(where, c);
       break;
     default:  // was refused
       break;

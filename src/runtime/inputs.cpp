@@ -137,7 +137,58 @@ class InputPlanner {
     plan_.number_builds[plan_.num_number_builds++] = params;
   }
 
+  void operator()(const Values& values) {
+    const bool of_keys = wanted_.kind == InputInfo::Kind::key_values;
+    if (!of_keys && wanted_.kind != InputInfo::Kind::head_values) wrong_kind("values");
+    if (values.type != Values::Type::float32) wrong_kind("int32 values");
+    const auto [shape, stride] = aligned(values, of_keys ? 3 : 2);
+    check_extents(shape[0], shape[1]);
+    check_pointer("data", values.data, 4);
+    if (of_keys && (shape[2] < extents_.seqlen_k || shape[2] > kMaxNumber)) {
+      fail("a last extent of", shape[2],
+           fmt::format("at least seqlen_k, {}, and at most {}", extents_.seqlen_k, kMaxNumber));
+    }
+    if (of_keys && shape[2] > 1 && stride[2] != 1) {
+      fail("a last stride of", stride[2], "1: its last dimension must be contiguous");
+    }
+    InputView& view = plan_.views[index_];
+    view.data = static_cast<const uint32*>(values.data);
+    view.batch_stride = shape[0] == 1 ? 0 : stride[0];
+    view.head_stride = stride[1];
+    view.heads_per_plane = extents_.num_heads / static_cast<int>(shape[1]);
+  }
+
  private:
+  struct Dimensions {
+    std::array<std::int64_t, 4> shape, stride;
+  };
+
+  // As `rank` dimensions, leading ones that were left out of extent 1.
+  Dimensions aligned(const Values& values, int rank) const {
+    if (values.rank < 1 || values.rank > rank) {
+      fail("a rank of", values.rank,
+           fmt::format("from 1 to {}: the pattern wants {}", rank, wanted_.description()));
+    }
+    const auto is_zero = [](std::int64_t stride) { return stride == 0; };
+    const bool contiguous = std::all_of(values.stride.begin(), values.stride.end(), is_zero);
+    Dimensions result{};
+    std::int64_t step = 1;
+    for (int i = rank - 1; i >= 0; --i) {
+      const int own = i - (rank - values.rank);
+      const auto to = static_cast<std::size_t>(i), from = static_cast<std::size_t>(max(own, 0));
+      result.shape[to] = own < 0 ? 1 : values.shape[from];
+      result.stride[to] = own < 0 ? 0 : contiguous ? step : values.stride[from];
+      if (result.shape[to] < 0 || result.shape[to] > kMaxNumber) {
+        fail("an extent of", result.shape[to], fmt::format("from 0 to {}", kMaxNumber));
+      }
+      if (result.stride[to] < 0 || result.stride[to] > kMaxWords) {
+        fail("a stride of", result.stride[to], fmt::format("from 0 to {}", kMaxWords));
+      }
+      step *= std::max<std::int64_t>(result.shape[to], 1);
+    }
+    return result;
+  }
+
   struct Steps {
     std::int64_t batch, head, row;
   };
@@ -175,7 +226,7 @@ class InputPlanner {
     if (count > 0) check_pointer("kv_block_indices", indices, 4);
   }
 
-  void check_extents(int batch, int heads) const {
+  void check_extents(std::int64_t batch, std::int64_t heads) const {
     if (batch != 1 && batch != extents_.batch) {
       fail("batch", batch,
            fmt::format("1, for all to share it, or the number of sequences, {}", extents_.batch));

@@ -47,7 +47,8 @@ _FLOAT32 = 3
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
-_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES = range(1, 7)
+(_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES,
+ _VALUES) = range(1, 8)
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -99,7 +100,8 @@ class _Input(_Struct):
                 ("data", _void_p), ("batch_stride", _int64), ("head_stride", _int64),
                 ("row_stride", _int64), ("k_data", _void_p), ("k_batch_stride", _int64),
                 ("k_head_stride", _int64), ("k_batch", _int32), ("k_heads", _int32),
-                ("num_tokens", _int32), ("k_num_tokens", _int32)]
+                ("num_tokens", _int32), ("k_num_tokens", _int32), ("shape", _int64 * 4),
+                ("stride", _int64 * 4), ("type", _int32), ("rank", _int32)]
 
 
 class _Args(_Struct):
@@ -353,6 +355,18 @@ class TokenIndices:
         return result
 
 
+def _values(name, tensor, device):
+    """An input of float32 numbers, in the dimensions that the pattern wants, by their strides."""
+    _check_device(name, tensor, device)
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if not 1 <= len(shape) <= 4:
+        _refuse("%s has %d dimensions: it must have 1 to 4" % (name, len(shape)))
+    if not any(stride):
+        _refuse("%s is one number, expanded: call contiguous()" % name)
+    return _Input(kind=_VALUES, data=tensor.data_ptr(), rank=len(shape),
+                  shape=(_int64 * 4)(*shape), stride=(_int64 * 4)(*stride))
+
+
 def _tokens(name, tensor, device):
     """batch, heads, tokens, batch stride and head stride of a row of numbers for each plane."""
     _check_device(name, tensor, device)
@@ -413,8 +427,10 @@ def _input(name, value, device):
         batch, heads = _planes(where, value, 0)
         result = _Input(kind=_HEAD_NUMBERS, batch=batch, heads=heads,
                         data=_array(where, value, "int32", value.shape, device))
+    elif _dtype_name(value.dtype) == "float32":
+        result = _values(where, value, device)
     else:
-        _refuse("%s is %s: block masks are bool or uint8, numbers are int32"
+        _refuse("%s is %s: block masks are bool or uint8, numbers are int32, values float32"
                 % (where, _dtype_name(value.dtype)))
     result.name = name.encode()
     return result

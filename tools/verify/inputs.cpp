@@ -13,6 +13,12 @@ namespace {
 // 53 random bits as a number from 0 to 1.
 double uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1p-53; }
 
+double normal(std::mt19937_64& random) {  // by Box and Muller
+  constexpr double kPi = 3.14159265358979323846;
+  const double radius = std::sqrt(-2 * std::log(1 - uniform(random)));
+  return radius * std::cos(2 * kPi * uniform(random));
+}
+
 InputData indices_for(std::string name, int batch, int heads, int seqlen_q, int seqlen_k) {
   InputData data{.kind = InputInfo::Kind::indices, .name = std::move(name)};
   data.batch = batch;
@@ -44,11 +50,9 @@ InputData random_documents(std::string name, int batch, int heads, int seqlen_q,
                            double mean, std::uint64_t seed) {
   InputData data = indices_for(std::move(name), batch, heads, seqlen_q, seqlen_k);
   std::mt19937_64 random(seed);
-  constexpr double kSigma = 1, kPi = 3.14159265358979323846;
-  const auto length = [&] {  // exp(normal), the normal number by Box and Muller
-    const double radius = std::sqrt(-2 * std::log(1 - uniform(random)));
-    const double normal = radius * std::cos(2 * kPi * uniform(random));
-    return std::max(std::exp(std::log(mean) - kSigma * kSigma / 2 + kSigma * normal), 1.0);
+  constexpr double kSigma = 1;
+  const auto length = [&] {
+    return std::max(std::exp(std::log(mean) - kSigma * kSigma / 2 + kSigma * normal(random)), 1.0);
   };
   const int longest = std::max(seqlen_q, seqlen_k);
   for (int plane = 0; plane < batch * heads; ++plane) {
@@ -77,6 +81,24 @@ InputData random_indices(std::string name, int batch, int heads, int seqlen_q, i
   };
   fill(data.numbers, seqlen_q);
   fill(data.key_numbers, seqlen_k);
+  return data;
+}
+
+InputData random_values(std::string name, int batch, int heads, int seqlen_k, double deviation,
+                        std::uint64_t seed) {
+  InputData data = indices_for(std::move(name), batch, heads, 0, seqlen_k);
+  data.kind = seqlen_k == 0 ? InputInfo::Kind::head_values : InputInfo::Kind::key_values;
+  data.values.resize(static_cast<std::size_t>(batch) * static_cast<std::size_t>(heads) *
+                     static_cast<std::size_t>(std::max(seqlen_k, 1)));
+  std::mt19937_64 random(seed);
+  for (float& value : data.values) value = static_cast<float>(deviation * normal(random));
+  return data;
+}
+
+InputData alibi_slopes(std::string name, int heads) {
+  InputData data = indices_for(std::move(name), 1, heads, 0, 0);
+  data.kind = InputInfo::Kind::head_values;
+  for (int h = 0; h < heads; ++h) data.values.push_back(std::exp2(-8.0f * (h + 1) / heads));
   return data;
 }
 
@@ -143,6 +165,14 @@ DeviceInput::DeviceInput(const InputData& data) {
   const int batch = data.batch, heads = data.heads;
   if (data.kind == InputInfo::Kind::number) {
     input_.data = HeadNumbers{.data = upload(data.numbers), .batch = batch, .heads = heads};
+    return;
+  }
+  if (data.kind == InputInfo::Kind::head_values) {
+    input_.data = Values(upload(data.values), {batch, heads});
+    return;
+  }
+  if (data.kind == InputInfo::Kind::key_values) {
+    input_.data = Values(upload(data.values), {batch, heads, data.seqlen_k});
     return;
   }
   if (data.kind == InputInfo::Kind::indices) {

@@ -35,6 +35,9 @@ struct InputData {
   int seqlen_q = 0, seqlen_k = 0;
   std::vector<std::int32_t> key_numbers = {};
 
+  /// Of head_values [batch, heads], of key_values [batch, heads, seqlen_k].
+  std::vector<float> values = {};
+
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {
     return (batch == 1 ? 0 : b) * heads + h / (num_heads / heads);
@@ -58,6 +61,13 @@ InputData random_documents(std::string name, int batch, int heads, int seqlen_q,
 /// Indices drawn from [0, count), each for itself.
 InputData random_indices(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
                          int count, std::uint64_t seed);
+
+/// Normal values with this standard deviation, one a head, or where seqlen_k is not 0 one a key.
+InputData random_values(std::string name, int batch, int heads, int seqlen_k, double deviation,
+                        std::uint64_t seed);
+
+/// ALiBi's slopes: 2^(-8 (h + 1) / heads) for head h.
+InputData alibi_slopes(std::string name, int heads);
 
 /// The planes of indices as kernels read them: shared/token_numbers.cuh.
 std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans);
