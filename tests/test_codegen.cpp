@@ -103,6 +103,10 @@ const GoldenEntry kGolden[] = {
      {.dtype = DType::float16, .head_dim = 64},
      "sm_80"},
     {"segments_d128_bf16_sm90a.cu", "causal & segments(doc)", {.head_dim = 128}, "sm_90a"},
+    {"modified_d128_bf16_sm90a.cu",
+     "heads(0-3: causal with alibi(slopes), else: causal with bias(b), sink_logit(z))",
+     {.head_dim = 128, .num_heads = 8, .num_heads_kv = 8},
+     "sm_90a"},
 };
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
@@ -241,6 +245,18 @@ void check_inputs(const std::string& arch) {
   }
   for (const int head_dim : {64, 128, 192, 256}) add("causal & segments(doc)", head_dim);
   add("index_ge(doc)", 128);
+  for (const int head_dim : {64, 128, 192, 256}) {
+    add("causal & columns(rows)", head_dim);
+    add("causal with alibi(s)", head_dim);
+    add("causal with bias(b)", head_dim);
+    add("causal with softcap(30), alibi(s), bias(b), sink_logit(z)", head_dim);
+    add("heads(0: causal with alibi(s), 1: dense with bias(b), else: causal & window(left=99) with "
+        "sink_logit(z))",
+        head_dim);
+  }
+  add("causal & sink(4) with sink_logit(z)", 64);
+  add("blocks(m, q=64, kv=64) & causal with softcap(30), alibi(s), bias(b)", 128);
+  add("!columns(rows) & segments(doc) with bias(b)", 128);
   add("segments(doc) & index_gt(doc) with softcap(30)", 64);
   add("heads(0-9: causal, 10-19: causal & segments(doc), else: index_ge(doc) & " +
           std::string("blocks(a, q=64, kv=64))"),

@@ -342,6 +342,32 @@ class InputTest(unittest.TestCase):
         self.assertNotIn("batch_stride", expanded)
         self.assertEqual(expanded["head_stride"], 16)
 
+    def test_a_float32_tensor_is_values_in_its_own_dimensions(self):
+        made = self.made(Fake(2, 4, 16, dtype="float32", stride=(64, 16, 1)))
+        self.assertEqual((made["kind"], made["rank"], made["data"]), (7, 3, 4096))
+        self.assertEqual(list(made["shape"]), [2, 4, 16, 0])
+        self.assertEqual(list(made["stride"]), [64, 16, 1, 0])
+        self.refused("has 5 dimensions: it must have 1 to 4", Fake(1, 1, 1, 1, 1, dtype="float32"))
+        self.refused(r"is one number, expanded: call contiguous\(\)",
+                     Fake(2, 4, dtype="float32", stride=(0, 0)))
+
+    def test_column_intervals_lie_apart_or_beside_one_another(self):
+        start, end = Fake(2, 4, 16, dtype="int32"), Fake(2, 4, 16, dtype="int32", address=512)
+        made = dict(kind=8, batch=2, heads=4, num_tokens=16, data=4096, batch_stride=64,
+                    head_stride=16, key_stride=1, k_data=512)
+        self.assertEqual(self.made(girih.ColumnIntervals(start, end)), made)
+        beside = [Fake(4, 16, dtype="int32", stride=(64, 4), address=4096 + 4 * i)
+                  for i in range(4)]
+        made = self.made(girih.ColumnIntervals(*beside))
+        self.assertEqual((made["key_stride"], made["batch"], made["heads"]), (4, 4, 1))
+        self.assertEqual((made["second_start"], made["second_end"]), (4104, 4108))
+        self.refused("has one of second_start and second_end",
+                     girih.ColumnIntervals(start, end, start))
+        self.refused(r"\.end has shape \[2, 4, 8\]",
+                     girih.ColumnIntervals(start, Fake(2, 4, 8, dtype="int32")))
+        self.refused(r"\.start is int64: it must be int32",
+                     girih.ColumnIntervals(Fake(16, dtype="int64"), end))
+
     def test_bad_token_indices_are_refused(self):
         self.refused(r"inputs\['m'\]\.q is int64: it must be int32",
                      girih.TokenIndices(Fake(2, 16, dtype="int64")))

@@ -4,7 +4,7 @@
 #include <bit>
 #include <memory>
 
-#include "girih/shared/token_numbers.cuh"
+#include "girih/shared/atoms.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
@@ -45,6 +45,11 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
       case InputInfo::Kind::indices:
         words_.push_back(verify::number_planes(input, view.row_stride));
         view.head_stride = 2 * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        break;
+      case InputInfo::Kind::columns:
+        words_.push_back(verify::number_planes(input, view.row_stride));
+        view.head_stride =
+            Columns::kSides * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
         break;
       case InputInfo::Kind::number:
         words_.emplace_back(input.numbers.begin(), input.numbers.end());

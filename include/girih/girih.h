@@ -195,7 +195,10 @@ enum {
   GIRIH_HEAD_NUMBERS = 5,  // no planes: an int32 of `data` for each sequence and head
   // A plane is a row: an int32 of `data` for each query, one of `k_data` for each key.
   GIRIH_TOKEN_INDICES = 6,
-  GIRIH_VALUES = 7  // no planes: numbers of `data` in `rank` dimensions
+  GIRIH_VALUES = 7,  // no planes: numbers of `data` in `rank` dimensions
+  // A plane is a row: for each key an int32 of `data`, its first row, one of `k_data`, behind its
+  // last row, and the same of `second_start` and `second_end` where these are given.
+  GIRIH_COLUMN_INTERVALS = 8
 };
 
 typedef int32_t girih_values_type;
@@ -239,6 +242,10 @@ typedef struct girih_input {
   int64_t stride[4];  // in elements; all 0: contiguous
   girih_values_type type;
   int32_t rank;
+  // Intervals of columns, of which k_data, second_start and second_end are strided as `data` is,
+  // and num_tokens is seqlen_k or more.
+  const int32_t *second_start, *second_end;
+  int64_t key_stride;  // 0: 1
 } girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".

@@ -26,6 +26,7 @@ struct InputInfo {
     blocks,       ///< a BlockList, BlockTable, BlockMask or BlockBits
     number,       ///< HeadNumbers
     indices,      ///< TokenIndices
+    columns,      ///< ColumnIntervals
     head_values,  ///< Values, float32 [batch, heads]
     key_values,   ///< Values, float32 [batch, heads, seqlen_k], the last contiguous
   };
@@ -105,6 +106,20 @@ struct TokenIndices {
   TokenRows k = {};  ///< without data: q serves both, where seqlen_q is seqlen_k
 };
 
+/// Which rows see a key, device int32: rows q of the sequence's own with start[k] <= q < end[k], or
+/// with second_start[k] <= q < second_end[k]. FlashMask's masked rows are !columns(...). Key j is a
+/// sequence's own j-th. All have the same extents and strides.
+struct ColumnIntervals {
+  const std::int32_t* start = nullptr;  ///< [batch, heads, num_keys]
+  const std::int32_t* end = nullptr;
+  const std::int32_t* second_start = nullptr;  ///< null, and second_end too: one interval a key
+  const std::int32_t* second_end = nullptr;
+  int batch = 1, heads = 1;
+  int num_keys = 0;                                ///< seqlen_k, of the longest sequence, or more
+  std::int64_t key_stride = 1;                     ///< 2 or 4 where bounds lie beside one another
+  std::int64_t batch_stride = 0, head_stride = 0;  ///< both 0: key_stride * num_keys a head
+};
+
 /// Numbers of a modifier, device memory in one to four dimensions: those that the pattern wants, of
 /// which leading ones that are left out are shared by all, and so is a dimension of extent 1 where
 /// it counts batch or heads.
@@ -135,7 +150,9 @@ struct Values {
 /// One input of a launch.
 struct Input {
   std::string name;
-  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, Values> data;
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices,
+               ColumnIntervals, Values>
+      data;
 };
 
 }  // namespace girih

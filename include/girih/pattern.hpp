@@ -180,6 +180,9 @@ Mask segments(std::string input);
 Mask index_ge(std::string input);
 Mask index_gt(std::string input);
 
+/// Keys whose rows the row is one of. `input` names ColumnIntervals.
+Mask columns(std::string input);
+
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
   struct Range {

@@ -272,6 +272,7 @@ Mask blocks(std::string name, BlockSizes sizes) {
 }
 
 Mask segments(std::string name) { return Mask::atom("segments", {input(std::move(name))}); }
+Mask columns(std::string name) { return Mask::atom("columns", {input(std::move(name))}); }
 Mask index_ge(std::string name) { return Mask::atom("index_ge", {input(std::move(name))}); }
 Mask index_gt(std::string name) { return Mask::atom("index_gt", {input(std::move(name))}); }
 

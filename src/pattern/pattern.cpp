@@ -163,6 +163,8 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
     const AtomParam& param = atom_table()[mask.atom_index()].params[i];
     if (param.kind == ParamKind::input && param.form == InputForm::indices) {
       wanted.kind = InputInfo::Kind::indices;
+    } else if (param.kind == ParamKind::input && param.form == InputForm::columns) {
+      wanted.kind = InputInfo::Kind::columns;
     } else if (param.kind == ParamKind::input) {
       wanted.kind = InputInfo::Kind::blocks;
       wanted.q_block_size = mask.numbers()[1];
@@ -188,6 +190,7 @@ std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInf
 
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
+  if (kind == Kind::columns) return "int32 starts and ends [batch, heads, seqlen_k]";
   if (kind == Kind::head_values) return "float32 [batch, heads]";
   if (kind == Kind::key_values) return "float32 [batch, heads, seqlen_k]";
   if (kind == Kind::indices) {

@@ -121,7 +121,7 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   int atoms = 0;
   for (const std::string& structure : structures) {
     for (const char* large : {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments",
-                              "Leaf<Index", ", 0x"}) {  // an input
+                              "Leaf<Index", "Leaf<Columns", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -201,7 +201,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
-    plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
+    plan.spec.builds_numbers |=
+        input.kind == InputInfo::Kind::indices || input.kind == InputInfo::Kind::columns;
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +

@@ -18,7 +18,8 @@ constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsScores = 168;
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
-constexpr int kLessForWideNeighborhoods = 12;  // of heads wider than 192
+constexpr int kLessForWideHeads =
+    12;  // above 192: neighborhoods, and modified scores of elaborate masks
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -83,8 +84,8 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
     limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
                                                         : kMostFragmentsScores);
   }
-  if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
-    limit -= kLessForWideNeighborhoods;
+  const bool crowded = pattern.neighborhoods || (pattern.elaborate && pattern.scores);
+  if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
   const int most_keys = requested.block_n                      ? requested.block_n
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)

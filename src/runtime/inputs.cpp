@@ -113,28 +113,46 @@ class InputPlanner {
     params.num_sides = 2;
     const int batch = std::max(indices.q.batch, k.batch);
     params.planes_per_batch = std::max(indices.q.heads, k.heads);
-    params.num_planes = batch * params.planes_per_batch;
-    params.num_spans =
-        ceil_div(std::max(extents_.seqlen_q, extents_.seqlen_k), TokenNumbers::kSpan);
     params.sources[0] = source_of(indices.q, params.planes_per_batch, extents_.seqlen_q);
     params.sources[1] = source_of(k, params.planes_per_batch, extents_.seqlen_k);
-    const std::int64_t plane =
-        std::int64_t{params.num_sides} * TokenNumbers::kWordsPerSpan * params.num_spans;
-    if (plane > kMaxNumber) {
-      refuse(fmt::format(
-          "the input '{}' is for {} tokens: their numbers would take {} words a "
-          "plane, more than {}",
-          wanted_.name, std::max(extents_.seqlen_q, extents_.seqlen_k), plane, kMaxNumber));
-    }
-    params.out = reinterpret_cast<int*>(reserve(params.num_planes * plane));
+    build_numbers(params, batch, std::max(extents_.seqlen_q, extents_.seqlen_k));
+  }
 
-    InputView& view = plan_.views[index_];
-    view.data = reinterpret_cast<const uint32*>(params.out);
-    view.batch_stride = batch == 1 ? 0 : params.planes_per_batch * plane;
-    view.head_stride = plane;
-    view.row_stride = params.num_spans;
-    view.heads_per_plane = extents_.num_heads / params.planes_per_batch;
-    plan_.number_builds[plan_.num_number_builds++] = params;
+  void operator()(const ColumnIntervals& columns) {
+    if (wanted_.kind != InputInfo::Kind::columns) wrong_kind("intervals of columns");
+    check_extents(columns.batch, columns.heads);
+    check_pointer("start", columns.start, 4);
+    check_pointer("end", columns.end, 4);
+    if (columns.second_start != nullptr || columns.second_end != nullptr) {
+      check_pointer("second_start", columns.second_start, 4);
+      check_pointer("second_end", columns.second_end, 4);
+    }
+    if (columns.num_keys < extents_.seqlen_k || columns.num_keys > kMaxNumber) {
+      fail("num_keys", columns.num_keys,
+           fmt::format("at least seqlen_k, {}, and at most {}", extents_.seqlen_k, kMaxNumber));
+    }
+    if (columns.key_stride < 1 || columns.key_stride > kMaxNumber) {
+      fail("key_stride", columns.key_stride, fmt::format("from 1 to {}", kMaxNumber));
+    }
+    check_not_negative("batch_stride", columns.batch_stride);
+    check_not_negative("head_stride", columns.head_stride);
+    if (reads_nothing()) return;
+
+    const std::int32_t* const sides[] = {columns.start, columns.end, columns.second_start,
+                                         columns.second_end};
+    BuildNumbersParams params{};
+    params.num_sides = Columns::kSides;
+    params.planes_per_batch = columns.heads;
+    for (int side = 0; side < Columns::kSides; ++side) {
+      params.sources[side] = source_of({.data = sides[side],
+                                        .batch = columns.batch,
+                                        .heads = columns.heads,
+                                        .num_tokens = columns.num_keys,
+                                        .batch_stride = columns.batch_stride,
+                                        .head_stride = columns.head_stride},
+                                       columns.heads, extents_.seqlen_k, columns.key_stride);
+    }
+    build_numbers(params, columns.batch, extents_.seqlen_k);
   }
 
   void operator()(const Values& values) {
@@ -192,6 +210,29 @@ class InputPlanner {
   struct Steps {
     std::int64_t batch, head, row;
   };
+
+  // Gives numbers of tokens their place in the workspace; sides and their sources are known.
+  void build_numbers(BuildNumbersParams& params, int batch, int num_tokens) {
+    params.num_planes = batch * params.planes_per_batch;
+    params.num_spans = ceil_div(num_tokens, TokenNumbers::kSpan);
+    const std::int64_t plane =
+        std::int64_t{params.num_sides} * TokenNumbers::kWordsPerSpan * params.num_spans;
+    if (plane > kMaxNumber) {
+      refuse(
+          fmt::format("the input '{}' is for {} tokens: their numbers would take {} words a "
+                      "plane, more than {}",
+                      wanted_.name, num_tokens, plane, kMaxNumber));
+    }
+    params.out = reinterpret_cast<int*>(reserve(params.num_planes * plane));
+
+    InputView& view = plan_.views[index_];
+    view.data = reinterpret_cast<const uint32*>(params.out);
+    view.batch_stride = batch == 1 ? 0 : params.planes_per_batch * plane;
+    view.head_stride = plane;
+    view.row_stride = params.num_spans;
+    view.heads_per_plane = extents_.num_heads / params.planes_per_batch;
+    plan_.number_builds[plan_.num_number_builds++] = params;
+  }
 
   [[noreturn]] void fail(const char* what, std::int64_t value, const std::string& expected) const {
     refuse(fmt::format("the input '{}' has {} {}: it must be {}", wanted_.name, what, value,
@@ -268,13 +309,14 @@ class InputPlanner {
 
   // Numbers beyond the longest sequence are left where they are.
   static BuildNumbersParams::Source source_of(const TokenRows& rows, int planes_per_batch,
-                                              int length) {
+                                              int length, std::int64_t token_stride = 1) {
     const bool contiguous = rows.batch_stride == 0 && rows.head_stride == 0;
-    const std::int64_t head = contiguous ? rows.num_tokens : rows.head_stride;
+    const std::int64_t head = contiguous ? token_stride * rows.num_tokens : rows.head_stride;
     const std::int64_t batch = contiguous ? rows.heads * head : rows.batch_stride;
     return {.numbers = rows.data,
             .batch_stride = rows.batch == 1 ? 0 : batch,
             .head_stride = head,
+            .token_stride = token_stride,
             .planes_per_head = planes_per_batch / rows.heads,
             .num_tokens = length};
   }

@@ -232,6 +232,8 @@ std::string text(const Expr& expr) {
       return "index_ge(" + expr.indices.name + ")";
     case Kind::index_gt:
       return "index_gt(" + expr.indices.name + ")";
+    case Kind::columns:
+      return "columns(" + expr.columns.name + ")";
     case Kind::all_of:
     case Kind::any_of:
     case Kind::negation:
@@ -297,6 +299,11 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
       return expr.indices.q.at(std::size_t(q)) >= expr.indices.k.at(std::size_t(k));
     case Kind::index_gt:
       return expr.indices.q.at(std::size_t(q)) > expr.indices.k.at(std::size_t(k));
+    case Kind::columns:
+      for (const auto& [first, behind] : expr.columns.rows.at(std::size_t(k))) {
+        if (first <= q && q < behind) return true;
+      }
+      return false;
     case Kind::all_of:
       return std::all_of(expr.operands.begin(), expr.operands.end(), holds);
     case Kind::any_of:

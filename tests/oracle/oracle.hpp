@@ -55,6 +55,12 @@ struct Indices {
   std::vector<long long> q = {}, k = {};
 };
 
+/// Rows that see a key: pairs of the first and the one behind the last, as many for each key.
+struct Columns {
+  std::string name = {};
+  std::vector<std::vector<std::pair<long long, long long>>> rows = {};  ///< by key
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -76,6 +82,7 @@ struct Expr {
     segments,
     index_ge,
     index_gt,
+    columns,
     all_of,
     any_of,
     negation
@@ -87,6 +94,7 @@ struct Expr {
   Blocks blocks = {};
   std::vector<Axis> axes = {};
   Indices indices = {};
+  Columns columns = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.
