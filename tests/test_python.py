@@ -242,8 +242,10 @@ class InputTest(unittest.TestCase):
         made = call.args.inputs[0]
         self.assertEqual((made.name, made.size), (name.encode(), ctypes.sizeof(girih._Input)))
         values = {member: getattr(made, member) for member, _ in made._fields_}
+        values = {member: list(value) if isinstance(value, ctypes.Array) else value
+                  for member, value in values.items()}
         return {member: value for member, value in values.items()
-                if value and member not in ("name", "size")}
+                if value and value != [0] * 4 and member not in ("name", "size")}
 
     def refused(self, message, value, name="m"):
         with self.assertRaisesRegex(girih.Error, message) as caught:
@@ -345,8 +347,8 @@ class InputTest(unittest.TestCase):
     def test_a_float32_tensor_is_values_in_its_own_dimensions(self):
         made = self.made(Fake(2, 4, 16, dtype="float32", stride=(64, 16, 1)))
         self.assertEqual((made["kind"], made["rank"], made["data"]), (7, 3, 4096))
-        self.assertEqual(list(made["shape"]), [2, 4, 16, 0])
-        self.assertEqual(list(made["stride"]), [64, 16, 1, 0])
+        self.assertEqual(made["shape"], [2, 4, 16, 0])
+        self.assertEqual(made["stride"], [64, 16, 1, 0])
         self.refused("has 5 dimensions: it must have 1 to 4", Fake(1, 1, 1, 1, 1, dtype="float32"))
         self.refused(r"is one number, expanded: call contiguous\(\)",
                      Fake(2, 4, dtype="float32", stride=(0, 0)))
