@@ -38,6 +38,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 void Buffer::upload(const void* source, std::size_t bytes, std::size_t offset) {
   if (bytes == 0) return;
   check(driver().cuMemcpyHtoD(pointer_ + offset, source, bytes), "cuMemcpyHtoD");
+  check(driver().cuStreamSynchronize(nullptr), "cuMemcpyHtoD");
 }
 
 void Buffer::download(void* target, std::size_t bytes, std::size_t offset) const {
@@ -48,6 +49,7 @@ void Buffer::download(void* target, std::size_t bytes, std::size_t offset) const
 void Buffer::fill(unsigned char byte) {
   if (bytes_ == 0) return;
   check(driver().cuMemsetD8(pointer_, byte, bytes_), "cuMemsetD8");
+  check(driver().cuStreamSynchronize(nullptr), "cuMemsetD8");
 }
 
 }  // namespace girih::cuda

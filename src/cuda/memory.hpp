@@ -20,6 +20,7 @@ class Buffer {
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
 
+  // All of these return when it is done: streams that do not wait for the default one may go on.
   void upload(const void* source, std::size_t bytes, std::size_t offset = 0);
   void download(void* target, std::size_t bytes, std::size_t offset = 0) const;
   void fill(unsigned char byte);

@@ -389,11 +389,9 @@ struct FwdSm90 {
     return (bits & 1) | (bits & 2) << 1 | (bits & 4) << 2;
   }
 
-  // Starts the copy of the pending V, which goes one tile behind K, as it is used.
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps, Control& control,
-                                                     unsigned char* shared, Pending& pending,
+                                                     unsigned char* shared, const Pending& pending,
                                                      uint32& tail_parity) {
-    if (pending.rows == Pending::kNone) return;
     const int stage = pending.ring.stage;
     const Visit& visit = control.tiles[stage];
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
@@ -419,7 +417,6 @@ struct FwdSm90 {
       if (elect_one()) arrive(control.v_full[stage]);
       __syncwarp();
     }
-    pending.rows = Pending::kNone;
   }
 
   static __device__ __forceinline__ BoxOrigin box_at(BoxOrigin keys, const Visit& visit, int box) {
@@ -436,8 +433,10 @@ struct FwdSm90 {
   // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
   // times NaN would be NaN.
   static __device__ __forceinline__ void zero_tail(unsigned char* box, int rows) {
-    for (int panel = 0; panel < kPanelsV; ++panel) {
-      for (int chunk = rows * 8 + fresh_thread_index() % 32; chunk < kKeyBox * 8; chunk += 32) {
+#pragma unroll 1
+    for (uint32 chunk = rows * 8 + fresh_thread_index() % 32; chunk < kKeyBox * 8; chunk += 32) {
+#pragma unroll
+      for (int panel = 0; panel < kPanelsV; ++panel) {
         *reinterpret_cast<uint4*>(box + panel * kBlockN * kPanelRowBytes + chunk * 16) = {};
       }
     }
@@ -449,16 +448,26 @@ struct FwdSm90 {
     const int lane = fresh_thread_index() % 32;
     Ring<kNumVisits> visits;
     Ring<kNumStages> keys;
-    Pending pending{};
+    Pending pending{}, due{};  // V goes one tile behind K, as it is used; what is due goes next
     uint32 tail_parity = 0;
     uint32 count = 0;  // of query tiles
     const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
-    const auto load_pending = [&] { load_values(maps, control, shared, pending, tail_parity); };
+    const auto make_due = [&] {
+      due = pending;
+      pending.rows = Pending::kNone;
+      return due.rows != Pending::kNone;
+    };
 #pragma unroll 1
     while (true) {
+      if (due.rows != Pending::kNone) {
+        load_values(maps, control, shared, due, tail_parity);
+        due.rows = Pending::kNone;
+      }
       const uint64& announced = control.visit_full[visits.stage];
-      if (!mbarrier_has_ended(shared_address(&announced), visits.parity)) load_pending();
-      wait(announced, visits.parity);
+      if (!mbarrier_has_ended(shared_address(&announced), visits.parity)) {
+        if (make_due()) continue;
+        wait(announced, visits.parity);
+      }
       const Visit& visit = control.visits[visits.stage];
       const uint32 flags = visit.flags;
       const Work& work = control.work[count % kNumWorks];
@@ -466,7 +475,7 @@ struct FwdSm90 {
         const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
         const bool none_left = work.first_row < 0;
         // The output of the tile before needs its last V before it makes room in Q's only stage.
-        if (kNumQStages == 1 || none_left) load_pending();
+        if ((kNumQStages == 1 || none_left) && make_due()) continue;
         wait(control.q_empty[queries.stage], queries.parity ^ 1);
         if (elect_one()) {
           if (none_left) {
@@ -497,7 +506,7 @@ struct FwdSm90 {
       release(control.visit_empty[visits.stage], lane);
       visits.advance();
       if (flags & kLastVisit) release(control.work_empty[count++ % kNumWorks], lane);
-      load_pending();
+      make_due();
       // Without keys no row of the tile may be read; else the copy itself makes zeros of what lies
       // beyond the tensor.
       const bool some_foreign = foreign_tails || seqlen_k == 0;
@@ -536,17 +545,19 @@ struct FwdSm90 {
           tma_store_wait_read();
         }
       } else {
-        constexpr int kChunksPerRow = kHeadDimV / 8;
-        const int rows = work.geometry.seqlen_q - work.first_row;
-        for (int index = fresh_thread_index() % 32; index < kHeadsPerTile * rows * kChunksPerRow;
-             index += 32) {
-          const int head = index / (rows * kChunksPerRow);
-          const int row = index / kChunksPerRow - head * rows;
-          const int chunk = index % kChunksPerRow;
-          *reinterpret_cast<uint4*>(work.out + head * params.out_strides.head +
-                                    (work.first_row + row) * params.out_strides.row + 8 * chunk) =
-              *reinterpret_cast<const uint4*>(tile +
-                                              staged_chunk(head * kRowsPerHead + row, chunk));
+        constexpr uint32 kChunksPerRow = kHeadDimV / 8;
+        const uint32 chunks = (work.geometry.seqlen_q - work.first_row) * kChunksPerRow;
+        for (int head = 0; head < kHeadsPerTile; ++head) {
+          uint16* const out = work.out + head * params.out_strides.head;
+#pragma unroll 1
+          for (uint32 index = fresh_thread_index() % 32; index < chunks; index += 32) {
+            const int row = index / kChunksPerRow;
+            const int chunk = index % kChunksPerRow;
+            *reinterpret_cast<uint4*>(out + (work.first_row + row) * params.out_strides.row +
+                                      8 * chunk) =
+                *reinterpret_cast<const uint4*>(tile +
+                                                staged_chunk(head * kRowsPerHead + row, chunk));
+          }
         }
       }
       const int lane = fresh_thread_index() % 32;
@@ -679,7 +690,7 @@ struct FwdSm90 {
                                                       const FwdParams& params, const Work& work,
                                                       const Output& output,
                                                       const LazySoftmax& softmax) {
-    const int thread = fresh_thread_index();
+    const uint32 thread = fresh_thread_index();
     const int warpgroup = thread / 128 - 1;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

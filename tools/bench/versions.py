@@ -37,6 +37,7 @@ CASES = {
     "d256": ("causal", 8, 8, 256, 16384, None),
     "half": ("heads(0-15: causal, else: %s)" % STREAMING, 32, 32, 128, 32768, None),
     "window4096": ("causal & window(left=4095)", 32, 32, 128, 32768, None),
+    "window1024": ("causal & window(left=1023)", 32, 32, 128, 32768, None),
     "window256": ("causal & window(left=255)", 32, 32, 128, 32768, None),
     "blocks50": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.5),
     "blocks32k": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.25),

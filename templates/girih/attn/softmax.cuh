@@ -56,7 +56,7 @@ struct OnlineSoftmax {
     constexpr float kLn2 = 0.693147180559945309f;
     const float sum = quad_sum(row_sum[r]);
     lse = sum == 0.0f ? empty_lse : origin[r] * kLn2 + logf(sum);
-    return sum == 0.0f ? 0.0f : 1.0f / sum;
+    return sum == 0.0f ? 0.0f : reciprocal_approx(sum);
   }
 
   // The same where a logit without a value, natural, joins the row's sum; -inf is none. A row that

@@ -20,8 +20,8 @@ __device__ __forceinline__ bool elect_one() {
 }
 
 // threadIdx.x, read again: the compiler keeps nothing derived from it in registers until here.
-__device__ __forceinline__ int fresh_thread_index() {
-  int index;
+__device__ __forceinline__ uint32 fresh_thread_index() {
+  uint32 index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
 }
