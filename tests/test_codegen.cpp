@@ -55,7 +55,7 @@ struct Compiled {
   std::string log;
   std::string cubin;
   bool builds_lists = false;    // whether there is a second kernel,
-  bool builds_numbers = false;  // or one for indices
+  bool builds_numbers = false;  // or one for indices and columns
 };
 
 void check_compiled(const Compiled& compiled) {
@@ -156,7 +156,8 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.log = std::move(artifact.log);
         result.cubin = std::move(artifact.cubin);
         result.builds_lists = pattern.find("blocks(") != pattern.npos;
-        result.builds_numbers = pattern.find("(doc)") != pattern.npos;
+        result.builds_numbers =
+            pattern.find("(doc)") != pattern.npos || pattern.find("columns(") != pattern.npos;
       } catch (const std::exception& error) {
         result.error = error.what();
       }
