@@ -56,7 +56,7 @@ struct Compiled {
   std::string log;
   std::string cubin;
   bool builds_lists = false;    // whether there is a second kernel,
-  bool builds_numbers = false;  // or one for indices,
+  bool builds_numbers = false;  // or one for indices and columns,
   bool builds_slashes = false;  // or one for slashes
 };
 
@@ -114,6 +114,10 @@ const GoldenEntry kGolden[] = {
      "heads(0-7: causal & sink(4) with prune(t, kv=64), else: dense)",
      {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
      "sm_90a"},
+    {"modified_d128_bf16_sm90a.cu",
+     "heads(0-3: causal with alibi(slopes), else: causal with bias(b), sink_logit(z))",
+     {.head_dim = 128, .num_heads = 8, .num_heads_kv = 8},
+     "sm_90a"},
 };
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
@@ -163,7 +167,8 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.log = std::move(artifact.log);
         result.cubin = std::move(artifact.cubin);
         result.builds_lists = pattern.find("blocks(") != pattern.npos;
-        result.builds_numbers = pattern.find("(doc)") != pattern.npos;
+        result.builds_numbers =
+            pattern.find("(doc)") != pattern.npos || pattern.find("columns(") != pattern.npos;
         result.builds_slashes = pattern.find("vertical_slash") != pattern.npos;
       } catch (const std::exception& error) {
         result.error = error.what();
@@ -263,6 +268,21 @@ void check_inputs(const std::string& arch) {
   add("causal & vertical_slash(v) with softcap(30)", 128);
   add("causal & !vertical_slash(v) | window(left=9, right=0) & vertical_slash(w)", 128);
   add("index_ge(doc)", 128);
+  for (const int head_dim : {64, 128, 192, 256}) {
+    add("causal & columns(rows)", head_dim);
+    add("causal with alibi(s)", head_dim);
+    add("causal with bias(b)", head_dim);
+    add("causal with softcap(30), alibi(s), bias(b), sink_logit(z)", head_dim);
+    add("heads(0: causal with alibi(s), 1: dense with bias(b), else: causal & window(left=99) with "
+        "sink_logit(z))",
+        head_dim);
+    add("heads(0-9: vertical_slash(v), 10-19: causal with alibi(s), else: vertical_slash(v) with "
+        "sink_logit(z))",
+        head_dim);
+  }
+  add("causal & sink(4) with sink_logit(z)", 64);
+  add("blocks(m, q=64, kv=64) & causal with softcap(30), alibi(s), bias(b)", 128);
+  add("!columns(rows) & segments(doc) with bias(b)", 128);
   add("segments(doc) & index_gt(doc) with softcap(30)", 64);
   add("heads(0-9: causal, 10-19: causal & segments(doc), else: index_ge(doc) & " +
           std::string("blocks(a, q=64, kv=64))"),
@@ -291,6 +311,9 @@ void check_prune(const std::string& arch, const TileConfig& tile = {}) {
       add("heads(0-9: causal with softcap(30), " + prune + ", 10-19: dense, 20-29: causal & " +
               "(sink(128) | window(left=255)) with " + prune +
               ", else: causal & blocks(m, q=64, kv=64) with " + prune + ")",
+          head_dim);
+      add("heads(0-9: causal with " + prune + ", sink_logit(z), else: dense)", head_dim);
+      add("heads(0-9: causal with softcap(30), " + prune + ", else: causal with alibi(a), bias(b))",
           head_dim);
     }
   }

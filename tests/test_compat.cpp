@@ -88,6 +88,9 @@ TEST_CASE("compat: FlashAttention's windows are inclusive and end at the diagona
   CHECK(text({.window_right = 0}) == "window(right=0)");
   CHECK(text({.causal = true, .window_left = 9, .softcap = 30}) ==
         "causal & window(left=9) with softcap(30)");
+  CHECK(text({.causal = true, .softcap = 30, .alibi_slopes = "slopes"}) ==
+        "causal with softcap(30), alibi(slopes)");
+  CHECK(text({.alibi_slopes = "s"}) == "dense with alibi(s)");
 }
 
 TEST_CASE("compat: BSFA's arguments are FlashAttention's, pruned by tiles of 64 keys") {

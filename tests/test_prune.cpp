@@ -121,6 +121,8 @@ TEST_CASE("prune is read, printed and compared") {
   CHECK(written.text() == "causal with softcap(2), prune(t, kv=64)");
   CHECK(written == Pattern(causal()).with_softcap(2).with_prune({.thresholds = "t", .kv = 64}));
   CHECK(written != Pattern::parse("causal with softcap(2), prune(t, kv=128)"));
+  CHECK(Pattern::parse("causal with sink_logit(z), bias(b), prune(t, kv=64), alibi(a), softcap(2)")
+            .text() == "causal with softcap(2), prune(t, kv=64), alibi(a), bias(b), sink_logit(z)");
   const InputInfo wanted{
       .name = "t", .kind = InputInfo::Kind::thresholds, .q_block_size = 0, .kv_block_size = 64};
   REQUIRE(written.inputs().size() == 1);
@@ -146,6 +148,7 @@ TEST_CASE("prune that makes no sense is refused at its place") {
       {"causal with prune(t, kv=64), prune(t, kv=64)", "prune is given twice"},
       {"causal with prune(t, kv=64", "expected ')', found the end of the text"},
       {"causal & blocks(t, q=64, kv=64) with prune(t, kv=64)", "the input 't' is used as"},
+      {"causal with alibi(t), prune(t, kv=64)", "the input 't' is used as"},
       {"heads(0: causal with prune(t, kv=64), 1: causal with prune(t, kv=128))",
        "the input 't' is used as"},
       {"heads(0: causal with prune(t, kv=64), 1: causal with prune(u, kv=128))",
@@ -195,6 +198,31 @@ TEST_CASE("a pruned head's tile is what is decided on") {
     CHECK(contains(message_of([&] { plan_for("causal with prune(t, kv=128)", 256, arch); }),
                    "calibrate for kv=64"));
   }
+}
+
+TEST_CASE("what changes scores behind prune's decision stands in other heads only") {
+  for (const char* arch : {"sm_80", "sm_90"}) {
+    CHECK(message_of([&] { plan_for("causal with prune(t, kv=64), alibi(a)", 128, arch); }) ==
+          "prune(t, kv=64) and alibi(a) are not supported together in a head, for prune decides by "
+          "scores without alibi: leave one out, or give them to different heads");
+    CHECK(contains(message_of([&] {
+                     plan_for("heads(0: causal, else: causal with bias(b), prune(t, kv=64))", 128,
+                              arch);
+                   }),
+                   "prune(t, kv=64) and bias(b) are not supported together"));
+    const plan::Plan plan =
+        plan_for("heads(0: causal with prune(t, kv=64), else: causal with alibi(a))", 128, arch);
+    CHECK(plan.spec.prune);
+    CHECK(plan.spec.structures ==
+          std::vector<std::string>{"Leaf<Causal>", "With<Leaf<Causal>, Alibi>"});
+    CHECK(plan.spec.tile.block_n == 64);
+  }
+  const plan::Plan plan =
+      plan_for("heads(0: causal with prune(t, kv=64), sink_logit(z), else: causal)");
+  CHECK(plan.spec.structures ==
+        std::vector<std::string>{"Leaf<Causal>", "With<Leaf<Causal>, SinkLogit>"});
+  CHECK(plan.head_table[2] == 1);  // the sink's place among the inputs; behind it the word
+  CHECK(plan.head_table[3] == PruneWord::make(0, true, false));
 }
 
 TEST_CASE("the head table says how each head is pruned") {

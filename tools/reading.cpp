@@ -4,6 +4,7 @@
 #include <bit>
 #include <memory>
 
+#include "girih/shared/atoms.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
@@ -64,10 +65,23 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         view.row_stride = input.num_columns;
         view.head_stride = input.num_columns;
         break;
+      case InputInfo::Kind::columns:
+        words_.push_back(verify::number_planes(input, view.row_stride));
+        view.head_stride =
+            Columns::kSides * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        break;
       case InputInfo::Kind::number:
         words_.emplace_back(input.numbers.begin(), input.numbers.end());
         view.row_stride = 1;
         view.head_stride = 1;
+        break;
+      case InputInfo::Kind::head_values:
+      case InputInfo::Kind::key_values:
+        words_.emplace_back();
+        for (const float value : input.values) {
+          words_.back().push_back(std::bit_cast<std::uint32_t>(value));
+        }
+        view.head_stride = std::max(input.seqlen_k, 1);
         break;
     }
     view.data = words_.back().data();

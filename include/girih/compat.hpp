@@ -8,6 +8,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "girih/pattern.hpp"
@@ -43,7 +44,8 @@ struct FlashAttn {
   bool causal = false;
   int window_left = -1;
   int window_right = -1;
-  float softcap = 0;  ///< 0 is none
+  float softcap = 0;              ///< 0 is none
+  std::string alibi_slopes = {};  ///< the run-time input that holds them; empty: none
 };
 Pattern flash_attn(const FlashAttn& arguments);
 

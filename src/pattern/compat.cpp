@@ -90,7 +90,8 @@ Pattern flash_attn(const FlashAttn& arguments) {
   const Mask mask =
       arguments.causal ? (left < 0 ? causal() : causal() & window({.left = left}))
                        : (left < 0 && right < 0 ? dense() : window({.left = left, .right = right}));
-  return arguments.softcap > 0 ? Pattern(mask).with_softcap(arguments.softcap) : Pattern(mask);
+  return Pattern(mask).with(
+      {.softcap = std::max(arguments.softcap, 0.0f), .alibi = arguments.alibi_slopes});
 }
 
 Pattern block_sparse_flash_attn(const BlockSparseFlashAttn& arguments) {

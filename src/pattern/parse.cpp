@@ -4,7 +4,7 @@
 //   pattern = ("heads" | "kv_heads") "(" set ":" masked { "," set ":" masked } ")" | masked
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
 //   masked  = or [ "with" modifier { "," modifier } ]
-//   modifier = "softcap" "(" float ")"
+//   modifier = "softcap" "(" float ")" | ( "alibi" | "bias" | "sink_logit" ) "(" name ")"
 //            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
@@ -246,26 +246,56 @@ class Parser {
 
   // A mask for all heads, with its modifiers.
   Pattern masked() {
-    Pattern result = any_of();
+    const Pattern result = any_of();
     if (!token_.is("with")) return result;
-    std::vector<std::string_view> given;
+    Modifiers modifiers;
     do {
       advance();
-      const Token name = token_;
-      if (!name.is("softcap") && !name.is("prune")) {
-        fail_here(fmt::format("expected the modifier softcap or prune, found {}", found()));
-      }
-      if (std::find(given.begin(), given.end(), name.text) != given.end()) {
-        fail_here(fmt::format("{} is given twice", name.text));
-      }
-      given.push_back(name.text);
-      advance();
-      if (!accept('('))
-        fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
-      result = name.is("softcap") ? result.with_softcap(softcap()) : result.with_prune(prune());
-      if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+      modifier(modifiers);
     } while (token_.is(',') && modifier_follows());
-    return result;
+    return result.with(modifiers);
+  }
+
+  void modifier(Modifiers& modifiers) {
+    const Token name = token_;
+    std::string* const input = name.is("alibi")        ? &modifiers.alibi
+                               : name.is("bias")       ? &modifiers.bias
+                               : name.is("sink_logit") ? &modifiers.sink_logit
+                                                       : nullptr;
+    if (input == nullptr && !name.is("softcap") && !name.is("prune")) {
+      fail_here(
+          fmt::format("expected a modifier, found {}: they are softcap, prune, alibi, bias and "
+                      "sink_logit",
+                      found()));
+    }
+    const bool given = input != nullptr     ? !input->empty()
+                       : name.is("softcap") ? modifiers.softcap > 0
+                                            : !modifiers.prune.thresholds.empty();
+    if (given) fail_here(fmt::format("{} is given twice", name.text));
+    advance();
+    if (!accept('(')) {
+      fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
+    }
+    if (name.is("softcap")) {
+      modifiers.softcap = softcap();
+    } else if (name.is("prune")) {
+      modifiers.prune = prune();
+    } else {
+      if (token_.kind != Token::Kind::name) {
+        fail_here(fmt::format("{} takes the name of a run-time input such as m, found {}",
+                              name.text, found()));
+      }
+      const Token at = token_;
+      const std::string problem = pattern::input_name_problem(at.text);
+      if (!problem.empty()) fail_here(problem);
+      *input = at.text;
+      if (inputs_) {
+        const std::string conflict = pattern::add_inputs(modifiers, *inputs_);
+        if (!conflict.empty()) fail_here(conflict);
+      }
+      advance();
+    }
+    if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
   }
 
   // Behind a comma: in heads(...), a set of heads may stand there as well.

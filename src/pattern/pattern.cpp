@@ -48,11 +48,6 @@ void check_prune(const Prune& prune) {
   if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
 }
 
-void check_modifiers(const Modifiers& modifiers) {
-  if (modifiers.softcap != 0) check_softcap(modifiers.softcap);
-  if (modifiers.prune != Prune()) check_prune(modifiers.prune);
-}
-
 // Heads of a launch have their key tiles in common.
 void check_prune_tiles(const std::vector<Pattern::HeadClass>& classes) {
   int kv = 0;
@@ -67,6 +62,49 @@ void check_prune_tiles(const std::vector<Pattern::HeadClass>& classes) {
     }
     kv = own != 0 ? own : kv;
   }
+}
+
+void check_modifiers(const Modifiers& modifiers) {
+  if (modifiers.softcap != 0) check_softcap(modifiers.softcap);
+  if (modifiers.prune != Prune()) check_prune(modifiers.prune);
+  for (const std::string* name : {&modifiers.alibi, &modifiers.bias, &modifiers.sink_logit}) {
+    const std::string problem = name->empty() ? "" : pattern::input_name_problem(*name);
+    if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  }
+}
+
+// " with softcap(30), alibi(slopes)", in the order in which they are applied.
+std::string modifiers_text(const Modifiers& modifiers) {
+  std::string text;
+  const auto add = [&](const std::string& modifier) {
+    text += (text.empty() ? " with " : ", ") + modifier;
+  };
+  if (modifiers.softcap > 0) add(fmt::format("softcap({})", modifiers.softcap));
+  if (const Prune& prune = modifiers.prune; !prune.thresholds.empty()) {
+    add(fmt::format("prune({}, kv={}{})", prune.thresholds, prune.kv,
+                    prune.keep_sink ? ", keep_sink=true" : ""));
+  }
+  if (!modifiers.alibi.empty()) add(fmt::format("alibi({})", modifiers.alibi));
+  if (!modifiers.bias.empty()) add(fmt::format("bias({})", modifiers.bias));
+  if (!modifiers.sink_logit.empty()) add(fmt::format("sink_logit({})", modifiers.sink_logit));
+  return text;
+}
+
+// Adds an input that a pattern wants. @return why that cannot be, or "".
+std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
+  const int found = pattern::find_input(inputs, wanted.name);
+  if (found < 0) {
+    if (inputs.size() == pattern::kMaxInputs) {
+      return fmt::format("the input {} is one more than the {} run-time inputs a pattern can have",
+                         pattern::quote(wanted.name), pattern::kMaxInputs);
+    }
+    inputs.push_back(std::move(wanted));
+  } else if (inputs[found] != wanted) {
+    return fmt::format("the input {} is used as {} and as {}: give the two different names",
+                       pattern::quote(wanted.name), inputs[found].description(),
+                       wanted.description());
+  }
+  return "";
 }
 
 void check_classes(const std::vector<Pattern::HeadClass>& classes) {
@@ -141,31 +179,6 @@ int pattern::find_input(std::span<const InputInfo> inputs, std::string_view name
   return found == inputs.end() ? -1 : static_cast<int>(found - inputs.begin());
 }
 
-// Of an input that may be there already. @return why it cannot be this, or "".
-static std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
-  const int found = pattern::find_input(inputs, wanted.name);
-  if (found < 0) {
-    if (inputs.size() == pattern::kMaxInputs) {
-      return fmt::format("the input {} is one more than the {} run-time inputs a pattern can have",
-                         pattern::quote(wanted.name), pattern::kMaxInputs);
-    }
-    inputs.push_back(std::move(wanted));
-  } else if (inputs[found] != wanted) {
-    return fmt::format("the input {} is used as {} and as {}: give the two different names",
-                       pattern::quote(wanted.name), inputs[found].description(),
-                       wanted.description());
-  }
-  return "";
-}
-
-std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInfo>& inputs) {
-  const Prune& prune = modifiers.prune;
-  if (prune.thresholds.empty()) return "";
-  return add_input(
-      {.name = prune.thresholds, .kind = InputInfo::Kind::thresholds, .kv_block_size = prune.kv},
-      inputs);
-}
-
 std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs) {
   for (const Mask& operand : mask.operands()) {
     const std::string problem = add_inputs(operand, inputs);
@@ -179,6 +192,8 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
       wanted.kind = InputInfo::Kind::indices;
     } else if (param.kind == ParamKind::input && param.form == InputForm::slashes) {
       wanted.kind = InputInfo::Kind::slashes;
+    } else if (param.kind == ParamKind::input && param.form == InputForm::columns) {
+      wanted.kind = InputInfo::Kind::columns;
     } else if (param.kind == ParamKind::input) {
       wanted.kind = InputInfo::Kind::blocks;
       wanted.q_block_size = mask.numbers()[1];
@@ -190,8 +205,28 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
   return "";
 }
 
+std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInfo>& inputs) {
+  using Kind = InputInfo::Kind;
+  if (const Prune& prune = modifiers.prune; !prune.thresholds.empty()) {
+    const std::string problem = add_input(
+        {.name = prune.thresholds, .kind = Kind::thresholds, .kv_block_size = prune.kv}, inputs);
+    if (!problem.empty()) return problem;
+  }
+  for (const auto& [name, kind] : {std::pair{&modifiers.alibi, Kind::head_values},
+                                   {&modifiers.bias, Kind::key_values},
+                                   {&modifiers.sink_logit, Kind::head_values}}) {
+    if (name->empty()) continue;
+    const std::string problem = add_input({.name = *name, .kind = kind}, inputs);
+    if (!problem.empty()) return problem;
+  }
+  return "";
+}
+
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
+  if (kind == Kind::columns) return "int32 starts and ends [batch, heads, seqlen_k]";
+  if (kind == Kind::head_values) return "float32 [batch, heads]";
+  if (kind == Kind::key_values) return "float32 [batch, heads, seqlen_k]";
   if (kind == Kind::indices) {
     return "int32 [batch, heads, seqlen_q] for queries and [batch, heads, seqlen_k] for keys";
   }
@@ -255,17 +290,13 @@ Pattern Pattern::with_prune(const Prune& prune) const {
   return result;
 }
 
-static std::string modifiers_text(const Modifiers& modifiers) {
-  std::string text;
-  const auto add = [&](const std::string& modifier) {
-    text += (text.empty() ? " with " : ", ") + modifier;
-  };
-  if (modifiers.softcap > 0) add(fmt::format("softcap({})", modifiers.softcap));
-  if (const Prune& prune = modifiers.prune; !prune.thresholds.empty()) {
-    add(fmt::format("prune({}, kv={}{})", prune.thresholds, prune.kv,
-                    prune.keep_sink ? ", keep_sink=true" : ""));
-  }
-  return text;
+Pattern Pattern::with(const Modifiers& modifiers) const {
+  check_modifiers(modifiers);
+  Pattern result = *this;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers = modifiers;
+  result.find_inputs();
+  check_length(result);
+  return result;
 }
 
 std::string Pattern::text() const {

@@ -78,7 +78,10 @@ constexpr int kFixedKeys = 640;
 // wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
 // microseconds a class.
 KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
-  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
+  const auto of_mask = [](const InputInfo& input) { return input.decides_visibility(); };
+  if (std::any_of(pattern.inputs().begin(), pattern.inputs().end(), of_mask)) {
+    return KeysPerRow::many;  // what they hold is not known here
+  }
 
   constexpr int kSeqlen = 16384, kRows = 16;
   const auto& classes = pattern.classes();
@@ -119,8 +122,9 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large : {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments",
-                              "Leaf<Index", "Leaf<VerticalSlash", ", 0x"}) {  // an input
+    for (const char* large :
+         {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index",
+          "Leaf<VerticalSlash", "Leaf<Columns", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -134,9 +138,16 @@ bool has_neighborhoods(const std::vector<std::string>& structures) {
   });
 }
 
+bool modifies_scores(const std::vector<std::string>& structures) {
+  return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
+    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos;
+  });
+}
+
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
+                       .scores = modifies_scores(spec.structures),
                        .elaborate = is_elaborate(spec.structures),
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
@@ -173,13 +184,29 @@ int prune_word_of(const Pattern::HeadClass& head_class, const std::vector<InputI
                          prune.keep_sink);
 }
 
+// A pruned tile is decided on by the scores that kernels have before the softmax, which these
+// modifiers change: thresholds are for those before.
+void check_prune_alone(const Modifiers& modifiers) {
+  if (modifiers.prune.thresholds.empty()) return;
+  const char* other = !modifiers.alibi.empty()  ? "alibi"
+                      : !modifiers.bias.empty() ? "bias"
+                                                : nullptr;
+  if (other == nullptr) return;
+  throw Error(
+      Errc::unsupported,
+      fmt::format("prune({}, kv={}) and {}({}) are not supported together in a head, for prune "
+                  "decides by scores without {}: leave one out, or give them to different heads",
+                  modifiers.prune.thresholds, modifiers.prune.kv, other,
+                  !modifiers.alibi.empty() ? modifiers.alibi : modifiers.bias, other));
+}
+
 // Fills in the pattern's part of the plan: structures and head table.
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    structures.push_back(structure_of(head_class.mask));
-    numbers.push_back(numbers_of(head_class.mask, pattern.inputs()));
+    structures.push_back(structure_of(head_class));
+    numbers.push_back(numbers_of(head_class, pattern.inputs()));
   }
   const std::vector<int> class_of_head = pattern.class_of_head(problem);
 
@@ -187,6 +214,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string>& distinct = plan.spec.structures;
   size_t most_numbers = 0;
   for (const int c : class_of_head) {
+    check_prune_alone(pattern.classes()[c].modifiers);
     distinct.push_back(structures[c]);
     most_numbers = std::max(most_numbers, numbers[c].size());
     plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
@@ -221,7 +249,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
-    plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
+    plan.spec.builds_numbers |=
+        input.kind == InputInfo::Kind::indices || input.kind == InputInfo::Kind::columns;
     plan.spec.builds_slashes |= input.kind == InputInfo::Kind::slashes;
   }
 
@@ -286,6 +315,43 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
   for (const Mask& operand : mask.operands()) {
     const std::vector<int> inner = numbers_of(operand, inputs);
     numbers.insert(numbers.end(), inner.begin(), inner.end());
+  }
+  return numbers;
+}
+
+namespace {
+
+// A modifier of a head class as a C++ type, and the name of the input that it reads.
+struct ModifierType {
+  const char* type;
+  const std::string* input;
+};
+
+std::vector<ModifierType> modifier_types(const Modifiers& modifiers) {
+  std::vector<ModifierType> types;
+  for (const ModifierType& type : {ModifierType{"Alibi", &modifiers.alibi},
+                                   {"Bias", &modifiers.bias},
+                                   {"SinkLogit", &modifiers.sink_logit}}) {
+    if (!type.input->empty()) types.push_back(type);
+  }
+  return types;
+}
+
+}  // namespace
+
+std::string structure_of(const Pattern::HeadClass& head_class) {
+  std::string structure = structure_of(head_class.mask);
+  const std::vector<ModifierType> types = modifier_types(head_class.modifiers);
+  if (types.empty()) return structure;
+  for (const ModifierType& type : types) structure += fmt::format(", {}", type.type);
+  return fmt::format("With<{}>", structure);
+}
+
+std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
+                            const std::vector<InputInfo>& inputs) {
+  std::vector<int> numbers = numbers_of(head_class.mask, inputs);
+  for (const ModifierType& type : modifier_types(head_class.modifiers)) {
+    numbers.push_back(pattern::find_input(inputs, *type.input));
   }
   return numbers;
 }

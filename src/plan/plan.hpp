@@ -70,9 +70,14 @@ Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const
 
 /// A mask's structure as a C++ type: "All<Leaf<Causal>, Leaf<Sink>>".
 std::string structure_of(const Mask& mask);
+/// With modifiers other than softcap, "With<Leaf<Causal>, Alibi>".
+std::string structure_of(const Pattern::HeadClass& head_class);
 
 /// The numbers of a mask's atoms, in the order of its text; what comes from an input is the input's
 /// place among `inputs`.
 std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs);
+/// Then those of its modifiers.
+std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
+                            const std::vector<InputInfo>& inputs);
 
 }  // namespace girih::plan

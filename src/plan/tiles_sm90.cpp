@@ -16,9 +16,12 @@ constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
+constexpr int kMostFragmentsScores = 168;
+constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
-constexpr int kLessForWideNeighborhoods = 12;    // of heads wider than 192
+// Above 192: neighborhoods, and modified scores of elaborate masks.
+constexpr int kLessForWideHeads = 12;
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -61,7 +64,8 @@ int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, i
 // By what was compiled without spills.
 bool gets_scores_ahead(const TileConfig& tile, const Problem& problem,
                        const PatternTraits& pattern) {
-  const int most = pattern.neighborhoods ? 160 : pattern.elaborate || pattern.softcap ? 192 : 224;
+  const bool modified = pattern.softcap || pattern.scores;
+  const int most = pattern.neighborhoods ? 160 : pattern.elaborate || modified ? 192 : 224;
   return fragment_registers(tile, problem) + tile.block_n / 2 <= most;
 }
 
@@ -93,8 +97,12 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
               : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
               : pattern.softcap             ? kMostFragmentsElaborateSoftcap
                                             : kMostFragmentsElaborate;
-  if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
-    limit -= kLessForWideNeighborhoods;
+  if (pattern.scores && tile.block_m == 128) {
+    limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
+                                                        : kMostFragmentsScores);
+  }
+  const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
+  if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
     limit = std::min(limit, kMostFragmentsMixedSlashes);
   const int most_keys = requested.block_n                      ? requested.block_n

@@ -14,6 +14,7 @@
 
 #include "girih/attn/prune.cuh"
 #include "girih/attn/schedule.cuh"
+#include "girih/attn/scores.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/attn/walk.cuh"
@@ -180,6 +181,7 @@ struct FwdSm80 {
   // Read where it is used: the walk has no register to spare for it.
   static __device__ __forceinline__ float scale_log2_of(const FwdParams& params,
                                                         const Producer& producer) {
+    if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
     const float scale = params.softmax_scale_log2;
     return Config::kSoftcap ? capped_scale_log2(scale, producer.softcap) : scale;
   }
@@ -205,6 +207,17 @@ struct FwdSm80 {
     cp_async_commit();
   }
 
+  static __device__ __forceinline__ float finish(const OnlineSoftmax& softmax, int r,
+                                                 const FwdParams& params, const Producer& producer,
+                                                 float& lse) {
+    if constexpr (ClassModifiers<Classes>::kSinks) {
+      const float sink = ClassModifiers<Classes>::sink_logit(
+          producer.walk.head_class, producer.walk.numbers, producer.geometry);
+      return softmax.finish(r, sink, params.empty_lse, lse);
+    }
+    return softmax.finish(r, params.empty_lse, lse);
+  }
+
   // Normalises, writes lse, and stores the rows through the warp's own part of what was the Q tile:
   // nobody reads Q after the barrier that ended the walk.
   static __device__ __forceinline__ void store(const FwdParams& params, const Producer& producer,
@@ -221,7 +234,7 @@ struct FwdSm80 {
       for (int r = 0; r < 2; ++r) {
         const int row = warp * kRowsPerWarp + 16 * i + 8 * r + lane / 4;
         float lse;
-        const float factor = softmax[i].finish(r, params.empty_lse, lse);
+        const float factor = finish(softmax[i], r, params, producer, lse);
         if (producer.lse != nullptr && lane % 4 == 0 && first_row + row < seqlen_q) {
           producer.lse[first_row + row] = lse;
         }
@@ -298,6 +311,17 @@ struct FwdSm80 {
           for (int i = 0; i < kRowFragments; ++i) {
             cap_scores(scores[i], params.softmax_scale_log2 / producer.softcap);
           }
+        }
+      }
+
+      if constexpr (kNaturalScores<Classes>) {
+#pragma unroll
+        for (int i = 0; i < kRowFragments; ++i) {
+          modify_scores<Classes, kBlockN>(
+              scores[i], natural_scale(params.softmax_scale_log2, producer.softcap),
+              producer.walk.head_class, producer.walk.numbers, producer.geometry,
+              producer.first_row + warp * kRowsPerWarp + 16 * i + lane / 4,
+              [&](int column) { return tile.n_block * kBlockN + column; });
         }
       }
 

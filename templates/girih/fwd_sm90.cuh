@@ -24,6 +24,7 @@
 #include "girih/attn/prune_sm90.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
+#include "girih/attn/scores.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/ptx/mbarrier.cuh"
@@ -70,8 +71,10 @@ struct FwdSm90 {
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
-  static constexpr int kFragmentRegisters =
-      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kScoresAhead ? kBlockN / 2 : 0);
+  // Scores that are modified need them too.
+  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
+                                            (kScoresAhead ? kBlockN / 2 : 0) +
+                                            (kNaturalScores<Classes> ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
@@ -830,7 +833,8 @@ struct FwdSm90 {
     }
   };
 
-  // Softcap and mask; warp_row counts from the warpgroup's first. `given`: the tile's, or null.
+  // Softcap, modifiers and mask; warp_row counts from the warpgroup's first. `given`: the tile's,
+  // or null.
   static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
                                                 const Work& work, Tile tile,
                                                 const GatheredKeys<kBlockN>* given, int warpgroup,
@@ -839,6 +843,13 @@ struct FwdSm90 {
     if constexpr (Config::kSoftcap) {
       const float softcap = work.softcap[head];
       if (softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / softcap);
+    }
+    if constexpr (kNaturalScores<Classes>) {
+      modify_scores<Classes, kKeyBox>(
+          scores, natural_scale(params.softmax_scale_log2, work.softcap[head]),
+          work.head_class[head], work.numbers[head], work.geometry_of(warpgroup),
+          work.first_row_of(warpgroup) + warp_row + lane / 4,
+          [&](int column) { return tile.key(column); });
     }
     if (kind_of(tile.flags, warpgroup) == kPartial) {
       WarpMask<16, kBlockN> mask;
@@ -877,6 +888,18 @@ struct FwdSm90 {
     }
   }
 
+  static __device__ __forceinline__ float finish(const LazySoftmax& softmax, int r,
+                                                 const FwdParams& params, const Work& work,
+                                                 int warpgroup, float& lse) {
+    if constexpr (ClassModifiers<Classes>::kSinks) {
+      const int head = Work::head_of(warpgroup);
+      const float sink = ClassModifiers<Classes>::sink_logit(
+          work.head_class[head], work.numbers[head], work.geometry_of(warpgroup));
+      return softmax.finish(r, sink, params.empty_lse, lse);
+    }
+    return softmax.finish(r, params.empty_lse, lse);
+  }
+
   // Normalises, writes lse, and puts the output where the warpgroup's own rows of Q were.
   static __device__ __forceinline__ void stage_output(unsigned char* staging,
                                                       const FwdParams& params, const Work& work,
@@ -888,7 +911,7 @@ struct FwdSm90 {
     for (int r = 0; r < 2; ++r) {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
-      const float factor = softmax.finish(r, params.empty_lse, lse);
+      const float factor = finish(softmax, r, params, work, warpgroup, lse);
       const int head_row = work.first_row + row % kRowsPerHead;
       if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
@@ -902,6 +925,7 @@ struct FwdSm90 {
   }
 
   static __device__ __forceinline__ float score_scale_log2(const FwdParams& params, float softcap) {
+    if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
     if constexpr (Config::kSoftcap) return capped_scale_log2(params.softmax_scale_log2, softcap);
     return params.softmax_scale_log2;
   }

@@ -194,6 +194,19 @@ class FlashTest(CompatTest):
                     self.close(out[b], expected[0])
                     self.close_lse(lse[b], expected[1])
 
+    def test_slopes_of_all_sequences_and_of_each_are_alibi(self):
+        q, k, v = normal(2, 70, 4, 64), normal(2, 100, 2, 64), normal(2, 100, 2, 64)
+        i, j = rows_and_keys(70, 100)
+        distance = (i + 30 - j).abs()
+        heads = lambda x: x.float().transpose(1, 2)  # noqa: E731
+        scores = heads(q) @ heads(k).repeat_interleave(2, dim=1).transpose(2, 3) / 8
+        for slopes in (torch.rand(4, device="cuda"), torch.rand(2, 4, device="cuda")):
+            biased = scores - slopes.expand(2, 4)[..., None, None] * distance
+            weights = torch.softmax(biased.masked_fill(j > i + 30, -math.inf), -1)
+            expected = weights @ heads(v).repeat_interleave(2, dim=1)
+            out = compat.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes)
+            self.close(out, expected.transpose(1, 2))
+
     def test_packed_tensors_and_sequences_are_the_same_attention(self):
         qkv = normal(2, 90, 3, 4, 64)
         expected = compat.flash_attn_func(*qkv.unbind(2), causal=True)

@@ -39,6 +39,7 @@ struct HeadClass {
   bool pruned = true;
   oracle::Prune prune = {};
   float softcap = 0;
+  std::string others = {};  // modifiers that do not change what prune looks at
 
   std::string text() const {
     std::string modifiers;
@@ -47,6 +48,7 @@ struct HeadClass {
       modifiers += fmt::format("{}prune(t, kv={}, keep_sink={})", modifiers.empty() ? "" : ", ",
                                prune.kv, prune.keep_sink);
     }
+    if (!others.empty()) modifiers += (modifiers.empty() ? "" : ", ") + others;
     return oracle::text(expr) + (modifiers.empty() ? "" : " with " + modifiers);
   }
 };
@@ -381,6 +383,25 @@ TEST_CASE("pruned heads stand beside others, in expressions and under a softcap"
       c.max_ctas = 3;
       check_pruned(c, {causal_class(64), dense_class(64)}, 0.7,
                    {.num_stages = num_stages, .num_q_stages = num_q_stages}, gpu_reference);
+    }
+  }
+}
+
+TEST_CASE("pruned heads have sinks, and stand beside heads with slopes and biases") {
+  GpuReference gpu_reference;
+  HeadClass sunk = causal_class(64), capped = dense_class(64), sloping = causal_class(64);
+  sunk.others = "sink_logit(z)";
+  capped.softcap = 2;
+  sloping.pruned = false;
+  sloping.others = "alibi(a), bias(b)";
+  for (const int head_dim : {64, 128, 192, 256}) {
+    for (const TileConfig& tile : kKernels) {
+      Case c = case_of(DType::bfloat16, head_dim, 700, 900, 2);
+      c.inputs = {girih::verify::random_values("z", 1, 4, 0, 2.0, 5)};
+      check_pruned(c, {sunk}, 0.6, tile, gpu_reference);
+      c.inputs.push_back(girih::verify::alibi_slopes("a", 4));
+      c.inputs.push_back(girih::verify::random_values("b", 2, 4, 900, 1.0, 6));
+      check_pruned(c, {capped, sloping, sunk, causal_class(64)}, 0.6, tile, gpu_reference);
     }
   }
 }

@@ -113,16 +113,19 @@ def block_sparse_pattern(head_mask_type, streaming_info=None, is_causal=False,
     return _heads_pattern(masks), planes
 
 
-def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0):
+def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0, alibi=False):
     """What FlashAttention's arguments mean, as a pattern's text. Distances of the window are
-    inclusive, and below 0 unbounded; a causal one ends at the diagonal."""
+    inclusive, and below 0 unbounded; a causal one ends at the diagonal. alibi: the slopes are the
+    input alibi_slopes."""
     left, right = (max(int(size), -1) for size in window_size)
     if causal:
         text = "causal" if left < 0 else "causal & window(left=%d)" % left
     else:
         sizes = ["%s=%d" % pair for pair in (("left", left), ("right", right)) if pair[1] >= 0]
         text = "window(%s)" % ", ".join(sizes) if sizes else "dense"
-    return text + (" with softcap(%s)" % repr(float(softcap)) if softcap > 0 else "")
+    modifiers = ["softcap(%s)" % repr(float(softcap))] if softcap > 0 else []
+    modifiers += ["alibi(alibi_slopes)"] if alibi else []
+    return text + (" with " + ", ".join(modifiers) if modifiers else "")
 
 
 def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, homo_head=False,
@@ -458,8 +461,8 @@ def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alib
            return_attn_probs, prune="", **arguments):
     _refuse_dropout(dropout_p)
     if alibi_slopes is not None:
-        _unsupported("alibi_slopes are not supported: leave them out")
-    pattern = flash_pattern(causal, window_size, softcap)
+        arguments.setdefault("inputs", {})["alibi_slopes"] = alibi_slopes
+    pattern = flash_pattern(causal, window_size, softcap, alibi_slopes is not None)
     if prune:
         pattern += (", " if " with " in pattern else " with ") + prune
     out, lse = _attend(girih.compile(pattern), q, k, v, softmax_scale, return_attn_probs,
@@ -470,8 +473,8 @@ def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alib
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
                     softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False):
     """FlashAttention's function: q [batch, seqlen_q, num_heads, head_dim], k and v with as many
-    heads or a divisor. Returns out, with return_attn_probs (out, lse [batch, num_heads, seqlen_q],
-    an empty tensor)."""
+    heads or a divisor; alibi_slopes float32 [num_heads] or [batch, num_heads]. Returns out, with
+    return_attn_probs (out, lse [batch, num_heads, seqlen_q], an empty tensor)."""
     return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
                   return_attn_probs)
 
