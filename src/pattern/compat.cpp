@@ -90,8 +90,10 @@ Pattern flash_attn(const FlashAttn& arguments) {
   const Mask mask =
       arguments.causal ? (left < 0 ? causal() : causal() & window({.left = left}))
                        : (left < 0 && right < 0 ? dense() : window({.left = left, .right = right}));
-  return Pattern(mask).with(
-      {.softcap = std::max(arguments.softcap, 0.0f), .alibi = arguments.alibi_slopes});
+  Modifiers modifiers;
+  modifiers.softcap = std::max(arguments.softcap, 0.0f);
+  modifiers.alibi = arguments.alibi_slopes;
+  return Pattern(mask).with(modifiers);
 }
 
 Pattern block_sparse_flash_attn(const BlockSparseFlashAttn& arguments) {
