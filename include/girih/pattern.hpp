@@ -217,7 +217,7 @@ struct Prune {
 /// order. Names are those of run-time inputs (Values); an empty one is none.
 struct Modifiers {
   float softcap = 0;       ///< s becomes softcap * tanh(s / softcap); 0 is none
-  Prune prune = {};        ///< skips key tiles by their highest s; not together with alibi or bias
+  Prune prune = Prune();   ///< skips key tiles by their highest s; not together with alibi or bias
   std::string alibi = {};  ///< s - slope * |p - k|; a slope for each head
   std::string bias = {};   ///< s + bias[k]; a number for each key
   /// Joins every row's sum as exp(logit), without a value; lse includes it, and is it where a row
