@@ -187,11 +187,11 @@ static void inputs_are_checked(void) {
   inputs[0].size = 0;
   CHECK(refused(girih_attention(program, &args), wrong, "set it to sizeof(girih_input)"));
   inputs[0].size = sizeof(right);
-  for (int32_t kind = -1; kind <= 8; ++kind) {
-    if (1 <= kind && kind <= 7) continue;
+  for (int32_t kind = -1; kind <= 11; ++kind) {
+    if (1 <= kind && kind <= 10) continue;
     inputs[0].kind = kind;
     CHECK(refused(girih_attention(program, &args), wrong, "inputs[0].kind is"));
-    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_VERTICAL_SLASH (7)"));
+    CHECK(says("GIRIH_BLOCK_LIST (1) to GIRIH_COLUMN_INTERVALS (10)"));
   }
 
   // What another kind has is not taken for this one's.
@@ -206,6 +206,17 @@ static void inputs_are_checked(void) {
   inputs[1].num_q_blocks = 2;
   CHECK(refused(girih_attention(program, &args), wrong,
                 "inputs[1].num_q_blocks is set, but GIRIH_HEAD_NUMBERS has none"));
+  inputs[1] = (girih_input){.size = sizeof(right), .name = "n", .kind = GIRIH_VALUES, .heads = 1};
+  CHECK(refused(girih_attention(program, &args), wrong,
+                "inputs[1].heads is set, but GIRIH_VALUES has none"));
+  inputs[1].heads = 0;
+  inputs[1].type = 2;
+  CHECK(refused(girih_attention(program, &args), wrong, "inputs[1].type is 2"));
+  inputs[1].type = GIRIH_VALUES_INT32;
+  CHECK(refused(girih_attention(program, &args), GIRIH_NO_DEVICE, "CUDA"));
+  inputs[1].second_end = &some;
+  CHECK(refused(girih_attention(program, &args), wrong,
+                "inputs[1].second_end is set, but GIRIH_VALUES has none"));
   girih_program_free(program);
 
   size_t bytes = 0;

@@ -50,6 +50,8 @@ constexpr std::string_view kTexts[] = {
     "heads(0-3: blocks(m, q=16, kv=16), 4: blocks(m, q=16, kv=16) & chunk($n), else: sink($n))",
     "block_window(left=$l, block=$b) | !block_streaming($s, $l, causal=false) | last_keys($_1)",
     "heads(0: causal with softcap(1e-3), 1-3: dense, else: sink(1) with softcap(50))",
+    "heads(0: causal with softcap(2), prune(t, kv=64, keep_sink=true), else: dense with prune(u, "
+    "kv=64))",
 };
 
 constexpr std::string_view kWords[] = {

@@ -20,6 +20,7 @@
 #include "codegen/templates.hpp"
 #include "compile/nvrtc.hpp"
 #include "girih/jit.hpp"
+#include "girih/prune.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
 #include "sandbox.hpp"
@@ -55,7 +56,7 @@ struct Compiled {
   std::string log;
   std::string cubin;
   bool builds_lists = false;    // whether there is a second kernel,
-  bool builds_numbers = false;  // or one for indices,
+  bool builds_numbers = false;  // or one for indices and columns,
   bool builds_slashes = false;  // or one for slashes
 };
 
@@ -109,6 +110,14 @@ const GoldenEntry kGolden[] = {
      "heads(0-7: vertical_slash(v), else: causal & (sink(4) | window(left=4095)))",
      {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
      "sm_90a"},
+    {"prune_d128_bf16_sm90a.cu",
+     "heads(0-7: causal & sink(4) with prune(t, kv=64), else: dense)",
+     {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
+     "sm_90a"},
+    {"modified_d128_bf16_sm90a.cu",
+     "heads(0-3: causal with alibi(slopes), else: causal with bias(b), sink_logit(z))",
+     {.head_dim = 128, .num_heads = 8, .num_heads_kv = 8},
+     "sm_90a"},
 };
 
 // --- The matrix: each pattern, head_dim and dtype, for one architecture --------------------------
@@ -158,7 +167,8 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.log = std::move(artifact.log);
         result.cubin = std::move(artifact.cubin);
         result.builds_lists = pattern.find("blocks(") != pattern.npos;
-        result.builds_numbers = pattern.find("(doc)") != pattern.npos;
+        result.builds_numbers =
+            pattern.find("(doc)") != pattern.npos || pattern.find("columns(") != pattern.npos;
         result.builds_slashes = pattern.find("vertical_slash") != pattern.npos;
       } catch (const std::exception& error) {
         result.error = error.what();
@@ -258,6 +268,21 @@ void check_inputs(const std::string& arch) {
   add("causal & vertical_slash(v) with softcap(30)", 128);
   add("causal & !vertical_slash(v) | window(left=9, right=0) & vertical_slash(w)", 128);
   add("index_ge(doc)", 128);
+  for (const int head_dim : {64, 128, 192, 256}) {
+    add("causal & columns(rows)", head_dim);
+    add("causal with alibi(s)", head_dim);
+    add("causal with bias(b)", head_dim);
+    add("causal with softcap(30), alibi(s), bias(b), sink_logit(z)", head_dim);
+    add("heads(0: causal with alibi(s), 1: dense with bias(b), else: causal & window(left=99) with "
+        "sink_logit(z))",
+        head_dim);
+    add("heads(0-9: vertical_slash(v), 10-19: causal with alibi(s), else: vertical_slash(v) with "
+        "sink_logit(z))",
+        head_dim);
+  }
+  add("causal & sink(4) with sink_logit(z)", 64);
+  add("blocks(m, q=64, kv=64) & causal with softcap(30), alibi(s), bias(b)", 128);
+  add("!columns(rows) & segments(doc) with bias(b)", 128);
   add("segments(doc) & index_gt(doc) with softcap(30)", 64);
   add("heads(0-9: causal, 10-19: causal & segments(doc), else: index_ge(doc) & " +
           std::string("blocks(a, q=64, kv=64))"),
@@ -266,6 +291,33 @@ void check_inputs(const std::string& arch) {
       128);
   add("blocks(a, q=64, kv=64) & !blocks(b, q=128, kv=16) | sink($n) & causal with softcap(30)",
       128);
+  check_cases(arch, cases);
+}
+
+// Pruned heads alone, beside others, and in mixtures, where a kernel has their tiles.
+void check_prune(const std::string& arch, const TileConfig& tile = {}) {
+  std::vector<MatrixCase> cases;
+  const auto add = [&](const std::string& pattern, int head_dim, int head_dim_v = 0) {
+    const Problem problem{
+        .head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8, .head_dim_v = head_dim_v};
+    cases.push_back({pattern, problem, tile});
+  };
+  for (const int kv : {64, 128}) {
+    const std::string prune = fmt::format("prune(t, kv={})", kv);
+    for (const int head_dim : {64, 96, 128, 160, 192, 256}) {
+      if (head_dim > (kv == 128 ? 128 : arch == "sm_80" ? 192 : 256)) continue;
+      add("causal with " + prune, head_dim);
+      if (head_dim % 64 != 0) continue;
+      add("heads(0-9: causal with softcap(30), " + prune + ", 10-19: dense, 20-29: causal & " +
+              "(sink(128) | window(left=255)) with " + prune +
+              ", else: causal & blocks(m, q=64, kv=64) with " + prune + ")",
+          head_dim);
+      add("heads(0-9: causal with " + prune + ", sink_logit(z), else: dense)", head_dim);
+      add("heads(0-9: causal with softcap(30), " + prune + ", else: causal with alibi(a), bias(b))",
+          head_dim);
+    }
+  }
+  add("dense with softcap(2), prune(t, kv=64)", 192, 128);
   check_cases(arch, cases);
 }
 
@@ -351,6 +403,8 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.head_dim = 64; });
   with([](KernelSpec& s) { s.head_dim_v = 64; });
   with([](KernelSpec& s) { s.softcap = true; });
+  with([](KernelSpec& s) { s.prune = true; });
+  with([](KernelSpec& s) { s.tile_maxima = true; });
   with([](KernelSpec& s) { s.tile.block_m += 64; });
   with([](KernelSpec& s) { s.tile.block_n += 16; });
   with([](KernelSpec& s) { s.tile.num_stages += 1; });
@@ -365,12 +419,17 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.builds_lists = true; });
   with([](KernelSpec& s) { s.builds_numbers = true; });
   with([](KernelSpec& s) { s.builds_slashes = true; });
-  CHECK(sources.size() == 21);
+  CHECK(sources.size() == 23);
 
   KernelSpec hopper = spec_for("causal", problem, "sm_90");
   const std::string two = codegen::emit(hopper);
   hopper.tile.num_q_stages = 1;
   CHECK(codegen::emit(hopper) != two);
+
+  KernelSpec pruned = spec_for("causal with prune(t, kv=64)", problem, "sm_90");
+  const std::string ahead = codegen::emit(pruned);
+  pruned.scores_ahead = !pruned.scores_ahead;
+  CHECK(codegen::emit(pruned) != ahead);
 }
 
 TEST_CASE("the matrix compiles for sm_80 without spills") { check_matrix("sm_80"); }
@@ -388,6 +447,35 @@ TEST_CASE("every atom compiles for sm_120 without spills") { check_atoms("sm_120
 
 TEST_CASE("run-time inputs compile for sm_80 without spills") { check_inputs("sm_80"); }
 TEST_CASE("run-time inputs compile for sm_90 without spills") { check_inputs("sm_90"); }
+
+TEST_CASE("pruned heads compile for sm_80 without spills") { check_prune("sm_80"); }
+TEST_CASE("pruned heads compile for sm_90 without spills") { check_prune("sm_90"); }
+TEST_CASE("pruned heads compile portably for sm_90 without spills") {
+  check_prune("sm_90", kPortable);
+}
+TEST_CASE("tile maxima compile without spills") {
+  const TemporaryFolder folder;
+  for (const char* arch : {"sm_80", "sm_90", "sm_120"}) {
+    for (const auto& [head_dim, kv] : {std::pair{64, 64}, {64, 128}, {128, 64}, {256, 64}}) {
+      // sm_120 has 100 KB of shared memory.
+      if (head_dim == 256 && std::string(arch) == "sm_120") continue;
+      const Problem problem{.head_dim = head_dim, .num_heads = 8, .num_heads_kv = 2};
+      jit::Options options;
+      options.cache_dir = folder / "cache";
+      const jit::Artifact made = jit::build_tile_maxima(
+          Pattern::parse("heads(0-3: causal with softcap(5), else: causal & (sink(4) | "
+                         "window(left=99)) with prune(t, kv=64))"),
+          kv, problem, arch, options);
+      CAPTURE(arch);
+      CAPTURE(head_dim);
+      CAPTURE(kv);
+      CHECK(made.info.spill_bytes == 0);
+      CHECK(made.info.stack_bytes == 0);
+      CHECK(made.info.registers > 32);
+      CHECK(holds_symbol(made.cubin, codegen::kKernelSymbol));
+    }
+  }
+}
 
 TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
 TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }

@@ -88,6 +88,23 @@ TEST_CASE("compat: FlashAttention's windows are inclusive and end at the diagona
   CHECK(text({.window_right = 0}) == "window(right=0)");
   CHECK(text({.causal = true, .window_left = 9, .softcap = 30}) ==
         "causal & window(left=9) with softcap(30)");
+  CHECK(text({.causal = true, .softcap = 30, .alibi_slopes = "slopes"}) ==
+        "causal with softcap(30), alibi(slopes)");
+  CHECK(text({.alibi_slopes = "s"}) == "dense with alibi(s)");
+}
+
+TEST_CASE("compat: BSFA's arguments are FlashAttention's, pruned by tiles of 64 keys") {
+  compat::BlockSparseFlashAttn arguments;
+  arguments.causal = true;
+  arguments.softcap = 30;
+  CHECK(compat::block_sparse_flash_attn(arguments).text() ==
+        "causal with softcap(30), prune(t, kv=64)");
+  arguments.kv = 128;
+  arguments.softcap = 0;
+  CHECK(compat::block_sparse_flash_attn(arguments).text() == "causal with prune(t, kv=128)");
+  arguments.kv = 32;
+  CHECK_THROWS_WITH_AS(compat::block_sparse_flash_attn(arguments).text(),
+                       "prune: kv = 32 is not supported: tiles of 64 and 128 keys are", Error);
 }
 
 TEST_CASE("compat: S2-Attention's arguments are strided blocks") {

@@ -109,6 +109,8 @@ class OtherPatternsTest(CompatTest):
                     "causal & window(left=9) with softcap(30)")
         self.parses(compat.flash_pattern(False, (-1, -1), 2.5e-5),
                     "dense with softcap(2.5e-05)")
+        self.parses(compat.flash_pattern(True, (-1, -1), 30.0, True),
+                    "causal with softcap(30), alibi(alibi_slopes)")
 
     def test_local_strides_are_those_of_dkernel(self):
         pattern = compat.local_stride_pattern
@@ -196,7 +198,7 @@ class RefusalTest(CompatTest):
                      Fake(2, 1, 1, 1, dtype="bool"))
         q, k = Fake(2, 16, 4, 64), Fake(2, 32, 2, 64)
         self.refused(message, compat.flash_attn_func, q, k, k, causal=True, window_size=(3, 0),
-                     softcap=5.0)
+                     softcap=5.0, alibi_slopes=Fake(4, dtype="float32"))
         self.refused(message, compat.flash_attn_varlen_func, self.q, self.k, self.k, self.cu,
                      self.cu, 5, 12, causal=True)
         self.refused(message, compat.block_sparse_flash_attn_func, q, k, k, None, causal=True)
@@ -206,13 +208,21 @@ class RefusalTest(CompatTest):
         q, k = Fake(2, 16, 4, 64), Fake(2, 32, 2, 64)
         slopes = Fake(4, dtype="float32")
         self.refused("dropout", compat.flash_attn_func, q, k, k, 0.1, code="unsupported")
-        self.refused("alibi_slopes", compat.flash_attn_func, q, k, k, alibi_slopes=slopes,
-                     code="unsupported")
         self.refused("block_table", compat.flash_attn_varlen_func, self.q, self.k, self.k, self.cu,
                      self.cu, 5, 12, block_table=slopes, code="unsupported")
-        for threshold in (slopes, 0.5):
-            self.refused("no kernel prunes", compat.block_sparse_flash_attn_func, q, k, k,
-                         threshold, code="unsupported")
+
+    def test_thresholds_are_taken_and_checked(self):
+        q, k = Fake(2, 16, 4, 64), Fake(2, 32, 2, 64)
+        call = compat.block_sparse_flash_attn_func
+        self.refused("block_sparse_threshold is 0.5: it must be a tensor", call, q, k, k, 0.5)
+        for shape in ((4,), (2, 8), (1, 4, 8)):
+            self.refused("here with 4 heads", call, q, k, k,
+                         Fake(*shape, dtype="float32"))
+        good = Fake(4, 8, dtype="float32")
+        self.refused("kv is 64 or 128, found '32'", call, q, k, k, good, kv=32)
+        for kv in (64, 128):
+            self.refused("q is no PyTorch tensor: give out=", call, q, k, k, good, causal=True,
+                         softcap=5.0, kv=kv)
 
     def test_a_local_stride_module_checks_its_tensors(self):
         module = compat.LocalStrideSparseAttention(4, 100, 16, 2, 3, num_kv_heads=2)

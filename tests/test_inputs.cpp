@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -128,6 +129,25 @@ void check_view(const InputView& view, const void* data, std::int64_t batch_stri
 }
 
 char* in_workspace(std::size_t offset) { return static_cast<char*>(kWorkspace) + offset; }
+
+}  // namespace
+
+namespace {
+
+InputPlan plan_values(const std::string& modifier, const Values& given) {
+  return plan_for("causal with " + modifier, {{"v", given}});
+}
+std::string refusal_of_values(const std::string& modifier, const Values& given) {
+  return refusal_of("causal with " + modifier, {{"v", given}});
+}
+
+ColumnIntervals columns() {
+  return {.start = at<std::int32_t>(0x1000),
+          .end = at<std::int32_t>(0x2000),
+          .batch = 3,
+          .heads = 2,
+          .num_keys = 2048};
+}
 
 }  // namespace
 
@@ -477,7 +497,7 @@ TEST_CASE("queries' indices serve the keys where both are as many") {
       {.data = at<std::int32_t>(0x1000), .batch = 3, .num_tokens = 1600, .batch_stride = 5000}};
   const InputPlan plan = plan_indices(documents, square);
   REQUIRE(plan.num_number_builds == 1);
-  for (const auto& source : plan.number_builds[0].sources) {
+  for (const auto& source : std::span(plan.number_builds[0].sources).first(2)) {
     CHECK(source.numbers == at<std::int32_t>(0x1000));
     CHECK(source.batch_stride == 5000);
     CHECK(source.num_tokens == 1500);
@@ -585,4 +605,107 @@ TEST_CASE("bad columns and slashes are refused with what they should be") {
   CHECK(refusal(slashes()) ==
         "the input 'm' was given columns and slashes, but the pattern wants blocks [batch, heads, "
         "ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");
+}
+
+// --- Values and columns
+// ---------------------------------------------------------------------------
+
+TEST_CASE("values of modifiers are read where they lie, and leading dimensions may be left out") {
+  const auto* const data = at<float>(0x1004);
+  check_view(plan_values("alibi(v)", Values(data, {3, 8})).views[0], data, 8, 1, 0, 1);
+  check_view(plan_values("sink_logit(v)", Values(data, {8})).views[0], data, 0, 1, 0, 1);
+  check_view(plan_values("alibi(v)", Values(data, {3, 1})).views[0], data, 1, 1, 0, 8);
+  check_view(plan_values("bias(v)", Values(data, {3, 2, 2048})).views[0], data, 4096, 2048, 0, 4);
+  check_view(plan_values("bias(v)", Values(data, {2000})).views[0], data, 0, 0, 0, 8);
+  Values strided(data, {3, 8, 2000});
+  strided.stride = {70000, 9000, 1, 0};
+  check_view(plan_values("bias(v)", strided).views[0], data, 70000, 9000, 0, 1);
+  CHECK(plan_values("bias(v)", strided).workspace_bytes == 0);
+}
+
+TEST_CASE("values that cannot be right are refused") {
+  const auto* const data = at<float>(0x1000);
+  const std::string name = "the input 'v' has ";
+  CHECK(refusal_of_values("alibi(v)", Values(data, {3, 5})) ==
+        name + "heads 5: it must be 1, for all to share it, 2 or 8");
+  CHECK(refusal_of_values("alibi(v)", Values(data, {2, 8})).find("has batch 2") !=
+        std::string::npos);
+  CHECK(refusal_of_values("alibi(v)", Values(data, {1, 3, 8})) ==
+        name + "a rank of 3: it must be from 1 to 2: the pattern wants float32 [batch, heads]");
+  CHECK(refusal_of_values("bias(v)", Values(data, {1, 1, 3, 8, 2000})).find("a rank of 5") !=
+        std::string::npos);
+  CHECK(refusal_of_values("bias(v)", Values()).find("a rank of 0") != std::string::npos);
+  CHECK(refusal_of_values("bias(v)", Values(data, {1999})).find("at least seqlen_k, 2000") !=
+        std::string::npos);
+  CHECK(refusal_of_values("bias(v)", Values(data, {-1, 2000})).find("an extent of -1") !=
+        std::string::npos);
+  Values strided(data, {2000});
+  strided.stride = {2, 0, 0, 0};
+  CHECK(refusal_of_values("bias(v)", strided) ==
+        name + "a last stride of 2: it must be 1: its last dimension must be contiguous");
+  CHECK(refusal_of_values("bias(v)", Values(at<float>(0x1002), {2000})).find("not aligned to 4") !=
+        std::string::npos);
+  CHECK(refusal_of_values("bias(v)", Values(at<float>(0), {2000})) == name + "no data");
+  CHECK(refusal_of_values("bias(v)", Values(at<std::int32_t>(0x1000), {2000})) ==
+        "the input 'v' was given int32 values, but the pattern wants float32 [batch, heads, "
+        "seqlen_k]");
+  CHECK(refusal_of("causal with bias(v)", {{"v", numbers()}}).find("was given numbers") !=
+        std::string::npos);
+  CHECK(refusal_of("causal & sink($v)", {{"v", Values(data, {8})}}).find("was given values") !=
+        std::string::npos);
+}
+
+TEST_CASE("intervals of columns are laid out as four sides of each plane") {
+  const auto plan_columns = [](const ColumnIntervals& given) {
+    return plan_for("columns(c)", {{"c", given}});
+  };
+  const InputPlan plan = plan_columns(columns());
+  REQUIRE(plan.num_number_builds == 1);
+  const BuildNumbersParams& build = plan.number_builds[0];
+  CHECK(build.num_sides == 4);
+  CHECK(build.num_planes == 6);
+  CHECK(build.num_spans == 2);  // of 1024 keys; the rest of num_keys stays where it is
+  CHECK(build.sources[0].numbers == at<std::int32_t>(0x1000));
+  CHECK(build.sources[1].numbers == at<std::int32_t>(0x2000));
+  CHECK(build.sources[2].numbers == nullptr);
+  CHECK(build.sources[3].numbers == nullptr);
+  CHECK(build.sources[0].batch_stride == 2 * 2048);
+  CHECK(build.sources[0].head_stride == 2048);
+  CHECK(build.sources[0].token_stride == 1);
+  CHECK(build.sources[0].num_tokens == 2000);
+  const std::int64_t plane = 4 * std::int64_t{TokenNumbers::kWordsPerSpan} * 2;
+  check_view(plan.views[0], build.out, 2 * plane, plane, 2, 4);
+  CHECK(plan.workspace_bytes >= static_cast<std::size_t>(6 * plane * 4));
+
+  // Bounds beside one another.
+  const auto beside = changed(columns(), [](ColumnIntervals& c) {
+    c.end = c.start + 1;
+    c.second_start = c.start + 2;
+    c.second_end = c.start + 3;
+    c.key_stride = 4;
+  });
+  const InputPlan other = plan_columns(beside);
+  CHECK(other.number_builds[0].sources[3].numbers == at<std::int32_t>(0x100c));
+  CHECK(other.number_builds[0].sources[3].token_stride == 4);
+  CHECK(other.number_builds[0].sources[3].head_stride == 4 * 2048);
+}
+
+TEST_CASE("intervals of columns that cannot be right are refused") {
+  const auto refused = [](auto&& change) {
+    return refusal_of("columns(c)", {{"c", changed(columns(), change)}});
+  };
+  const std::string name = "the input 'c' has ";
+  CHECK(refused([](ColumnIntervals& c) {
+          c.num_keys = 1999;
+        }).find("num_keys 1999: it must be at least seqlen_k, 2000") != std::string::npos);
+  CHECK(refused([](ColumnIntervals& c) { c.end = nullptr; }) == name + "no end");
+  CHECK(refused([](ColumnIntervals& c) { c.second_end = c.end; }) == name + "no second_start");
+  CHECK(refused([](ColumnIntervals& c) { c.key_stride = 0; }).find("key_stride 0") !=
+        std::string::npos);
+  CHECK(refused([](ColumnIntervals& c) { c.head_stride = -1; }).find("head_stride -1") !=
+        std::string::npos);
+  CHECK(refused([](ColumnIntervals& c) { c.heads = 3; }).find("heads 3") != std::string::npos);
+  CHECK(refusal_of("columns(c)", {{"c", indices()}}) ==
+        "the input 'c' was given indices of tokens, but the pattern wants int32 starts and ends "
+        "[batch, heads, seqlen_k]");
 }

@@ -92,6 +92,10 @@ TEST_CASE("canonical text is a fixed point") {
         "| sink(1)",
         "causal with softcap(30)",
         "causal with softcap(0.1)",
+        "causal with alibi(slopes)",
+        "columns(rows) | !columns(masked) & causal",
+        "causal with softcap(30), alibi(s), bias(b), sink_logit(z)",
+        "heads(0: causal with alibi(s), 1: dense with bias(b), sink_logit(s), else: sink(1))",
         "dense with softcap(1e-40)",
         "dense with softcap(3.4028235e+38)",
         "!sink(1) | dense with softcap(16777216)",
@@ -158,6 +162,8 @@ TEST_CASE("spelling is normalised") {
       {"window($a, right=$_b)", "window(left=$a, right=$_b)"},
       {"causal with softcap(30.0)", "causal with softcap(30)"},
       {"causal with softcap(3e+1)", "causal with softcap(30)"},
+      {"causal with sink_logit( z ),bias(b), softcap(2)",
+       "causal with softcap(2), bias(b), sink_logit(z)"},
       {"causal with softcap( 2.50 )", "causal with softcap(2.5)"},
       {"(causal) with # Gemma\n softcap(50)", "causal with softcap(50)"},
       {"heads(0: dense with softcap(1), 1: causal)", "heads(0: dense with softcap(1), 1: causal)"},
@@ -194,7 +200,7 @@ TEST_CASE("a refusal shows the line with a caret under the character") {
         "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
         "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt, "
-        "vertical_slash\n"
+        "vertical_slash, columns\n"
         "  causal & widow(left=3)\n"
         "           ^");
   CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
@@ -416,8 +422,22 @@ TEST_CASE("every refusal names what is wrong and where") {
        "32)]",
        48},
       // modifiers
-      {"causal with", "expected the modifier softcap, found the end of the text", 11},
-      {"causal with alibi(slopes)", "expected the modifier softcap, found 'alibi'", 12},
+      {"causal with",
+       "expected a modifier, found the end of the text: they are softcap, prune, alibi, bias "
+       "and sink_logit",
+       11},
+      {"causal with aliby(slopes)", "expected a modifier, found 'aliby'", 12},
+      {"causal with alibi", "expected '(' after alibi, found the end of the text", 17},
+      {"causal with alibi()", "alibi takes the name of a run-time input such as m, found ')'", 18},
+      {"causal with bias($b)", "bias takes the name of a run-time input such as m, found '$'", 17},
+      {"causal with bias(3)", "bias takes the name of a run-time input such as m, found '3'", 17},
+      {"causal with bias(a, b)", "expected ')', found ','", 18},
+      {"causal with alibi(a), alibi(b)", "alibi is given twice", 22},
+      {"causal with alibi(a), bias(a)",
+       "the input 'a' is used as float32 [batch, heads] and as float32 [batch, heads, seqlen_k]",
+       27},
+      {"segments(d) with sink_logit(d)", "the input 'd' is used as int32 [batch, heads, seqlen_q]",
+       28},
       {"causal with softcap", "expected '(' after softcap, found the end of the text", 19},
       {"causal with softcap()", "softcap takes a number, found ')'", 20},
       {"causal with softcap(x)", "softcap takes a number, found 'x'", 20},
@@ -429,7 +449,7 @@ TEST_CASE("every refusal names what is wrong and where") {
       {"causal with softcap(1e99)", "softcap(1e99) is out of range", 20},
       {"causal with softcap(30, 2)", "expected ')', found ','", 22},
       {"causal with softcap(30), softcap(2)", "softcap is given twice", 25},
-      {"causal with softcap(30), causal", "expected the modifier softcap, found 'causal'", 25},
+      {"causal with softcap(30), causal", "expected a modifier, found 'causal'", 25},
       {"causal with softcap(30) & dense", "expected '&', '|' or the end, found '&'", 24},
       {"(causal with softcap(30)) | dense", "stand behind the whole mask only", 8},
       {"heads(0: dense with softcap(1)", "found the end of the text", 30},

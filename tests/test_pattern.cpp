@@ -265,7 +265,7 @@ TEST_CASE("bad atoms are refused with the value and the limit") {
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
         "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt, "
-        "vertical_slash");
+        "vertical_slash, columns");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));
@@ -449,6 +449,26 @@ TEST_CASE("a pattern lists its run-time inputs once each, by order of appearance
   CHECK(input_names(built.with_softcap(3)) == std::vector<std::string>{"m"});
   CHECK(input_names(girih::kv_heads({{"else", sink(girih::input("n"))}})) ==
         std::vector<std::string>{"n"});
+}
+
+TEST_CASE("modifiers name the inputs that they read, behind those of the masks") {
+  const girih::Modifiers modifiers{.softcap = 2, .alibi = "s", .bias = "b", .sink_logit = "z"};
+  const Pattern pattern = Pattern(girih::segments("d")).with(modifiers);
+  CHECK(pattern.text() == "segments(d) with softcap(2), alibi(s), bias(b), sink_logit(z)");
+  CHECK(pattern == Pattern::parse(pattern.text()));
+  CHECK(input_names(pattern) == std::vector<std::string>{"d", "s", "b", "z"});
+  CHECK(pattern.inputs()[1].description() == "float32 [batch, heads]");
+  CHECK(pattern.inputs()[2].description() == "float32 [batch, heads, seqlen_k]");
+  CHECK(pattern.inputs()[0].decides_visibility());
+  CHECK_FALSE(pattern.inputs()[1].decides_visibility());
+  CHECK(input_names(pattern.with({})) == std::vector<std::string>{"d"});
+  CHECK(pattern.with_softcap(3).classes()[0].modifiers.alibi == "s");
+
+  CHECK(contains(refusal([] { Pattern(dense()).with({.alibi = "a b"}); }),
+                 "'a b' is no name of an input"));
+  CHECK(contains(refusal([] { Pattern(girih::columns("m")).with({.bias = "m"}); }),
+                 "the input 'm' is used as int32 starts and ends [batch, heads, seqlen_k] and as "
+                 "float32 [batch, heads, seqlen_k]"));
 }
 
 TEST_CASE("one name for two kinds of input is refused, also across heads") {

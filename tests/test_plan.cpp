@@ -294,6 +294,31 @@ TEST_CASE("a soft cap is a number of the head table, and compiled in only where 
   CHECK_FALSE(plan_for(some + ", else: dense)", rank).spec.softcap);
 }
 
+TEST_CASE("modifiers stand beside a class's structure, and their inputs behind its numbers") {
+  const Plan plan = plan_for(
+      "heads(0: sink(7) with alibi(s), 1: sink(8) with bias(b), sink_logit(z), else: sink(9))",
+      heads_64(4, 4));
+  CHECK(plan.spec.structures == std::vector<std::string>{"Leaf<Sink>", "With<Leaf<Sink>, Alibi>",
+                                                         "With<Leaf<Sink>, Bias, SinkLogit>"});
+  const std::size_t width =
+      plan.head_table.size() / static_cast<std::size_t>(plan.spec.head_capacity);
+  CHECK(width == 2 + 3);  // the mask's number and two inputs
+  const auto row = [&](std::size_t head) {
+    const auto first = plan.head_table.begin() + static_cast<std::ptrdiff_t>(head * width);
+    return std::vector<int>(first, first + static_cast<std::ptrdiff_t>(width));
+  };
+  CHECK(row(0) == std::vector<int>{1, 0, 7, 0, 0});
+  CHECK(row(1) == std::vector<int>{2, 0, 8, 1, 2});
+  CHECK(row(2) == std::vector<int>{0, 0, 9, 0, 0});
+  CHECK_FALSE(plan.spec.builds_lists);
+  CHECK_FALSE(plan.spec.builds_numbers);
+  CHECK(plan_for("causal & columns(c)", heads_64(4, 4)).spec.builds_numbers);
+  // What they are called and hold chooses no tile: rows of the mask see few keys all the same.
+  const std::string local = "causal & window(left=255)";
+  CHECK(plan_for(local + " with sink_logit(z)", heads_64(4, 4)).keys ==
+        plan_for(local, heads_64(4, 4)).keys);
+}
+
 TEST_CASE("a rank's head table is the model's from its first head on") {
   const std::string pattern = "heads(0-3: causal, 4-5: sink(7), else: sink(9))";
   Problem rank = heads_64(4, 2);

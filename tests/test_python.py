@@ -35,6 +35,7 @@ CONSTANTS = {
     "GIRIH_HEAD_NUMBERS": girih._HEAD_NUMBERS,
     "GIRIH_TOKEN_INDICES": girih._TOKEN_INDICES,
     "GIRIH_VERTICAL_SLASH": girih._VERTICAL_SLASH,
+    "GIRIH_THRESHOLDS": girih._THRESHOLDS,
     "GIRIH_GIVEN_SOFTMAX_SCALE": girih._GIVEN_SOFTMAX_SCALE,
     "GIRIH_GIVEN_Q_START": girih._GIVEN_Q_START}
 
@@ -243,8 +244,10 @@ class InputTest(unittest.TestCase):
         made = call.args.inputs[0]
         self.assertEqual((made.name, made.size), (name.encode(), ctypes.sizeof(girih._Input)))
         values = {member: getattr(made, member) for member, _ in made._fields_}
+        values = {member: list(value) if isinstance(value, ctypes.Array) else value
+                  for member, value in values.items()}
         return {member: value for member, value in values.items()
-                if value and member not in ("name", "size")}
+                if value and value != [0] * 4 and member not in ("name", "size")}
 
     def refused(self, message, value, name="m"):
         with self.assertRaisesRegex(girih.Error, message) as caught:
@@ -355,6 +358,32 @@ class InputTest(unittest.TestCase):
         self.refused(r"\.slash has shape \[2, 4, 9\]: it must be \[4, 9\]",
                      girih.SlashLists(Fake(4, 30, dtype="int32"), slash))
 
+    def test_a_float32_tensor_is_values_in_its_own_dimensions(self):
+        made = self.made(Fake(2, 4, 16, dtype="float32", stride=(64, 16, 1)))
+        self.assertEqual((made["kind"], made["rank"], made["data"]), (9, 3, 4096))
+        self.assertEqual(made["shape"], [2, 4, 16, 0])
+        self.assertEqual(made["stride"], [64, 16, 1, 0])
+        self.refused("has 5 dimensions: it must have 1 to 4", Fake(1, 1, 1, 1, 1, dtype="float32"))
+        self.refused(r"is one number, expanded: call contiguous\(\)",
+                     Fake(2, 4, dtype="float32", stride=(0, 0)))
+
+    def test_column_intervals_lie_apart_or_beside_one_another(self):
+        start, end = Fake(2, 4, 16, dtype="int32"), Fake(2, 4, 16, dtype="int32", address=512)
+        made = dict(kind=10, batch=2, heads=4, num_tokens=16, data=4096, batch_stride=64,
+                    head_stride=16, key_stride=1, k_data=512)
+        self.assertEqual(self.made(girih.ColumnIntervals(start, end)), made)
+        beside = [Fake(4, 16, dtype="int32", stride=(64, 4), address=4096 + 4 * i)
+                  for i in range(4)]
+        made = self.made(girih.ColumnIntervals(*beside))
+        self.assertEqual((made["key_stride"], made["batch"], made["heads"]), (4, 4, 1))
+        self.assertEqual((made["second_start"], made["second_end"]), (4104, 4108))
+        self.refused("has one of second_start and second_end",
+                     girih.ColumnIntervals(start, end, start))
+        self.refused(r"\.end has shape \[2, 4, 8\]",
+                     girih.ColumnIntervals(start, Fake(2, 4, 8, dtype="int32")))
+        self.refused(r"\.start is int64: it must be int32",
+                     girih.ColumnIntervals(Fake(16, dtype="int64"), end))
+
     def test_bad_token_indices_are_refused(self):
         self.refused(r"inputs\['m'\]\.q is int64: it must be int32",
                      girih.TokenIndices(Fake(2, 16, dtype="int64")))
@@ -368,6 +397,16 @@ class InputTest(unittest.TestCase):
         cpu.is_cuda = False
         self.refused(r"inputs\['m'\]\.k is on the CPU",
                      girih.TokenIndices(Fake(16, dtype="int32"), cpu))
+
+    def test_thresholds_have_a_row_for_each_head(self):
+        made = self.made(girih.Thresholds(Fake(4, 16, dtype="float32"), 64))
+        self.assertEqual(made, dict(kind=8, heads=4, num_columns=16, kv_block_size=64, data=4096))
+        self.refused(r"inputs\['m'\]\.values is float16: it must be float32",
+                     girih.Thresholds(Fake(4, 16, dtype="float16"), 64))
+        self.refused(r"\.values has 3 dimensions: it must have two",
+                     girih.Thresholds(Fake(1, 4, 16, dtype="float32"), 64))
+        self.refused(r"\.values is not contiguous",
+                     girih.Thresholds(Fake(4, 16, dtype="float32", stride=(32, 1)), 64))
 
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)

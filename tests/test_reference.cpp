@@ -193,6 +193,37 @@ TEST_CASE("a softcap bends the scores of its heads and leaves the others") {
   }
 }
 
+TEST_CASE("scores are changed element by element, and a sink takes its part of the sum") {
+  Attention attention(DType::bfloat16, 1, 2, 33, 2, 1, 128);
+  AttentionInputs inputs = attention.inputs();
+  inputs.softcaps = {0.0f, 2.0f};
+  inputs.changes.score = [](double score, Row row, int key) {
+    return 0.5 * score + 0.25 * row.h - 0.125 * key;
+  };
+  inputs.changes.sink_logit = [](Row row) { return row.h == 0 ? 1.5 : -HUGE_VAL; };
+  const std::vector<Row> rows = {{0, 0, 1}, {0, 1, 1}, {0, 0, 0}, {0, 1, 0}};
+  const auto result = reference_on_cpu(
+      inputs, rows, std::vector<std::uint32_t>{1u << 3, 1, 1u << 3, 1, 0, 0, 0, 0});
+  for (int h = 0; h < 2; ++h) {
+    const auto changed = [&](int key) {
+      double score = 0.5 * attention.score({0, h, 1}, key);
+      if (h == 1) score = 2 * std::tanh(score / 2);
+      return 0.5 * score + 0.25 * h - 0.125 * key;
+    };
+    const double a = std::exp(changed(3)), b = std::exp(changed(32));
+    const double sum = a + b + (h == 0 ? std::exp(1.5) : 0);
+    const auto row = static_cast<std::size_t>(h);
+    const double expected =
+        a / sum * attention.value(0, 3, 0, 7) + b / sum * attention.value(0, 32, 0, 7);
+    CHECK(result.out[row * 128 + 7] == doctest::Approx(expected).epsilon(1e-12));
+    CHECK(result.lse[row] == doctest::Approx(std::log(sum)).epsilon(1e-12));
+    CHECK(std::fabs(static_cast<double>(result.naive_lowp[row * 128 + 7]) - expected) < 0.05);
+  }
+  CHECK(result.lse[2] == 1.5);  // sees nothing but the sink
+  CHECK(result.lse[3] == -HUGE_VAL);
+  CHECK(result.out[2 * 128] == 0);
+}
+
 TEST_CASE("sequences may start anywhere, and V may be narrower than K") {
   Attention attention(DType::float16, 1, 5, 40, 2, 1, 64);
   AttentionInputs inputs = attention.inputs();

@@ -621,6 +621,22 @@ TEST_CASE("show draws documents and indices that --fill makes") {
   CHECK(half < 0.55);
 }
 
+TEST_CASE("show draws intervals of rows that --fill makes, and needs no values of modifiers") {
+  const Program program;
+  const auto density = [&](const std::string& pattern, const std::vector<std::string>& fills) {
+    return program.json(filled("show", pattern, fills) + kSquare)["density"].get<double>();
+  };
+  const double few = density("columns(c)", {"c=rows:8"});
+  CHECK(few > 0.005);
+  CHECK(few < 0.05);
+  CHECK(density("columns(c)", {"c=rows:8:2"}) > few);
+  CHECK(density("!columns(c)", {"c=rows:8"}) == doctest::Approx(1 - few));
+  const double causal = density("causal", {});
+  CHECK(density("causal with alibi(s), bias(b)", {}) == causal);
+  CHECK(density("causal with alibi(s)", {"s=slopes"}) == causal);
+  CHECK(density("causal with bias(b)", {"b=normal:3,heads=1"}) == causal);
+}
+
 TEST_CASE("show groups heads by what their run-time inputs make them see") {
   const Program program;
   const auto heads = [&](const std::string& fill) {
@@ -674,7 +690,10 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   const std::string form =
       "; write NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, "
       "NAME=documents:MEAN (of log-normal lengths) or NAME=random:COUNT (unsorted) for indices of "
-      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, and then "
+      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds "
+      "that "
+      "keep every tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or "
+      "NAME=slopes (ALiBi's) for values of heads and keys (not given: normal:1), and then "
       "[,heads=1|kv|q][,batch=1|all]"
       "[,as=list|plane_list|table|bytes|bits]";
   const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
@@ -712,6 +731,12 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   refused(documents, {"d=documents:0.5"}, "'0.5' is no number from 1 to 1000000000");
   refused(documents, {"d=random:0"}, "'0' is no number from 1 to 536870912");
   refused(documents, {"d=random:4,as=list"}, "'as=list' cannot be read");
+  refused("columns(c)", {"c=rows"}, "'rows' does not describe intervals of rows");
+  refused("columns(c)", {"c=rows:0"}, "'0' is no number from 1 to 536870912");
+  refused("columns(c)", {"c=rows:9:3"}, "'3' is no number from 1 to 2");
+  refused("causal with bias(b)", {"b=slopes"}, "'slopes' does not describe values");
+  refused("causal with alibi(s)", {"s=normal"}, "'normal' does not describe values");
+  refused("causal with alibi(s)", {"s=normal:-1"}, "'-1' is no number from 0 to 1000000000");
 
   check_refused({"show", blocks}, 2, "invalid_argument",
                 {"the input 'm' is missing: the pattern wants blocks [batch, heads, ceil(seqlen_q "

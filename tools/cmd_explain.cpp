@@ -88,7 +88,7 @@ Json classes_json(const Pattern& pattern, const Problem& problem, const TileConf
     Json json{{"heads", ranges_text(heads)},
               {"num_heads", heads.size()},
               {"mask", mask.text()},
-              {"structure", plan::structure_of(pattern.classes()[pattern_class].mask)}};
+              {"structure", plan::structure_of(pattern.classes()[pattern_class])}};
     if (geometry) {
       const auto tiles = pattern::count_tiles(mask, own, tile.block_m, tile.block_n);
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};

@@ -41,6 +41,7 @@ struct Context {
 };
 
 void add_bench(CLI::App& app, Context& context);
+void add_calibrate(CLI::App& app, Context& context);
 void add_cache(CLI::App& app, Context& context);
 void add_compile(CLI::App& app, Context& context);
 void add_env(CLI::App& app, Context& context);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 
 #include "girih/error.hpp"
 #include "girih/shared/geometry.cuh"
@@ -15,7 +16,10 @@ namespace {
 constexpr const char* kForm =
     "NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, NAME=documents:MEAN (of "
     "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, "
-    "NAME=random:COLUMNS:DISTANCES for columns and slashes, and then "
+    "NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds that keep "
+    "every "
+    "tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or NAME=slopes (ALiBi's) "
+    "for values of heads and keys (not given: normal:1), and then "
     "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
@@ -82,12 +86,14 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
   }
   for (const InputInfo& wanted : pattern.inputs()) {
     const auto found = std::find(names.begin(), names.end(), wanted.name);
-    if (found == names.end()) {
+    if (found == names.end() && wanted.decides_visibility()) {
       throw Error(Errc::invalid_argument,
                   fmt::format("the input '{}' is missing: the pattern wants {}; give --fill {}",
                               wanted.name, wanted.description(), kForm));
     }
-    const std::string& fill = options.fills[static_cast<std::size_t>(found - names.begin())];
+    const std::string fill = found == names.end()
+                                 ? wanted.name + "=normal:1"
+                                 : options.fills[static_cast<std::size_t>(found - names.begin())];
     const std::vector<std::string> parts = split(fill.substr(fill.find('=') + 1), ',');
     if (fill.find('=') == fill.npos) refuse(fill, "it has no '='");
 
@@ -116,6 +122,43 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       data.numbers.assign(static_cast<std::size_t>(data.batch) * static_cast<std::size_t>(heads),
                           number(fill, parts[0], -kMaxNumber, kMaxNumber));
       inputs.push_back(std::move(data));
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::thresholds) {
+      if (words.size() != 1 || words[0] != "keep") {
+        refuse(fill, fmt::format("'{}' does not describe thresholds", parts[0]));
+      }
+      verify::InputData data{.kind = wanted.kind, .name = wanted.name};
+      data.heads = heads;
+      data.num_columns = std::max(ceil_div(seqlen_k, 128), 1);
+      data.prune_kv = wanted.kv_block_size;
+      data.thresholds.assign(
+          static_cast<std::size_t>(heads) * static_cast<std::size_t>(data.num_columns),
+          -std::numeric_limits<float>::infinity());
+      inputs.push_back(std::move(data));
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::head_values && parts[0] == "slopes") {
+      inputs.push_back(verify::alibi_slopes(wanted.name, problem.num_heads));
+      continue;
+    }
+    if (!wanted.decides_visibility()) {
+      if (words.size() != 2 || words[0] != "normal") {
+        refuse(fill, fmt::format("'{}' does not describe values", parts[0]));
+      }
+      const bool of_keys = wanted.kind == InputInfo::Kind::key_values;
+      inputs.push_back(verify::random_values(wanted.name, sequences, heads, of_keys ? seqlen_k : 0,
+                                             number(fill, words[1], 0.0, 1e9), seed));
+      continue;
+    }
+    if (wanted.kind == InputInfo::Kind::columns) {
+      if (words[0] != "rows" || words.size() < 2 || words.size() > 3) {
+        refuse(fill, fmt::format("'{}' does not describe intervals of rows", parts[0]));
+      }
+      const int intervals = words.size() == 3 ? number(fill, words[2], 1, 2) : 1;
+      inputs.push_back(verify::random_columns(wanted.name, sequences, heads, seqlen_q, seqlen_k,
+                                              intervals, number(fill, words[1], 1, kMaxNumber),
+                                              seed));
       continue;
     }
     if (wanted.kind == InputInfo::Kind::indices) {

@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   add_explain(app, context);
   add_verify(app, context);
   add_tune(app, context);
+  add_calibrate(app, context);
   add_bench(app, context);
   add_cache(app, context);
   add_import(app, context);

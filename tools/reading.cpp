@@ -1,8 +1,10 @@
 #include "reading.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 
+#include "girih/shared/atoms.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
@@ -55,10 +57,31 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         view.head_stride =
             (1 + std::int64_t{ceil_div(geometry.seqlen_q, SlashPlane::kRows)}) * view.row_stride;
         break;
+      case InputInfo::Kind::thresholds:
+        words_.emplace_back();
+        for (const float threshold : input.thresholds) {
+          words_.back().push_back(std::bit_cast<std::uint32_t>(threshold));
+        }
+        view.row_stride = input.num_columns;
+        view.head_stride = input.num_columns;
+        break;
+      case InputInfo::Kind::columns:
+        words_.push_back(verify::number_planes(input, view.row_stride));
+        view.head_stride =
+            Columns::kSides * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        break;
       case InputInfo::Kind::number:
         words_.emplace_back(input.numbers.begin(), input.numbers.end());
         view.row_stride = 1;
         view.head_stride = 1;
+        break;
+      case InputInfo::Kind::head_values:
+      case InputInfo::Kind::key_values:
+        words_.emplace_back();
+        for (const float value : input.values) {
+          words_.back().push_back(std::bit_cast<std::uint32_t>(value));
+        }
+        view.head_stride = std::max(input.seqlen_k, 1);
         break;
     }
     view.data = words_.back().data();

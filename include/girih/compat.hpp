@@ -8,6 +8,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "girih/pattern.hpp"
@@ -43,9 +44,18 @@ struct FlashAttn {
   bool causal = false;
   int window_left = -1;
   int window_right = -1;
-  float softcap = 0;  ///< 0 is none
+  float softcap = 0;              ///< 0 is none
+  std::string alibi_slopes = {};  ///< the run-time input that holds them; empty: none
 };
 Pattern flash_attn(const FlashAttn& arguments);
+
+/// Arguments of BSFA's block_sparse_flash_attn_func. Its block_sparse_threshold is the launch's
+/// input "t", girih::Thresholds{.heads = num_heads, .num_columns = max_blocks, .kv_block_size =
+/// kv}.
+struct BlockSparseFlashAttn : FlashAttn {
+  int kv = 64;  ///< keys of a tile that thresholds were calibrated for; BSFA's kernel has 64
+};
+Pattern block_sparse_flash_attn(const BlockSparseFlashAttn& arguments);
 
 /// Arguments of S2-Attention's LocalStrideSparseAttention (dkernel). Of a tensor-parallel rank they
 /// are the whole model's; Problem::head_offset says which heads it has.

@@ -197,18 +197,27 @@ enum {
   GIRIH_TOKEN_INDICES = 6,
   // A plane is a list of columns in `data` and one of distances in `k_data`, in any order, whose
   // other entries than keys and distances are ignored: pad with -1.
-  GIRIH_VERTICAL_SLASH = 7
+  GIRIH_VERTICAL_SLASH = 7,
+  // No planes: a float32 of `data` for each head and each 128 positions of queries.
+  GIRIH_THRESHOLDS = 8,
+  GIRIH_VALUES = 9,  // no planes: numbers of `data` in `rank` dimensions
+  // A plane is a row: for each key an int32 of `data`, its first row, one of `k_data`, behind its
+  // last row, and the same of `second_start` and `second_end` where these are given.
+  GIRIH_COLUMN_INTERVALS = 10
 };
 
-// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), or
-// v of vertical_slash(v).
-// Members that its kind does not have stay zero. Entries of `indices` may stand in any order, and
-// those outside 0 to num_kv_blocks - 1 are ignored.
+typedef int32_t girih_values_type;
+enum { GIRIH_VALUES_FLOAT32 = 0, GIRIH_VALUES_INT32 = 1 };
+
+// A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), v
+// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), or s of alibi(s). Members that its
+// kind does not have stay zero. Entries of `indices` may stand in any order, and those outside 0 to
+// num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;
   girih_input_kind kind;
-  int32_t batch;          // the number of sequences, or 1 where all share; 0: 1
+  int32_t batch;          // the number of sequences, or 1 where all share; 0: 1; not of thresholds
   int32_t heads;          // num_heads, num_heads_kv, or 1 where all share; 0: 1
   int32_t num_q_blocks;   // of a plane: ceil(seqlen_q / q) or more,
   int32_t num_kv_blocks;  // ceil(seqlen_k / kv) or more
@@ -222,7 +231,8 @@ typedef struct girih_input {
   // first indices of two planes lie: each plane's indptr then counts from its own.
   int64_t plane_stride;
   // mask, bits: [batch, heads, num_q_blocks, row]; numbers: [batch, heads]; indices: [batch, heads,
-  // num_tokens], the last contiguous; vertical_slash: contiguous [batch, heads, num_tokens]
+  // num_tokens], the last contiguous; vertical_slash: contiguous [batch, heads, num_tokens];
+  // thresholds: [heads, num_columns]
   const void* data;
   // Of mask, in bytes, and of bits and indices, in words; all 0: contiguous. Indices have no rows.
   int64_t batch_stride, head_stride, row_stride;
@@ -233,6 +243,18 @@ typedef struct girih_input {
   int32_t k_batch, k_heads;  // 0: 1
   int32_t num_tokens;        // indices: seqlen_q or more; vertical_slash: columns
   int32_t k_num_tokens;      // seqlen_k or more; distances
+  int32_t num_columns;       // thresholds: those beyond the last position have the last one
+  int32_t kv_block_size;     // thresholds: keys of the tiles that they were calibrated for
+  // Values: the dimensions that the pattern wants, such as [batch, heads, seqlen_k]. Leading ones
+  // may be left out, and all share; so do they where the extent of batch or heads is 1.
+  int64_t shape[4];   // the first `rank`
+  int64_t stride[4];  // in elements; all 0: contiguous
+  girih_values_type type;
+  int32_t rank;
+  // Intervals of columns, of which k_data, second_start and second_end are strided as `data` is,
+  // and num_tokens is seqlen_k or more.
+  const int32_t *second_start, *second_end;
+  int64_t key_stride;  // 0: 1
 } girih_input;
 
 // Bits of girih_args.given, for members that have no value to spare for "not given".

@@ -7,4 +7,5 @@
 #include "girih/jit.hpp"
 #include "girih/pattern.hpp"
 #include "girih/problem.hpp"
+#include "girih/prune.hpp"
 #include "girih/version.hpp"

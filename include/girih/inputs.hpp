@@ -11,7 +11,10 @@
 // more.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <variant>
 
@@ -20,16 +23,22 @@ namespace girih {
 /// What a pattern wants under a name; see Pattern::inputs().
 struct InputInfo {
   enum class Kind : std::uint8_t {
-    blocks,   ///< a BlockList, BlockTable, BlockMask or BlockBits
-    number,   ///< HeadNumbers
-    indices,  ///< TokenIndices
-    slashes,  ///< SlashLists
+    blocks,       ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,       ///< HeadNumbers
+    indices,      ///< TokenIndices
+    slashes,      ///< SlashLists
+    thresholds,   ///< Thresholds
+    columns,      ///< ColumnIntervals
+    head_values,  ///< Values, float32 [batch, heads]
+    key_values,   ///< Values, float32 [batch, heads, seqlen_k], the last contiguous
   };
   std::string name;
   Kind kind = Kind::number;
-  int q_block_size = 0;  ///< tokens; of blocks
-  int kv_block_size = 0;
+  int q_block_size = 0;   ///< tokens; of blocks
+  int kv_block_size = 0;  ///< of blocks and thresholds
 
+  /// Whether it says what is visible or skipped, rather than what becomes of scores.
+  bool decides_visibility() const { return kind != Kind::head_values && kind != Kind::key_values; }
   /// Type and shape in words, for messages.
   std::string description() const;
   friend bool operator==(const InputInfo&, const InputInfo&) = default;
@@ -110,10 +119,63 @@ struct SlashLists {
   int batch = 1, heads = 1;
 };
 
+/// Where `prune` skips key tiles: below a score, for each head and each 128 positions of queries.
+/// Column c holds for the query tile whose first row stands at position 128 * c up to, without it,
+/// 128 * (c + 1); beyond the first and last column, theirs. -inf and NaN keep every tile, +inf
+/// those only that are never skipped.
+struct Thresholds {
+  const float* data = nullptr;  ///< device, contiguous [heads, num_columns]
+  int heads = 1;                ///< the launch's num_heads, its num_heads_kv, or 1 for all
+  int num_columns = 0;
+  int kv_block_size = 0;  ///< keys of the tiles that they were calibrated for: prune's kv
+};
+
+/// Which rows see a key, device int32: rows q of the sequence's own with start[k] <= q < end[k], or
+/// with second_start[k] <= q < second_end[k]. FlashMask's masked rows are !columns(...). Key j is a
+/// sequence's own j-th. All have the same extents and strides.
+struct ColumnIntervals {
+  const std::int32_t* start = nullptr;  ///< [batch, heads, num_keys]
+  const std::int32_t* end = nullptr;
+  const std::int32_t* second_start = nullptr;  ///< null, and second_end too: one interval a key
+  const std::int32_t* second_end = nullptr;
+  int batch = 1, heads = 1;
+  int num_keys = 0;                                ///< seqlen_k, of the longest sequence, or more
+  std::int64_t key_stride = 1;                     ///< 2 or 4 where bounds lie beside one another
+  std::int64_t batch_stride = 0, head_stride = 0;  ///< both 0: key_stride * num_keys a head
+};
+
+/// Numbers of a modifier, device memory in one to four dimensions: those that the pattern wants, of
+/// which leading ones that are left out are shared by all, and so is a dimension of extent 1 where
+/// it counts batch or heads.
+struct Values {
+  enum class Type : std::uint8_t { float32, int32 };
+  const void* data = nullptr;
+  Type type = Type::float32;
+  int rank = 0;
+  std::array<std::int64_t, 4> shape{};   ///< the first `rank`
+  std::array<std::int64_t, 4> stride{};  ///< in elements; all 0: contiguous
+
+  Values() = default;
+  Values(const float* values, std::initializer_list<std::int64_t> extents)
+      : Values(values, Type::float32, extents) {}
+  Values(const std::int32_t* values, std::initializer_list<std::int64_t> extents)
+      : Values(values, Type::int32, extents) {}
+
+ private:
+  Values(const void* values, Type values_type, std::initializer_list<std::int64_t> extents)
+      : data(values), type(values_type) {
+    for (const std::int64_t extent : extents) {
+      if (rank < 4) shape[static_cast<std::size_t>(rank)] = extent;
+      ++rank;  // more than four are refused at the launch
+    }
+  }
+};
+
 /// One input of a launch.
 struct Input {
   std::string name;
-  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, SlashLists>
+  std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, SlashLists,
+               Thresholds, ColumnIntervals, Values>
       data;
 };
 

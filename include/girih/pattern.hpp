@@ -184,6 +184,9 @@ Mask index_gt(std::string input);
 /// distances of a row's block of 64 become windows of 64 keys or more. `input` names SlashLists.
 Mask vertical_slash(std::string input);
 
+/// Keys whose rows the row is one of. `input` names ColumnIntervals.
+Mask columns(std::string input);
+
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
   struct Range {
@@ -200,9 +203,26 @@ struct HeadSet {
   friend bool operator==(const HeadSet&, const HeadSet&) = default;
 };
 
-/// What is done to a visible element's score before the softmax.
+/// Block-Sparse FlashAttention: of each 128 query rows, key tiles are skipped whose highest visible
+/// score, scaled and capped, is below the rows' threshold. They count in neither out nor lse. Tiles
+/// at the diagonal are kept where `causal` is a conjunct of the mask, else the one of the last key.
+struct Prune {
+  std::string thresholds = {};  ///< the input that holds them, girih::Thresholds; empty: no pruning
+  int kv = 0;                   ///< keys of a tile: 64 or 128
+  bool keep_sink = false;       ///< never skips the first tile
+  friend bool operator==(const Prune&, const Prune&) = default;
+};
+
+/// What is done to a visible element's score s, softmax_scale included, before the softmax: in this
+/// order. Names are those of run-time inputs (Values); an empty one is none.
 struct Modifiers {
-  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  float softcap = 0;       ///< s becomes softcap * tanh(s / softcap); 0 is none
+  Prune prune = Prune();   ///< skips key tiles by their highest s; not together with alibi or bias
+  std::string alibi = {};  ///< s - slope * |p - k|; a slope for each head
+  std::string bias = {};   ///< s + bias[k]; a number for each key
+  /// Joins every row's sum as exp(logit), without a value; lse includes it, and is it where a row
+  /// sees nothing. One for each head.
+  std::string sink_logit = {};
   friend bool operator==(const Modifiers&, const Modifiers&) = default;
 };
 
@@ -232,6 +252,11 @@ class Pattern {
   /// The same with a soft cap for every head, finite and > 0. For one class of heads alone:
   /// heads({{"0-3", causal(), {.softcap = 30}}, {"else", dense()}}).
   Pattern with_softcap(float softcap) const;
+  /// The same with pruning for every head. Classes of heads that are pruned have tiles alike.
+  Pattern with_prune(const Prune& prune) const;
+
+  /// The same with these modifiers for every head, and no others.
+  Pattern with(const Modifiers& modifiers) const;
 
   /// Index into classes() for each of num_heads query heads. Sets of heads are those of the whole
   /// model: on one tensor-parallel rank, the first head is number head_offset of num_heads_total

@@ -52,10 +52,10 @@ struct Config {{
   static constexpr int kBlockN = {block_n};
   static constexpr int kNumStages = {num_stages};
   static constexpr int {last_name} = {last_value};{hopper}
-  static constexpr bool kSoftcap = {softcap};
+  static constexpr bool kSoftcap = {softcap};{prune}
   using Classes = HeadClasses<  //
       {structures}>;
-  using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers>;
+  using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers{prune_number}>;
 }};
 }}  // namespace girih
 )";
@@ -64,6 +64,15 @@ constexpr const char* kHopperConfig = R"(
   static constexpr int kKeyBox = {};
   static constexpr bool kPackHeads = {};
   static constexpr bool kPassOver = {};)";
+
+constexpr const char* kPruneConfig = R"(
+  static constexpr bool kPrune = true;)";
+
+constexpr const char* kScoresAhead = R"(
+  static constexpr bool kScoresAhead = {};)";
+
+constexpr const char* kTileMaximaConfig = R"(
+  static constexpr bool kTileMaxima = true;)";
 
 constexpr const char* kFwdSm80 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
@@ -82,6 +91,11 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
 }}
 )";
 
+std::string prune_config_of(const plan::KernelSpec& spec) {
+  const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
+  return kPruneConfig + (sm90 ? fmt::format(kScoresAhead, spec.scores_ahead) : "");
+}
+
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
@@ -95,6 +109,10 @@ std::string config_of(const plan::KernelSpec& spec) {
                                                            spec.pack_heads, spec.pass_over)
                                              : ""),
                      fmt::arg("softcap", spec.softcap),
+                     fmt::arg("prune", spec.prune         ? prune_config_of(spec)
+                                       : spec.tile_maxima ? kTileMaximaConfig
+                                                          : ""),
+                     fmt::arg("prune_number", spec.prune ? " + 1" : ""),
                      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
                      fmt::arg("head_capacity", spec.head_capacity));
 }
@@ -119,9 +137,9 @@ std::string kernel_of(const plan::KernelSpec& spec) {
 }  // namespace
 
 std::string emit(const plan::KernelSpec& spec) {
-  std::string source =
-      fmt::format("// Girih {}: attention forward, {}, head_dim {}, {}.\n", GIRIH_VERSION,
-                  to_string(spec.dtype), spec.head_dim, spec.arch.name());
+  std::string source = fmt::format("// Girih {}: {}, {}, head_dim {}, {}.\n", GIRIH_VERSION,
+                                   spec.tile_maxima ? "tile maxima" : "attention forward",
+                                   to_string(spec.dtype), spec.head_dim, spec.arch.name());
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";

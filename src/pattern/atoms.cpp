@@ -323,6 +323,13 @@ std::string input_name_problem(std::string_view name) {
   return "";
 }
 
+std::string prune_problem(const Prune& prune) {
+  const std::string problem = input_name_problem(prune.thresholds);
+  if (!problem.empty()) return problem;
+  if (prune.kv == 64 || prune.kv == 128) return "";
+  return fmt::format("prune: kv = {} is not supported: tiles of 64 and 128 keys are", prune.kv);
+}
+
 std::string softcap_out_of_range(std::string_view value) {
   return fmt::format("softcap({}) is out of range: a finite number above 0 is needed", value);
 }

@@ -84,6 +84,11 @@ int find_input(std::span<const InputInfo> inputs, std::string_view name);
 /// Adds the run-time inputs of a mask that are not there yet, in the order of its text. @return why
 /// that cannot be, or "".
 std::string add_inputs(const Mask& mask, std::vector<InputInfo>& inputs);
+/// The same for what modifiers name.
+std::string add_inputs(const Modifiers& modifiers, std::vector<InputInfo>& inputs);
+
+/// Why a pattern cannot be pruned so, or "".
+std::string prune_problem(const Prune& prune);
 
 /// "softcap(-1) is out of range: ..."
 std::string softcap_out_of_range(std::string_view value);

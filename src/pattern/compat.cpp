@@ -90,7 +90,14 @@ Pattern flash_attn(const FlashAttn& arguments) {
   const Mask mask =
       arguments.causal ? (left < 0 ? causal() : causal() & window({.left = left}))
                        : (left < 0 && right < 0 ? dense() : window({.left = left, .right = right}));
-  return arguments.softcap > 0 ? Pattern(mask).with_softcap(arguments.softcap) : Pattern(mask);
+  Modifiers modifiers;
+  modifiers.softcap = std::max(arguments.softcap, 0.0f);
+  modifiers.alibi = arguments.alibi_slopes;
+  return Pattern(mask).with(modifiers);
+}
+
+Pattern block_sparse_flash_attn(const BlockSparseFlashAttn& arguments) {
+  return flash_attn(arguments).with_prune({.thresholds = "t", .kv = arguments.kv});
 }
 
 Mask local_stride(const LocalStride& arguments) {

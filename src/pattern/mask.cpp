@@ -275,6 +275,7 @@ Mask vertical_slash(std::string name) {
   return Mask::atom("vertical_slash", {input(std::move(name))});
 }
 Mask segments(std::string name) { return Mask::atom("segments", {input(std::move(name))}); }
+Mask columns(std::string name) { return Mask::atom("columns", {input(std::move(name))}); }
 Mask index_ge(std::string name) { return Mask::atom("index_ge", {input(std::move(name))}); }
 Mask index_gt(std::string name) { return Mask::atom("index_gt", {input(std::move(name))}); }
 

@@ -3,7 +3,9 @@
 //
 //   pattern = ("heads" | "kv_heads") "(" set ":" masked { "," set ":" masked } ")" | masked
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
-//   masked  = or [ "with" "softcap" "(" float ")" ]
+//   masked  = or [ "with" modifier { "," modifier } ]
+//   modifier = "softcap" "(" float ")" | ( "alibi" | "bias" | "sink_logit" ) "(" name ")"
+//            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
 //   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
@@ -244,22 +246,56 @@ class Parser {
 
   // A mask for all heads, with its modifiers.
   Pattern masked() {
-    Pattern result = any_of();
+    const Pattern result = any_of();
     if (!token_.is("with")) return result;
-    bool capped = false;
+    Modifiers modifiers;
     do {
       advance();
-      if (!token_.is("softcap")) {
-        fail_here(fmt::format("expected the modifier softcap, found {}", found()));
-      }
-      if (capped) fail_here("softcap is given twice");
-      capped = true;
-      advance();
-      if (!accept('(')) fail_here(fmt::format("expected '(' after softcap, found {}", found()));
-      result = result.with_softcap(softcap());
-      if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+      modifier(modifiers);
     } while (token_.is(',') && modifier_follows());
-    return result;
+    return result.with(modifiers);
+  }
+
+  void modifier(Modifiers& modifiers) {
+    const Token name = token_;
+    std::string* const input = name.is("alibi")        ? &modifiers.alibi
+                               : name.is("bias")       ? &modifiers.bias
+                               : name.is("sink_logit") ? &modifiers.sink_logit
+                                                       : nullptr;
+    if (input == nullptr && !name.is("softcap") && !name.is("prune")) {
+      fail_here(
+          fmt::format("expected a modifier, found {}: they are softcap, prune, alibi, bias and "
+                      "sink_logit",
+                      found()));
+    }
+    const bool given = input != nullptr     ? !input->empty()
+                       : name.is("softcap") ? modifiers.softcap > 0
+                                            : !modifiers.prune.thresholds.empty();
+    if (given) fail_here(fmt::format("{} is given twice", name.text));
+    advance();
+    if (!accept('(')) {
+      fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
+    }
+    if (name.is("softcap")) {
+      modifiers.softcap = softcap();
+    } else if (name.is("prune")) {
+      modifiers.prune = prune();
+    } else {
+      if (token_.kind != Token::Kind::name) {
+        fail_here(fmt::format("{} takes the name of a run-time input such as m, found {}",
+                              name.text, found()));
+      }
+      const Token at = token_;
+      const std::string problem = pattern::input_name_problem(at.text);
+      if (!problem.empty()) fail_here(problem);
+      *input = at.text;
+      if (inputs_) {
+        const std::string conflict = pattern::add_inputs(modifiers, *inputs_);
+        if (!conflict.empty()) fail_here(conflict);
+      }
+      advance();
+    }
+    if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
   }
 
   // Behind a comma: in heads(...), a set of heads may stand there as well.
@@ -267,6 +303,52 @@ class Parser {
     Parser ahead = *this;
     ahead.advance();
     return ahead.token_.kind == Token::Kind::name && !ahead.token_.is("else");
+  }
+
+  // prune's arguments: the input's name, then the others in any order.
+  Prune prune() {
+    const Token input = token_;
+    const std::string problem = token_.kind != Token::Kind::name
+                                    ? "prune takes the name of its thresholds, found " + found()
+                                    : pattern::input_name_problem(token_.text);
+    if (!problem.empty()) fail_here(problem);
+    Prune result{.thresholds = std::string(token_.text)};
+    advance();
+    std::vector<std::string_view> given;
+    while (accept(',')) {
+      const Token name = token_;
+      if (!name.is("kv") && !name.is("keep_sink")) {
+        fail_here(fmt::format("prune takes a name, kv and keep_sink, found {}", found()));
+      }
+      if (std::find(given.begin(), given.end(), name.text) != given.end()) {
+        fail_here(fmt::format("{} is given twice", name.text));
+      }
+      given.push_back(name.text);
+      advance();
+      if (!accept('='))
+        fail_here(fmt::format("expected '=' after {}, found {}", name.text, found()));
+      if (name.is("kv")) {
+        const std::optional<long long> value = whole_number();
+        if (value != 64 && value != 128) {
+          fail_here(fmt::format("prune: kv is 64 or 128, found {}", found()));
+        }
+        result.kv = static_cast<int>(*value);
+      } else {
+        if (!token_.is("true") && !token_.is("false")) {
+          fail_here(fmt::format("prune: keep_sink takes true or false, found {}", found()));
+        }
+        result.keep_sink = token_.is("true");
+      }
+      advance();
+    }
+    if (result.kv == 0) {
+      fail_here("prune needs the keys of its tiles: kv=64 or kv=128, as the thresholds have");
+    }
+    if (inputs_) {
+      const std::string conflict = pattern::add_inputs(Modifiers{.prune = result}, *inputs_);
+      if (!conflict.empty()) fail(text_, input.at, conflict);
+    }
+    return result;
   }
 
   float softcap() {

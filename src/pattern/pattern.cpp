@@ -43,6 +43,70 @@ void check_softcap(float softcap) {
   throw Error(Errc::invalid_argument, pattern::softcap_out_of_range(fmt::format("{}", softcap)));
 }
 
+void check_prune(const Prune& prune) {
+  const std::string problem = pattern::prune_problem(prune);
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+}
+
+// Heads of a launch have their key tiles in common.
+void check_prune_tiles(const std::vector<Pattern::HeadClass>& classes) {
+  int kv = 0;
+  for (const Pattern::HeadClass& head_class : classes) {
+    const int own = head_class.modifiers.prune.kv;
+    if (kv != 0 && own != 0 && own != kv) {
+      throw Error(
+          Errc::invalid_argument,
+          fmt::format("some heads are pruned by tiles of {} keys and some by {}: launch them "
+                      "apart, or calibrate for the same",
+                      kv, own));
+    }
+    kv = own != 0 ? own : kv;
+  }
+}
+
+void check_modifiers(const Modifiers& modifiers) {
+  if (modifiers.softcap != 0) check_softcap(modifiers.softcap);
+  if (modifiers.prune != Prune()) check_prune(modifiers.prune);
+  for (const std::string* name : {&modifiers.alibi, &modifiers.bias, &modifiers.sink_logit}) {
+    const std::string problem = name->empty() ? "" : pattern::input_name_problem(*name);
+    if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  }
+}
+
+// " with softcap(30), alibi(slopes)", in the order in which they are applied.
+std::string modifiers_text(const Modifiers& modifiers) {
+  std::string text;
+  const auto add = [&](const std::string& modifier) {
+    text += (text.empty() ? " with " : ", ") + modifier;
+  };
+  if (modifiers.softcap > 0) add(fmt::format("softcap({})", modifiers.softcap));
+  if (const Prune& prune = modifiers.prune; !prune.thresholds.empty()) {
+    add(fmt::format("prune({}, kv={}{})", prune.thresholds, prune.kv,
+                    prune.keep_sink ? ", keep_sink=true" : ""));
+  }
+  if (!modifiers.alibi.empty()) add(fmt::format("alibi({})", modifiers.alibi));
+  if (!modifiers.bias.empty()) add(fmt::format("bias({})", modifiers.bias));
+  if (!modifiers.sink_logit.empty()) add(fmt::format("sink_logit({})", modifiers.sink_logit));
+  return text;
+}
+
+// Adds an input that a pattern wants. @return why that cannot be, or "".
+std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
+  const int found = pattern::find_input(inputs, wanted.name);
+  if (found < 0) {
+    if (inputs.size() == pattern::kMaxInputs) {
+      return fmt::format("the input {} is one more than the {} run-time inputs a pattern can have",
+                         pattern::quote(wanted.name), pattern::kMaxInputs);
+    }
+    inputs.push_back(std::move(wanted));
+  } else if (inputs[found] != wanted) {
+    return fmt::format("the input {} is used as {} and as {}: give the two different names",
+                       pattern::quote(wanted.name), inputs[found].description(),
+                       wanted.description());
+  }
+  return "";
+}
+
 void check_classes(const std::vector<Pattern::HeadClass>& classes) {
   if (classes.empty()) {
     throw Error(Errc::invalid_argument, "a pattern by heads needs at least one set of heads");
@@ -50,12 +114,13 @@ void check_classes(const std::vector<Pattern::HeadClass>& classes) {
   bool rest = false;
   for (const Pattern::HeadClass& head_class : classes) {
     check_set(head_class.heads);
-    if (head_class.modifiers != Modifiers()) check_softcap(head_class.modifiers.softcap);
+    check_modifiers(head_class.modifiers);
     if (rest && head_class.heads.rest) {
       throw Error(Errc::invalid_argument, "'else' stands twice: a pattern has one remainder");
     }
     rest = rest || head_class.heads.rest;
   }
+  check_prune_tiles(classes);
 }
 
 void check_length(const Pattern& pattern) {
@@ -127,35 +192,51 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
       wanted.kind = InputInfo::Kind::indices;
     } else if (param.kind == ParamKind::input && param.form == InputForm::slashes) {
       wanted.kind = InputInfo::Kind::slashes;
+    } else if (param.kind == ParamKind::input && param.form == InputForm::columns) {
+      wanted.kind = InputInfo::Kind::columns;
     } else if (param.kind == ParamKind::input) {
       wanted.kind = InputInfo::Kind::blocks;
       wanted.q_block_size = mask.numbers()[1];
       wanted.kv_block_size = mask.numbers()[2];
     }
-    const int found = find_input(inputs, wanted.name);
-    if (found < 0) {
-      if (inputs.size() == kMaxInputs) {
-        return fmt::format(
-            "the input {} is one more than the {} run-time inputs a pattern can have",
-            quote(wanted.name), kMaxInputs);
-      }
-      inputs.push_back(std::move(wanted));
-    } else if (inputs[found] != wanted) {
-      return fmt::format("the input {} is used as {} and as {}: give the two different names",
-                         quote(wanted.name), inputs[found].description(), wanted.description());
-    }
+    const std::string problem = add_input(std::move(wanted), inputs);
+    if (!problem.empty()) return problem;
+  }
+  return "";
+}
+
+std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInfo>& inputs) {
+  using Kind = InputInfo::Kind;
+  if (const Prune& prune = modifiers.prune; !prune.thresholds.empty()) {
+    const std::string problem = add_input(
+        {.name = prune.thresholds, .kind = Kind::thresholds, .kv_block_size = prune.kv}, inputs);
+    if (!problem.empty()) return problem;
+  }
+  for (const auto& [name, kind] : {std::pair{&modifiers.alibi, Kind::head_values},
+                                   {&modifiers.bias, Kind::key_values},
+                                   {&modifiers.sink_logit, Kind::head_values}}) {
+    if (name->empty()) continue;
+    const std::string problem = add_input({.name = *name, .kind = kind}, inputs);
+    if (!problem.empty()) return problem;
   }
   return "";
 }
 
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
+  if (kind == Kind::columns) return "int32 starts and ends [batch, heads, seqlen_k]";
+  if (kind == Kind::head_values) return "float32 [batch, heads]";
+  if (kind == Kind::key_values) return "float32 [batch, heads, seqlen_k]";
   if (kind == Kind::indices) {
     return "int32 [batch, heads, seqlen_q] for queries and [batch, heads, seqlen_k] for keys";
   }
   if (kind == Kind::slashes) {
     return "int32 [batch, heads, num_vertical] for columns and [batch, heads, num_slash] for "
            "distances";
+  }
+  if (kind == Kind::thresholds) {
+    return fmt::format("thresholds for tiles of {} keys, float32 [heads, ceil(seqlen_k / 128)]",
+                       kv_block_size);
   }
   return fmt::format("blocks [batch, heads, ceil(seqlen_q / {}), ceil(seqlen_k / {})]",
                      q_block_size, kv_block_size);
@@ -169,7 +250,8 @@ Pattern::Pattern(Mask mask) {
 void Pattern::find_inputs() {
   inputs_.clear();
   for (const HeadClass& head_class : classes_) {
-    const std::string problem = pattern::add_inputs(head_class.mask, inputs_);
+    std::string problem = pattern::add_inputs(head_class.mask, inputs_);
+    if (problem.empty()) problem = pattern::add_inputs(head_class.modifiers, inputs_);
     if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
   }
 }
@@ -199,10 +281,27 @@ Pattern Pattern::with_softcap(float softcap) const {
   return result;
 }
 
+Pattern Pattern::with_prune(const Prune& prune) const {
+  check_prune(prune);
+  Pattern result = *this;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers.prune = prune;
+  result.find_inputs();
+  check_length(result);
+  return result;
+}
+
+Pattern Pattern::with(const Modifiers& modifiers) const {
+  check_modifiers(modifiers);
+  Pattern result = *this;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers = modifiers;
+  result.find_inputs();
+  check_length(result);
+  return result;
+}
+
 std::string Pattern::text() const {
   const auto masked = [](const HeadClass& head_class) {
-    const float softcap = head_class.modifiers.softcap;
-    return head_class.mask.text() + (softcap > 0 ? fmt::format(" with softcap({})", softcap) : "");
+    return head_class.mask.text() + modifiers_text(head_class.modifiers);
   };
   if (!per_head_) return masked(classes_.front());
   std::string text;

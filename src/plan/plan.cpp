@@ -8,6 +8,7 @@
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
+#include "girih/shared/prune.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/tensor_map.cuh"
 #include "pattern/atoms.hpp"
@@ -77,7 +78,10 @@ constexpr int kFixedKeys = 640;
 // wrong tile costs little. Weighted by work: one dense head outweighs many narrow ones. Takes some
 // microseconds a class.
 KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
-  if (!pattern.inputs().empty()) return KeysPerRow::many;  // what they hold is not known here
+  const auto of_mask = [](const InputInfo& input) { return input.decides_visibility(); };
+  if (std::any_of(pattern.inputs().begin(), pattern.inputs().end(), of_mask)) {
+    return KeysPerRow::many;  // what they hold is not known here
+  }
 
   constexpr int kSeqlen = 16384, kRows = 16;
   const auto& classes = pattern.classes();
@@ -118,8 +122,9 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large : {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments",
-                              "Leaf<Index", "Leaf<VerticalSlash", ", 0x"}) {  // an input
+    for (const char* large :
+         {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index",
+          "Leaf<VerticalSlash", "Leaf<Columns", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -133,9 +138,16 @@ bool has_neighborhoods(const std::vector<std::string>& structures) {
   });
 }
 
+bool modifies_scores(const std::vector<std::string>& structures) {
+  return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
+    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos;
+  });
+}
+
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
+                       .scores = modifies_scores(spec.structures),
                        .elaborate = is_elaborate(spec.structures),
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
@@ -146,6 +158,9 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
   }
   traits.mixed_slashes = traits.slashes && spec.structures.size() > 1;
   for (const InputInfo& input : pattern.inputs()) {
+    if (input.kind == InputInfo::Kind::thresholds && spec.prune) {
+      traits.prune_kv = input.kv_block_size;
+    }
     if (input.kind != InputInfo::Kind::blocks) continue;
     const auto finest = [](int so_far, int size) { return so_far == 0 ? size : min(so_far, size); };
     traits.q_block_size = finest(traits.q_block_size, input.q_block_size);
@@ -154,13 +169,44 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
   return traits;
 }
 
+// Whether causality is a conjunct: then rows see nothing behind the diagonal, whatever else.
+bool is_causal(const Mask& mask) {
+  if (mask.op() == Mask::Op::all_of) {
+    return std::any_of(mask.operands().begin(), mask.operands().end(), is_causal);
+  }
+  return mask.op() == Mask::Op::atom && mask == causal();
+}
+
+int prune_word_of(const Pattern::HeadClass& head_class, const std::vector<InputInfo>& inputs) {
+  const Prune& prune = head_class.modifiers.prune;
+  if (prune.thresholds.empty()) return PruneWord::kNone;
+  return PruneWord::make(pattern::find_input(inputs, prune.thresholds), is_causal(head_class.mask),
+                         prune.keep_sink);
+}
+
+// A pruned tile is decided on by the scores that kernels have before the softmax, which these
+// modifiers change: thresholds are for those before.
+void check_prune_alone(const Modifiers& modifiers) {
+  if (modifiers.prune.thresholds.empty()) return;
+  const char* other = !modifiers.alibi.empty()  ? "alibi"
+                      : !modifiers.bias.empty() ? "bias"
+                                                : nullptr;
+  if (other == nullptr) return;
+  throw Error(
+      Errc::unsupported,
+      fmt::format("prune({}, kv={}) and {}({}) are not supported together in a head, for prune "
+                  "decides by scores without {}: leave one out, or give them to different heads",
+                  modifiers.prune.thresholds, modifiers.prune.kv, other,
+                  !modifiers.alibi.empty() ? modifiers.alibi : modifiers.bias, other));
+}
+
 // Fills in the pattern's part of the plan: structures and head table.
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
-    structures.push_back(structure_of(head_class.mask));
-    numbers.push_back(numbers_of(head_class.mask, pattern.inputs()));
+    structures.push_back(structure_of(head_class));
+    numbers.push_back(numbers_of(head_class, pattern.inputs()));
   }
   const std::vector<int> class_of_head = pattern.class_of_head(problem);
 
@@ -168,9 +214,11 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string>& distinct = plan.spec.structures;
   size_t most_numbers = 0;
   for (const int c : class_of_head) {
+    check_prune_alone(pattern.classes()[c].modifiers);
     distinct.push_back(structures[c]);
     most_numbers = std::max(most_numbers, numbers[c].size());
     plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
+    plan.spec.prune = plan.spec.prune || !pattern.classes()[c].modifiers.prune.thresholds.empty();
   }
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -181,7 +229,11 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     const float softcap = pattern.classes()[pattern_class].modifiers.softcap;
     std::vector<int> row{static_cast<int>(found - distinct.begin()), std::bit_cast<int>(softcap)};
     row.insert(row.end(), numbers[pattern_class].begin(), numbers[pattern_class].end());
-    row.resize(2 + std::max<size_t>(most_numbers, 1));  // as HeadTable::Row
+    if (plan.spec.prune) {
+      row.resize(2 + most_numbers);
+      row.push_back(prune_word_of(pattern.classes()[pattern_class], pattern.inputs()));
+    }
+    row.resize(2 + std::max<size_t>(most_numbers + plan.spec.prune, 1));  // as HeadTable::Row
     return row;
   };
   // A per-head pattern keeps its table even where all heads happen to be alike, so that a model's
@@ -197,7 +249,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
-    plan.spec.builds_numbers |= input.kind == InputInfo::Kind::indices;
+    plan.spec.builds_numbers |=
+        input.kind == InputInfo::Kind::indices || input.kind == InputInfo::Kind::columns;
     plan.spec.builds_slashes |= input.kind == InputInfo::Kind::slashes;
   }
 
@@ -266,6 +319,43 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
   return numbers;
 }
 
+namespace {
+
+// A modifier of a head class as a C++ type, and the name of the input that it reads.
+struct ModifierType {
+  const char* type;
+  const std::string* input;
+};
+
+std::vector<ModifierType> modifier_types(const Modifiers& modifiers) {
+  std::vector<ModifierType> types;
+  for (const ModifierType& type : {ModifierType{"Alibi", &modifiers.alibi},
+                                   {"Bias", &modifiers.bias},
+                                   {"SinkLogit", &modifiers.sink_logit}}) {
+    if (!type.input->empty()) types.push_back(type);
+  }
+  return types;
+}
+
+}  // namespace
+
+std::string structure_of(const Pattern::HeadClass& head_class) {
+  std::string structure = structure_of(head_class.mask);
+  const std::vector<ModifierType> types = modifier_types(head_class.modifiers);
+  if (types.empty()) return structure;
+  for (const ModifierType& type : types) structure += fmt::format(", {}", type.type);
+  return fmt::format("With<{}>", structure);
+}
+
+std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
+                            const std::vector<InputInfo>& inputs) {
+  std::vector<int> numbers = numbers_of(head_class.mask, inputs);
+  for (const ModifierType& type : modifier_types(head_class.modifiers)) {
+    numbers.push_back(pattern::find_input(inputs, *type.input));
+  }
+  return numbers;
+}
+
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested) {
   check_problem(problem);
@@ -278,7 +368,15 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan_heads(pattern, problem, plan);
   const PatternTraits traits = traits_of(pattern, problem, plan.spec);
   const TileConfig tile = choose_tile(arch, problem, traits, requested);
-  refuse_for(reasons_against(tile, problem, arch));
+  std::vector<std::string> reasons = reasons_against(tile, problem, arch);
+  if (traits.prune_kv > 0) {
+    if (!reasons.empty() && traits.prune_kv > 64) {
+      reasons.push_back("prune with kv=128 needs key tiles of 128: calibrate for kv=64");
+    }
+    const std::vector<std::string> more = reasons_against_prune(tile, traits.prune_kv);
+    reasons.insert(reasons.end(), more.begin(), more.end());
+  }
+  refuse_for(reasons);
 
   plan.spec.family = family_of(tile);
   const bool hopper = plan.spec.family == KernelFamily::fwd_sm90;
@@ -293,8 +391,10 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
     const int width = std::max(problem.head_dim, problem.width_v());
-    plan.spec.pass_over = !shares_blocks(problem, traits, tile.block_m) ||
-                          plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters;
+    plan.spec.scores_ahead = plan.spec.prune && gets_scores_ahead(tile, problem, traits);
+    plan.spec.pass_over = !plan.spec.prune &&  // whose warpgroups decide on each tile together
+                          (!shares_blocks(problem, traits, tile.block_m) ||
+                           plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
   }
   plan.keys = traits.keys;
@@ -306,6 +406,22 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
   plan.spec.min_ctas_per_sm =
       hopper ? 1 : std::clamp(fitting_ctas, 1, warps_per_sm(tile, problem) / tile.num_warps);
+  return plan;
+}
+
+Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
+                           int kv) {
+  if (!pattern.inputs().empty()) {
+    throw Error(Errc::unsupported,
+                fmt::format("tile maxima are not supported for patterns with run-time inputs, here "
+                            "'{}': closed forms are; calibrate with those alone",
+                            pattern.inputs().front().name));
+  }
+  Problem narrow = problem;
+  narrow.head_dim_v = 16;  // nobody reads V: the least room for it
+  Plan plan =
+      make_plan(pattern, narrow, arch, {.block_m = kPruneRows, .block_n = kv, .portable = true});
+  plan.spec.tile_maxima = true;
   return plan;
 }
 

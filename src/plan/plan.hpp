@@ -28,7 +28,10 @@ struct KernelSpec {
   bool gathers = false;     ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
   bool pass_over = true;    ///< whether they pass over key tiles that only others see
   bool softcap = false;     ///< whether some head has one
-  int min_ctas_per_sm = 1;  ///< what the register allocation aims at
+  bool prune = false;       ///< whether some head is pruned
+  bool scores_ahead = false;  ///< whether pruned heads of fwd_sm90 have scores of two key tiles
+  bool tile_maxima = false;   ///< whether tile maxima are wanted, not attention; of fwd_sm80
+  int min_ctas_per_sm = 1;    ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
@@ -50,7 +53,7 @@ struct Plan {
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,
-  /// numbers...}.
+  /// numbers...}, where heads are pruned followed by a PruneWord.
   std::vector<int> head_table;
 };
 
@@ -59,11 +62,22 @@ struct Plan {
 Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested = {});
 
+/// Of a kernel that finds the highest scores of tiles of 128 rows and `kv` keys, and neither reads
+/// V nor writes an output. @throws Error as make_plan; unsupported for patterns with run-time
+/// inputs.
+Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
+                           int kv);
+
 /// A mask's structure as a C++ type: "All<Leaf<Causal>, Leaf<Sink>>".
 std::string structure_of(const Mask& mask);
+/// With modifiers other than softcap, "With<Leaf<Causal>, Alibi>".
+std::string structure_of(const Pattern::HeadClass& head_class);
 
 /// The numbers of a mask's atoms, in the order of its text; what comes from an input is the input's
 /// place among `inputs`.
 std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs);
+/// Then those of its modifiers.
+std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
+                            const std::vector<InputInfo>& inputs);
 
 }  // namespace girih::plan

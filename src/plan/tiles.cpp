@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "girih/shared/prune.cuh"
 #include "girih/shared/smem_layout.cuh"
 #include "plan/tiles_sm90.hpp"
 
@@ -33,6 +34,13 @@ auto order_of(const TileConfig& tile) {
 
 bool rows_divide(const TileConfig& tile) {
   return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
+}
+
+// A decision is for a whole tile. Eight warps hold what four do not, and 128 keys leave four no
+// register for it.
+std::vector<TileConfig> candidates_for_prune(int kv) {
+  if (kv > 64) return {{kPruneRows, kv, 2, 8}};
+  return {{kPruneRows, kv, 2, 4}, {kPruneRows, kv, 2, 8}};
 }
 
 }  // namespace
@@ -68,7 +76,7 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTr
     const auto tile = choose_tile_sm90(arch, problem, pattern, requested);
     if (tile) return *tile;
   }
-  const bool blocks = pattern.q_block_size > 0;
+  const bool blocks = pattern.q_block_size > 0 && pattern.prune_kv == 0;
   const int most_rows = blocks ? std::max(pattern.q_block_size, 64) : 128;
   const int most_keys = blocks ? std::max(pattern.kv_block_size, 32) : 128;
   static constexpr TileConfig kCandidates[] = {{128, 64, 2, 4}, {128, 32, 2, 4}, {128, 64, 2, 8},
@@ -82,6 +90,7 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTr
                                               ? TileConfig{64, 64, 2, 4}
                                               : TileConfig{128, 128, 2, 4});
   }
+  if (pattern.prune_kv > 0) candidates = candidates_for_prune(pattern.prune_kv);
   for (const TileConfig& candidate : candidates) {
     if (candidate.block_m > most_rows || candidate.block_n > most_keys) continue;
     const TileConfig tile = complete(requested, candidate);
@@ -171,6 +180,38 @@ std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& 
   tiles.erase(std::unique(tiles.begin(), tiles.end()), tiles.end());
   tiles.insert(tiles.begin(), first);
   return tiles;
+}
+
+std::vector<TileConfig> candidate_tiles(const Plan& plan, const Problem& problem,
+                                        const Arch& arch) {
+  std::vector<TileConfig> tiles = candidate_tiles(plan.spec.tile, problem, arch);
+  if (plan.spec.prune) {
+    std::erase_if(tiles, [&](const TileConfig& tile) {
+      return !reasons_against_prune(tile, plan.spec.tile.block_n).empty();
+    });
+  }
+  return tiles;
+}
+
+std::vector<std::string> reasons_against_prune(const TileConfig& tile, int prune_kv) {
+  std::vector<std::string> reasons;
+  if (tile.block_m != kPruneRows) {
+    reasons.push_back(
+        fmt::format("block_m {} is not supported with prune, which decides for {} rows",
+                    tile.block_m, kPruneRows));
+  }
+  if (tile.block_n != prune_kv) {
+    reasons.push_back(
+        fmt::format("block_n {} is not supported with prune(..., kv={}): a tile is what it decides "
+                    "on; leave it 0",
+                    tile.block_n, prune_kv));
+  }
+  constexpr int kMostStages = 7;  // warps that are further apart would confuse two decisions
+  if (tile.num_stages > kMostStages) {
+    reasons.push_back(fmt::format("num_stages {} is not supported with prune: 2 to {} are",
+                                  tile.num_stages, kMostStages));
+  }
+  return reasons;
 }
 
 }  // namespace girih::plan

@@ -24,6 +24,7 @@ int warps_per_sm(const TileConfig& tile, const Problem& problem);
 struct PatternTraits {
   KeysPerRow keys = KeysPerRow::many;
   bool softcap = false;              ///< whether some class of heads has one
+  bool scores = false;               ///< whether some class modifies scores otherwise
   bool elaborate = false;            ///< whether its masks take many registers
   bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
   bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
@@ -31,6 +32,7 @@ struct PatternTraits {
   bool mixed_slashes = false;        ///< and stands beside others
   int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
+  int prune_kv = 0;  ///< keys of the tiles that heads are pruned by; 0 where none is
 };
 
 /// The tile that is used: what was requested, its zeros filled in by measured experience. It is the
@@ -46,5 +48,10 @@ std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& 
 /// order.
 std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
                                         const Arch& arch);
+/// The same for a plan, whose pattern may bind them.
+std::vector<TileConfig> candidate_tiles(const Plan& plan, const Problem& problem, const Arch& arch);
+
+/// Why heads cannot be pruned with this tile.
+std::vector<std::string> reasons_against_prune(const TileConfig& tile, int prune_kv);
 
 }  // namespace girih::plan

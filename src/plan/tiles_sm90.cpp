@@ -16,9 +16,12 @@ constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
+constexpr int kMostFragmentsScores = 168;
+constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
-constexpr int kLessForWideNeighborhoods = 12;    // of heads wider than 192
+// Above 192: neighborhoods, and modified scores of elaborate masks.
+constexpr int kLessForWideHeads = 12;
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -35,8 +38,8 @@ int most_fragments(const TileConfig& tile) {
 // 64 rows of as many query heads as there are consumer warpgroups, where blocks of rows are not
 // larger and those heads see the same keys: a gathered key tile then serves every warpgroup.
 bool packs_heads(const Problem& problem, const PatternTraits& pattern, int block_m) {
-  return problem.shared_inputs && pattern.q_block_size > 0 && pattern.q_block_size <= 64 &&
-         problem.group_size() % (block_m / 64) == 0;
+  return pattern.prune_kv == 0 && problem.shared_inputs && pattern.q_block_size > 0 &&
+         pattern.q_block_size <= 64 && problem.group_size() % (block_m / 64) == 0;
 }
 
 bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int block_m) {
@@ -52,9 +55,18 @@ int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, i
     return kSlashBox;
   }
   const int size = pattern.kv_block_size;
-  const bool fits = size > 0 && size % 16 == 0 && size < block_n && block_n % size == 0 &&
+  const bool fits = pattern.prune_kv == 0 && size > 0 && size % 16 == 0 && size < block_n &&
+                    block_n % size == 0 &&
                     std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
   return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
+}
+
+// By what was compiled without spills.
+bool gets_scores_ahead(const TileConfig& tile, const Problem& problem,
+                       const PatternTraits& pattern) {
+  const bool modified = pattern.softcap || pattern.scores;
+  const int most = pattern.neighborhoods ? 160 : pattern.elaborate || modified ? 192 : 224;
+  return fragment_registers(tile, problem) + tile.block_n / 2 <= most;
 }
 
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
@@ -73,21 +85,28 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
   const int width = std::max(problem.head_dim, problem.width_v());
-  const bool three = width <= 128 && !pattern.elaborate && !pattern.softcap;
+  const bool prune = pattern.prune_kv > 0;
+  const bool elaborate = pattern.elaborate || prune;
+  const bool three = width <= 128 && !elaborate && !pattern.softcap;
   const bool short_rows =
       pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
-  int limit = !pattern.elaborate            ? most_fragments(tile)
+  int limit = !elaborate                    ? most_fragments(tile)
               : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
               : pattern.softcap             ? kMostFragmentsElaborateSoftcap
                                             : kMostFragmentsElaborate;
-  if (pattern.neighborhoods && width > kWidestWithSpareRegisters)
-    limit -= kLessForWideNeighborhoods;
+  if (pattern.scores && tile.block_m == 128) {
+    limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
+                                                        : kMostFragmentsScores);
+  }
+  const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
+  if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
     limit = std::min(limit, kMostFragmentsMixedSlashes);
   const int most_keys = requested.block_n                      ? requested.block_n
+                        : prune                                ? pattern.prune_kv
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
@@ -97,13 +116,15 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
     for (const int num_q_stages : {2, 1}) {
       for (const int num_stages : {5, 4, 3, 2}) {
         if (num_stages > (tile.block_n <= 64 ? 5 : 3)) continue;
+        // Skipped tiles pass faster than two stages of K fill.
+        if (prune && num_q_stages == 2 && num_stages == 2) continue;
         tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
         tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
         const bool roomy = requested.block_n != 0 || fragment_registers(tile, problem) <= limit;
         if (roomy && reasons_against_sm90(tile, problem, arch).empty()) return tile;
       }
     }
-    if (requested.block_n != 0) break;
+    if (requested.block_n != 0 || prune) break;
   }
   if (requested.num_q_stages == 0) return std::nullopt;
   tile.block_n = most_keys;

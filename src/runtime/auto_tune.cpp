@@ -207,8 +207,8 @@ std::optional<TileConfig> measure_tiles(const TileQuery& query, const jit::Args&
     return std::nullopt;
   }
   const plan::Plan plan = plan::make_plan(query.pattern, query.problem, query.arch);
-  const tune::Outcome outcome = time_tiles(
-      trial, plan::candidate_tiles(plan.spec.tile, query.problem, query.arch), make_kernel);
+  const tune::Outcome outcome =
+      time_tiles(trial, plan::candidate_tiles(plan, query.problem, query.arch), make_kernel);
 
   int version = 0;
   check(driver().cuDriverGetVersion(&version), "asking for the driver's version");

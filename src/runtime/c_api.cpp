@@ -237,23 +237,32 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
     kBits = 8,
     kNumbers = 16,
     kIndices = 32,
-    kSlash = 64
+    kSlash = 64,
+    kThresholds = 128,
+    kValues = 256,
+    kColumns = 512,
+    kPlanes = kList | kTable | kMask | kBits | kNumbers | kIndices | kSlash | kColumns
+  };
+  const auto is_set = [](const std::int64_t(&numbers)[4]) {
+    return std::any_of(std::begin(numbers), std::end(numbers), [](auto n) { return n != 0; });
   };
   static constexpr const char* kNames[] = {
-      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",   "GIRIH_BLOCK_MASK",    "GIRIH_BLOCK_BITS",
-      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES", "GIRIH_VERTICAL_SLASH"};
-  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_VERTICAL_SLASH) {
-    refuse(
-        fmt::format("{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to "
-                    "GIRIH_VERTICAL_SLASH ({})",
-                    where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_VERTICAL_SLASH));
+      "GIRIH_BLOCK_LIST",   "GIRIH_BLOCK_TABLE",     "GIRIH_BLOCK_MASK",     "GIRIH_BLOCK_BITS",
+      "GIRIH_HEAD_NUMBERS", "GIRIH_TOKEN_INDICES",   "GIRIH_VERTICAL_SLASH", "GIRIH_THRESHOLDS",
+      "GIRIH_VALUES",       "GIRIH_COLUMN_INTERVALS"};
+  if (c.kind < GIRIH_BLOCK_LIST || c.kind > GIRIH_COLUMN_INTERVALS) {
+    refuse(fmt::format(
+        "{}.kind is {}: it must be from GIRIH_BLOCK_LIST ({}) to GIRIH_COLUMN_INTERVALS ({})",
+        where, c.kind, +GIRIH_BLOCK_LIST, +GIRIH_COLUMN_INTERVALS));
   }
   const int kind = c.kind - GIRIH_BLOCK_LIST;
   const struct {
     const char* name;
-    bool is_set;
+    bool given;
     unsigned kinds;
-  } members[] = {{"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
+  } members[] = {{"batch", c.batch != 0, kPlanes},
+                 {"heads", c.heads != 0, kPlanes | kThresholds},
+                 {"num_q_blocks", c.num_q_blocks != 0, kList | kTable | kMask | kBits},
                  {"num_kv_blocks", c.num_kv_blocks != 0, kList | kTable | kMask | kBits},
                  {"row_capacity", c.row_capacity != 0, kTable},
                  {"indptr", c.indptr != nullptr, kList},
@@ -261,21 +270,47 @@ void check_members_of_kind(const std::string& where, const girih_input& c) {
                  {"indices", c.indices != nullptr, kList | kTable},
                  {"num_indices", c.num_indices != 0, kList},
                  {"plane_stride", c.plane_stride != 0, kList},
-                 {"data", c.data != nullptr, kMask | kBits | kNumbers | kIndices | kSlash},
-                 {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices},
-                 {"head_stride", c.head_stride != 0, kMask | kBits | kIndices},
+                 {"data", c.data != nullptr, ~(kList | kTable)},
+                 {"batch_stride", c.batch_stride != 0, kMask | kBits | kIndices | kColumns},
+                 {"head_stride", c.head_stride != 0, kMask | kBits | kIndices | kColumns},
                  {"row_stride", c.row_stride != 0, kMask | kBits},
-                 {"k_data", c.k_data != nullptr, kIndices | kSlash},
+                 {"k_data", c.k_data != nullptr, kIndices | kSlash | kColumns},
                  {"k_batch_stride", c.k_batch_stride != 0, kIndices},
                  {"k_head_stride", c.k_head_stride != 0, kIndices},
                  {"k_batch", c.k_batch != 0, kIndices},
                  {"k_heads", c.k_heads != 0, kIndices},
-                 {"num_tokens", c.num_tokens != 0, kIndices | kSlash},
-                 {"k_num_tokens", c.k_num_tokens != 0, kIndices | kSlash}};
-  for (const auto& [name, is_set, kinds] : members) {
-    if (!is_set || (kinds >> kind & 1) != 0) continue;
+                 {"num_tokens", c.num_tokens != 0, kIndices | kSlash | kColumns},
+                 {"k_num_tokens", c.k_num_tokens != 0, kIndices | kSlash},
+                 {"num_columns", c.num_columns != 0, kThresholds},
+                 {"kv_block_size", c.kv_block_size != 0, kThresholds},
+                 {"shape", is_set(c.shape), kValues},
+                 {"stride", is_set(c.stride), kValues},
+                 {"type", c.type != 0, kValues},
+                 {"rank", c.rank != 0, kValues},
+                 {"second_start", c.second_start != nullptr, kColumns},
+                 {"second_end", c.second_end != nullptr, kColumns},
+                 {"key_stride", c.key_stride != 0, kColumns}};
+  for (const auto& [name, given, kinds] : members) {
+    if (!given || (kinds >> kind & 1) != 0) continue;
     refuse(fmt::format("{}.{} is set, but {} has none: leave it zero", where, name, kNames[kind]));
   }
+}
+
+girih::Values values_of(const std::string& where, const girih_input& c) {
+  if (c.type != GIRIH_VALUES_FLOAT32 && c.type != GIRIH_VALUES_INT32) {
+    refuse(
+        fmt::format("{}.type is {}: it must be GIRIH_VALUES_FLOAT32 ({}) or GIRIH_VALUES_INT32 "
+                    "({})",
+                    where, c.type, +GIRIH_VALUES_FLOAT32, +GIRIH_VALUES_INT32));
+  }
+  girih::Values values;
+  values.data = c.data;
+  values.type =
+      c.type == GIRIH_VALUES_INT32 ? girih::Values::Type::int32 : girih::Values::Type::float32;
+  values.rank = c.rank;
+  std::copy(std::begin(c.shape), std::end(c.shape), values.shape.begin());
+  std::copy(std::begin(c.stride), std::end(c.stride), values.stride.begin());
+  return values;
 }
 
 girih::Input input_of(int index, const girih_input* pointer) {
@@ -341,6 +376,27 @@ girih::Input input_of(int index, const girih_input* pointer) {
                                      .num_slash = c.k_num_tokens,
                                      .batch = batch,
                                      .heads = heads};
+      break;
+    case GIRIH_THRESHOLDS:
+      input.data = girih::Thresholds{.data = static_cast<const float*>(c.data),
+                                     .heads = heads,
+                                     .num_columns = c.num_columns,
+                                     .kv_block_size = c.kv_block_size};
+      break;
+    case GIRIH_COLUMN_INTERVALS:
+      input.data = girih::ColumnIntervals{.start = static_cast<const std::int32_t*>(c.data),
+                                          .end = c.k_data,
+                                          .second_start = c.second_start,
+                                          .second_end = c.second_end,
+                                          .batch = batch,
+                                          .heads = heads,
+                                          .num_keys = c.num_tokens,
+                                          .key_stride = c.key_stride == 0 ? 1 : c.key_stride,
+                                          .batch_stride = c.batch_stride,
+                                          .head_stride = c.head_stride};
+      break;
+    case GIRIH_VALUES:
+      input.data = values_of(where, c);
       break;
     default:  // was refused
       break;

@@ -95,6 +95,26 @@ class InputPlanner {
     view.heads_per_plane = extents_.num_heads / numbers.heads;
   }
 
+  void operator()(const Thresholds& thresholds) {
+    if (wanted_.kind != InputInfo::Kind::thresholds) wrong_kind("thresholds");
+    check_extents(1, thresholds.heads);
+    check_pointer("data", thresholds.data, 4);
+    if (thresholds.kv_block_size != wanted_.kv_block_size) {
+      refuse(fmt::format(
+          "the input '{}' holds thresholds for tiles of {} keys, but the pattern "
+          "prunes tiles of {}: calibrate for these, or write kv={}",
+          wanted_.name, thresholds.kv_block_size, wanted_.kv_block_size, thresholds.kv_block_size));
+    }
+    if (thresholds.num_columns < 1 || thresholds.num_columns > kMaxNumber) {
+      fail("num_columns", thresholds.num_columns, fmt::format("from 1 to {}", kMaxNumber));
+    }
+    InputView& view = plan_.views[index_];
+    view.data = reinterpret_cast<const uint32*>(thresholds.data);
+    view.head_stride = thresholds.num_columns;
+    view.row_stride = thresholds.num_columns;
+    view.heads_per_plane = extents_.num_heads / thresholds.heads;
+  }
+
   void operator()(const TokenIndices& indices) {
     if (wanted_.kind != InputInfo::Kind::indices) wrong_kind("indices of tokens");
     const bool shared = is_left_out(indices.k);
@@ -113,28 +133,9 @@ class InputPlanner {
     params.num_sides = 2;
     const int batch = std::max(indices.q.batch, k.batch);
     params.planes_per_batch = std::max(indices.q.heads, k.heads);
-    params.num_planes = batch * params.planes_per_batch;
-    params.num_spans =
-        ceil_div(std::max(extents_.seqlen_q, extents_.seqlen_k), TokenNumbers::kSpan);
     params.sources[0] = source_of(indices.q, params.planes_per_batch, extents_.seqlen_q);
     params.sources[1] = source_of(k, params.planes_per_batch, extents_.seqlen_k);
-    const std::int64_t plane =
-        std::int64_t{params.num_sides} * TokenNumbers::kWordsPerSpan * params.num_spans;
-    if (plane > kMaxNumber) {
-      refuse(fmt::format(
-          "the input '{}' is for {} tokens: their numbers would take {} words a "
-          "plane, more than {}",
-          wanted_.name, std::max(extents_.seqlen_q, extents_.seqlen_k), plane, kMaxNumber));
-    }
-    params.out = reinterpret_cast<int*>(reserve(params.num_planes * plane));
-
-    InputView& view = plan_.views[index_];
-    view.data = reinterpret_cast<const uint32*>(params.out);
-    view.batch_stride = batch == 1 ? 0 : params.planes_per_batch * plane;
-    view.head_stride = plane;
-    view.row_stride = params.num_spans;
-    view.heads_per_plane = extents_.num_heads / params.planes_per_batch;
-    plan_.number_builds[plan_.num_number_builds++] = params;
+    build_numbers(params, batch, std::max(extents_.seqlen_q, extents_.seqlen_k));
   }
 
   void operator()(const SlashLists& lists) {
@@ -178,10 +179,121 @@ class InputPlanner {
     plan_.slash_builds[plan_.num_slash_builds++] = params;
   }
 
+  void operator()(const ColumnIntervals& columns) {
+    if (wanted_.kind != InputInfo::Kind::columns) wrong_kind("intervals of columns");
+    check_extents(columns.batch, columns.heads);
+    check_pointer("start", columns.start, 4);
+    check_pointer("end", columns.end, 4);
+    if (columns.second_start != nullptr || columns.second_end != nullptr) {
+      check_pointer("second_start", columns.second_start, 4);
+      check_pointer("second_end", columns.second_end, 4);
+    }
+    if (columns.num_keys < extents_.seqlen_k || columns.num_keys > kMaxNumber) {
+      fail("num_keys", columns.num_keys,
+           fmt::format("at least seqlen_k, {}, and at most {}", extents_.seqlen_k, kMaxNumber));
+    }
+    if (columns.key_stride < 1 || columns.key_stride > kMaxNumber) {
+      fail("key_stride", columns.key_stride, fmt::format("from 1 to {}", kMaxNumber));
+    }
+    check_not_negative("batch_stride", columns.batch_stride);
+    check_not_negative("head_stride", columns.head_stride);
+    if (reads_nothing()) return;
+
+    const std::int32_t* const sides[] = {columns.start, columns.end, columns.second_start,
+                                         columns.second_end};
+    BuildNumbersParams params{};
+    params.num_sides = Columns::kSides;
+    params.planes_per_batch = columns.heads;
+    for (int side = 0; side < Columns::kSides; ++side) {
+      params.sources[side] = source_of({.data = sides[side],
+                                        .batch = columns.batch,
+                                        .heads = columns.heads,
+                                        .num_tokens = columns.num_keys,
+                                        .batch_stride = columns.batch_stride,
+                                        .head_stride = columns.head_stride},
+                                       columns.heads, extents_.seqlen_k, columns.key_stride);
+    }
+    build_numbers(params, columns.batch, extents_.seqlen_k);
+  }
+
+  void operator()(const Values& values) {
+    const bool of_keys = wanted_.kind == InputInfo::Kind::key_values;
+    if (!of_keys && wanted_.kind != InputInfo::Kind::head_values) wrong_kind("values");
+    if (values.type != Values::Type::float32) wrong_kind("int32 values");
+    const auto [shape, stride] = aligned(values, of_keys ? 3 : 2);
+    check_extents(shape[0], shape[1]);
+    check_pointer("data", values.data, 4);
+    if (of_keys && (shape[2] < extents_.seqlen_k || shape[2] > kMaxNumber)) {
+      fail("a last extent of", shape[2],
+           fmt::format("at least seqlen_k, {}, and at most {}", extents_.seqlen_k, kMaxNumber));
+    }
+    if (of_keys && shape[2] > 1 && stride[2] != 1) {
+      fail("a last stride of", stride[2], "1: its last dimension must be contiguous");
+    }
+    InputView& view = plan_.views[index_];
+    view.data = static_cast<const uint32*>(values.data);
+    view.batch_stride = shape[0] == 1 ? 0 : stride[0];
+    view.head_stride = stride[1];
+    view.heads_per_plane = extents_.num_heads / static_cast<int>(shape[1]);
+  }
+
  private:
+  struct Dimensions {
+    std::array<std::int64_t, 4> shape, stride;
+  };
+
+  // As `rank` dimensions, leading ones that were left out of extent 1.
+  Dimensions aligned(const Values& values, int rank) const {
+    if (values.rank < 1 || values.rank > rank) {
+      fail("a rank of", values.rank,
+           fmt::format("from 1 to {}: the pattern wants {}", rank, wanted_.description()));
+    }
+    const auto is_zero = [](std::int64_t stride) { return stride == 0; };
+    const bool contiguous = std::all_of(values.stride.begin(), values.stride.end(), is_zero);
+    Dimensions result{};
+    std::int64_t step = 1;
+    for (int i = rank - 1; i >= 0; --i) {
+      const int own = i - (rank - values.rank);
+      const auto to = static_cast<std::size_t>(i), from = static_cast<std::size_t>(max(own, 0));
+      result.shape[to] = own < 0 ? 1 : values.shape[from];
+      result.stride[to] = own < 0 ? 0 : contiguous ? step : values.stride[from];
+      if (result.shape[to] < 0 || result.shape[to] > kMaxNumber) {
+        fail("an extent of", result.shape[to], fmt::format("from 0 to {}", kMaxNumber));
+      }
+      if (result.stride[to] < 0 || result.stride[to] > kMaxWords) {
+        fail("a stride of", result.stride[to], fmt::format("from 0 to {}", kMaxWords));
+      }
+      step *= std::max<std::int64_t>(result.shape[to], 1);
+    }
+    return result;
+  }
+
   struct Steps {
     std::int64_t batch, head, row;
   };
+
+  // Gives numbers of tokens their place in the workspace; sides and their sources are known.
+  void build_numbers(BuildNumbersParams& params, int batch, int num_tokens) {
+    params.num_planes = batch * params.planes_per_batch;
+    params.num_spans = ceil_div(num_tokens, TokenNumbers::kSpan);
+    const std::int64_t plane =
+        std::int64_t{params.num_sides} * TokenNumbers::kWordsPerSpan * params.num_spans;
+    if (plane > kMaxNumber) {
+      refuse(
+          fmt::format("the input '{}' is for {} tokens: their numbers would take {} words a "
+                      "plane, more than {}",
+                      wanted_.name, num_tokens, plane, kMaxNumber));
+    }
+    params.out = reinterpret_cast<int*>(reserve(params.num_planes * plane));
+
+    InputView& view = plan_.views[index_];
+    view.data = reinterpret_cast<const uint32*>(params.out);
+    view.batch_stride = batch == 1 ? 0 : params.planes_per_batch * plane;
+    view.head_stride = plane;
+    view.row_stride = params.num_spans;
+    view.heads_per_plane = extents_.num_heads / params.planes_per_batch;
+    plan_.number_builds[plan_.num_number_builds++] = params;
+  }
 
   [[noreturn]] void fail(const char* what, std::int64_t value, const std::string& expected) const {
     refuse(fmt::format("the input '{}' has {} {}: it must be {}", wanted_.name, what, value,
@@ -224,7 +336,7 @@ class InputPlanner {
     if (count > 0) check_pointer(what, list, 4);
   }
 
-  void check_extents(int batch, int heads) const {
+  void check_extents(std::int64_t batch, std::int64_t heads) const {
     if (batch != 1 && batch != extents_.batch) {
       fail("batch", batch,
            fmt::format("1, for all to share it, or the number of sequences, {}", extents_.batch));
@@ -266,13 +378,14 @@ class InputPlanner {
 
   // Numbers beyond the longest sequence are left where they are.
   static BuildNumbersParams::Source source_of(const TokenRows& rows, int planes_per_batch,
-                                              int length) {
+                                              int length, std::int64_t token_stride = 1) {
     const bool contiguous = rows.batch_stride == 0 && rows.head_stride == 0;
-    const std::int64_t head = contiguous ? rows.num_tokens : rows.head_stride;
+    const std::int64_t head = contiguous ? token_stride * rows.num_tokens : rows.head_stride;
     const std::int64_t batch = contiguous ? rows.heads * head : rows.batch_stride;
     return {.numbers = rows.data,
             .batch_stride = rows.batch == 1 ? 0 : batch,
             .head_stride = head,
+            .token_stride = token_stride,
             .planes_per_head = planes_per_batch / rows.heads,
             .num_tokens = length};
   }

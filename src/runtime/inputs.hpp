@@ -33,7 +33,8 @@ struct InputPlan {
   std::array<BuildListsParams, pattern::kMaxInputs> builds;  ///< of lists and byte masks
   std::array<int, pattern::kMaxInputs> build_input;          ///< which input each is for
   int num_builds = 0;
-  std::array<BuildNumbersParams, pattern::kMaxInputs> number_builds;  ///< of indices of tokens
+  /// Of indices of tokens and intervals of columns.
+  std::array<BuildNumbersParams, pattern::kMaxInputs> number_builds;
   int num_number_builds = 0;
   std::array<BuildSlashParams, pattern::kMaxInputs> slash_builds;  ///< of columns and slashes
   std::array<int, pattern::kMaxInputs> slash_input;                ///< which input each is for

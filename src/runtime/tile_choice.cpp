@@ -41,7 +41,7 @@ std::vector<TileChoice> tile_choices(const TileQuery& query, const TileConfig& r
                              .pattern = pattern.text(),
                              .girih_version = GIRIH_VERSION,
                              .bucket = bucket,
-                             .candidates = plan::candidate_tiles(plan.spec.tile, problem, arch)});
+                             .candidates = plan::candidate_tiles(plan, problem, arch)});
   if (!choice) return {heuristic};
 
   const tune::Record& record = choice->record;

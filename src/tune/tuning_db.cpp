@@ -179,15 +179,16 @@ const Record& best_of(const Pointers& records, const Query& query) {
 }  // namespace
 
 KernelId kernel_id(const plan::Plan& plan, const Problem& problem) {
-  return {plan.spec.dtype,
-          plan.spec.head_dim,
-          plan.spec.head_dim_v,
-          problem.group_size(),
-          fmt::format("{}", fmt::join(plan.spec.structures, "; ")),
-          plan.keys,
-          plan.q_block_size,
-          plan.kv_block_size,
-          plan.spec.pack_heads};
+  return {
+      plan.spec.dtype,
+      plan.spec.head_dim,
+      plan.spec.head_dim_v,
+      problem.group_size(),
+      fmt::format("{}{}", fmt::join(plan.spec.structures, "; "), plan.spec.prune ? "; pruned" : ""),
+      plan.keys,
+      plan.q_block_size,
+      plan.kv_block_size,
+      plan.spec.pack_heads};
 }
 
 Bucket bucket_of(const Shape& shape) {

@@ -7,13 +7,14 @@
 namespace girih {
 
 constexpr int kBuildNumbersThreads = 256;
-constexpr int kMaxSides = 2;
+constexpr int kMaxSides = 4;
 
 struct BuildNumbersParams {
-  // Plane (b, h) has the numbers from b * batch_stride + h / planes_per_head * head_stride on.
+  // Plane (b, h) has the numbers from b * batch_stride + h / planes_per_head * head_stride on,
+  // token_stride apart. Without any, they are 0.
   struct Source {
     const int* numbers;
-    int64 batch_stride, head_stride;
+    int64 batch_stride, head_stride, token_stride;
     int planes_per_head;
     int num_tokens;
   };
@@ -44,7 +45,8 @@ struct BuildNumbers {
     for (int i = warp; i < Layout::kBlocksPerSpan; i += kWarps) {
       const int token = span * Layout::kSpan + i * Layout::kBlock + lane;
       const bool exists = token < source.num_tokens;
-      const int number = exists ? from[token] : 0;
+      const int number =
+          exists && source.numbers != nullptr ? from[token * source.token_stride] : 0;
       side[token] = number;
       const NumberRange range{__reduce_min_sync(0xffffffff, exists ? number : kNoNumbers.least),
                               __reduce_max_sync(0xffffffff, exists ? number : kNoNumbers.most)};

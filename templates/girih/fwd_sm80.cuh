@@ -7,11 +7,14 @@
 // neither patterns nor heads except where a partial tile must be masked.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM, kBlockN
-// (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), Heads (a
-// HeadTable) and Classes (HeadClasses).
+// (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), kPrune
+// where heads are pruned (see attn/prune.cuh), kTileMaxima where instead of attention the highest
+// score of each tile is wanted, Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
+#include "girih/attn/prune.cuh"
 #include "girih/attn/schedule.cuh"
+#include "girih/attn/scores.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/attn/walk.cuh"
@@ -33,6 +36,8 @@ struct FwdSm80 {
   static constexpr int kBlockN = Config::kBlockN;
   static constexpr int kNumStages = Config::kNumStages;
   static constexpr int kNumThreads = 32 * Config::kNumWarps;
+  static constexpr bool kPrune = kPrunes<Config>;
+  static constexpr bool kTileMaxima = kWantsTileMaxima<Config>;
   static constexpr int kRowsPerWarp = kBlockM / Config::kNumWarps;
   static constexpr int kRowFragments = kRowsPerWarp / 16;  // m16
   static constexpr int kKeyFragments = kBlockN / 8;        // n8 of the scores
@@ -44,6 +49,7 @@ struct FwdSm80 {
   static_assert(kBlockN % 16 == 0, "ldmatrix takes 16 keys at a time");
   static_assert(kRowsPerWarp % 16 == 0 && kRowFragments * 16 * Config::kNumWarps == kBlockM);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
+  static_assert(!kPrune || kBlockM == kPruneRows, "a decision is for the whole query tile");
 
   using Scores = float[kRowFragments][kKeyFragments][4];
   using Output = float[kRowFragments][kDimFragments][4];
@@ -110,7 +116,7 @@ struct FwdSm80 {
   // What thread 0 keeps for all: the query tile, where its data lies, and the walk over its keys.
   // The walk is one tile ahead of the loads, so that a descriptor is written a barrier before it
   // is read.
-  struct Producer {
+  struct Producer : PrunedTile<kPrune> {
     static constexpr uint32 kRing = kNumStages + 1;
 
     int index;          // of the query tile in launch order; from num_tiles on there is none
@@ -159,6 +165,9 @@ struct FwdSm80 {
 
       const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head];
       softcap = head.softcap;
+      if constexpr (kPrune) {
+        this->rule = prune_rule(head.numbers[Classes::kNumNumbers], geometry, first_row, kBlockN);
+      }
       walk = {{first_row, min(first_row + kBlockM, geometry.seqlen_q)},
               {kBlockN, geometry.seqlen_k},
               Classes::kCount == 1 ? 0 : head.head_class,
@@ -172,6 +181,7 @@ struct FwdSm80 {
   // Read where it is used: the walk has no register to spare for it.
   static __device__ __forceinline__ float scale_log2_of(const FwdParams& params,
                                                         const Producer& producer) {
+    if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
     const float scale = params.softmax_scale_log2;
     return Config::kSoftcap ? capped_scale_log2(scale, producer.softcap) : scale;
   }
@@ -188,11 +198,24 @@ struct FwdSm80 {
       load_tile<kBlockN, kHeadDim, kNumThreads>(
           shared + kLayout.k_offset + stage * kLayout.k_stage_bytes, producer.k,
           params.k_strides.row, first_key, seqlen_k);
-      load_tile<kBlockN, kHeadDimV, kNumThreads>(
-          shared + kLayout.v_offset + stage * kLayout.v_stage_bytes, producer.v,
-          params.v_strides.row, first_key, seqlen_k);
+      if constexpr (!kTileMaxima) {
+        load_tile<kBlockN, kHeadDimV, kNumThreads>(
+            shared + kLayout.v_offset + stage * kLayout.v_stage_bytes, producer.v,
+            params.v_strides.row, first_key, seqlen_k);
+      }
     }
     cp_async_commit();
+  }
+
+  static __device__ __forceinline__ float finish(const OnlineSoftmax& softmax, int r,
+                                                 const FwdParams& params, const Producer& producer,
+                                                 float& lse) {
+    if constexpr (ClassModifiers<Classes>::kSinks) {
+      const float sink = ClassModifiers<Classes>::sink_logit(
+          producer.walk.head_class, producer.walk.numbers, producer.geometry);
+      return softmax.finish(r, sink, params.empty_lse, lse);
+    }
+    return softmax.finish(r, params.empty_lse, lse);
   }
 
   // Normalises, writes lse, and stores the rows through the warp's own part of what was the Q tile:
@@ -211,7 +234,7 @@ struct FwdSm80 {
       for (int r = 0; r < 2; ++r) {
         const int row = warp * kRowsPerWarp + 16 * i + 8 * r + lane / 4;
         float lse;
-        const float factor = softmax[i].finish(r, params.empty_lse, lse);
+        const float factor = finish(softmax[i], r, params, producer, lse);
         if (producer.lse != nullptr && lane % 4 == 0 && first_row + row < seqlen_q) {
           producer.lse[first_row + row] = lse;
         }
@@ -243,6 +266,11 @@ struct FwdSm80 {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     const uint32 q_tile = shared_address(shared);
+    if constexpr (kTileMaxima) {  // what is not visited stays -inf; nobody else writes here
+      float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
+      const int count = ceil_div(params.geometry.seqlen_k, kBlockN);
+      for (int n = threadIdx.x; n < count; n += kNumThreads) maxima[n] = kMinusInfinity;
+    }
 
     load_tile<kBlockM, kHeadDim, kNumThreads>(q_tile, producer.q, params.q_strides.row,
                                               producer.first_row, producer.geometry.seqlen_q);
@@ -286,6 +314,17 @@ struct FwdSm80 {
         }
       }
 
+      if constexpr (kNaturalScores<Classes>) {
+#pragma unroll
+        for (int i = 0; i < kRowFragments; ++i) {
+          modify_scores<Classes, kBlockN>(
+              scores[i], natural_scale(params.softmax_scale_log2, producer.softcap),
+              producer.walk.head_class, producer.walk.numbers, producer.geometry,
+              producer.first_row + warp * kRowsPerWarp + 16 * i + lane / 4,
+              [&](int column) { return tile.n_block * kBlockN + column; });
+        }
+      }
+
       if (partial) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
@@ -293,6 +332,31 @@ struct FwdSm80 {
           for (int r = 0; r < 2; ++r) mask.apply(scores[i], 16 * i + 8 * r + lane / 4, r);
         }
       }
+
+      bool used = true;
+      const int existing_rows =
+          producer.geometry.seqlen_q - producer.first_row - warp * kRowsPerWarp;
+      if constexpr (kTileMaxima) {
+        float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
+        const float scale = scale_log2_of(params, producer);
+#pragma unroll
+        for (int i = 0; i < kRowFragments; ++i) {
+          raise(maxima[tile.n_block], scores[i], existing_rows - 16 * i, scale);
+        }
+        used = false;
+      }
+      if constexpr (kPrune) {
+        if (producer.rule.may_skip(tile.n_block)) {
+          bool keep = false;
+#pragma unroll
+          for (int i = 0; i < kRowFragments; ++i) {
+            keep |= reaches(scores[i], existing_rows - 16 * i, scale_log2_of(params, producer),
+                            producer.rule.threshold);
+          }
+          used = __syncthreads_or(keep);
+        }
+      }
+      if (!used) continue;
 
       Probabilities probabilities;
 #pragma unroll
@@ -311,7 +375,7 @@ struct FwdSm80 {
       accumulate(output, probabilities, q_tile + kLayout.v_offset + stage * kLayout.v_stage_bytes,
                  lane);
     }
-    store(params, producer, output, softmax, shared);
+    if constexpr (!kTileMaxima) store(params, producer, output, softmax, shared);
   }
 
   // `inputs`: the pattern's, by slot; null where it has none.

@@ -3,10 +3,11 @@
 // A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
 // left. Its first warpgroup produces: warp 2 takes query tiles, describes them and finds the key
 // tiles that the mask lets them visit, running ahead into the next query tile; warp 0 starts the
-// copies of Q, K and V; warp 1 stores finished output. Every other warpgroup consumes: it owns 64
-// query rows, keeps their scores, probabilities and output in registers, and passes over key tiles
-// that only others' rows see. Of two consecutive key tiles it multiplies Q * K^T of the second and
-// P * V of the first at once, and does the softmax of the second while the latter runs.
+// copies of Q, K and V, but where tiles are pruned warp 3 those of V; warp 1 stores finished
+// output. Every other warpgroup consumes: it owns 64 query rows, keeps their scores, probabilities
+// and output in registers, and passes over key tiles that only others' rows see. Of two consecutive
+// key tiles it multiplies Q * K^T of the second and P * V of the first at once, and does the
+// softmax of the second while the latter runs.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
 // warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),
@@ -14,13 +15,16 @@
 // tile is gathered from boxes of so many keys, which the mask tells apart), kPackHeads (whether
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
-// tiles that only others see, or mask them), kSoftcap (whether some head has one), Heads (a
-// HeadTable) and Classes (HeadClasses).
+// tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
+// heads are pruned (see attn/prune_sm90.cuh) and then kScoresAhead, Heads (a HeadTable) and Classes
+// (HeadClasses).
 #pragma once
 
 #include "girih/attn/gather_slash.cuh"
+#include "girih/attn/prune_sm90.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
+#include "girih/attn/scores.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/ptx/mbarrier.cuh"
@@ -57,6 +61,8 @@ struct FwdSm90 {
   static constexpr int kScanBox = kGathers ? kBlockN : kKeyBox;
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
+  static constexpr bool kPrune = kPrunes<Config>;
+  static constexpr bool kScoresAhead = kGetsScoresAhead<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -65,7 +71,10 @@ struct FwdSm90 {
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
-  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV);
+  // Scores that are modified need them too.
+  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
+                                            (kScoresAhead ? kBlockN / 2 : 0) +
+                                            (kNaturalScores<Classes> ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
@@ -80,6 +89,9 @@ struct FwdSm90 {
   static_assert(kBlockN % kKeyBox == 0 && kKeyBox % 16 == 0 && kBoxes <= 32);
   static_assert(kNumQStages == 1 || kNumQStages == 2);
   static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
+  static_assert(!kPrune || (kBlockM == kPruneRows && kBoxes == 1 && !Config::kPackHeads &&
+                            !Config::kPassOver),
+                "all consumers visit the same key tiles and decide together on each");
 
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
@@ -108,7 +120,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work {
+  struct Work : PrunedTile<kPrune> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -177,6 +189,12 @@ struct FwdSm90 {
     Ring<kNumStages> ring;
   };
 
+  // Key tiles that may be pruned: the consumers' warps vote. One of them is at most kNumStages
+  // tiles ahead of another, and kNumVisits ahead of who loads V.
+  static constexpr int kNumVotes = 8;
+  static_assert(kNumStages < kNumVotes && kNumVisits < kNumVotes);
+  using Votes = PruneVotes<kPrune, 4 * kNumMmaWarpgroups, kNumVotes>;
+
   // Barriers, and what the warps tell one another. `full` ends when data has come, `empty` when its
   // readers are done.
   struct Control {
@@ -189,6 +207,7 @@ struct FwdSm90 {
     Visit visits[kNumVisits];
     Visit tiles[kNumStages];  // in K's stages
     Work work[kNumWorks];
+    Votes votes;
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
 
@@ -288,7 +307,10 @@ struct FwdSm90 {
                                                            sequence.q_row, at.head);
     work.out = static_cast<uint16*>(params.out) +
                offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
-
+    if constexpr (kPrune) {
+      work.rule =
+          prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);
+    }
     return true;
   }
 
@@ -503,12 +525,14 @@ struct FwdSm90 {
     return (bits & 1) | (bits & 2) << 1 | (bits & 4) << 2;
   }
 
+  // Starts the copy of a V; with `kept`, of that visit's.
   static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps,
                                                      const FwdRowMaps* row_maps, Control& control,
                                                      unsigned char* shared, const Pending& pending,
-                                                     uint32& tail_parity) {
+                                                     uint32& tail_parity,
+                                                     const Visit* kept = nullptr) {
     const int stage = pending.ring.stage;
-    const Visit& visit = control.tiles[stage];
+    const Visit& visit = kept == nullptr ? control.tiles[stage] : *kept;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     if constexpr (kGathers) {
       if (visit.flags & kSingleKeys) {  // of the sequence, all of them
@@ -575,7 +599,9 @@ struct FwdSm90 {
     const int lane = fresh_thread_index() % 32;
     Ring<kNumVisits> visits;
     Ring<kNumStages> keys;
-    Pending pending{}, due{};  // V goes one tile behind K, as it is used; what is due goes next
+    // V goes one tile behind K, as it is used; what is due goes next. A kernel that prunes has
+    // another warp for it, and nothing pending here.
+    Pending pending{}, due{};
     uint32 tail_parity = 0;
     uint32 count = 0;  // of query tiles
     const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
@@ -586,7 +612,7 @@ struct FwdSm90 {
     };
 #pragma unroll 1
     while (true) {
-      if (due.rows != Pending::kNone) {
+      if (!kPrune && due.rows != Pending::kNone) {
         load_values(maps, row_maps, control, shared, due, tail_parity);
         due.rows = Pending::kNone;
       }
@@ -654,8 +680,46 @@ struct FwdSm90 {
       // Without keys no row of the tile may be read; else the copy itself makes zeros of what lies
       // beyond the tensor.
       const bool some_foreign = foreign_tails || seqlen_k == 0;
-      pending = {sequence, some_foreign ? seqlen_k : 1 << 30, keys};
+      if constexpr (!kPrune) pending = {sequence, some_foreign ? seqlen_k : 1 << 30, keys};
       keys.advance();
+    }
+  }
+
+  // Where key tiles are pruned: loads V of those that are kept, as soon as that is known, while K
+  // runs ahead. Stages of V hold kept tiles only.
+  static __device__ __forceinline__ void load_kept_values(const FwdParams& params,
+                                                          const FwdTensorMaps& maps,
+                                                          Control& control, unsigned char* shared) {
+    const int lane = fresh_thread_index() % 32;
+    const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
+    Ring<kNumVisits> visits;
+    Pending pending{};
+    uint32 tail_parity = 0;
+    uint32 count = 0;  // of query tiles
+    uint32 votes = 0;
+#pragma unroll 1
+    while (true) {
+      wait(control.visit_full[visits.stage], visits.parity);
+      const Visit visit = control.visits[visits.stage];
+      release(control.visit_empty[visits.stage], lane);
+      visits.advance();
+      const int work_stage = count % kNumWorks;
+      const Work& work = control.work[work_stage];
+      if (work.first_row < 0) return;
+      const int seqlen_k = work.geometry.seqlen_k;
+      const bool some_foreign = foreign_tails || seqlen_k == 0;
+      pending.keys = work.keys;
+      pending.rows = some_foreign ? seqlen_k : 1 << 30;
+      const bool may_skip = work.rule.may_skip(visit.boxes[0]);
+      if (visit.flags & kLastVisit) {
+        ++count;
+        release(control.work_empty[work_stage], lane);
+      }
+      const uint32 vote = votes;
+      votes += may_skip;
+      if (may_skip && !control.votes.decision(vote)) continue;
+      load_values(maps, nullptr, control, shared, pending, tail_parity, &visit);
+      pending.ring.advance();
     }
   }
 
@@ -769,7 +833,8 @@ struct FwdSm90 {
     }
   };
 
-  // Softcap and mask; warp_row counts from the warpgroup's first. `given`: the tile's, or null.
+  // Softcap, modifiers and mask; warp_row counts from the warpgroup's first. `given`: the tile's,
+  // or null.
   static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
                                                 const Work& work, Tile tile,
                                                 const GatheredKeys<kBlockN>* given, int warpgroup,
@@ -778,6 +843,13 @@ struct FwdSm90 {
     if constexpr (Config::kSoftcap) {
       const float softcap = work.softcap[head];
       if (softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / softcap);
+    }
+    if constexpr (kNaturalScores<Classes>) {
+      modify_scores<Classes, kKeyBox>(
+          scores, natural_scale(params.softmax_scale_log2, work.softcap[head]),
+          work.head_class[head], work.numbers[head], work.geometry_of(warpgroup),
+          work.first_row_of(warpgroup) + warp_row + lane / 4,
+          [&](int column) { return tile.key(column); });
     }
     if (kind_of(tile.flags, warpgroup) == kPartial) {
       WarpMask<16, kBlockN> mask;
@@ -816,6 +888,18 @@ struct FwdSm90 {
     }
   }
 
+  static __device__ __forceinline__ float finish(const LazySoftmax& softmax, int r,
+                                                 const FwdParams& params, const Work& work,
+                                                 int warpgroup, float& lse) {
+    if constexpr (ClassModifiers<Classes>::kSinks) {
+      const int head = Work::head_of(warpgroup);
+      const float sink = ClassModifiers<Classes>::sink_logit(
+          work.head_class[head], work.numbers[head], work.geometry_of(warpgroup));
+      return softmax.finish(r, sink, params.empty_lse, lse);
+    }
+    return softmax.finish(r, params.empty_lse, lse);
+  }
+
   // Normalises, writes lse, and puts the output where the warpgroup's own rows of Q were.
   static __device__ __forceinline__ void stage_output(unsigned char* staging,
                                                       const FwdParams& params, const Work& work,
@@ -827,7 +911,7 @@ struct FwdSm90 {
     for (int r = 0; r < 2; ++r) {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
-      const float factor = softmax.finish(r, params.empty_lse, lse);
+      const float factor = finish(softmax, r, params, work, warpgroup, lse);
       const int head_row = work.first_row + row % kRowsPerHead;
       if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
@@ -841,6 +925,7 @@ struct FwdSm90 {
   }
 
   static __device__ __forceinline__ float score_scale_log2(const FwdParams& params, float softcap) {
+    if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
     if constexpr (Config::kSoftcap) return capped_scale_log2(params.softmax_scale_log2, softcap);
     return params.softmax_scale_log2;
   }
@@ -1013,10 +1098,13 @@ struct FwdSm90 {
       const auto init_releases = [&](const uint64& barrier, int warps) {
         init(barrier, warps * kSpeakingLanes);
       };
-      for (int i = 0; i < kNumWorks; ++i) init_releases(control.work_empty[i], kConsumerWarps + 2);
+      constexpr int kLoadingWarps = kPrune ? 2 : 1;
+      for (int i = 0; i < kNumWorks; ++i) {
+        init_releases(control.work_empty[i], kConsumerWarps + kLoadingWarps + 1);
+      }
       for (int i = 0; i < kNumVisits; ++i) {
         init_releases(control.visit_full[i], 1);
-        init_releases(control.visit_empty[i], 1);
+        init_releases(control.visit_empty[i], kLoadingWarps);
       }
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
@@ -1030,6 +1118,7 @@ struct FwdSm90 {
         init_releases(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
+      control.votes.init();
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
       tma_prefetch_map(maps.k);
@@ -1044,9 +1133,16 @@ struct FwdSm90 {
       if (warp == 0) load(params, maps, row_maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
       if (warp == 2) schedule(params, heads, inputs, counter, control);
+      if constexpr (kPrune) {
+        if (warp == 3) load_kept_values(params, maps, control, shared);
+      }
     } else {
       grow_registers<kConsumerRegisters>();
-      consume(params, control, shared, warpgroup - 1);
+      if constexpr (kPrune) {
+        PrunedConsumer<FwdSm90>{params, control, shared, warpgroup - 1}.run();
+      } else {
+        consume(params, control, shared, warpgroup - 1);
+      }
     }
   }
 };

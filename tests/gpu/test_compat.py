@@ -194,6 +194,19 @@ class FlashTest(CompatTest):
                     self.close(out[b], expected[0])
                     self.close_lse(lse[b], expected[1])
 
+    def test_slopes_of_all_sequences_and_of_each_are_alibi(self):
+        q, k, v = normal(2, 70, 4, 64), normal(2, 100, 2, 64), normal(2, 100, 2, 64)
+        i, j = rows_and_keys(70, 100)
+        distance = (i + 30 - j).abs()
+        heads = lambda x: x.float().transpose(1, 2)  # noqa: E731
+        scores = heads(q) @ heads(k).repeat_interleave(2, dim=1).transpose(2, 3) / 8
+        for slopes in (torch.rand(4, device="cuda"), torch.rand(2, 4, device="cuda")):
+            biased = scores - slopes.expand(2, 4)[..., None, None] * distance
+            weights = torch.softmax(biased.masked_fill(j > i + 30, -math.inf), -1)
+            expected = weights @ heads(v).repeat_interleave(2, dim=1)
+            out = compat.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes)
+            self.close(out, expected.transpose(1, 2))
+
     def test_packed_tensors_and_sequences_are_the_same_attention(self):
         qkv = normal(2, 90, 3, 4, 64)
         expected = compat.flash_attn_func(*qkv.unbind(2), causal=True)
@@ -217,8 +230,35 @@ class FlashTest(CompatTest):
         q = normal(1, 16, 2, 64).requires_grad_()
         with self.assertRaisesRegex(girih.Error, "no backward pass"):
             compat.flash_attn_func(q, q, q)
-        with self.assertRaisesRegex(girih.Error, "no kernel prunes"):
-            compat.block_sparse_flash_attn_func(q, q, q, torch.zeros(2, 1, device="cuda"))
+
+    def test_thresholds_skip_key_tiles(self):
+        for kv, causal in ((64, True), (64, False), (128, True)):
+            seqlen, heads = 640, 4
+            q, k, v = (normal(1, seqlen, heads, 64) for _ in range(3))
+            scores = torch.einsum("qhd,khd->hqk", q[0].double(), k[0].double()) / 8
+            visible = (causal_mask(seqlen, seqlen) if causal
+                       else torch.ones(seqlen, seqlen, dtype=torch.bool, device="cuda"))
+            tiles = scores.masked_fill(~visible, -math.inf).unflatten(1, (-1, 128))
+            maxima = tiles.unflatten(3, (-1, kv)).amax((2, 4))  # [heads, query tiles, key tiles]
+            before = torch.arange(seqlen // kv, device="cuda")
+            candidates = (before[None] < torch.arange(seqlen // 128, device="cuda")[:, None]
+                          * (128 // kv)) if causal else (before[None] < seqlen // kv - 1)
+            candidates = candidates.expand(seqlen // 128, -1)
+            threshold = torch.full((heads, seqlen // 128), -math.inf, device="cuda")
+            for h in range(heads):
+                for t in range(seqlen // 128):
+                    ordered = maxima[h, t][candidates[t]].sort().values
+                    if ordered.numel() > 1:
+                        i = ordered.numel() // 2
+                        threshold[h, t] = (ordered[i - 1] + ordered[i]) / 2
+            skipped = candidates[None] & (maxima < threshold[..., None])
+            self.assertTrue(bool(skipped.any()))
+            kept = ~skipped.repeat_interleave(128, 1).repeat_interleave(kv, 2) & visible
+            out, lse, _ = compat.block_sparse_flash_attn_func(
+                q, k, v, threshold, causal=causal, return_attn_probs=True, kv=kv)
+            expected = reference(q[0], k[0], v[0], kept)
+            self.close(out[0], expected[0])
+            self.close_lse(lse[0], expected[1])
 
 
 class LocalStrideTest(CompatTest):

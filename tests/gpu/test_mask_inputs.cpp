@@ -285,19 +285,20 @@ oracle::Expr indices_of(Kind kind, const InputData& data, int plane) {
   return expr;
 }
 
-// Three classes of kHashes heads with a KV head each, which compare the tokens' numbers alone,
-// under causality, and in an expression.
-void check_indices(const Case& c, const InputData& data, const std::string& description) {
+// Three classes of kHashes heads with a KV head each, which an input tells apart. atom(kind, plane)
+// reads one of its planes, and stands alone, under causality, and in an expression.
+template <class Atom>
+void check_three_classes(const Case& c, const InputData& data, const std::string& description,
+                         const Kind (&kinds)[3], const Atom& atom) {
   std::vector<std::vector<oracle::Expr>> sequences;
   for (int b = 0; b < c.batch; ++b) {
-    const auto indices = [&](Kind kind, int head_class) {
-      return indices_of(kind, data, data.plane(b, head_class * kHashes, c.problem.num_heads));
+    const auto of_class = [&](int head_class) {
+      return atom(kinds[head_class], data.plane(b, head_class * kHashes, c.problem.num_heads));
     };
-    sequences.push_back({indices(Kind::index_ge, 0),
-                         both(causal(), indices(Kind::segments, 1)),
-                         {Kind::any_of,
-                          {},
-                          {sink(3), both(window(100, 50), negation(indices(Kind::index_gt, 2)))}}});
+    sequences.push_back(
+        {of_class(0),
+         both(causal(), of_class(1)),
+         {Kind::any_of, {}, {sink(3), both(window(100, 50), negation(of_class(2)))}}});
   }
   const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
   const std::vector<Bound> bound = bind_all(bindings);
@@ -314,7 +315,78 @@ void check_indices(const Case& c, const InputData& data, const std::string& desc
       fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k, describe(c.problem)));
 }
 
+void check_indices(const Case& c, const InputData& data, const std::string& description) {
+  check_three_classes(c, data, description, {Kind::index_ge, Kind::segments, Kind::index_gt},
+                      [&](Kind kind, int plane) { return indices_of(kind, data, plane); });
+}
+
+// One of an input's planes as the oracle has it.
+oracle::Expr columns_of(const InputData& data, int plane) {
+  oracle::Expr expr{Kind::columns, {}, {}};
+  expr.columns.name = data.name;
+  const std::int32_t* bound =
+      data.bounds.data() + std::int64_t{plane} * data.seqlen_k * 2 * data.num_intervals;
+  for (int k = 0; k < data.seqlen_k; ++k) {
+    expr.columns.rows.emplace_back();
+    for (int i = 0; i < data.num_intervals; ++i, bound += 2) {
+      expr.columns.rows.back().emplace_back(bound[0], bound[1]);
+    }
+  }
+  return expr;
+}
+
+void check_columns(const Case& c, const InputData& data, const std::string& description) {
+  check_three_classes(c, data, description, {Kind::columns, Kind::columns, Kind::columns},
+                      [&](Kind, int plane) { return columns_of(data, plane); });
+}
+
 }  // namespace
+
+TEST_CASE("intervals of rows show exactly the keys that have the row, one or two of them a key") {
+  constexpr Lengths kKeyLengths[] = {{1024, 1024}, {128, 217}, {300, 2111}, {700, 333}, {1, 5175}};
+  std::uint64_t turn = 0;
+  for (const int head_dim : {64, 128, 192, 256}) {
+    for (const Lengths lengths : kKeyLengths) {
+      for (const int intervals : {1, 2}) {
+        const Case c = block_case(head_dim, 2, lengths, ++turn);
+        const int most = turn % 3 == 0 ? 9 : turn % 3 == 1 ? 200 : 3000;
+        check_columns(
+            c,
+            girih::verify::random_columns("d", turn % 4 == 3 ? 1 : 2, turn % 5 == 0 ? 1 : 3,
+                                          lengths.q, lengths.k, intervals, most, turn),
+            fmt::format("{} intervals of up to {} rows", intervals, most));
+      }
+    }
+  }
+}
+
+TEST_CASE("intervals of rows follow the sequences of packed, shortened and padded batches") {
+  std::mt19937_64 random(5);
+  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+    Case c = block_case(64, 7, {300, 420}, 601);
+    c.problem.layout = layout;
+    if (layout == Layout::thd) {
+      c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
+      c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
+    } else {
+      c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
+      c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
+    }
+    for (const int intervals : {1, 2}) {
+      check_columns(c, girih::verify::random_columns("d", 7, 3, 300, 420, intervals, 80, 8),
+                    "intervals in sequences of their own lengths");
+    }
+  }
+}
+
+TEST_CASE("sanitizer: intervals of rows show exactly the keys that have the row") {
+  Case c = block_case(64, 3, {150, 210}, 42);
+  c.problem.layout = Layout::thd;
+  c.lengths.q = {150, 0, 129};
+  c.lengths.k = {210, 64, 1};
+  c.max_ctas = 2;
+  check_columns(c, girih::verify::random_columns("d", 3, 3, 150, 210, 2, 40, 12), "sanitizer");
+}
 
 TEST_CASE("numbers of tokens show exactly the keys that they allow, in order and in none") {
   constexpr Lengths kTokenLengths[] = {{1024, 1024}, {1024, 1023}, {128, 217}, {300, 2111},

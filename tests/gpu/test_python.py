@@ -174,6 +174,47 @@ class TokenIndicesTest(unittest.TestCase):
             expected, _ = reference(q, k, v, mask)
             torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
 
+    def test_intervals_of_rows_are_flashmask(self):
+        q, k, v = tensors()
+        rows, keys = torch.arange(70, device="cuda")[:, None], torch.arange(100, device="cuda")
+        bounds = torch.randint(0, 80, (2, 2, 100, 4), device="cuda", dtype=torch.int32)
+        start, end, second_start, second_end = bounds.unbind(-1)
+        inside = lambda a, b: (a[..., None, :] <= rows) & (rows < b[..., None, :])  # noqa: E731
+        one = inside(start, end).repeat_interleave(2, dim=1)
+        two = one | inside(second_start, second_end).repeat_interleave(2, dim=1)
+        causal = keys <= rows + 30
+        columns = girih.ColumnIntervals
+        for pattern, given, mask in (
+                ("columns(c)", columns(start.contiguous(), end.contiguous()), one),
+                ("columns(c)", columns(start, end, second_start, second_end), two),
+                ("causal & !columns(c)", columns(start, end, second_start, second_end),
+                 ~two & causal)):
+            out = girih.attention(q, k, v, pattern, inputs={"c": given})
+            expected, _ = reference(q, k, v, mask)
+            torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+    def test_slopes_biases_and_sinks_are_float32_tensors(self):
+        q, k, v = tensors()
+        slopes = torch.rand(4, device="cuda")
+        bias = torch.randn(2, 2, 100, device="cuda")
+        sinks = torch.randn(4, device="cuda")
+        p, keys = torch.arange(70, device="cuda")[:, None] + 30, torch.arange(100, device="cuda")
+        heads = lambda x: x.float().transpose(1, 2)  # noqa: E731
+        scores = heads(q) @ heads(k).repeat_interleave(2, dim=1).transpose(2, 3) / 8
+        scores = scores - slopes[:, None, None] * (p - keys).abs()
+        scores = scores + bias.repeat_interleave(2, dim=1)[:, :, None, :]
+        scores = scores.masked_fill(keys > p, -math.inf)
+        column = sinks[None, :, None, None].expand(2, 4, 70, 1)
+        weights = torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
+        expected = (weights @ heads(v).repeat_interleave(2, dim=1)).transpose(1, 2)
+        out, lse = girih.attention(q, k, v, "causal with alibi(s), bias(b), sink_logit(z)",
+                                   inputs={"s": slopes, "b": bias, "z": sinks}, return_lse=True)
+        torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(lse, torch.logsumexp(torch.cat([scores, column], -1), -1),
+                                   rtol=1e-3, atol=1e-3)
+        with self.assertRaisesRegex(girih.Error, "at least seqlen_k, 100"):
+            girih.attention(q, k, v, "causal with bias(b)", inputs={"b": bias[..., :99]})
+
     def test_indices_that_do_not_fit_are_refused(self):
         q, k, v = tensors()
         ids = torch.zeros(2, 70, device="cuda", dtype=torch.int32)

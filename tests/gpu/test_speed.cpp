@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "compile/nvrtc.hpp"
@@ -175,6 +177,61 @@ TEST_CASE("block lists of 32 heads and 131072 tokens are built in no time") {
         }));
     MESSAGE(fmt::format("{} are built in {:.3f} ms", name, milliseconds));
     CHECK(milliseconds <= 0.3);
+  }
+}
+
+TEST_CASE("what pruning skips saves time, and deciding costs little") {
+  const verify::Device device;
+  constexpr int kLength = 32768, kHeads = 32, kHeadsKv = 8;
+  const auto milliseconds = [](const Workload& workload, const std::string& pattern) {
+    const jit::Kernel kernel = jit::compile(Pattern::parse(pattern), workload.parameters.problem);
+    const jit::Args args = workload.args();
+    return verify::median(
+        verify::time_launches({.warmups = 3, .repeats = 15}, [&] { kernel.launch(args); }));
+  };
+  for (const int kv : {64, 128}) {
+    // Scores of some key tiles are a sixteenth of the others', whose maxima are about 4.
+    for (const auto& [skipped, allowed] :
+         {std::pair{0, 1.12}, std::pair{50, 0.85}, std::pair{70, 0.75}}) {
+      Case c;
+      c.problem = {.head_dim = 128, .num_heads = kHeads, .num_heads_kv = kHeadsKv};
+      c.seqlen_q = c.seqlen_k = kLength;
+      Workload plain(c);
+      plain.fill_normal(1);
+      const double causal_ms = milliseconds(plain, "causal");
+      verify::InputData thresholds{.kind = InputInfo::Kind::thresholds, .name = "t"};
+      thresholds.thresholds = {2.0f};
+      thresholds.num_columns = 1;
+      thresholds.prune_kv = kv;
+      c.inputs = {thresholds};
+      Workload workload(c);
+      workload.fill_normal(1);
+      std::mt19937_64 random(3);
+      for (int h = 0; h < kHeadsKv; ++h) {
+        for (int n = 0; n < kLength / kv; ++n) {
+          if (static_cast<int>(random() % 100) >= skipped) continue;
+          for (int i = 0; i < kv; ++i) {
+            std::uint16_t* const row = workload.k_row(0, kv * n + i, h);
+            for (int j = 0; j < 128; ++j) {
+              row[j] =
+                  verify::narrow(c.problem.dtype, verify::widen(c.problem.dtype, row[j]) * 0.0625f);
+            }
+          }
+        }
+      }
+      workload.upload_inputs();
+      const double pruned_ms =
+          milliseconds(workload, fmt::format("causal with prune(t, kv={})", kv));
+      MESSAGE(
+          fmt::format("causal, {} heads of {}: {:.3f} ms, with {} % of tiles of {} keys pruned "
+                      "{:.3f} ms: {:.2f}",
+                      kHeads, kLength, causal_ms, skipped, kv, pruned_ms, pruned_ms / causal_ms));
+      if (device.arch() == "sm_90") {
+        CHECK(pruned_ms <= allowed * causal_ms);
+      } else {
+        MESSAGE("skipped: the figures are for sm_90");
+      }
+    }
   }
 }
 

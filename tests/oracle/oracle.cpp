@@ -260,6 +260,8 @@ std::string text(const Expr& expr) {
       return "index_gt(" + expr.indices.name + ")";
     case Kind::vertical_slash:
       return "vertical_slash(" + expr.slash.name + ")";
+    case Kind::columns:
+      return "columns(" + expr.columns.name + ")";
     case Kind::all_of:
     case Kind::any_of:
     case Kind::negation:
@@ -332,6 +334,11 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
       if (known != expr.slash.windows.end()) return known->second.at(std::size_t(k)) != 0;
       return window_keys(expr.slash, sizes, q / 64).at(std::size_t(k)) != 0;
     }
+    case Kind::columns:
+      for (const auto& [first, behind] : expr.columns.rows.at(std::size_t(k))) {
+        if (first <= q && q < behind) return true;
+      }
+      return false;
     case Kind::all_of:
       return std::all_of(expr.operands.begin(), expr.operands.end(), holds);
     case Kind::any_of:

@@ -70,6 +70,12 @@ struct VerticalSlash {
   void remember(const Sizes& sizes, const std::vector<int>& rows);
 };
 
+/// Rows that see a key: pairs of the first and the one behind the last, as many for each key.
+struct Columns {
+  std::string name = {};
+  std::vector<std::vector<std::pair<long long, long long>>> rows = {};  ///< by key
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -92,6 +98,7 @@ struct Expr {
     index_ge,
     index_gt,
     vertical_slash,
+    columns,
     all_of,
     any_of,
     negation
@@ -104,6 +111,7 @@ struct Expr {
   std::vector<Axis> axes = {};
   Indices indices = {};
   VerticalSlash slash = {};
+  Columns columns = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.

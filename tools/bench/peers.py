@@ -5,8 +5,8 @@ scaled_dot_product_attention, and FlexAttention, compiled, with explicit block l
     tools/bench/peers.py --quick
     tools/bench/peers.py --rows F1,F4,fit --json peers.json
 
-Rows, all bf16, batch 1, random normal inputs; "own dense" is Girih on a full (F8, F9: causal) mask
-of the same shape, timed before and after the others in each round:
+Rows, all bf16, batch 1, random normal inputs; "own dense" is Girih on a full (F8, F9, prune: causal)
+mask of the same shape, timed before and after the others in each round:
 
   F1, F2  dense causal, dense full, against cuDNN
   F3      other head dims, full and causal, against cuDNN; a limit holds for either mask
@@ -20,6 +20,7 @@ of the same shape, timed before and after the others in each round:
           over own dense causal times the visible share
   F11     the portable kernel
   F12     one causal head beside 31 streaming ones: time over what its tiles take in a dense launch
+  prune   key tiles of 64 and 128 below a threshold, as many in a hundred: time over own dense causal
   fit     time = a + b * k over the number k of blocks in every row
 
 Every output is compared, Girih's poisoned with NaN before: sampled rows of each head with a float64
@@ -625,6 +626,33 @@ def f12(bench):
                  lambda own, dense: own.ms / (dense.ms * share_of_tiles), 1.25, 1.08, lower=True)
 
 
+def pruned(bench):
+    seqlen, heads = 32768, 32
+    keys = torch.arange(seqlen, device="cuda")
+    for kv in (64, 128):
+        for percent, must in ((0, 1.12), (50, 0.85), (70, 0.75)):
+            # Scores of skipped tiles are a sixteenth of the others', whose maxima are about 4.
+            qkv = random_tensors(seqlen, heads)
+            low = torch.rand(heads, seqlen // kv, device="cuda") < percent / 100
+            qkv[1] *= torch.where(low.repeat_interleave(kv, 1).T[None, :, :, None], 0.0625, 1.0)
+
+            def visible(head, rows, low=low, kv=kv):
+                own = rows[:, None] // 128 == keys // 128  # the diagonal's tiles
+                return (keys <= rows[:, None]) & (own | ~low[head][keys // kv])
+
+            # Of a kept tile's keys, rows from the next query tile on see all.
+            first = keys // 128 * 128
+            later = (seqlen - first - 128).expand(heads, -1)
+            count = (heads * (seqlen // 128) * 128 * 129 // 2
+                     + (later * ~low.repeat_interleave(kv, 1)).sum().item())
+            mask = Mask("causal with prune(t, kv=%d)" % kv, visible, count,
+                        inputs={"t": girih.Thresholds(torch.full((1, 1), 2.0, device="cuda"), kv)})
+            dense, own = own_dense(bench, "causal", qkv), bench.girih(qkv, mask)
+            bench.measure([own, dense], dense)
+            bench.record("prune", "%d %% of tiles of %d keys 32k" % (percent, kv), own, dense,
+                         lambda own, dense: own.ms / dense.ms, must, lower=True)
+
+
 def fit(bench):
     """Least squares of relative errors, so that short lists count as much as long ones."""
     sms = torch.cuda.get_device_properties(0).multi_processor_count
@@ -646,7 +674,7 @@ def fit(bench):
 
 
 ROWS = {"F1": f1, "F2": f2, "F3": f3, "F4": f4_f5, "F5": f4_f5, "F6": f6, "F7": f7, "F8": f8,
-        "F9": f9, "F10": f10, "F11": f11, "F12": f12, "fit": fit}
+        "F9": f9, "F10": f10, "F11": f11, "F12": f12, "prune": pruned, "fit": fit}
 
 
 # --- The report -----------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ import sys
 import threading
 
 __all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "SlashLists",
-           "TokenIndices", "attention", "bind_combine", "combine", "compile", "estimate_slashes",
-           "version"]
+           "Thresholds", "TokenIndices", "attention", "bind_combine", "combine", "compile",
+           "estimate_slashes", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -49,7 +49,7 @@ _LAYOUTS = {"bshd": 0, "bhsd": 1, "thd": 2}
 _JIT = {None: 0, "auto": 1, "off": 2}
 _TUNE = {None: 0, "db": 1, "off": 2, "auto": 3}
 (_BLOCK_LIST, _BLOCK_TABLE, _BLOCK_MASK, _BLOCK_BITS, _HEAD_NUMBERS, _TOKEN_INDICES,
- _VERTICAL_SLASH) = range(1, 8)
+ _VERTICAL_SLASH, _THRESHOLDS, _VALUES, _COLUMN_INTERVALS) = range(1, 11)
 _NO_DEVICE = 6
 _GIVEN_SOFTMAX_SCALE, _GIVEN_Q_START = 1, 2
 
@@ -101,7 +101,10 @@ class _Input(_Struct):
                 ("data", _void_p), ("batch_stride", _int64), ("head_stride", _int64),
                 ("row_stride", _int64), ("k_data", _void_p), ("k_batch_stride", _int64),
                 ("k_head_stride", _int64), ("k_batch", _int32), ("k_heads", _int32),
-                ("num_tokens", _int32), ("k_num_tokens", _int32)]
+                ("num_tokens", _int32), ("k_num_tokens", _int32), ("num_columns", _int32),
+                ("kv_block_size", _int32), ("shape", _int64 * 4),
+                ("stride", _int64 * 4), ("type", _int32), ("rank", _int32),
+                ("second_start", _void_p), ("second_end", _void_p), ("key_stride", _int64)]
 
 
 class _Args(_Struct):
@@ -406,7 +409,80 @@ def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale
     return SlashLists(*(torch.stack(entries, 1).contiguous() for entries in lists))
 
 
-def _tokens(name, tensor, device):
+class Thresholds:
+    """Scores below which prune skips key tiles.
+
+    values: float32, contiguous [heads, num_columns]: for each head (num_heads, num_heads_kv or 1)
+      and each 128 positions of queries; those beyond the last column take the last one. -inf and
+      NaN keep every tile.
+    kv: keys of the tiles that they were calibrated for, 64 or 128, as prune has it.
+    """
+
+    def __init__(self, values, kv):
+        self.values, self.kv = values, kv
+
+    def _input(self, name, device):
+        shape = tuple(self.values.shape)
+        if len(shape) != 2:
+            _refuse("%s.values has %d dimensions: it must have two, [heads, num_columns]"
+                    % (name, len(shape)))
+        return _Input(kind=_THRESHOLDS, heads=shape[0], num_columns=shape[1],
+                      kv_block_size=self.kv,
+                      data=_array(name + ".values", self.values, "float32", shape, device))
+
+
+class ColumnIntervals:
+    """Which rows see a key: rows q with start <= q < end, or with second_start <= q < second_end.
+
+    start, end: int32 [batch, heads, seqlen_k] with the same strides; without heads (then [batch,
+      seqlen_k]), or without both, all share. The last dimension may have any stride, so that bounds
+      may lie beside one another: ColumnIntervals(*rows.unbind(-1)). Rows count from a sequence's
+      own first one.
+    second_start, second_end: likewise, both or neither.
+
+    FlashMask's startend_row_indices are the rows that do not: !columns(...).
+    """
+
+    def __init__(self, start, end, second_start=None, second_end=None):
+        self.start, self.end = start, end
+        self.second_start, self.second_end = second_start, second_end
+
+    def _input(self, name, device):
+        batch, heads, tokens, batch_stride, head_stride = _tokens(name + ".start", self.start,
+                                                                  device, any_stride=True)
+        shape, stride = tuple(self.start.shape), tuple(self.start.stride())
+        result = _Input(kind=_COLUMN_INTERVALS, batch=batch, heads=heads, num_tokens=tokens,
+                        data=self.start.data_ptr(), batch_stride=batch_stride,
+                        head_stride=head_stride, key_stride=stride[-1] if tokens > 1 else 1)
+        if (self.second_start is None) != (self.second_end is None):
+            _refuse("%s has one of second_start and second_end: give both" % name)
+        for member, tensor in (("end", self.end), ("second_start", self.second_start),
+                               ("second_end", self.second_end)):
+            if tensor is None and member != "end":
+                continue
+            where = name + "." + member
+            _tokens(where, tensor, device, any_stride=True)
+            if (tuple(tensor.shape), tuple(tensor.stride())) != (shape, stride):
+                _refuse("%s has shape %s and strides %s: they must be start's, %s and %s"
+                        % (where, list(tensor.shape), list(tensor.stride()), list(shape),
+                           list(stride)))
+            setattr(result, "k_data" if member == "end" else member, tensor.data_ptr())
+        return result
+
+
+def _values(name, tensor, device):
+    """An input of float32 numbers, in the dimensions that the pattern wants, by their strides."""
+    _check_device(name, tensor, device)
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if not 1 <= len(shape) <= 4:
+        _refuse("%s has %d dimensions: it must have 1 to 4" % (name, len(shape)))
+    if not any(stride):
+        _refuse("%s is one number, expanded: call contiguous()" % name)
+    return _Input(kind=_VALUES, data=tensor.data_ptr(), rank=len(shape),
+                  shape=(_int64 * 4)(*shape), stride=(_int64 * 4)(*stride))
+
+
+def _tokens(name, tensor, device, any_stride=False):
     """batch, heads, tokens, batch stride and head stride of a row of numbers for each plane."""
     _check_device(name, tensor, device)
     if _dtype_name(tensor.dtype) != "int32":
@@ -415,7 +491,7 @@ def _tokens(name, tensor, device):
     if not 1 <= len(shape) <= 3:
         _refuse("%s has %d dimensions: it must have 1 to 3, tokens behind [batch, heads]"
                 % (name, len(shape)))
-    if shape[-1] > 1 and stride[-1] != 1:
+    if shape[-1] > 1 and (stride[-1] < 1 if any_stride else stride[-1] != 1):
         _refuse("%s has stride %d between tokens: it must be 1; call contiguous()"
                 % (name, stride[-1]))
     batch, heads = ((1, 1) if len(shape) == 1 else (shape[0], 1) if len(shape) == 2 else shape[:2])
@@ -455,19 +531,23 @@ def _rows(name, tensor, device, **members):
 def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
-    if isinstance(value, (BlockList, BlockTable, BlockBits, TokenIndices, SlashLists)):
+    if isinstance(value, (BlockBits, BlockList, BlockTable, ColumnIntervals, SlashLists, Thresholds,
+                          TokenIndices)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
         _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits, "
-                "TokenIndices or SlashLists" % (where, type(value).__name__))
+                "TokenIndices, SlashLists, Thresholds or ColumnIntervals"
+                % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
     elif _dtype_name(value.dtype) == "int32":
         batch, heads = _planes(where, value, 0)
         result = _Input(kind=_HEAD_NUMBERS, batch=batch, heads=heads,
                         data=_array(where, value, "int32", value.shape, device))
+    elif _dtype_name(value.dtype) == "float32":
+        result = _values(where, value, device)
     else:
-        _refuse("%s is %s: block masks are bool or uint8, numbers are int32"
+        _refuse("%s is %s: block masks are bool or uint8, numbers are int32, values float32"
                 % (where, _dtype_name(value.dtype)))
     result.name = name.encode()
     return result
@@ -738,6 +818,10 @@ def attention(q, k, v, pattern="dense", **arguments):
       sink($n): numbers, int32, contiguous [batch, heads].
       segments(d), index_ge(d), index_gt(d): TokenIndices(q, k), int32 [batch, heads, seqlen].
       vertical_slash(v): SlashLists(vertical, slash), int32 [batch, heads, number].
+      prune(t, kv=64): Thresholds(values, kv=64), float32 [heads, num_columns].
+      columns(c): ColumnIntervals(start, end, ...), int32 [batch, heads, seqlen_k].
+      alibi(a), sink_logit(z): float32 [batch, heads]; bias(b): float32 [batch, heads, seqlen_k], the
+        last dimension contiguous.
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.

@@ -113,16 +113,19 @@ def block_sparse_pattern(head_mask_type, streaming_info=None, is_causal=False,
     return _heads_pattern(masks), planes
 
 
-def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0):
+def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0, alibi=False):
     """What FlashAttention's arguments mean, as a pattern's text. Distances of the window are
-    inclusive, and below 0 unbounded; a causal one ends at the diagonal."""
+    inclusive, and below 0 unbounded; a causal one ends at the diagonal. alibi: the slopes are the
+    input alibi_slopes."""
     left, right = (max(int(size), -1) for size in window_size)
     if causal:
         text = "causal" if left < 0 else "causal & window(left=%d)" % left
     else:
         sizes = ["%s=%d" % pair for pair in (("left", left), ("right", right)) if pair[1] >= 0]
         text = "window(%s)" % ", ".join(sizes) if sizes else "dense"
-    return text + (" with softcap(%s)" % repr(float(softcap)) if softcap > 0 else "")
+    modifiers = ["softcap(%s)" % repr(float(softcap))] if softcap > 0 else []
+    modifiers += ["alibi(alibi_slopes)"] if alibi else []
+    return text + (" with " + ", ".join(modifiers) if modifiers else "")
 
 
 def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, homo_head=False,
@@ -455,20 +458,23 @@ class LocalStrideSparseAttention(_Module):
 
 
 def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-           return_attn_probs, **arguments):
+           return_attn_probs, prune="", **arguments):
     _refuse_dropout(dropout_p)
     if alibi_slopes is not None:
-        _unsupported("alibi_slopes are not supported: leave them out")
-    out, lse = _attend(girih.compile(flash_pattern(causal, window_size, softcap)), q, k, v,
-                       softmax_scale, return_attn_probs, empty_lse=math.inf, **arguments)
+        arguments.setdefault("inputs", {})["alibi_slopes"] = alibi_slopes
+    pattern = flash_pattern(causal, window_size, softcap, alibi_slopes is not None)
+    if prune:
+        pattern += (", " if " with " in pattern else " with ") + prune
+    out, lse = _attend(girih.compile(pattern), q, k, v, softmax_scale, return_attn_probs,
+                       empty_lse=math.inf, **arguments)
     return (out, lse, q.new_empty(0)) if return_attn_probs else out
 
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
                     softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False):
     """FlashAttention's function: q [batch, seqlen_q, num_heads, head_dim], k and v with as many
-    heads or a divisor. Returns out, with return_attn_probs (out, lse [batch, num_heads, seqlen_q],
-    an empty tensor)."""
+    heads or a divisor; alibi_slopes float32 [num_heads] or [batch, num_heads]. Returns out, with
+    return_attn_probs (out, lse [batch, num_heads, seqlen_q], an empty tensor)."""
     return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
                   return_attn_probs)
 
@@ -497,13 +503,26 @@ def flash_attn_qkvpacked_func(qkv, dropout_p=0.0, softmax_scale=None, causal=Fal
 def block_sparse_flash_attn_func(q, k, v, block_sparse_threshold, dropout_p=0.0, softmax_scale=None,
                                  causal=False, window_size=(-1, -1), softcap=0.0,
                                  alibi_slopes=None, deterministic=False, return_attn_probs=False,
-                                 block_size=128):
-    """BSFA's function. Thresholds are not supported: block_sparse_threshold must be None or -inf,
-    which keeps every block. Causality is aligned bottom-right by the true lengths; block_size, to
-    which BSFA pads, does not matter."""
-    if block_sparse_threshold is not None and not (isinstance(block_sparse_threshold, float)
-                                                   and block_sparse_threshold == -math.inf):
-        _unsupported("block_sparse_threshold is not supported, for no kernel prunes by scores: give "
-                     "None or -inf, which keep every block")
+                                 block_size=128, *, kv=64):
+    """BSFA's function.
+
+    block_sparse_threshold: float32 [num_heads, max_blocks], or None or -inf, which keep every
+      block. Columns go by position, 128 queries each, which is BSFA's own block index where there
+      are as many queries as keys.
+    kv: keys of the tiles that it was calibrated for, 64, which BSFA's kernel has, or 128.
+
+    Causality is aligned bottom-right by the true lengths; block_size, to which BSFA pads, does not
+    matter. Never skipped are the tiles at the diagonal, or without causal the last one.
+    """
+    arguments = {}
+    if hasattr(block_sparse_threshold, "shape"):
+        if len(block_sparse_threshold.shape) != 2 or block_sparse_threshold.shape[0] != q.shape[2]:
+            _refuse("block_sparse_threshold has shape %s: it must be [num_heads, max_blocks], here "
+                    "with %d heads" % (list(block_sparse_threshold.shape), q.shape[2]))
+        arguments = {"prune": "prune(t, kv=%d)" % kv,
+                     "inputs": {"t": girih.Thresholds(block_sparse_threshold, kv)}}
+    elif block_sparse_threshold is not None and block_sparse_threshold != -math.inf:
+        _refuse("block_sparse_threshold is %s: it must be a tensor [num_heads, max_blocks], None or "
+                "-inf" % (block_sparse_threshold,))
     return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-                  return_attn_probs)
+                  return_attn_probs, **arguments)

@@ -39,7 +39,10 @@ class Bench {
       num_visible_.push_back(0);
       for (const std::uint32_t word : mask) num_visible_.back() += std::popcount(word);
     }
-    reference_ = verify::GpuReference()(workload_.device_inputs(), rows_, masks);
+    workload_.parameters.changes = verify::changes_of(request.pattern, workload_.parameters);
+    reference_ = workload_.parameters.changes.any()
+                     ? verify::reference_on_cpu(workload_.host_inputs(), rows_, masks)
+                     : verify::GpuReference()(workload_.device_inputs(), rows_, masks);
   }
 
   std::string check(const jit::Kernel& kernel) {
@@ -145,8 +148,7 @@ TuneResult tune_on_gpu(const TuneRequest& request) {
   const tune::DeviceId device = present_device();
   const plan::Arch arch = plan::Arch::parse(device.arch);
   const plan::Plan plan = plan::make_plan(request.pattern, request.problem, arch);
-  const std::vector<TileConfig> candidates =
-      plan::candidate_tiles(plan.spec.tile, request.problem, arch);
+  const std::vector<TileConfig> candidates = plan::candidate_tiles(plan, request.problem, arch);
 
   verify::Case c = request.parameters;
   c.problem = request.problem;

@@ -5,6 +5,7 @@
 #include <random>
 #include <span>
 
+#include "girih/shared/atoms.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 
@@ -13,6 +14,12 @@ namespace {
 
 // 53 random bits as a number from 0 to 1.
 double uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1p-53; }
+
+double normal(std::mt19937_64& random) {  // by Box and Muller
+  constexpr double kPi = 3.14159265358979323846;
+  const double radius = std::sqrt(-2 * std::log(1 - uniform(random)));
+  return radius * std::cos(2 * kPi * uniform(random));
+}
 
 InputData indices_for(std::string name, int batch, int heads, int seqlen_q, int seqlen_k) {
   InputData data{.kind = InputInfo::Kind::indices, .name = std::move(name)};
@@ -45,11 +52,9 @@ InputData random_documents(std::string name, int batch, int heads, int seqlen_q,
                            double mean, std::uint64_t seed) {
   InputData data = indices_for(std::move(name), batch, heads, seqlen_q, seqlen_k);
   std::mt19937_64 random(seed);
-  constexpr double kSigma = 1, kPi = 3.14159265358979323846;
-  const auto length = [&] {  // exp(normal), the normal number by Box and Muller
-    const double radius = std::sqrt(-2 * std::log(1 - uniform(random)));
-    const double normal = radius * std::cos(2 * kPi * uniform(random));
-    return std::max(std::exp(std::log(mean) - kSigma * kSigma / 2 + kSigma * normal), 1.0);
+  constexpr double kSigma = 1;
+  const auto length = [&] {
+    return std::max(std::exp(std::log(mean) - kSigma * kSigma / 2 + kSigma * normal(random)), 1.0);
   };
   const int longest = std::max(seqlen_q, seqlen_k);
   for (int plane = 0; plane < batch * heads; ++plane) {
@@ -81,7 +86,72 @@ InputData random_indices(std::string name, int batch, int heads, int seqlen_q, i
   return data;
 }
 
+InputData random_columns(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
+                         int num_intervals, int most, std::uint64_t seed) {
+  InputData data = indices_for(std::move(name), batch, heads, seqlen_q, seqlen_k);
+  data.kind = InputInfo::Kind::columns;
+  data.num_intervals = num_intervals;
+  std::mt19937_64 random(seed);
+  const auto below = [&](int bound) {
+    return static_cast<std::int32_t>(random() % static_cast<unsigned>(bound));
+  };
+  for (int i = 0; i < batch * heads * seqlen_k; ++i) {
+    const auto at = static_cast<std::int32_t>(std::int64_t{i % seqlen_k} * seqlen_q / seqlen_k);
+    for (int j = 0; j < num_intervals; ++j) {
+      const std::int32_t start = at + below(most + 1) - most / 2;
+      data.bounds.push_back(start);
+      data.bounds.push_back(below(16) == 0 ? start - below(3) : start + below(most) + 1);
+    }
+  }
+  return data;
+}
+
+InputData random_values(std::string name, int batch, int heads, int seqlen_k, double deviation,
+                        std::uint64_t seed) {
+  InputData data = indices_for(std::move(name), batch, heads, 0, seqlen_k);
+  data.kind = seqlen_k == 0 ? InputInfo::Kind::head_values : InputInfo::Kind::key_values;
+  data.values.resize(static_cast<std::size_t>(batch) * static_cast<std::size_t>(heads) *
+                     static_cast<std::size_t>(std::max(seqlen_k, 1)));
+  std::mt19937_64 random(seed);
+  for (float& value : data.values) value = static_cast<float>(deviation * normal(random));
+  return data;
+}
+
+InputData alibi_slopes(std::string name, int heads) {
+  InputData data = indices_for(std::move(name), 1, heads, 0, 0);
+  data.kind = InputInfo::Kind::head_values;
+  for (int h = 0; h < heads; ++h) data.values.push_back(std::exp2(-8.0f * (h + 1) / heads));
+  return data;
+}
+
+// Bound `i` of the keys of all planes.
+static std::vector<std::int32_t> bounds_of(const InputData& columns, int i) {
+  std::vector<std::int32_t> result;
+  const auto step = static_cast<std::size_t>(2 * columns.num_intervals);
+  for (auto at = static_cast<std::size_t>(i); at < columns.bounds.size(); at += step) {
+    result.push_back(columns.bounds[at]);
+  }
+  return result;
+}
+
+static std::vector<std::uint32_t> column_planes(const InputData& columns, int& num_spans) {
+  num_spans = ceil_div(columns.seqlen_k, TokenNumbers::kSpan);
+  const auto side = static_cast<std::size_t>(TokenNumbers::kWordsPerSpan * num_spans);
+  const auto planes = static_cast<std::size_t>(columns.batch * columns.heads);
+  const auto keys = static_cast<std::size_t>(columns.seqlen_k);
+  std::vector<std::uint32_t> words(Columns::kSides * planes * side, 0);
+  for (int i = 0; i < 2 * columns.num_intervals; ++i) {
+    const std::vector<std::int32_t> bounds = bounds_of(columns, i);
+    for (std::size_t plane = 0; plane < planes; ++plane) {
+      lay_out(std::span(bounds).subspan(plane * keys, keys), num_spans,
+              words.data() + (Columns::kSides * plane + static_cast<std::size_t>(i)) * side);
+    }
+  }
+  return words;
+}
+
 std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans) {
+  if (indices.kind == InputInfo::Kind::columns) return column_planes(indices, num_spans);
   num_spans = ceil_div(std::max(indices.seqlen_q, indices.seqlen_k), TokenNumbers::kSpan);
   const auto side = static_cast<std::size_t>(TokenNumbers::kWordsPerSpan * num_spans);
   const auto planes = static_cast<std::size_t>(indices.batch * indices.heads);
@@ -217,6 +287,37 @@ DeviceInput::DeviceInput(const InputData& data) {
   const int batch = data.batch, heads = data.heads;
   if (data.kind == InputInfo::Kind::number) {
     input_.data = HeadNumbers{.data = upload(data.numbers), .batch = batch, .heads = heads};
+    return;
+  }
+  if (data.kind == InputInfo::Kind::thresholds) {
+    input_.data = Thresholds{.data = upload(data.thresholds),
+                             .heads = heads,
+                             .num_columns = data.num_columns,
+                             .kv_block_size = data.prune_kv};
+    return;
+  }
+  if (data.kind == InputInfo::Kind::columns) {  // one interval apart, two beside one another
+    const auto side = [&](int i) { return upload(bounds_of(data, i)); };
+    ColumnIntervals columns{.batch = batch, .heads = heads, .num_keys = data.seqlen_k};
+    if (data.num_intervals == 1) {
+      columns.start = side(0);
+      columns.end = side(1);
+    } else {
+      columns.start = upload(data.bounds);
+      columns.end = columns.start + 1;
+      columns.second_start = columns.start + 2;
+      columns.second_end = columns.start + 3;
+      columns.key_stride = 4;
+    }
+    input_.data = columns;
+    return;
+  }
+  if (data.kind == InputInfo::Kind::head_values) {
+    input_.data = Values(upload(data.values), {batch, heads});
+    return;
+  }
+  if (data.kind == InputInfo::Kind::key_values) {
+    input_.data = Values(upload(data.values), {batch, heads, data.seqlen_k});
     return;
   }
   if (data.kind == InputInfo::Kind::indices) {

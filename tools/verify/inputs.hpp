@@ -39,6 +39,17 @@ struct InputData {
   /// Of slashes, [batch, heads, num_vertical] keys and [batch, heads, num_slash] distances.
   int num_vertical = 0, num_slash = 0;
   std::vector<std::int32_t> vertical = {}, slash = {};
+  /// Of prune: [heads, num_columns], and the keys of its tiles.
+  std::vector<float> thresholds = {};
+  int num_columns = 0, prune_kv = 0;
+
+  /// Of columns, [batch, heads, seqlen_k] keys with one or two intervals: the bounds of each beside
+  /// one another, start, end, start, end.
+  int num_intervals = 0;
+  std::vector<std::int32_t> bounds = {};
+
+  /// Of head_values [batch, heads], of key_values [batch, heads, seqlen_k].
+  std::vector<float> values = {};
 
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {
@@ -76,7 +87,19 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
                                         const std::vector<Geometry>& sequences, int seqlen_q,
                                         int seqlen_k);
 
-/// The planes of indices as kernels read them: shared/token_numbers.cuh.
+/// Intervals of rows about each key, `num_intervals` of them, whose lengths go up to `most`; a few
+/// are empty, and some reach beyond the last row. They move on with the keys.
+InputData random_columns(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
+                         int num_intervals, int most, std::uint64_t seed);
+
+/// Normal values with this standard deviation, one a head, or where seqlen_k is not 0 one a key.
+InputData random_values(std::string name, int batch, int heads, int seqlen_k, double deviation,
+                        std::uint64_t seed);
+
+/// ALiBi's slopes: 2^(-8 (h + 1) / heads) for head h.
+InputData alibi_slopes(std::string name, int heads);
+
+/// The planes of indices or columns as kernels read them: shared/token_numbers.cuh.
 std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans);
 
 /// The rows of all planes as BlockBits has them, each ceil(num_kv_blocks / 32) words.

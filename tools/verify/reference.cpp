@@ -96,27 +96,32 @@ void attend(const AttentionInputs& inputs, Row row, std::span<const std::uint32_
   }
   std::fill(out.begin(), out.end(), 0.0);
   std::fill(naive_lowp.begin(), naive_lowp.end(), 0.0f);
-  lse = -std::numeric_limits<double>::infinity();
+  const double sink = inputs.changes.sink_logit ? inputs.changes.sink_logit(row)
+                                                : -std::numeric_limits<double>::infinity();
+  lse = sink;
   if (keys.empty()) return;
 
   const float softcap =
       inputs.softcaps.empty() ? 0.0f : inputs.softcaps[static_cast<std::size_t>(row.h)];
-  const auto scaled = [&](double score) {
-    return capped(static_cast<double>(inputs.softmax_scale) * score, softcap);
-  };
-  const auto scaled_lowp = [&](double score) {
-    return capped(rounded(score) * inputs.softmax_scale, softcap);
-  };
-  const double largest = *std::max_element(scores.begin(), scores.end());
-  const double origin = scaled(largest);
-  const float origin_lowp = scaled_lowp(largest);
+  std::vector<float> scores_lowp(keys.size());
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const auto changed = [&](double score) {
+      return inputs.changes.score ? inputs.changes.score(score, row, keys[i]) : score;
+    };
+    const float lowp = capped(rounded(scores[i]) * inputs.softmax_scale, softcap);
+    scores_lowp[i] = static_cast<float>(changed(static_cast<double>(lowp)));
+    scores[i] = changed(capped(static_cast<double>(inputs.softmax_scale) * scores[i], softcap));
+  }
+  const double origin = std::max(*std::max_element(scores.begin(), scores.end()), sink);
+  const float origin_lowp =
+      std::max(*std::max_element(scores_lowp.begin(), scores_lowp.end()), static_cast<float>(sink));
   std::vector<double> probabilities(keys.size());
   std::vector<float> probabilities_lowp(keys.size());
-  double sum = 0;
-  float sum_lowp = 0;
+  double sum = std::exp(sink - origin);
+  float sum_lowp = std::exp(static_cast<float>(sink) - origin_lowp);
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    probabilities[i] = std::exp(scaled(scores[i]) - origin);
-    probabilities_lowp[i] = std::exp(scaled_lowp(scores[i]) - origin_lowp);
+    probabilities[i] = std::exp(scores[i] - origin);
+    probabilities_lowp[i] = std::exp(scores_lowp[i] - origin_lowp);
     sum += probabilities[i];
     sum_lowp += probabilities_lowp[i];
   }

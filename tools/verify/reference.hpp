@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,6 +26,13 @@ using Row = ReferenceRow;  ///< {b, h, q}, h a query head
 /// Words of a row's mask: bit k % 32 of word k / 32 says whether key k is visible.
 inline int mask_words(int seqlen_k) { return (seqlen_k + 31) / 32; }
 
+/// What is done to scores after the softcap.
+struct ScoreChanges {
+  std::function<double(double score, Row row, int key)> score = {};  ///< natural; empty: nothing
+  std::function<double(Row row)> sink_logit = {};                    ///< -inf for none; empty: none
+  bool any() const { return score || sink_logit; }
+};
+
 struct AttentionInputs {
   /// In host memory for the CPU, in device memory for the GPU. Shapes and strides in the order
   /// [batch, seqlen, heads, width], whatever the layout; seqlen is the longest sequence's.
@@ -32,6 +40,7 @@ struct AttentionInputs {
   float softmax_scale = 1;
   std::vector<ReferenceStart> starts = {};  ///< of sequences; empty: by the batch strides
   std::vector<float> softcaps = {};         ///< of query heads, 0 for none; empty: none at all
+  ScoreChanges changes = {};                ///< known to the CPU alone
 
   int seqlen_k() const { return static_cast<int>(k.shape[1]); }
   int head_dim() const { return static_cast<int>(q.shape[3]); }
@@ -40,7 +49,7 @@ struct AttentionInputs {
   ReferenceStart start(int b) const;
 };
 
-/// A row that sees nothing has out = 0 and lse = -inf.
+/// A row that sees nothing has out = 0 and lse = its sink's logit, or -inf.
 struct ReferenceRows {
   std::vector<double> out;  ///< [rows, head_dim_v]
   std::vector<double> lse;  ///< [rows], natural log

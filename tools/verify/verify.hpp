@@ -77,6 +77,9 @@ using MaskRow = std::function<void(Row row, std::span<std::uint32_t> words)>;
 /// Of each head, 0 for none.
 std::vector<float> softcaps_of(const Pattern& pattern, std::span<const int> class_of_head);
 
+/// What the pattern's other modifiers do to scores, with the case's inputs.
+ScoreChanges changes_of(const Pattern& pattern, const Case& c);
+
 /// Binds, launches and checks. @throws Error what binding and launching throw.
 Report verify_attention(const jit::Program& program, const Case& c, const MaskRow& mask_row,
                         GpuReference& gpu_reference);

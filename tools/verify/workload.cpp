@@ -371,6 +371,7 @@ AttentionInputs Workload::inputs(Tensor q_view, Tensor k_view, Tensor v_view) co
   for (Tensor* tensor : {&result.q, &result.k, &result.v}) tensor->shape[0] = parameters.batch;
   for (Tensor* tensor : {&result.k, &result.v}) tensor->shape[1] = longest_k();
   result.softcaps = parameters.softcaps;
+  result.changes = parameters.changes;
   return result;
 }
 

@@ -28,6 +28,7 @@ struct Case {
   int seqlen_k = 0;
   SequenceLengths lengths;
   std::vector<float> softcaps;    ///< of query heads, 0 for none; empty: the program's, or none
+  ScoreChanges changes;           ///< empty: the program's, or none
   std::vector<InputData> inputs;  ///< of the pattern
   std::optional<float> softmax_scale;
   std::optional<int> q_start;

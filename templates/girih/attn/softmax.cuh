@@ -59,6 +59,22 @@ struct OnlineSoftmax {
     return sum == 0.0f ? 0.0f : reciprocal_approx(sum);
   }
 
+  // The same where a logit without a value, natural, joins the row's sum; -inf is none. A row that
+  // has seen nothing has an lse then, which is the logit.
+  __device__ __forceinline__ float finish(int r, float sink_logit, float empty_lse,
+                                          float& lse) const {
+    constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+    const float sum = quad_sum(row_sum[r]);
+    const float own = sum == 0.0f ? kMinusInfinity : origin[r];
+    const float sink = sink_logit * kLog2E;
+    const float highest = fmaxf(own, sink);
+    const float shrink = exp2_approx(own - highest);
+    const float total = sum * shrink + exp2_approx(sink - highest);
+    const bool empty = highest == kMinusInfinity;
+    lse = empty ? empty_lse : highest * kLn2 + logf(total);
+    return empty ? 0.0f : shrink / total;
+  }
+
  protected:
   static __device__ __forceinline__ float quad_sum(float part) {
     part += __shfl_xor_sync(0xffffffff, part, 1);
@@ -108,12 +124,17 @@ struct LazySoftmax : OnlineSoftmax {
   // origin is 0.
   float limit;
 
-  // Of the first tile.
-  template <int kKeyFragments>
-  __device__ __forceinline__ void start(float (&scores)[kKeyFragments][4], float scale_log2) {
+  // Before the first tile.
+  __device__ __forceinline__ void reset() {
     origin[0] = origin[1] = 0.0f;
     row_sum[0] = row_sum[1] = 0.0f;
     limit = kMinusInfinity;
+  }
+
+  // Of the first tile.
+  template <int kKeyFragments>
+  __device__ __forceinline__ void start(float (&scores)[kKeyFragments][4], float scale_log2) {
+    reset();
     float shrink[2];
     update<true>(scores, scale_log2, shrink);
   }

@@ -43,6 +43,7 @@ enum class InputForm {
   blocks,   // bits of blocks of rows and keys
   indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1
   slashes,  // columns, and windows of keys for each block of query rows: SlashPlane
+  columns,  // starts and ends of two intervals for each key: TokenNumbers, sides 0 to 3
 };
 
 // As a fallback: the argument must be given; the atom finds the number itself.
@@ -950,6 +951,82 @@ struct VerticalSlash : KeySearch<VerticalSlash> {
   }
 };
 
+// start[k] <= q < end[k], for one of a key's two intervals; an interval that ends before it starts
+// is empty. Rows are those of the sequence itself.
+struct Columns {
+  static constexpr int kSides = 4;  // start, end, start, end
+  static constexpr AtomInfo kInfo{
+      "columns",
+      "Columns",
+      {{.name = "input", .kind = ParamKind::input, .form = InputForm::columns}}};
+  int slot;
+  GIRIH_HD explicit Columns(const int* numbers) : slot(numbers[0]) {}
+
+  GIRIH_HD bool same_for_heads(const Geometry& a, const Geometry& b) const {
+    return a.inputs[slot].plane(a.batch, a.local_head) ==
+           b.inputs[slot].plane(b.batch, b.local_head);
+  }
+
+  // What rows see of keys whose intervals start and end within these ranges.
+  GIRIH_HD static TileKind kind(QueryRows rows, NumberRange start, NumberRange end) {
+    if (rows.end <= start.least || rows.begin >= end.most) return TileKind::empty;
+    const bool all = rows.begin >= start.most && rows.end <= end.least;
+    return all ? TileKind::full : TileKind::partial;
+  }
+
+  // The stronger of what both intervals show of the keys whose ranges range_of(side) gives.
+  template <class RangeOf>
+  GIRIH_HD static TileKind either(QueryRows rows, const RangeOf& range_of) {
+    TileKind found = TileKind::empty;
+    GIRIH_ROLLED
+    for (int side = 0; side < kSides; side += 2) {
+      const TileKind kind_of_one = kind(rows, range_of(side), range_of(side + 1));
+      if (found < kind_of_one) found = kind_of_one;
+    }
+    return found;
+  }
+
+  // Spans of keys that are judged at once, and how many of them one seek looks at.
+  static constexpr int kMostSpans = 32;
+
+  GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
+    int end = (n + 1) * tiles.block_n;
+    const TileKind found = either(rows, [&](int side) {
+      return TokenNumbers::of(g, slot, side).range(n * tiles.block_n, min(end, tiles.seqlen_k));
+    });
+    if (found == TileKind::partial) return {n + 1, found};
+    GIRIH_ROLLED
+    for (int i = 0; i < kMostSpans && end < tiles.seqlen_k; ++i) {
+      const int span = end / TokenNumbers::kSpan;
+      const TileKind of_span = either(
+          rows, [&](int side) { return TokenNumbers::of(g, slot, side).range_of_span(span); });
+      if (of_span != found) break;
+      end = (span + 1) * TokenNumbers::kSpan;
+    }
+    return {end < tiles.seqlen_k ? end / tiles.block_n : tiles.count(), found};
+  }
+
+  GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord word) const {
+    const int begin = word.first_key;
+    const int end = min(begin + 32, g.seqlen_k);
+    if (q >= g.seqlen_q || begin >= end) return 0;  // there are no such intervals
+    uint32 bits = 0;  // ranges of words would cost wide heads registers that they do not have
+    GIRIH_ROLLED
+    for (int side = 0; side < kSides; side += 2) {
+      const TokenNumbers starts = TokenNumbers::of(g, slot, side);
+      const TokenNumbers ends = TokenNumbers::of(g, slot, side + 1);
+      GIRIH_ROLLED
+      for (int i = 0; begin + i < end; i += 4) {
+        const TokenNumbers::Four first = starts.four(begin + i), behind = ends.four(begin + i);
+        uint32 inside = 0;
+        for (int j = 0; j < 4; ++j) inside |= first.of[j] <= q && q < behind.of[j] ? 1u << j : 0u;
+        bits |= inside << i;
+      }
+    }
+    return bits;
+  }
+};
+
 #define GIRIH_ATOMS(X) \
   X(Dense)             \
   X(Causal)            \
@@ -970,7 +1047,8 @@ struct VerticalSlash : KeySearch<VerticalSlash> {
   X(Segments)          \
   X(IndexGe)           \
   X(IndexGt)           \
-  X(VerticalSlash)
+  X(VerticalSlash)     \
+  X(Columns)
 
 // An atom from its numbers.
 template <class Atom>

@@ -17,8 +17,8 @@ struct alignas(8) NumberRange {
 };
 constexpr NumberRange kNoNumbers{2147483647, -2147483647 - 1};
 
-// One side, the queries' or the keys', of a plane of an input. A plane's sides lie behind one
-// another and have room for as many tokens each: row_stride spans.
+// One side of a plane of an input: the queries' numbers, or one of those that keys have. A plane's
+// sides lie behind one another and have room for as many tokens each: row_stride spans.
 struct TokenNumbers {
   static constexpr int kBlock = 32;   // tokens: small, for tiles begin at multiples of 16
   static constexpr int kSpan = 1024;  // tokens

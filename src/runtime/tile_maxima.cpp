@@ -1,0 +1,198 @@
+// The kernel that finds tile maxima: planned from a pattern, bound to problems on first use.
+#include <fmt/format.h>
+
+#include <mutex>
+#include <shared_mutex>
+
+#include "codegen/emit.hpp"
+#include "girih/error.hpp"
+#include "girih/prune.hpp"
+#include "girih/shared/prune.cuh"
+#include "pattern/atoms.hpp"
+#include "pattern/grid.hpp"
+#include "plan/plan.hpp"
+#include "runtime/arguments.hpp"
+#include "runtime/cubin.hpp"
+#include "runtime/tensors.hpp"
+
+namespace girih::jit {
+namespace {
+
+using runtime::Source;
+
+Pattern without_prune(const Pattern& pattern) {
+  std::vector<Pattern::HeadClass> classes = pattern.classes();
+  for (Pattern::HeadClass& head_class : classes) head_class.modifiers.prune = {};
+  if (pattern.per_head()) {
+    return pattern.head_unit() == Pattern::HeadUnit::kv ? kv_heads(std::move(classes))
+                                                        : heads(std::move(classes));
+  }
+  const Pattern result(classes.front().mask);
+  const float softcap = classes.front().modifiers.softcap;
+  return softcap > 0 ? result.with_softcap(softcap) : result;
+}
+
+void check_kv(int kv) {
+  const std::string problem = pattern::prune_problem({.thresholds = "t", .kv = kv});
+  if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+}
+
+Source source_of(const Pattern& pattern, const plan::Plan& plan,
+                 const runtime::Settings& settings) {
+  return runtime::make_source({.arch = plan.spec.arch.name(),
+                               .text = codegen::emit(plan.spec),
+                               .symbol = codegen::kKernelSymbol,
+                               .pattern = "tile maxima of " + pattern.text(),
+                               .warmed_by = "`girih calibrate` on a machine that may compile",
+                               .shared_bytes = plan.shared_bytes,
+                               .threads = plan.threads},
+                              settings);
+}
+
+// The launch of attention that the kernel takes it for: V and the output are as narrow as they can
+// be, and lie where K and Q do; nobody touches them.
+Args attention_args(const TileMaximaArgs& args) {
+  constexpr int kWidth = 16;
+  Args result;
+  result.q = args.q;
+  result.k = args.k;
+  result.v = args.k;
+  result.out = args.q;
+  result.v.shape[3] = result.out.shape[3] = kWidth;
+  result.layout = args.layout;
+  result.softmax_scale = args.softmax_scale;
+  result.q_start = args.q_start;
+  result.k_start = args.k_start;
+  result.stream = args.stream;
+  return result;
+}
+
+}  // namespace
+
+struct TileMaxima::State {
+  Pattern pattern;
+  int kv;
+  Options options;
+  struct Bound {
+    unsigned long long context_id;
+    Problem problem;
+    std::shared_ptr<runtime::Loaded> loaded;
+    CUfunction function;
+    plan::Plan plan;
+  };
+  std::shared_mutex mutex;
+  std::vector<std::shared_ptr<const Bound>> bound;
+
+  std::shared_ptr<const Bound> find(const Problem& problem) {
+    const std::shared_lock lock(mutex);
+    for (const auto& candidate : bound) {
+      if (candidate->context_id == runtime::current_context_id() && candidate->problem == problem) {
+        return candidate;
+      }
+    }
+    return nullptr;
+  }
+
+  std::shared_ptr<const Bound> bind(const Problem& problem) {
+    const runtime::Device device = runtime::current_device();
+    const runtime::Settings settings = runtime::resolve(options);
+    plan::Plan plan = plan::make_tile_maxima_plan(pattern, problem, device.arch, kv);
+    const Source source = source_of(pattern, plan, settings);
+    const std::shared_ptr<runtime::Loaded> loaded = runtime::loaded_slot(source.key);
+    CUfunction function = nullptr;
+    {
+      const std::lock_guard lock(loaded->mutex);
+      runtime::load(*loaded, source, settings);
+      if (loaded->prepared.insert(device.context_id).second) {
+        loaded->module->prepare(device.handle, plan.shared_bytes);
+      }
+      function = loaded->module->function();
+    }
+    auto result = std::make_shared<const Bound>(
+        Bound{device.context_id, problem, loaded, function, std::move(plan)});
+    const std::unique_lock lock(mutex);
+    bound.push_back(result);
+    return result;
+  }
+};
+
+TileMaxima::TileMaxima(const Pattern& pattern, int kv, Options options)
+    : state_(new State{without_prune(pattern), kv, std::move(options), {}, {}}) {
+  check_kv(kv);
+}
+
+void TileMaxima::operator()(const TileMaximaArgs& args) const {
+  if (args.layout == Layout::thd) {
+    throw Error(Errc::unsupported,
+                "tile maxima are not supported for layout thd: take bshd or bhsd, a sequence or "
+                "batch at a time");
+  }
+  const Args attention = attention_args(args);
+  Problem problem = runtime::problem_of(attention);
+  FwdParams params =
+      runtime::forward_params(attention, problem, pattern::grids_of(state_->pattern));
+  runtime::check_aligned_to_4("maxima", args.maxima);
+  const std::int64_t num_q_tiles = ceil_div(params.geometry.seqlen_q, kPruneRows);
+  const std::int64_t num_k_tiles = ceil_div(params.geometry.seqlen_k, state_->kv);
+  const std::int64_t num_tiles = num_q_tiles * params.num_batch_heads;
+  if (num_tiles == 0 || num_k_tiles == 0) return;
+  if (args.maxima == nullptr) throw Error(Errc::invalid_argument, "maxima is null");
+  if (num_tiles > kMaxNumber) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("{} heads of all sequences x {} query tiles is more than {}: split the "
+                            "batch",
+                            params.num_batch_heads, num_q_tiles, kMaxNumber));
+  }
+  params.lse = args.maxima;
+  const std::int64_t head = num_q_tiles * num_k_tiles;
+  params.lse_strides = {problem.num_heads * head, 0, head};
+  params.num_m_blocks = static_cast<int>(num_q_tiles);
+  params.heads_per_section = params.num_batch_heads;
+  params.num_tiles = static_cast<int>(num_tiles);
+
+  std::shared_ptr<const State::Bound> bound = state_->find(problem);
+  if (bound == nullptr) {
+    runtime::refuse_while_capturing(args.stream, "this problem is not bound yet, and binding",
+                                    "call it once before");
+    bound = state_->bind(problem);
+  }
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(num_tiles);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = static_cast<unsigned>(bound->plan.threads);
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = static_cast<unsigned>(bound->plan.shared_bytes);
+  config.hStream = args.stream;
+  void* parameters[] = {&params, const_cast<int*>(bound->plan.head_table.data())};
+  cuda::check(cuda::driver().cuLaunchKernelEx(&config, bound->function, parameters, nullptr),
+              "launching tile maxima");
+}
+
+Artifact build_tile_maxima(const Pattern& pattern, int kv, const Problem& problem,
+                           const std::string& arch, const Options& options) {
+  check_kv(kv);
+  const runtime::Settings settings = runtime::resolve(options);
+  const Pattern plain = without_prune(pattern);
+  const plan::Plan plan = plan::make_tile_maxima_plan(plain, problem, plan::Arch::parse(arch), kv);
+  const Source source = source_of(plain, plan, settings);
+  runtime::Obtained obtained = runtime::obtain_cubin(source, settings);
+  Artifact artifact;
+  artifact.source = source.text;
+  artifact.info.arch = obtained.entry.arch;
+  artifact.info.kernel = "tile_maxima";
+  artifact.info.key = obtained.entry.key;
+  artifact.info.tile = plan.spec.tile;
+  artifact.info.registers = obtained.entry.registers;
+  artifact.info.spill_bytes = obtained.entry.spill_bytes;
+  artifact.info.stack_bytes = obtained.entry.stack_bytes;
+  artifact.info.shared_bytes = plan.shared_bytes;
+  artifact.info.threads = plan.threads;
+  artifact.info.compile_ms = obtained.entry.compile_ms;
+  artifact.info.cache_hit = obtained.hit;
+  artifact.info.compiler = obtained.entry.compiler;
+  artifact.cubin = std::move(obtained.entry.cubin);
+  artifact.log = std::move(obtained.log);
+  return artifact;
+}
+
+}  // namespace girih::jit

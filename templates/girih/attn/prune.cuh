@@ -1,0 +1,175 @@
+// Pruning on the device: whether a key tile's scores reach the threshold, and how warps that each
+// see some of its rows come to one decision.
+#pragma once
+
+#include "girih/attn/mask.cuh"
+#include "girih/ptx/mbarrier.cuh"
+#include "girih/shared/params.cuh"
+#include "girih/shared/prune.cuh"
+#include "girih/tile/swizzle.cuh"
+
+namespace girih {
+
+// Whether a kernel prunes at all; an entry of one that does says kPrune.
+template <class Config>
+constexpr bool kPrunes = requires {
+  Config::kPrune;
+};
+
+// Whether one for Hopper has registers for the scores of two key tiles.
+template <class Config>
+constexpr bool kGetsScoresAhead = false;
+template <class Config>
+requires kPrunes<Config>
+constexpr bool kGetsScoresAhead<Config> = Config::kScoresAhead;
+
+// Whether a kernel finds tile maxima and nothing else.
+template <class Config>
+constexpr bool kWantsTileMaxima = requires {
+  Config::kTileMaxima;
+};
+
+// A part of a query tile's description that only kernels have which prune.
+template <bool kPrune>
+struct PrunedTile {};
+template <>
+struct PrunedTile<true> {
+  PruneRule rule;
+};
+
+// A thread's highest scores of the two rows of a fragment, of those that are among its first
+// num_rows: those beyond a sequence's last row are another's, or nobody's. -inf where there is
+// none.
+struct HighestScores {
+  float of_row[2];
+
+  __device__ __forceinline__ float of_both(int num_rows) const {
+    const int row = threadIdx.x % 32 / 4;
+    const float first = row < num_rows ? of_row[0] : kMinusInfinity;
+    return row + 8 < num_rows ? fmaxf(first, of_row[1]) : first;
+  }
+};
+
+template <int kKeyFragments>
+__device__ __forceinline__ HighestScores highest_of(const float (&scores)[kKeyFragments][4]) {
+  HighestScores highest;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float a = scores[0][2 * r], b = scores[0][2 * r + 1];
+#pragma unroll
+    for (int j = 1; j < kKeyFragments; ++j) {
+      a = fmaxf(a, scores[j][2 * r]);
+      b = fmaxf(b, scores[j][2 * r + 1]);
+    }
+    highest.of_row[r] = fmaxf(a, b);
+  }
+  return highest;
+}
+
+// The same where a row has a positive score, else some negative one: as integers, floats have the
+// highest of all where it is positive, and three at a time are compared as fast as two.
+template <int kKeyFragments>
+__device__ __forceinline__ HighestScores
+highest_positive_of(const float (&scores)[kKeyFragments][4]) {
+  HighestScores highest;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int a = __float_as_int(scores[0][2 * r]), b = __float_as_int(scores[0][2 * r + 1]);
+#pragma unroll
+    for (int j = 1; j < kKeyFragments; ++j) {
+      a = max(a, __float_as_int(scores[j][2 * r]));
+      b = max(b, __float_as_int(scores[j][2 * r + 1]));
+    }
+    highest.of_row[r] = __int_as_float(max(a, b));
+  }
+  return highest;
+}
+
+// Whether a score of this thread's, times the scale, reaches the threshold, which is no NaN: it is
+// natural, the scale in base 2. What is masked is -inf.
+template <int kKeyFragments>
+__device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4], int num_rows,
+                                        float scale_log2, float threshold) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  const float threshold_log2 = threshold * kLog2E;
+  const HighestScores highest =
+      threshold_log2 >= 0.0f ? highest_positive_of(scores) : highest_of(scores);
+  return highest.of_both(num_rows) * scale_log2 >= threshold_log2;
+}
+
+// The maxima of a query tile's key tiles: [num_k_tiles], from those of its head,
+// [num_q_tiles, num_k_tiles].
+__device__ __forceinline__ float* tile_maxima_row(const FwdParams& params, float* of_head,
+                                                  int first_row, int block_n) {
+  return of_head + int64{first_row / kPruneRows} * ceil_div(params.geometry.seqlen_k, block_n);
+}
+
+// Raises a maximum in global memory to the scores of a warp's first rows; they are scaled in base
+// 2, it is natural. Floats of one sign are ordered as integers are, or the other way round.
+template <int kKeyFragments>
+__device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKeyFragments][4],
+                                      int num_rows, float scale_log2) {
+  constexpr float kLn2 = 0.693147180559945309f;
+  float highest = highest_of(scores).of_both(num_rows);
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) {
+    highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, lane));
+  }
+  if (threadIdx.x % 32 != 0) return;
+  highest = highest * scale_log2 * kLn2 + 0.0f;  // +0 also where it was -0
+  if (highest >= 0.0f) {
+    atomicMax(reinterpret_cast<int*>(&maximum), __float_as_int(highest));
+  } else {
+    atomicMin(reinterpret_cast<uint32*>(&maximum), __float_as_uint(highest));
+  }
+}
+
+// Votes of kVoters warps on key tiles, one after the other, in shared memory: a tile is kept where
+// some warp's scores reach the threshold. Who knows that it is kept goes on without the others'
+// votes; kSlots is more than how many votes one warp may be ahead of another, or of who reads them.
+template <bool kPrune, int kVoters, int kSlots>
+struct PruneVotes {
+  __device__ __forceinline__ void init() {}
+};
+template <int kVoters, int kSlots>
+struct PruneVotes<true, kVoters, kSlots> {
+  static_assert((kSlots & (kSlots - 1)) == 0, "slots and phases follow from a vote's number");
+
+  uint64 all[kSlots];      // ends when every warp has voted
+  uint32 kept_by[kSlots];  // the number, plus 1, of the last vote here that kept a tile
+
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < kSlots; ++i) {
+      mbarrier_init(shared_address(&all[i]), kVoters);
+      kept_by[i] = 0;
+    }
+  }
+
+  // Casts a warp's vote and returns what all of them decide. All lanes call it, `reaches` is
+  // theirs.
+  __device__ __forceinline__ bool vote(uint32 number, bool reaches) {
+    const bool keep = __any_sync(0xffffffff, reaches);
+    const int slot = number % kSlots;
+    if (threadIdx.x % 32 == 0) {
+      if (keep) atomicMax(&kept_by[slot], number + 1);
+      mbarrier_arrive(shared_address(&all[slot]));
+    }
+    __syncwarp();
+    return keep || decision(number);
+  }
+
+  // Waits for what the voters decide, without being one of them; by a whole warp.
+  __device__ __forceinline__ bool decision(uint32 number) {
+    const int slot = number % kSlots;
+    bool keep = false;
+    while (true) {
+      const bool ended = mbarrier_has_ended(shared_address(&all[slot]), number / kSlots % 2);
+      // Read behind the end, this is final. An atomic, for others may write at the same time.
+      if (threadIdx.x % 32 == 0) keep = atomicMax(&kept_by[slot], 0u) == number + 1;
+      keep = __shfl_sync(0xffffffff, keep, 0);
+      if (keep || ended) return keep;
+    }
+  }
+};
+
+}  // namespace girih

@@ -1,0 +1,32 @@
+// Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
+#include "girih/fwd_sm90.cuh"
+
+namespace girih {
+struct Config {
+  using Element = Bf16;
+  static constexpr int kHeadDim = 128;
+  static constexpr int kHeadDimV = 128;
+  static constexpr int kBlockM = 128;
+  static constexpr int kBlockN = 64;
+  static constexpr int kNumStages = 5;
+  static constexpr int kNumQStages = 2;
+  static constexpr int kKeyBox = 64;
+  static constexpr bool kPackHeads = false;
+  static constexpr bool kPassOver = false;
+  static constexpr bool kSoftcap = false;
+  static constexpr bool kPrune = true;
+  static constexpr bool kScoresAhead = true;
+  using Classes = HeadClasses<  //
+      All<Leaf<Causal>, Leaf<Sink>>,
+      Leaf<Dense>>;
+  using Heads = HeadTable<32, Classes::kNumNumbers + 1>;
+};
+}  // namespace girih
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    girih_fwd(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::InputTable<1> inputs,
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {
+  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter);
+}

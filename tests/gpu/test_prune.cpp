@@ -1,0 +1,593 @@
+// Pruned heads on both kernels: which key tiles are kept, what out and lse are over those, and what
+// pruning gains. Thresholds stand midway between tile maxima, for sums in another order differ.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../oracle/prune.hpp"
+#include "girih/prune.hpp"
+#include "support.hpp"
+
+using namespace gpu_tests;
+using girih::DType;
+using girih::InputInfo;
+using girih::Layout;
+using girih::Pattern;
+using girih::TileConfig;
+using girih::verify::Buffer;
+using girih::verify::Case;
+using girih::verify::GpuReference;
+using girih::verify::InputData;
+using girih::verify::Report;
+using girih::verify::Row;
+using girih::verify::Workload;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kMargin = 1e-3;  // between a threshold and every maximum; scores are off by 1e-5
+
+// Classes of consecutive heads, as many heads each.
+struct HeadClass {
+  oracle::Expr expr;
+  bool pruned = true;
+  oracle::Prune prune = {};
+  float softcap = 0;
+  std::string others = {};  // modifiers that do not change what prune looks at
+
+  std::string text() const {
+    std::string modifiers;
+    if (softcap > 0) modifiers = fmt::format("softcap({})", softcap);
+    if (pruned) {
+      modifiers += fmt::format("{}prune(t, kv={}, keep_sink={})", modifiers.empty() ? "" : ", ",
+                               prune.kv, prune.keep_sink);
+    }
+    if (!others.empty()) modifiers += (modifiers.empty() ? "" : ", ") + others;
+    return oracle::text(expr) + (modifiers.empty() ? "" : " with " + modifiers);
+  }
+};
+
+std::string text_of(const std::vector<HeadClass>& classes, int num_heads) {
+  if (classes.size() == 1) return classes[0].text();
+  const int each = num_heads / static_cast<int>(classes.size());
+  std::string text;
+  int head = 0;
+  for (const HeadClass& head_class : classes) {
+    text += fmt::format("{}{}-{}: {}", text.empty() ? "heads(" : ", ", head, head + each - 1,
+                        head_class.text());
+    head += each;
+  }
+  return text + ")";
+}
+
+// The maxima of a case's tiles in float64, thresholds between them, and what these keep.
+class Decisions {
+ public:
+  // About `fraction` of the tiles that may be skipped are below the thresholds.
+  Decisions(const Case& c, std::vector<HeadClass> classes, double fraction)
+      : classes_(std::move(classes)), sizes_(sizes_of(c)), num_heads_(c.problem.num_heads) {
+    find_maxima(c);
+    num_columns_ = 1;
+    for (const oracle::Sizes& sizes : sizes_) {
+      num_columns_ = std::max(num_columns_, static_cast<int>(sizes.q_start + sizes.seqlen_q) / 128);
+    }
+    for (int h = 0; h < num_heads_; ++h) {
+      for (int column = 0; column < num_columns_; ++column) {
+        thresholds_.push_back(threshold_between(maxima_of(h, column), fraction));
+      }
+    }
+    count();
+  }
+
+  InputData input() const {
+    InputData data{.kind = InputInfo::Kind::thresholds, .name = "t"};
+    data.heads = num_heads_;
+    data.thresholds = thresholds_;
+    data.num_columns = num_columns_;
+    data.prune_kv = static_cast<int>(kv());
+    return data;
+  }
+
+  girih::verify::MaskRow mask() const {
+    return [this](Row row, std::span<std::uint32_t> words) {
+      const oracle::Sizes sizes = sizes_of_head(row.b, row.h);
+      const HeadClass& head_class = class_of(row.h);
+      set_visible_bits(head_class.expr, sizes, row.q, words);
+      for (long long n = 0; n < oracle::num_key_tiles(head_class.prune, sizes); ++n) {
+        if (!is_skipped(row.b, row.h, row.q / 128, n)) continue;
+        for (long long k = n * kv(); k < std::min((n + 1) * kv(), sizes.seqlen_k); ++k) {
+          words[static_cast<std::size_t>(k / 32)] &= ~(1u << (k % 32));
+        }
+      }
+    };
+  }
+
+  std::int64_t skipped() const { return skipped_; }
+  std::int64_t skippable() const { return skippable_; }
+
+ private:
+  const HeadClass& class_of(int h) const {
+    return classes_[static_cast<std::size_t>(h) * classes_.size() /
+                    static_cast<std::size_t>(num_heads_)];
+  }
+  long long kv() const { return classes_[0].prune.kv; }
+  oracle::Sizes sizes_of_head(int b, int h) const {
+    return in_head(sizes_[static_cast<std::size_t>(b)], h);
+  }
+  const std::vector<double>& maxima(int b, int h, long long tile) const {
+    return maxima_[static_cast<std::size_t>(b)][static_cast<std::size_t>(h)]
+                  [static_cast<std::size_t>(tile)];
+  }
+  bool is_skippable(int b, int h, long long tile, long long n) const {
+    return class_of(h).pruned &&
+           !oracle::never_skipped(class_of(h).prune, sizes_of_head(b, h), tile, n) &&
+           maxima(b, h, tile)[static_cast<std::size_t>(n)] > -HUGE_VAL;
+  }
+  float threshold(int b, int h, long long tile) const {
+    const auto column = oracle::threshold_column(sizes_of_head(b, h), tile, num_columns_);
+    return thresholds_[static_cast<std::size_t>(h * num_columns_ + column)];
+  }
+  bool is_skipped(int b, int h, long long tile, long long n) const {
+    return is_skippable(b, h, tile, n) &&
+           oracle::is_skipped(maxima(b, h, tile)[static_cast<std::size_t>(n)],
+                              static_cast<double>(threshold(b, h, tile)));
+  }
+
+  void find_maxima(const Case& c) {
+    Workload workload(c);
+    workload.fill_normal(c.seed);
+    struct Item {
+      int b, h;
+      long long tile;
+    };
+    std::vector<Item> items;
+    for (int b = 0; b < c.batch; ++b) {
+      maxima_.emplace_back(static_cast<std::size_t>(num_heads_));
+      for (int h = 0; h < num_heads_; ++h) {
+        const long long tiles = oracle::num_query_tiles(sizes_of_head(b, h));
+        maxima_.back()[static_cast<std::size_t>(h)].resize(static_cast<std::size_t>(tiles));
+        for (long long tile = 0; tile < tiles; ++tile) items.push_back({b, h, tile});
+      }
+    }
+    const auto width = static_cast<std::size_t>(c.problem.head_dim);
+    const double scale = static_cast<double>(girih::verify::softmax_scale_of(c));
+    girih::verify::parallel_for(static_cast<std::int64_t>(items.size()), [&](std::int64_t i) {
+      const auto [b, h, tile] = items[static_cast<std::size_t>(i)];
+      const HeadClass& head_class = class_of(h);
+      if (!head_class.pruned) return;
+      const double cap = static_cast<double>(head_class.softcap);
+      const auto score = [&](long long q, long long k) {
+        const std::uint16_t* q_row = workload.q_row({b, h, static_cast<int>(q)});
+        const std::uint16_t* k_row =
+            workload.k_row(b, static_cast<int>(k), h / c.problem.group_size());
+        double sum = 0;
+        for (std::size_t j = 0; j < width; ++j) {
+          sum += static_cast<double>(girih::verify::widen(c.problem.dtype, q_row[j])) *
+                 static_cast<double>(girih::verify::widen(c.problem.dtype, k_row[j]));
+        }
+        return cap > 0 ? cap * std::tanh(scale * sum / cap) : scale * sum;
+      };
+      maxima_[static_cast<std::size_t>(b)][static_cast<std::size_t>(h)]
+             [static_cast<std::size_t>(tile)] = oracle::tile_maxima(
+                 head_class.expr, head_class.prune, sizes_of_head(b, h), tile, score);
+    });
+  }
+
+  // Of the tiles that a threshold decides on, in ascending order.
+  std::vector<double> maxima_of(int h, int column) const {
+    std::vector<double> result;
+    for (int b = 0; b < static_cast<int>(sizes_.size()); ++b) {
+      const oracle::Sizes sizes = sizes_of_head(b, h);
+      for (long long tile = 0; tile < oracle::num_query_tiles(sizes); ++tile) {
+        if (oracle::threshold_column(sizes, tile, num_columns_) != column) continue;
+        for (long long n = 0; n < oracle::num_key_tiles(class_of(h).prune, sizes); ++n) {
+          if (class_of(h).pruned && is_skippable(b, h, tile, n)) {
+            result.push_back(maxima(b, h, tile)[static_cast<std::size_t>(n)]);
+          }
+        }
+      }
+    }
+    std::sort(result.begin(), result.end());
+    return result;
+  }
+
+  static float threshold_between(const std::vector<double>& sorted, double fraction) {
+    if (fraction <= 0 || sorted.empty()) return -kInfinity;
+    if (fraction >= 1) return kInfinity;
+    for (auto i = static_cast<std::size_t>(fraction * static_cast<double>(sorted.size()));
+         i < sorted.size(); ++i) {
+      if (i > 0 && sorted[i] - sorted[i - 1] > 2.5 * kMargin) {
+        return static_cast<float>((sorted[i] + sorted[i - 1]) / 2);
+      }
+    }
+    return kInfinity;
+  }
+
+  void count() {
+    for (int b = 0; b < static_cast<int>(sizes_.size()); ++b) {
+      for (int h = 0; h < num_heads_; ++h) {
+        const oracle::Sizes sizes = sizes_of_head(b, h);
+        for (long long tile = 0; tile < oracle::num_query_tiles(sizes); ++tile) {
+          for (long long n = 0; n < oracle::num_key_tiles(class_of(h).prune, sizes); ++n) {
+            if (!class_of(h).pruned || !is_skippable(b, h, tile, n)) continue;
+            ++skippable_;
+            skipped_ += is_skipped(b, h, tile, n);
+            const double maximum = maxima(b, h, tile)[static_cast<std::size_t>(n)];
+            REQUIRE(std::fabs(maximum - static_cast<double>(threshold(b, h, tile))) > kMargin);
+          }
+        }
+      }
+    }
+  }
+
+  std::vector<HeadClass> classes_;
+  std::vector<oracle::Sizes> sizes_;
+  int num_heads_;
+  int num_columns_ = 0;
+  std::vector<std::vector<std::vector<std::vector<double>>>> maxima_;  // b, h, query, key tile
+  std::vector<float> thresholds_;
+  std::int64_t skipped_ = 0, skippable_ = 0;
+};
+
+void check_pruned(Case c, const std::vector<HeadClass>& classes, double fraction,
+                  const TileConfig& tile, GpuReference& gpu_reference) {
+  for (const HeadClass& head_class : classes) {
+    for (int i = 0; i < c.problem.num_heads / static_cast<int>(classes.size()); ++i) {
+      c.softcaps.push_back(head_class.softcap);
+    }
+  }
+  const Decisions decisions(c, classes, fraction);
+  c.inputs.push_back(decisions.input());
+  const std::string text = text_of(classes, c.problem.num_heads);
+  const std::string what = fmt::format("{}, {}, {} x {}, {} of {} tiles skipped, by {}", text,
+                                       describe(c.problem), c.seqlen_q, c.seqlen_k,
+                                       decisions.skipped(), decisions.skippable(), describe(tile));
+  CAPTURE(what);
+  if (fraction > 0.2 && decisions.skippable() > 20) CHECK(decisions.skipped() > 0);
+  if (fraction < 0.8 && decisions.skippable() > 20) {
+    CHECK(decisions.skipped() < decisions.skippable());
+  }
+  girih::jit::Options options;
+  options.tile = tile;
+  const girih::jit::Program program = girih::jit::compile(Pattern::parse(text), options);
+  const Report report =
+      girih::verify::verify_attention(program, c, decisions.mask(), gpu_reference);
+  ++kernels_bound;
+  rows_checked += report.rows_checked;
+  std::string failures;
+  for (const girih::verify::Failure& failure : report.failures) {
+    failures +=
+        fmt::format("\n  batch {} head {} query {}: {}: got {:.9g}, expected {:.9g}", failure.row.b,
+                    failure.row.h, failure.row.q, failure.what, failure.got, failure.expected);
+  }
+  CHECK_MESSAGE(report.ok(), fmt::format("{} of {} rows wrong, {} not finite, {} written outside{}",
+                                         report.rows_wrong, report.rows_checked, report.not_finite,
+                                         report.touched_padding, failures));
+  CHECK(report.rows_checked > 0);
+}
+
+Case case_of(DType dtype, int head_dim, int seqlen_q, int seqlen_k, int batch = 1) {
+  Case c;
+  c.problem = make_problem(dtype, head_dim, 4, 2);
+  c.batch = batch;
+  c.seqlen_q = seqlen_q;
+  c.seqlen_k = seqlen_k;
+  c.seed = static_cast<std::uint64_t>(seqlen_q + 7 * seqlen_k + head_dim);
+  return c;
+}
+
+HeadClass causal_class(int kv, bool keep_sink = false) {
+  return {causal(), true, {kv, true, keep_sink}};
+}
+HeadClass dense_class(int kv, bool keep_sink = false) {
+  return {dense(), true, {kv, false, keep_sink}};
+}
+
+const std::vector<TileConfig> kKernels = {{}, {.portable = true}};
+
+}  // namespace
+
+TEST_CASE("pruned heads keep the right tiles at every width") {
+  GpuReference gpu_reference;
+  unsigned turn = 0;
+  for (const int head_dim : {64, 128, 192, 256}) {
+    for (const int kv : {64, 128}) {
+      if (kv == 128 && head_dim > 128) continue;
+      for (const double fraction : {0.0, 0.5, 0.8, 1.0}) {
+        for (const TileConfig& tile : kKernels) {
+          const DType dtype = ++turn % 2 == 0 ? DType::bfloat16 : DType::float16;
+          check_pruned(case_of(dtype, head_dim, 1024, 1024), {causal_class(kv)}, fraction, tile,
+                       gpu_reference);
+          check_pruned(case_of(dtype, head_dim, 640, 1024), {dense_class(kv, turn % 3 == 0)},
+                       fraction, tile, gpu_reference);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("pruning is anchored at positions, whatever the lengths") {
+  GpuReference gpu_reference;
+  for (const auto& [seqlen_q, seqlen_k] : {std::pair{1023, 1024},
+                                           {1024, 1023},
+                                           {700, 333},
+                                           {128, 217},
+                                           {300, 1111},
+                                           {1, 1000},
+                                           {517, 1920}}) {
+    for (const int kv : {64, 128}) {
+      for (const TileConfig& tile : kKernels) {
+        check_pruned(case_of(DType::bfloat16, 128, seqlen_q, seqlen_k, 2), {causal_class(kv, true)},
+                     0.6, tile, gpu_reference);
+        check_pruned(case_of(DType::bfloat16, 64, seqlen_q, seqlen_k, 2), {dense_class(kv)}, 0.6,
+                     tile, gpu_reference);
+      }
+    }
+  }
+  for (const TileConfig& tile : kKernels) {  // a chunk of a sequence
+    Case c = case_of(DType::bfloat16, 128, 300, 900);
+    c.q_start = 1100;
+    c.k_start = 333;
+    check_pruned(c, {causal_class(64)}, 0.5, tile, gpu_reference);
+    c.q_start = 0;
+    c.k_start = 0;
+    check_pruned(c, {dense_class(128)}, 0.5, tile, gpu_reference);
+  }
+}
+
+TEST_CASE("packed sequences are pruned, and their tails stay out") {
+  GpuReference gpu_reference;
+  for (const TileConfig& tile : kKernels) {
+    for (const int kv : {64, 128}) {
+      Case c = case_of(DType::bfloat16, 128, 900, 1000, 5);
+      c.problem.layout = Layout::thd;
+      c.lengths.q = {900, 0, 333, 1, 640};
+      c.lengths.k = {1000, 77, 333, 500, 641};
+      check_pruned(c, {causal_class(kv), dense_class(kv)}, 0.6, tile, gpu_reference);
+      Case used = case_of(DType::float16, 64, 600, 900, 3);
+      used.lengths.used_k = {900, 555, 0};
+      check_pruned(used, {causal_class(kv), dense_class(kv)}, 0.6, tile, gpu_reference);
+    }
+  }
+}
+
+TEST_CASE("pruned heads stand beside others, in expressions and under a softcap") {
+  GpuReference gpu_reference;
+  const HeadClass streaming_class{streaming(70, 300), true, {64, true, false}};
+  const HeadClass band{window(200, 150), true, {64, false, false}};
+  HeadClass capped = causal_class(64);
+  capped.softcap = 2;
+  HeadClass other = dense_class(64);
+  other.pruned = false;
+  HeadClass ahead{negation(causal()), true, {64, false, true}};
+  for (const TileConfig& tile : kKernels) {
+    const Case c = case_of(DType::bfloat16, 128, 1000, 1000);
+    check_pruned(c, {causal_class(64), other}, 0.5, tile, gpu_reference);
+    check_pruned(c, {capped, dense_class(64)}, 0.7, tile, gpu_reference);
+    check_pruned(c, {streaming_class, band, capped, ahead}, 0.5, tile, gpu_reference);
+    check_pruned(c, {streaming_class, other}, 1.0, tile, gpu_reference);
+    Case wrapped = case_of(DType::bfloat16, 128, 1500, 1500);
+    wrapped.max_ctas = 2;  // so that every ring goes round
+    check_pruned(wrapped, {causal_class(64), band}, 0.5, tile, gpu_reference);
+  }
+  if (girih::verify::Device().arch() != "sm_90") return;
+  for (int num_stages = 2; num_stages <= 4; ++num_stages) {
+    for (const int num_q_stages : {1, 2}) {
+      Case c = case_of(DType::bfloat16, 64, 1500, 1500);
+      c.max_ctas = 3;
+      check_pruned(c, {causal_class(64), dense_class(64)}, 0.7,
+                   {.num_stages = num_stages, .num_q_stages = num_q_stages}, gpu_reference);
+    }
+  }
+}
+
+TEST_CASE("pruned heads have sinks, and stand beside heads with slopes and biases") {
+  GpuReference gpu_reference;
+  HeadClass sunk = causal_class(64), capped = dense_class(64), sloping = causal_class(64);
+  sunk.others = "sink_logit(z)";
+  capped.softcap = 2;
+  sloping.pruned = false;
+  sloping.others = "alibi(a), bias(b)";
+  for (const int head_dim : {64, 128, 192, 256}) {
+    for (const TileConfig& tile : kKernels) {
+      Case c = case_of(DType::bfloat16, head_dim, 700, 900, 2);
+      c.inputs = {girih::verify::random_values("z", 1, 4, 0, 2.0, 5)};
+      check_pruned(c, {sunk}, 0.6, tile, gpu_reference);
+      c.inputs.push_back(girih::verify::alibi_slopes("a", 4));
+      c.inputs.push_back(girih::verify::random_values("b", 2, 4, 900, 1.0, 6));
+      check_pruned(c, {capped, sloping, sunk, causal_class(64)}, 0.6, tile, gpu_reference);
+    }
+  }
+}
+
+TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
+  constexpr int kTiles = 24, kLength = 64 * kTiles;
+  for (const TileConfig& tile : kKernels) {
+    Case c = case_of(DType::bfloat16, 64, 200, kLength);
+    c.problem.num_heads = c.problem.num_heads_kv = 2;
+    c.softmax_scale = 1.0f;
+    for (const float threshold : {3.0f, 3.5f, 0.0f, -1.0f, -1.5f, -kInfinity, std::nanf("")}) {
+      InputData data{.kind = InputInfo::Kind::thresholds, .name = "t"};
+      data.thresholds = {threshold};
+      data.num_columns = 1;
+      data.prune_kv = 64;
+      c.inputs = {data};
+      Workload workload(c);
+      workload.fill_normal(1);
+      // Scores are what a key's first element holds: -2 but for one in each tile.
+      std::mt19937_64 random(9);
+      std::vector<std::vector<int>> highest(2);
+      for (int h = 0; h < 2; ++h) {
+        for (int q = 0; q < c.seqlen_q; ++q) {
+          std::uint16_t* row = workload.q_row({0, h, q});
+          std::fill_n(row, 64, std::uint16_t{0});
+          row[0] = girih::verify::narrow(c.problem.dtype, 1.0f);
+        }
+        for (int n = 0; n < kTiles; ++n) {
+          highest[static_cast<std::size_t>(h)].push_back(static_cast<int>(random() % 7) - 1);
+          const int place = static_cast<int>(random() % 64);
+          for (int i = 0; i < 64; ++i) {
+            const int score = i == place ? highest[static_cast<std::size_t>(h)].back() : -2;
+            workload.k_row(0, 64 * n + i, h)[0] =
+                girih::verify::narrow(c.problem.dtype, static_cast<float>(score));
+          }
+        }
+      }
+      workload.upload_inputs();
+      workload.poison_outputs();
+      girih::jit::Options options;
+      options.tile = tile;
+      const girih::jit::Kernel kernel =
+          girih::jit::compile(Pattern::parse("dense with prune(t, kv=64)"), c.problem, options);
+      kernel.launch(workload.args());
+      girih::verify::synchronize();
+      workload.download_outputs();
+      for (int h = 0; h < 2; ++h) {
+        double sum = 0;
+        for (int n = 0; n < kTiles; ++n) {
+          const int maximum = highest[static_cast<std::size_t>(h)][static_cast<std::size_t>(n)];
+          const bool skipped = n < kTiles - 1 && static_cast<float>(maximum) < threshold;
+          if (!skipped) sum += std::exp(maximum) + 63 * std::exp(-2.0);
+        }
+        for (int q = 0; q < c.seqlen_q; ++q) {
+          const double lse = static_cast<double>(workload.lse_at({0, h, q}));
+          CAPTURE(threshold);
+          REQUIRE(lse == doctest::Approx(std::log(sum)).epsilon(1e-5));
+          ++rows_checked;
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("twenty runs of a pruned kernel give the same bits") {
+  const HeadClass head_class = causal_class(64);
+  Case c = case_of(DType::bfloat16, 128, 2048, 2048);
+  const Decisions decisions(c, {head_class}, 0.6);
+  c.inputs = {decisions.input()};
+  Workload workload(c);
+  workload.fill_normal(c.seed);
+  const girih::jit::Kernel kernel =
+      girih::jit::compile(Pattern::parse(head_class.text()), c.problem);
+  std::vector<std::uint16_t> first;
+  for (int run = 0; run < 20; ++run) {
+    workload.poison_outputs();
+    kernel.launch(workload.args());
+    girih::verify::synchronize();
+    workload.download_outputs();
+    const std::vector<std::uint16_t> bits = result_bits(workload);
+    if (run == 0) first = bits;
+    REQUIRE(bits == first);
+  }
+}
+
+TEST_CASE("tile maxima are the highest visible scores") {
+  for (const auto& [seqlen_q, seqlen_k] :
+       {std::pair{512, 512}, {300, 1111}, {700, 333}, {1, 200}}) {
+    for (const int head_dim : {64, 128, 256}) {
+      for (const int kv : {64, 128}) {
+        Case c = case_of(head_dim == 64 ? DType::float16 : DType::bfloat16, head_dim, seqlen_q,
+                         seqlen_k, 2);
+        if (head_dim == 128) c.problem.layout = Layout::bhsd;
+        HeadClass capped = causal_class(kv);
+        capped.softcap = 1.5f;
+        const std::vector<HeadClass> classes{capped, {streaming(40, 90), true, {kv, true, false}}};
+        c.softcaps = {1.5f, 1.5f, 0, 0};
+        Workload workload(c);
+        workload.fill_normal(c.seed);
+        const std::vector<oracle::Sizes> sizes = sizes_of(c);
+        const long long q_tiles = oracle::num_query_tiles(sizes[0]);
+        const long long k_tiles = oracle::num_key_tiles(classes[0].prune, sizes[0]);
+        std::vector<float> maxima(static_cast<std::size_t>(2 * 4 * q_tiles * k_tiles));
+        const Buffer memory(maxima.size() * sizeof(float));
+        const girih::jit::TileMaxima tile_maxima(Pattern::parse(text_of(classes, 4)), kv);
+        const girih::jit::Args args = workload.args();
+        tile_maxima({.q = args.q,
+                     .k = args.k,
+                     .layout = args.layout,
+                     .maxima = static_cast<float*>(memory.data())});
+        ++kernels_bound;
+        girih::verify::synchronize();
+        memory.download(maxima.data(), memory.size());
+        const double scale = static_cast<double>(girih::verify::softmax_scale_of(c));
+        std::size_t at = 0;
+        for (int b = 0; b < 2; ++b) {
+          for (int h = 0; h < 4; ++h) {
+            const HeadClass& head_class = classes[static_cast<std::size_t>(h / 2)];
+            const double cap = static_cast<double>(head_class.softcap);
+            const auto score = [&](long long q, long long k) {
+              const std::uint16_t* q_row = workload.q_row({b, h, static_cast<int>(q)});
+              const std::uint16_t* k_row = workload.k_row(b, static_cast<int>(k), h / 2);
+              double sum = 0;
+              for (int j = 0; j < head_dim; ++j) {
+                sum += static_cast<double>(girih::verify::widen(c.problem.dtype, q_row[j])) *
+                       static_cast<double>(girih::verify::widen(c.problem.dtype, k_row[j]));
+              }
+              return cap > 0 ? cap * std::tanh(scale * sum / cap) : scale * sum;
+            };
+            for (long long tile = 0; tile < q_tiles; ++tile) {
+              for (const double expected :
+                   oracle::tile_maxima(head_class.expr, head_class.prune,
+                                       sizes[static_cast<std::size_t>(b)], tile, score)) {
+                const auto got = static_cast<double>(maxima[at++]);
+                if (std::isinf(expected)) {
+                  REQUIRE(got == expected);
+                } else {
+                  REQUIRE(std::fabs(got - expected) < 1e-4);
+                }
+              }
+            }
+          }
+        }
+        rows_checked += 2 * 4 * seqlen_q;
+      }
+    }
+  }
+}
+
+TEST_CASE("what is calibrated keeps as many tiles as it was asked for") {
+  constexpr int kKept = 5;
+  GpuReference gpu_reference;
+  Case c = case_of(DType::bfloat16, 128, 1536, 1536);
+  Workload workload(c);
+  workload.fill_normal(c.seed);
+  const girih::jit::Args args = workload.args();
+  const int tiles = 1536 / 64;
+  std::vector<float> maxima(static_cast<std::size_t>(4 * 12 * tiles));
+  const Buffer memory(maxima.size() * sizeof(float));
+  girih::jit::TileMaxima(girih::causal(), 64)(
+      {.q = args.q, .k = args.k, .maxima = static_cast<float*>(memory.data())});
+  girih::verify::synchronize();
+  memory.download(maxima.data(), memory.size());
+  girih::Calibration calibration({.num_heads = 4, .kv = 64, .kept_tiles = kKept});
+  calibration.add(maxima.data(), {.seqlen_q = 1536, .seqlen_k = 1536});
+  InputData data{.kind = InputInfo::Kind::thresholds, .name = "t"};
+  data.heads = 4;
+  data.thresholds = calibration.thresholds();
+  data.num_columns = calibration.num_columns();
+  data.prune_kv = 64;
+  c.inputs = {data};
+  // Of the example itself just those tiles are kept, and the rows' own.
+  const auto mask = [&](Row row, std::span<std::uint32_t> words) {
+    set_visible_bits(causal(), in_head(sizes_of(c)[0], row.h), row.q, words);
+    const float* of_tile = maxima.data() + (row.h * 12 + row.q / 128) * tiles;
+    for (int n = 0; n < row.q / 128 * 2; ++n) {
+      const auto higher = std::count_if(of_tile, of_tile + row.q / 128 * 2,
+                                        [&](float other) { return other > of_tile[n]; });
+      if (higher < kKept) continue;
+      words[static_cast<std::size_t>(2 * n)] = words[static_cast<std::size_t>(2 * n + 1)] = 0;
+    }
+  };
+  const girih::jit::Program program =
+      girih::jit::compile(Pattern::parse("causal with prune(t, kv=64)"));
+  const Report report = girih::verify::verify_attention(program, c, mask, gpu_reference);
+  rows_checked += report.rows_checked;
+  CHECK(report.ok());
+  CHECK(report.rows_checked > 0);
+}

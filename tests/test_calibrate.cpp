@@ -1,0 +1,220 @@
+// The verb that finds prune's thresholds in files: what it computes on the CPU, what it writes, and
+// the files that it refuses.
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "program.hpp"
+
+using namespace girih::tests;
+
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+std::string bytes_of(const std::vector<float>& values) {
+  std::string bytes(values.size() * sizeof(float), '\0');
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
+}
+
+std::string npy(const std::string& type, const std::string& shape, const std::string& values,
+                bool fortran = false) {
+  std::string header = "{'descr': '" + type +
+                       "', 'fortran_order': " + (fortran ? "True" : "False") +
+                       ", 'shape': " + shape + ", }";
+  header.resize((10 + header.size() + 64) / 64 * 64 - 11, ' ');
+  header += '\n';
+  std::string bytes("\x93NUMPY\x01\x00", 8);
+  bytes += static_cast<char>(header.size() & 0xff);
+  bytes += static_cast<char>(header.size() >> 8);
+  return bytes + header + values;
+}
+
+std::string safetensors(const std::string& header, const std::string& values) {
+  const std::uint64_t length = header.size();
+  std::string bytes(sizeof(length), '\0');
+  std::memcpy(bytes.data(), &length, sizeof(length));
+  return bytes + header + values;
+}
+
+constexpr int kTokens = 512, kWidth = 16;
+
+// [tokens, heads, width]: the first element is what value(token, head) says.
+template <class Value>
+std::vector<float> tensor(int heads, const Value& value) {
+  std::vector<float> values(static_cast<std::size_t>(kTokens * heads * kWidth));
+  for (int token = 0; token < kTokens; ++token) {
+    for (int head = 0; head < heads; ++head) {
+      values[static_cast<std::size_t>((token * heads + head) * kWidth)] = value(token, head);
+    }
+  }
+  return values;
+}
+
+// Scores of a query head are its number, plus 1, times the key's tile in this list.
+constexpr float kOfTile[] = {3, 5, 4, 1, 2, 6, 0, 7};
+std::vector<float> queries() {
+  return tensor(2, [](int, int head) { return static_cast<float>(head + 1); });
+}
+std::vector<float> keys() {
+  return tensor(1, [](int token, int) { return kOfTile[token / 64] - (token % 64 == 9 ? 0 : 8); });
+}
+
+struct Thresholds {
+  Json header;
+  std::vector<float> values;
+};
+Thresholds read_thresholds(const fs::path& path) {
+  const std::string bytes = read(path);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof(length));
+  Thresholds result{Json::parse(bytes.substr(sizeof(length), length)), {}};
+  const std::string data = bytes.substr(sizeof(length) + length);
+  result.values.resize(data.size() / sizeof(float));
+  std::memcpy(result.values.data(), data.data(), data.size());
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what they are for") {
+  const Program program;
+  const std::string q = (program.folder() / "q.npy").string();
+  const std::string k = (program.folder() / "k.npy").string();
+  const std::string out = (program.folder() / "t.safetensors").string();
+  write(q, npy("<f4", "(512, 2, 16)", bytes_of(queries())));
+  write(k, npy("<f4", "(1, 512, 1, 16)", bytes_of(keys())));
+  const Arguments common{
+      "calibrate", "causal with prune(t, kv=64)", "--cpu", "--softmax-scale", "1", "-o", out};
+  const Json said = program.json(common + Arguments{"--q", q, "--k", k, "--kept-tiles", "2"});
+  CHECK(said["num_heads"] == 2);
+  CHECK(said["num_columns"] == 4);
+  CHECK(said["examples"] == 1);
+  CHECK(said["on"] == "CPU");
+  CHECK(said["keep_all"] == 4);
+
+  // Tiles before rows 256: 3 5 4 1; before 384: 3 5 4 1 2 6. Of 128 rows on there are just two.
+  const float none = -std::numeric_limits<float>::infinity();
+  const Thresholds found = read_thresholds(out);
+  CHECK(found.values == std::vector<float>{none, none, 3.5f, 4.5f, none, none, 7, 9});
+  CHECK(found.header["thresholds"]["dtype"] == "F32");
+  CHECK(found.header["thresholds"]["shape"] == Json({2, 4}));
+  CHECK(found.header["thresholds"]["data_offsets"] == Json({0, 32}));
+  const Json& metadata = found.header["__metadata__"];
+  CHECK(metadata["kv"] == "64");
+  CHECK(metadata["kept_tiles"] == "2");
+  CHECK(metadata["rows"] == "128");
+  CHECK(metadata["examples"] == "1");
+  CHECK(metadata["pattern"] == "causal with prune(t, kv=64)");
+
+  // Tiles of 128: 5 4 6 7; with a window the first is hidden from rows 384 on.
+  program.json({"calibrate", "causal", "--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k",
+                k, "--kept-tiles", "1", "--kv", "128"});
+  CHECK(read_thresholds(out).values ==
+        std::vector<float>{none, none, 4.5f, 5.5f, none, none, 9, 11});
+  program.json({"calibrate", "causal & window(left=200)", "--cpu", "--softmax-scale", "1", "-o",
+                out, "--q", q, "--k", k, "--kept-tiles", "2", "--kv", "128"});
+  CHECK(read_thresholds(out).values[3] == none);
+}
+
+TEST_CASE("calibrate averages over files of every type and layout") {
+  const Program program;
+  const std::string q = (program.folder() / "q.npy").string();
+  const std::string both = (program.folder() / "both.safetensors").string();
+  const std::string out = (program.folder() / "t.safetensors").string();
+  std::vector<float> transposed(queries().size());
+  for (int token = 0; token < kTokens; ++token) {
+    for (int head = 0; head < 2; ++head) {
+      transposed[static_cast<std::size_t>((head * kTokens + token) * kWidth)] =
+          static_cast<float>(head + 1);
+    }
+  }
+  std::string doubles(transposed.size() * sizeof(double), '\0');
+  for (std::size_t i = 0; i < transposed.size(); ++i) {
+    const auto value = static_cast<double>(transposed[i]);
+    std::memcpy(doubles.data() + i * sizeof(double), &value, sizeof(double));
+  }
+  write(q, npy("<f8", "(1, 2, 512, 16)", doubles));
+  std::string bfloats, more;
+  for (const float key : keys()) {
+    for (std::string* bytes : {&bfloats, &more}) {
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(bytes == &more ? 2 * key : key);
+      *bytes += static_cast<char>(bits >> 16 & 0xff);
+      *bytes += static_cast<char>(bits >> 24);
+    }
+  }
+  const std::string entry = R"("dtype":"BF16","shape":[1,512,16],"data_offsets":)";
+  write(both, safetensors("{\"__metadata__\":{\"a\":\"b\"},\"k\":{" + entry +
+                              "[0,16384]},\"more\":{" + entry + "[16384,32768]}}",
+                          bfloats + more));
+  const Json said = program.json({"calibrate", "causal", "--cpu", "--softmax-scale", "1", "-o", out,
+                                  "--layout", "bhsd", "--dtype", "fp16", "--kept-tiles", "2", "--q",
+                                  q + "," + q, "--k", both + ":k," + both + ":more"});
+  CHECK(said["examples"] == 2);
+  const float none = -std::numeric_limits<float>::infinity();
+  CHECK(read_thresholds(out).values ==
+        std::vector<float>{none, none, 5.25f, 6.75f, none, none, 10.5f, 13.5f});
+  // What was written is read as well.
+  check_refused(
+      {"calibrate", "causal", "--cpu", "-o", out, "--kept-tiles", "2", "--q", q, "--k", out}, 2,
+      "invalid_argument", {"has 2 dimensions: it must have 4"}, program);
+}
+
+TEST_CASE("the program shows and explains pruned patterns") {
+  const Program program;
+  const Arguments square{"--seqlen-q", "256", "--seqlen-k", "256"};
+  const std::string pattern = "causal with prune(t, kv=64)";
+  const Json shown = program.json(Arguments{"show", pattern, "--fill", "t=keep"} + square);
+  CHECK(shown["density"] == program.json(Arguments{"show", "causal"} + square)["density"]);
+  CHECK(shown["pattern"] == pattern);
+  check_refused(Arguments{"show", pattern, "--fill", "t=random:1"} + square, 2, "invalid_argument",
+                {"'random:1' does not describe thresholds"}, program);
+  const Json explained =
+      program.json(Arguments{"explain", pattern, "--arch", "sm_90a", "--fill", "t=keep"} + square);
+  CHECK(explained["tile"]["block_m"] == 128);
+  CHECK(explained["tile"]["block_n"] == 64);
+  check_refused({"source", "causal with prune(t, kv=128)", "--arch", "sm_80", "--head-dim", "256"},
+                3, "unsupported", {"calibrate for kv=64"}, program);
+}
+
+TEST_CASE("calibrate refuses files and arguments that make no sense") {
+  const Program program;
+  const auto file = [&](const char* name, const std::string& bytes) {
+    const std::string path = (program.folder() / name).string();
+    write(path, bytes);
+    return path;
+  };
+  const std::string good = file("good.npy", npy("<f4", "(512, 1, 16)", bytes_of(keys())));
+  const auto refused = [&](const std::string& q, const char* message, const Arguments& more = {}) {
+    CAPTURE(q);
+    Arguments arguments{"calibrate", "causal", "--cpu",
+                        "--q",       q,        "--k",
+                        good,        "-o",     (program.folder() / "out").string()};
+    arguments = arguments + (more.empty() ? Arguments{"--kept-tiles", "2"} : more);
+    check_refused(arguments, 2, "invalid_argument", {message}, program);
+  };
+  refused("nowhere.npy", "nowhere.npy: cannot be read");
+  refused(file("a.npy", "PK"), "is no .npy file");
+  refused(file("b.npy", npy("<i4", "(512, 1, 16)", bytes_of(keys()))), "is of type '<i4'");
+  refused(file("c.npy", npy("<f4", "(512, 1, 16)", bytes_of(keys()), true)), "in Fortran's order");
+  refused(file("d.npy", npy("<f4", "(512, 1, 16)", "abcd")),
+          "has 4 bytes of values, not the 32768");
+  refused(file("e.npy", npy("<f4", "(8192,)", bytes_of(keys()))), "has 1 dimensions");
+  refused(file("f.npy", npy("<f4", "(512, 2, 8)", bytes_of(keys()))), "head_dim must be equal");
+  refused(file("g.safetensors", "short"), "is no .safetensors file");
+  refused(file("h.safetensors", safetensors("{", "")), "has a header that cannot be read");
+  refused(file("i.safetensors", safetensors(R"({"a":{},"b":{}})", "")), "its tensors are a, b");
+  refused(file("j.safetensors",
+               safetensors(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "")),
+          "beyond the end");
+  refused(good + "," + good, "--q names 2 files and --k 1");
+  refused(good, "kept_tiles 0 must be from 1", {"--kept-tiles", "0"});
+  refused(good, "kv = 32 is not supported", {"--kept-tiles", "2", "--kv", "32"});
+  check_refused({"calibrate", "causal & segments(d)", "--q", good, "--k", good, "--kept-tiles", "2",
+                 "-o", "x"},
+                3, "unsupported", {"here 'd', cannot be calibrated"}, program);
+}

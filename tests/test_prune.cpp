@@ -1,0 +1,370 @@
+// Pruning without a GPU: the rule of a query tile against the oracle, patterns that say it, what
+// plans make of them, and thresholds as inputs.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "codegen/emit.hpp"
+#include "girih/error.hpp"
+#include "girih/pattern.hpp"
+#include "girih/prune.hpp"
+#include "girih/shared/prune.cuh"
+#include "oracle/prune.hpp"
+#include "pattern/atoms.hpp"
+#include "plan/plan.hpp"
+#include "plan/tiles.hpp"
+#include "runtime/inputs.hpp"
+
+using namespace girih;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <class Function>
+std::string message_of(Function function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "(nothing was thrown)";
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != text.npos;
+}
+
+plan::Plan plan_for(const std::string& pattern, int head_dim = 128,
+                    const std::string& arch = "sm_90", const TileConfig& tile = {}) {
+  const Problem problem{.head_dim = head_dim, .num_heads = 4, .num_heads_kv = 2};
+  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile);
+}
+
+InputView view_of(const std::vector<float>& thresholds, int num_columns) {
+  InputView view;
+  view.data = reinterpret_cast<const uint32*>(thresholds.data());
+  view.head_stride = num_columns;
+  view.row_stride = num_columns;
+  return view;
+}
+
+}  // namespace
+
+TEST_CASE("the rule of a query tile is the oracle's") {
+  std::mt19937_64 random(5);
+  const auto below = [&](int bound) { return static_cast<int>(random() % bound); };
+  for (int turn = 0; turn < 3000; ++turn) {
+    const int num_heads = 1 + below(3), num_columns = 1 + below(6), slot = below(3);
+    std::vector<float> thresholds(static_cast<std::size_t>(num_heads * num_columns));
+    for (float& threshold : thresholds) threshold = static_cast<float>(below(1000)) - 500.0f;
+    std::vector<InputView> views(3);
+    views[static_cast<std::size_t>(slot)] = view_of(thresholds, num_columns);
+
+    Geometry geometry;
+    geometry.seqlen_q = 1 + below(500);
+    geometry.seqlen_k = below(8) == 0 ? 0 : below(700);
+    geometry.k_start = below(2) == 0 ? 0 : below(300);
+    geometry.q_start = geometry.k_start +
+                       (below(3) == 0 ? below(900) - 450 : geometry.seqlen_k - geometry.seqlen_q);
+    geometry.inputs = views.data();
+    geometry.local_head = below(num_heads);
+    const oracle::Sizes sizes{geometry.seqlen_q, geometry.seqlen_k, geometry.q_start,
+                              geometry.k_start};
+    const oracle::Prune prune{below(2) == 0 ? 64 : 128, below(2) == 0, below(2) == 0};
+    const int word = PruneWord::make(slot, prune.causal, prune.keep_sink);
+    for (int tile = 0; tile < oracle::num_query_tiles(sizes); ++tile) {
+      const PruneRule rule = prune_rule(word, geometry, 128 * tile, static_cast<int>(prune.kv));
+      const auto column = oracle::threshold_column(sizes, tile, num_columns);
+      REQUIRE(rule.threshold ==
+              thresholds[static_cast<std::size_t>(geometry.local_head * num_columns + column)]);
+      for (int n = 0; n < oracle::num_key_tiles(prune, sizes); ++n) {
+        REQUIRE(rule.may_skip(n) == !oracle::never_skipped(prune, sizes, tile, n));
+      }
+    }
+  }
+}
+
+TEST_CASE("no tile is skipped below -inf or NaN, nor in heads that are not pruned") {
+  for (const float threshold : {-kInfinity, std::nanf(""), kInfinity, -1e30f}) {
+    const std::vector<float> thresholds{threshold};
+    const InputView view = view_of(thresholds, 1);
+    Geometry geometry;
+    geometry.seqlen_q = geometry.seqlen_k = 1024;
+    geometry.inputs = &view;
+    const PruneRule rule = prune_rule(PruneWord::make(0, true, false), geometry, 512, 64);
+    const bool keeps_all = std::isnan(threshold) || threshold == -kInfinity;
+    CHECK(rule.may_skip(0) == !keeps_all);
+    CHECK_FALSE(rule.may_skip(8));
+    CHECK_FALSE(prune_rule(PruneWord::kNone, geometry, 512, 64).may_skip(0));
+  }
+}
+
+TEST_CASE("prune is read, printed and compared") {
+  for (const char* text :
+       {"causal with prune(t, kv=64)", "dense with prune(t, kv=128)",
+        "causal & window(left=9) with softcap(30), prune(t, kv=64, keep_sink=true)",
+        "heads(0-3: causal with prune(a, kv=64), else: dense)",
+        "heads(0: causal with prune(a, kv=64), 1: dense with prune(b, kv=64, "
+        "keep_sink=true))"}) {
+    const Pattern pattern = Pattern::parse(text);
+    CHECK(pattern.text() == text);
+    CHECK(Pattern::parse(pattern.text()) == pattern);
+  }
+  const Pattern written =
+      Pattern::parse("causal with prune( t ,keep_sink=false, kv = 64), softcap(2)");
+  CHECK(written.text() == "causal with softcap(2), prune(t, kv=64)");
+  CHECK(written == Pattern(causal()).with_softcap(2).with_prune({.thresholds = "t", .kv = 64}));
+  CHECK(written != Pattern::parse("causal with softcap(2), prune(t, kv=128)"));
+  CHECK(Pattern::parse("causal with sink_logit(z), bias(b), prune(t, kv=64), alibi(a), softcap(2)")
+            .text() == "causal with softcap(2), prune(t, kv=64), alibi(a), bias(b), sink_logit(z)");
+  const InputInfo wanted{
+      .name = "t", .kind = InputInfo::Kind::thresholds, .q_block_size = 0, .kv_block_size = 64};
+  REQUIRE(written.inputs().size() == 1);
+  CHECK(written.inputs()[0] == wanted);
+  CHECK(wanted.description() ==
+        "thresholds for tiles of 64 keys, float32 [heads, ceil(seqlen_k / 128)]");
+}
+
+TEST_CASE("prune that makes no sense is refused at its place") {
+  const struct {
+    const char* text;
+    const char* message;
+  } cases[] = {
+      {"causal with prune", "expected '(' after prune, found the end of the text"},
+      {"causal with prune()", "prune takes the name of its thresholds, found ')'"},
+      {"causal with prune(3)", "prune takes the name of its thresholds, found '3'"},
+      {"causal with prune(t)", "prune needs the keys of its tiles: kv=64 or kv=128"},
+      {"causal with prune(t, 64)", "prune takes a name, kv and keep_sink, found '64'"},
+      {"causal with prune(t, kv=32)", "prune: kv is 64 or 128, found '32'"},
+      {"causal with prune(t, kv=64, kv=64)", "kv is given twice"},
+      {"causal with prune(t, kv 64)", "expected '=' after kv, found '64'"},
+      {"causal with prune(t, kv=64, keep_sink=1)", "keep_sink takes true or false, found '1'"},
+      {"causal with prune(t, kv=64), prune(t, kv=64)", "prune is given twice"},
+      {"causal with prune(t, kv=64", "expected ')', found the end of the text"},
+      {"causal & blocks(t, q=64, kv=64) with prune(t, kv=64)", "the input 't' is used as"},
+      {"causal with alibi(t), prune(t, kv=64)", "the input 't' is used as"},
+      {"heads(0: causal with prune(t, kv=64), 1: causal with prune(t, kv=128))",
+       "the input 't' is used as"},
+      {"heads(0: causal with prune(t, kv=64), 1: causal with prune(u, kv=128))",
+       "pruned by tiles of 64 keys and some by 128"},
+  };
+  for (const auto& [text, message] : cases) {
+    const std::string found = message_of([&] { Pattern::parse(text); });
+    CHECK_MESSAGE(contains(found, message), text << ": " << found);
+  }
+  CHECK(contains(message_of([] { Pattern(causal()).with_prune({.thresholds = "t", .kv = 96}); }),
+                 "kv = 96 is not supported: tiles of 64 and 128 keys are"));
+  CHECK(message_of([] { Pattern(causal()).with_prune({.thresholds = "", .kv = 64}); }) !=
+        "(nothing was thrown)");
+}
+
+TEST_CASE("a pruned head's tile is what is decided on") {
+  for (const char* arch : {"sm_80", "sm_90"}) {
+    for (const int kv : {64, 128}) {
+      const plan::Plan plan = plan_for(fmt::format("causal with prune(t, kv={})", kv), 128, arch);
+      CHECK(plan.spec.prune);
+      CHECK(plan.spec.tile.block_m == 128);
+      CHECK(plan.spec.tile.block_n == kv);
+      CHECK_FALSE((plan.spec.family == plan::KernelFamily::fwd_sm90 && plan.spec.pass_over));
+      const Problem problem{.head_dim = 128, .num_heads = 4, .num_heads_kv = 2};
+      for (const TileConfig& tile : plan::candidate_tiles(plan, problem, plan::Arch::parse(arch))) {
+        CHECK(tile.block_m == 128);
+        CHECK(tile.block_n == kv);
+      }
+    }
+  }
+  // Small blocks neither pack heads nor gather key tiles.
+  const Problem packed{.head_dim = 128, .num_heads = 4, .num_heads_kv = 2, .shared_inputs = true};
+  const plan::Plan blocks =
+      plan::make_plan(Pattern::parse("causal & blocks(m, q=64, kv=32) with prune(t, kv=64)"),
+                      packed, plan::Arch::parse("sm_90"));
+  CHECK_FALSE(blocks.spec.pack_heads);
+  CHECK(blocks.spec.key_box == 64);
+  CHECK_FALSE(plan_for("causal").spec.prune);
+
+  CHECK(contains(
+      message_of([] { plan_for("causal with prune(t, kv=64)", 128, "sm_90", {.block_m = 192}); }),
+      "block_m 192 is not supported with prune, which decides for 128 rows"));
+  CHECK(contains(
+      message_of([] { plan_for("causal with prune(t, kv=64)", 128, "sm_90", {.block_n = 128}); }),
+      "block_n 128 is not supported with prune(..., kv=64)"));
+  for (const char* arch : {"sm_80", "sm_90"}) {
+    CHECK(contains(message_of([&] { plan_for("causal with prune(t, kv=128)", 256, arch); }),
+                   "calibrate for kv=64"));
+  }
+}
+
+TEST_CASE("what changes scores behind prune's decision stands in other heads only") {
+  for (const char* arch : {"sm_80", "sm_90"}) {
+    CHECK(message_of([&] { plan_for("causal with prune(t, kv=64), alibi(a)", 128, arch); }) ==
+          "prune(t, kv=64) and alibi(a) are not supported together in a head, for prune decides by "
+          "scores without alibi: leave one out, or give them to different heads");
+    CHECK(contains(message_of([&] {
+                     plan_for("heads(0: causal, else: causal with bias(b), prune(t, kv=64))", 128,
+                              arch);
+                   }),
+                   "prune(t, kv=64) and bias(b) are not supported together"));
+    const plan::Plan plan =
+        plan_for("heads(0: causal with prune(t, kv=64), else: causal with alibi(a))", 128, arch);
+    CHECK(plan.spec.prune);
+    CHECK(plan.spec.structures ==
+          std::vector<std::string>{"Leaf<Causal>", "With<Leaf<Causal>, Alibi>"});
+    CHECK(plan.spec.tile.block_n == 64);
+  }
+  const plan::Plan plan =
+      plan_for("heads(0: causal with prune(t, kv=64), sink_logit(z), else: causal)");
+  CHECK(plan.spec.structures ==
+        std::vector<std::string>{"Leaf<Causal>", "With<Leaf<Causal>, SinkLogit>"});
+  CHECK(plan.head_table[2] == 1);  // the sink's place among the inputs; behind it the word
+  CHECK(plan.head_table[3] == PruneWord::make(0, true, false));
+}
+
+TEST_CASE("the head table says how each head is pruned") {
+  const plan::Plan plan = plan_for(
+      "heads(0: causal & sink(5) with prune(a, kv=64), 1: sink(7), "
+      "2: !causal with prune(b, kv=64, keep_sink=true), 3: causal with prune(b, kv=64))");
+  const int width = 2 + 1 + 1;  // class, softcap, one number, the word
+  REQUIRE(plan.head_table.size() == static_cast<std::size_t>(plan.spec.head_capacity * width));
+  const auto word = [&](std::size_t head) { return plan.head_table[head * width + 3]; };
+  CHECK(word(0) == PruneWord::make(0, true, false));
+  CHECK(word(1) == PruneWord::kNone);
+  CHECK(word(2) == PruneWord::make(1, false, true));
+  CHECK(word(3) == PruneWord::make(1, true, false));
+  CHECK(plan.head_table[2] == 5);
+  CHECK(PruneWord::slot(word(2)) == 1);
+  CHECK(PruneWord::keep_sink(word(2)));
+  CHECK_FALSE(PruneWord::causal(word(2)));
+
+  const std::string source = codegen::emit(plan.spec);
+  CHECK(contains(source, "kPrune = true"));
+  CHECK(contains(source, "Classes::kNumNumbers + 1>"));
+  CHECK_FALSE(contains(codegen::emit(plan_for("causal").spec), "Prune"));
+}
+
+TEST_CASE("thresholds are views by head and position") {
+  const Pattern pattern = Pattern::parse("causal with prune(t, kv=64)");
+  const runtime::InputExtents extents{
+      .num_heads = 8, .num_heads_kv = 2, .batch = 3, .seqlen_q = 500, .seqlen_k = 1000};
+  const float some[64] = {};
+  const auto plan_of = [&](const Thresholds& thresholds) {
+    const std::vector<Input> given{{.name = "t", .data = thresholds}};
+    return runtime::plan_inputs(pattern.inputs(), given, extents, nullptr);
+  };
+  const Thresholds right{.data = some, .heads = 8, .num_columns = 8, .kv_block_size = 64};
+  for (const int heads : {1, 2, 8}) {
+    Thresholds thresholds = right;
+    thresholds.heads = heads;
+    const runtime::InputPlan plan = plan_of(thresholds);
+    CHECK(plan.workspace_bytes == 0);
+    CHECK(plan.views[0].batch_stride == 0);
+    CHECK(plan.views[0].row_stride == 8);
+    for (int h = 0; h < 8; ++h) {
+      CHECK(reinterpret_cast<const float*>(plan.views[0].plane(2, h)) == some + h * heads / 8 * 8);
+    }
+  }
+  const auto refused = [&](auto change, const char* message) {
+    Thresholds thresholds = right;
+    change(thresholds);
+    const std::string found = message_of([&] { plan_of(thresholds); });
+    CHECK_MESSAGE(contains(found, message), found);
+  };
+  refused([](Thresholds& t) { t.kv_block_size = 128; },
+          "holds thresholds for tiles of 128 keys, but the pattern prunes tiles of 64");
+  refused([](Thresholds& t) { t.heads = 3; }, "has heads 3: it must be 1");
+  refused([](Thresholds& t) { t.num_columns = 0; }, "has num_columns 0: it must be from 1");
+  refused([](Thresholds& t) { t.data = nullptr; }, "has no data");
+  const std::vector<Input> wrong{{.name = "t", .data = HeadNumbers{}}};
+  CHECK(
+      contains(message_of([&] { runtime::plan_inputs(pattern.inputs(), wrong, extents, nullptr); }),
+               "was given numbers, but the pattern wants thresholds for tiles of 64 keys"));
+}
+
+TEST_CASE("thresholds of one example are the oracle's") {
+  std::mt19937_64 random(8);
+  const auto below = [&](int bound) { return static_cast<int>(random() % bound); };
+  for (int turn = 0; turn < 400; ++turn) {
+    const oracle::Prune prune{below(2) == 0 ? 64 : 128, true, false};
+    const int num_heads = 1 + below(3), kept = 1 + below(6),
+              k_start = below(2) == 0 ? 0 : below(300);
+    oracle::Sizes sizes{1 + below(900), 1 + below(1500), 0, k_start};
+    const bool shifted = below(3) == 0;
+    sizes.q_start = shifted ? below(1000) : k_start + sizes.seqlen_k - sizes.seqlen_q;
+    const auto num_q_tiles = static_cast<std::size_t>(oracle::num_query_tiles(sizes));
+    const auto num_k_tiles = static_cast<std::size_t>(oracle::num_key_tiles(prune, sizes));
+    std::vector<float> maxima(static_cast<std::size_t>(num_heads) * num_q_tiles * num_k_tiles);
+    for (float& maximum : maxima) {
+      maximum = below(9) == 0 ? -kInfinity : static_cast<float>(below(40)) / 4;
+    }
+    Calibration calibration({num_heads, static_cast<int>(prune.kv), kept});
+    Calibration::Lengths lengths{
+        static_cast<int>(sizes.seqlen_q), static_cast<int>(sizes.seqlen_k), {}, k_start};
+    if (shifted) lengths.q_start = static_cast<int>(sizes.q_start);
+    calibration.add(maxima.data(), lengths);
+    const std::vector<float> thresholds = calibration.thresholds();
+    const int num_columns = calibration.num_columns();
+    REQUIRE(thresholds.size() == static_cast<std::size_t>(num_heads * num_columns));
+    for (std::size_t h = 0; h < static_cast<std::size_t>(num_heads); ++h) {
+      for (std::size_t tile = 0; tile < num_q_tiles; ++tile) {
+        const float* row = maxima.data() + (h * num_q_tiles + tile) * num_k_tiles;
+        const auto of_tile = [&](std::size_t t) {
+          return oracle::threshold_column(sizes, static_cast<long long>(t), num_columns);
+        };
+        // Before the first position, tiles share a column.
+        if (of_tile(tile) == 0 && num_q_tiles > 1 && sizes.q_start < 0) continue;
+        const double expected = oracle::calibrated(prune, sizes, static_cast<long long>(tile),
+                                                   {row, row + num_k_tiles}, kept);
+        const auto at =
+            h * static_cast<std::size_t>(num_columns) + static_cast<std::size_t>(of_tile(tile));
+        REQUIRE(static_cast<double>(thresholds[at]) == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("thresholds are averaged over examples, and go on where none was seen") {
+  Calibration calibration({.num_heads = 1, .kv = 128, .kept_tiles = 1});
+  const std::vector<float> first{0, 0, 0, 9, 0, 0, 8, 4, 0};  // [3, 3]: two tiles before the last
+  const std::vector<float> second{0, 0, 0, 9, 0, 0, 7, 3, 0};
+  calibration.add(first.data(), {.seqlen_q = 384, .seqlen_k = 384});
+  calibration.add(second.data(), {.seqlen_q = 384, .seqlen_k = 384});
+  CHECK(calibration.thresholds() == std::vector<float>{-kInfinity, -kInfinity, 5.5f});
+  // One row at position 639: four tiles before it, and columns 3 was never seen.
+  const std::vector<float> later{1, 2, 3, 4, 5};
+  calibration.add(later.data(), {.seqlen_q = 1, .seqlen_k = 640});
+  CHECK(calibration.num_columns() == 5);
+  CHECK(calibration.thresholds() == std::vector<float>{-kInfinity, -kInfinity, 5.5f, 5.5f, 3.5f});
+  // Equal maxima on both sides of the cut are both kept: the threshold is theirs.
+  const std::vector<float> equal{6, 6, 2, 1, 0};
+  Calibration ties({.num_heads = 1, .kv = 128, .kept_tiles = 1});
+  ties.add(equal.data(), {.seqlen_q = 1, .seqlen_k = 640});
+  CHECK(ties.thresholds().back() == 6.0f);
+  // One example that keeps all makes all keep all.
+  const std::vector<float> hidden(5, -kInfinity);
+  ties.add(hidden.data(), {.seqlen_q = 1, .seqlen_k = 640});
+  CHECK(ties.thresholds().back() == -kInfinity);
+}
+
+TEST_CASE("calibration and tile maxima refuse what makes no sense") {
+  CHECK(contains(message_of([] { Calibration({.kv = 32}); }), "kv = 32 is not supported"));
+  CHECK(
+      contains(message_of([] { Calibration({.kept_tiles = 0}); }), "kept_tiles 0 must be from 1"));
+  CHECK(contains(message_of([] { Calibration({.num_heads = 0}); }), "num_heads 0 must be from 1"));
+  Calibration calibration({});
+  CHECK(contains(message_of([&] { calibration.add(nullptr, {.seqlen_q = 1, .seqlen_k = 1}); }),
+                 "maxima is null"));
+  const float one = 0;
+  CHECK(contains(message_of([&] { calibration.add(&one, {.seqlen_q = -1, .seqlen_k = 1}); }),
+                 "seqlen_q -1 must be from 0"));
+  CHECK(contains(message_of([] { jit::TileMaxima(causal(), 96); }), "kv = 96 is not supported"));
+  CHECK(contains(message_of([] {
+                   jit::build_tile_maxima(Pattern::parse("causal & segments(d)"), 64, Problem{},
+                                          "sm_80");
+                 }),
+                 "here 'd': closed forms are"));
+}
