@@ -61,14 +61,6 @@ int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, i
   return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
 }
 
-// By what was compiled without spills.
-bool gets_scores_ahead(const TileConfig& tile, const Problem& problem,
-                       const PatternTraits& pattern) {
-  const bool modified = pattern.softcap || pattern.scores;
-  const int most = pattern.neighborhoods ? 160 : pattern.elaborate || modified ? 192 : 224;
-  return fragment_registers(tile, problem) + tile.block_n / 2 <= most;
-}
-
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
   return fwd_sm90_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
                          tile.num_stages, tile.num_q_stages)
