@@ -31,6 +31,8 @@ struct PrunedConsumer {
   Tile tile = {};    // the latest whose scores are known
   uint32 count = 0;  // of query tiles
   uint32 votes = 0;
+  PruneRule rule = {};  // the query tile's
+  int rows = 0;         // of the warp's, that exist
   Scores scores = {};
   typename Kernel::Probabilities probabilities = {};
   typename Kernel::Output output = {};
@@ -61,9 +63,7 @@ struct PrunedConsumer {
     Kernel::release(control.k_empty[keys.stage], lane);
     keys.advance();
     Kernel::modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
-    const PruneRule& rule = work().rule;
     if (!rule.may_skip(tile.box)) return true;
-    const int rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;
     return control.votes.vote(votes++, reaches(scores, rows, scale_log2, rule.threshold));
   }
 
@@ -126,6 +126,8 @@ struct PrunedConsumer {
       scale_log2 = Kernel::score_scale_log2(params, work().softcap[0]);
       Kernel::clear(output);
       softmax.reset();
+      rule = work().rule;
+      rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;
       while (find_kept() && use_kept()) {
       }
       named_barrier_sync<128>(Kernel::kWarpgroupBarrier + warpgroup);  // Q's rows have been read
