@@ -69,9 +69,9 @@ struct FwdSm90 {
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
-  // Scores that are modified need them too.
-  static constexpr int kFragmentRegisters =
-      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0);
+  // Scores that are modified need them too, and decisions on tiles.
+  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
+                                            (kNaturalScores<Classes> ? 16 : 0) + (kPrune ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
