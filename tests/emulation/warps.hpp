@@ -129,14 +129,22 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 }
 inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
 
-inline unsigned __shfl_sync(unsigned, unsigned value, int source) {
-  return emulation::exchange(value, [&](const unsigned* values) { return values[source % 32]; });
+template <class T>  // int or unsigned
+T __shfl_sync(unsigned, T value, int source) {
+  return static_cast<T>(emulation::exchange(
+      static_cast<unsigned>(value), [&](const unsigned* values) { return values[source % 32]; }));
 }
-inline unsigned __shfl_up_sync(unsigned, unsigned value, int delta) {
+template <class T>
+T __shfl_up_sync(unsigned, T value, int delta) {
   const int source = threadIdx.x % 32 - delta;
-  return emulation::exchange(
-      value, [&](const unsigned* values) { return source < 0 ? value : values[source]; });
+  const unsigned own = static_cast<unsigned>(value);
+  return static_cast<T>(emulation::exchange(
+      own, [&](const unsigned* values) { return source < 0 ? own : values[source]; }));
 }
+
+struct uint2 {
+  unsigned x = 0, y = 0;
+};
 
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 inline int __clz(unsigned word) { return word == 0 ? 32 : __builtin_clz(word); }

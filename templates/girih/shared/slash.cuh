@@ -15,6 +15,21 @@ struct SlashPlane {
     return round_up(ceil_div(seqlen_k, 32) + 1, 4);
   }
 
+  // Beyond the keys that some row of a block sees, so many words of its windows are zeros: a tile
+  // of up to 512 query rows reads all its blocks up to the last key that it sees. Others are
+  // anything.
+  static constexpr int kWordsBeyond = 16;
+
+  // Nobody in a block of rows sees keys from here on; may be negative.
+  GIRIH_HD static int keys_seen(const Geometry& g, int block) {
+    const int last_row = min((block + 1) * kRows, g.seqlen_q) - 1;
+    return min(g.seqlen_k, g.diagonal(last_row) + 1);
+  }
+  GIRIH_HD static int words_written(const Geometry& g, int block, int words_per_row) {
+    const int words = ceil_div(max(keys_seen(g, block), 0), 32) + kWordsBeyond;
+    return min(round_up(words, 2), words_per_row);
+  }
+
   const uint32* columns;
   int row_stride;  // words
 
