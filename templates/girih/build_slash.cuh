@@ -8,6 +8,7 @@
 #include "girih/shared/params.cuh"
 #include "girih/shared/slash.cuh"
 #ifdef __CUDACC__
+#include "girih/attn/cta_sum.cuh"
 #include "girih/attn/sequence.cuh"
 #endif
 
@@ -123,26 +124,6 @@ struct BuildSlash {
     }
   }
 
-  // Over the threads of a CTA: the sum of what those before have, and of all.
-  static __device__ int sum_before(int own, int* counts, int& all) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int sum = own;
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const int before = __shfl_up_sync(0xffffffff, sum, delta);
-      if (lane >= delta) sum += before;
-    }
-    if (lane == 31) counts[warp] = sum;
-    __syncthreads();
-    all = 0;
-    int before = 0;
-    for (int i = 0; i < kWarps; ++i) {
-      if (i == warp) before = all;
-      all += counts[i];
-    }
-    __syncthreads();
-    return before + sum - own;
-  }
-
   static __device__ void sort_distances(const BuildSlashParams& p, const int* list, int plane,
                                         Shared& shared) {
     int* const sorted = p.sorted + int64{plane} * p.sorted_capacity();
@@ -158,7 +139,7 @@ struct BuildSlash {
       int count = 0;
       for (int w = begin; w < end; ++w) count += __popc(shared.words[w]);
       int all;
-      int rank = found + sum_before(count, shared.counts, all);
+      int rank = found + sum_before<kBuildSlashThreads>(count, shared.counts, all);
       for (int w = begin; w < end; ++w) {
         for (uint32 left = shared.words[w]; left != 0; left &= left - 1) {
           sorted[rank++] = 32 * (first + w) + lowest_bit(left);

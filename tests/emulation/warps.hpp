@@ -4,8 +4,12 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <functional>
+#include <iterator>
 #include <vector>
 
 #define __CUDACC__
@@ -26,6 +30,7 @@ struct Group {
   int waiting = 0;
   long generation = 0;
   unsigned slots[32] = {};
+  unsigned published[32][8] = {};
 };
 
 class Cta {
@@ -111,6 +116,14 @@ unsigned exchange(unsigned own, Read&& read) {
   return result;
 }
 
+// What all lanes of a warp show one another; valid until they wait again.
+inline const unsigned (&publish(const unsigned (&own)[8]))[32][8] {
+  Group& warp = cta.warp();
+  std::copy(std::begin(own), std::end(own), warp.published[thread_index.x % 32]);
+  cta.wait(warp);
+  return warp.published;
+}
+
 }  // namespace emulation
 
 #define threadIdx emulation::thread_index
@@ -142,6 +155,17 @@ T __shfl_up_sync(unsigned, T value, int delta) {
       own, [&](const unsigned* values) { return source < 0 ? own : values[source]; }));
 }
 
+inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+
+inline float __shfl_xor_sync(unsigned, float value, int lanes) {
+  const int source = (threadIdx.x % 32) ^ lanes;
+  return std::bit_cast<float>(emulation::exchange(
+      std::bit_cast<unsigned>(value), [&](const unsigned* values) { return values[source]; }));
+}
+
+struct alignas(16) uint4 {
+  unsigned x = 0, y = 0, z = 0, w = 0;
+};
 struct uint2 {
   unsigned x = 0, y = 0;
 };
