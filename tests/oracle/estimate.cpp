@@ -1,4 +1,4 @@
-#include "oracle/estimate.hpp"
+#include "estimate.hpp"
 
 #include <algorithm>
 #include <cmath>
