@@ -95,12 +95,21 @@ struct GatheredKeys {
   int keys[kBlockN];
 };
 
+// Boxes that wait until they fill a key tile, with what each lane adds to these, in each row of
+// them and in that of boxes with masks.
+GIRIH_HD constexpr int most_slash_boxes(int block_n) {
+  return round_up(block_n / kSlashBox + 2 * 32, 2);
+}
+GIRIH_HD constexpr int most_masked_boxes(int block_n) { return block_n / kSlashBox + 32; }
+
 // What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
-// stages, and two that are being gathered, with three rows of boxes.
+// stages, and of single keys that are gathered, with rows of boxes and the plane of bits.
 constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
-  return 4 * (tile * (kGatheredVisits + num_stages + 2) + 3 * (block_n / kSlashBox));
+  const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
+  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) +
+         static_cast<int>(sizeof(SlashPlane));
 }
 
 }  // namespace girih
