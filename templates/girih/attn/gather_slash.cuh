@@ -37,8 +37,11 @@ struct SlashGather {
   static constexpr int kBoxes = kBlockN / kSlashBox;
   static constexpr uint32 kAll = 3;  // both blocks
 
-  // Each lane looks through so many keys by itself: one more box may be needed where they end.
-  static constexpr int kLaneKeys = 512;
+  // Each lane looks through so many keys by itself: with fewer there are more windows cut, each of
+  // which takes one more box, with more lanes have nothing to do.
+  __device__ __forceinline__ static int keys_of_lane(int end) {
+    return min(max(round_up(ceil_div(end, 32), 32), 512), 2048);
+  }
 
   // What was gathered so far, in shared memory, in rows: boxes that the first block sees, the
   // second or both; boxes of which they see parts; single keys.
@@ -86,9 +89,9 @@ struct SlashGather {
     if (fresh_thread_index() % 32 == 0) staging.plane = plane;
     __syncwarp();
 #pragma unroll 1
-    for (int begin = 0; begin < end; begin += 32 * kLaneKeys) {
-      int key = begin + static_cast<int>(fresh_thread_index() % 32) * kLaneKeys;
-      const int lane_end = min(key + kLaneKeys, end);
+    for (int begin = 0; begin < end; begin += 32 * keys_of_lane(end)) {
+      int key = begin + static_cast<int>(fresh_thread_index() % 32) * keys_of_lane(end);
+      const int lane_end = min(key + keys_of_lane(end), end);
 #pragma unroll 1
       while (__any_sync(0xffffffff, key < lane_end)) {
         uint32 in_first = 0, in_second = 0;  // of the 32 keys from `key` on
@@ -101,17 +104,21 @@ struct SlashGather {
         }
         key += add_run(key, in_first, in_second);
         __syncwarp();
+        // In turns: whoever sees none of several tiles in a row is given one nevertheless.
 #pragma unroll 1
-        for (int row = 0; row <= kMasked; ++row) {
+        for (bool some = true; some;) {
+          some = false;
 #pragma unroll 1
-          while (boxes_of(row) >= kBoxes) {
+          for (int row = 0; row <= kMasked; ++row) {
+            if (boxes_of(row) < kBoxes) continue;
+            some = true;
             num_boxes -= static_cast<uint32>(kBoxes) << 8 * row;
             emit(row, boxes_of(row), kBoxes);
             __syncwarp();
           }
         }
       }
-      const int columns_end = min(begin + 32 * kLaneKeys, end);
+      const int columns_end = min(begin + 32 * keys_of_lane(end), end);
 #pragma unroll 1
       for (int word = begin / 32; 32 * word < columns_end; word += 32) {
         add_columns(first_block, second_exists, word + fresh_thread_index() % 32, columns_end,
