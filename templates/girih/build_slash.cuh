@@ -16,12 +16,11 @@ namespace girih {
 
 constexpr int kBuildSlashThreads = 256;
 
-// The window whose last 64 keys but for what touches them lie at a distance: of how many distances
-// it begins, ends, and the number of the distance at which the next window begins, or -1.
+// A window of keys as it is for every row that has it: a block of rows whose last row sees no key
+// from `reach` on has the keys [reach - begin, reach - end), and then the window of the next link.
 struct SlashLink {
-  int begin;  // a row's diagonal less keys: the window holds those of which this is in
-  int end;    // (end, begin]
-  int next;
+  int begin, end;
+  int next;  // the rank of a distance among those of the plane, or -1 behind the last window
 };
 
 struct BuildSlashParams {
@@ -203,7 +202,7 @@ struct BuildSlash {
     return less;
   }
 
-  // Where the windows of a block of rows begin, by distance to the diagonal's key.
+  // The first key that nobody in a block of 64 rows sees, were there keys enough.
   static __device__ int reach_of(const Geometry& g, int block) {
     return g.diagonal(block * SlashPlane::kRows) + SlashPlane::kRows;
   }

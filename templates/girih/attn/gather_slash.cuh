@@ -40,7 +40,7 @@ struct SlashGather {
   // Each lane looks through so many keys by itself: with fewer there are more windows cut, each of
   // which takes one more box, with more lanes have nothing to do.
   __device__ __forceinline__ static int keys_of_lane(int end) {
-    return min(max(round_up(ceil_div(end, 32), 32), 512), 2048);
+    return end > 1 << 15 ? 2048 : end > 1 << 14 ? 1024 : 512;  // few: query tiles keep in step
   }
 
   // What was gathered so far, in shared memory, in rows: boxes that the first block sees, the
