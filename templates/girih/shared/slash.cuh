@@ -15,17 +15,15 @@ struct SlashPlane {
     return round_up(ceil_div(seqlen_k, 32) + 1, 4);
   }
 
-  // Beyond the keys that some row of a block sees, so many words of its windows are zeros: a tile
-  // of up to 512 query rows reads all its blocks up to the last key that it sees. Others are
-  // anything.
-  static constexpr int kWordsBeyond = 16;
-
   // Nobody in a block of rows sees keys from here on; may be negative.
   GIRIH_HD static int keys_seen(const Geometry& g, int block) {
     const int last_row = min((block + 1) * kRows, g.seqlen_q) - 1;
     return min(g.seqlen_k, g.diagonal(last_row) + 1);
   }
+  // Words of a block's windows from there on are anything. Before them are zeros for the keys that
+  // other blocks of its query tile see: a tile of up to 512 rows reads as many for all of them.
   GIRIH_HD static int words_written(const Geometry& g, int block, int words_per_row) {
+    constexpr int kWordsBeyond = 512 / 32;
     const int words = ceil_div(max(keys_seen(g, block), 0), 32) + kWordsBeyond;
     return min(round_up(words, 2), words_per_row);
   }
