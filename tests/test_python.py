@@ -22,7 +22,8 @@ LIBRARY = os.environ.get("GIRIH_LIBRARY", str(ROOT / "build" / "bin" / "libgirih
 STRUCTS = {"girih_options": girih._Options, "girih_problem": girih._Problem,
            "girih_kernel_info": girih._KernelInfo, "girih_tensor": girih._Tensor,
            "girih_input": girih._Input, "girih_args": girih._Args, "girih_part": girih._Part,
-           "girih_combine_args": girih._CombineArgs}
+           "girih_combine_args": girih._CombineArgs,
+           "girih_estimate_args": girih._EstimateArgs}
 CONSTANTS = {
     "GIRIH_OK": 0, "GIRIH_NO_DEVICE": girih._NO_DEVICE,
     "GIRIH_FLOAT16": girih._DTYPES["float16"], "GIRIH_BFLOAT16": girih._DTYPES["bfloat16"],
@@ -465,6 +466,38 @@ class CombineTest(unittest.TestCase):
         self.refused("layout 'dhsb' is not", layout="dhsb")
         with self.assertRaisesRegex(girih.Error, "tune 'on' is not"):
             girih.bind_combine(tune="on")
+
+
+class EstimateTest(unittest.TestCase):
+    q, k = Fake(2, 300, 8, 64), Fake(2, 5000, 2, 64)
+
+    def refused(self, message, code="invalid_argument", **arguments):
+        lists = girih.SlashLists(Fake(2, 8, 50, dtype="int32"), Fake(2, 8, 100, dtype="int32"))
+        arguments = {"q": self.q, "k": self.k, "num_vertical": 50, "num_slash": 100,
+                     "lists": lists, **arguments}
+        with self.assertRaisesRegex(girih.Error, message) as caught:
+            girih.estimate_slashes(**arguments)
+        self.assertEqual(caught.exception.code, code)
+
+    def test_good_arguments_fail_for_want_of_a_context_alone(self):
+        self.refused("CUDA", "no_device")
+        self.refused("CUDA", "no_device", softmax_scale=0.1)
+        with self.assertRaisesRegex(girih.Error, "CUDA") as caught:
+            girih.bind_estimate("bfloat16", 128, jit="off")
+        self.assertEqual(caught.exception.code, "no_device")
+
+    def test_bad_arguments_are_refused(self):
+        self.refused("take bshd or bhsd", "unsupported", layout="thd", q=Fake(9, 8, 64),
+                     k=Fake(9, 8, 64), lists=girih.SlashLists(Fake(1, 8, 50, dtype="int32"),
+                                                              Fake(1, 8, 100, dtype="int32")))
+        self.refused("pad to 80", "unsupported", q=Fake(2, 300, 8, 72), k=Fake(2, 5000, 2, 72))
+        self.refused("k is fp16, but q is bf16", k=Fake(2, 5000, 2, 64, dtype="float16"))
+        self.refused("num_heads 8 is not a multiple of num_heads_kv 3", k=Fake(2, 5000, 3, 64))
+        self.refused(r"lists\.vertical has shape \[2, 8, 50\]: it must be \[2, 8, 51\]",
+                     num_vertical=51)
+        self.refused("give lists=", lists=None)
+        with self.assertRaisesRegex(girih.Error, "dtype is int8"):
+            girih.bind_estimate("int8", 128)
 
 
 if __name__ == "__main__":

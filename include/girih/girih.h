@@ -353,6 +353,35 @@ GIRIH_C_API girih_status girih_combine(const girih_combine_args* args);
 // may be NULL; tile and tune do not matter.
 GIRIH_C_API girih_status girih_bind_combine(const girih_options* options);
 
+// --- Estimating columns and slashes -------------------------------------------------------------
+
+// Arguments of one estimate: of each sequence and query head the keys, and the distances from a
+// query back to a key, that the last 64 queries see most, as MInference estimates what
+// GIRIH_VERTICAL_SLASH is to hold. The first 30 keys and the distances below 100 come before all
+// others.
+typedef struct girih_estimate_args {
+  size_t size;
+  const girih_tensor *q, *k;  // as those of girih_args; head_dim is a multiple of 16 up to 256
+  int32_t* vertical;          // device memory, contiguous [batch, num_heads, num_vertical]
+  int32_t* slash;             // likewise; both ascend, -1 behind as many as there are keys
+  struct CUstream_st* stream;
+  int32_t num_vertical, num_slash;
+  girih_layout layout;  // GIRIH_BSHD or GIRIH_BHSD
+  uint32_t given;       // 0 or GIRIH_GIVEN_SOFTMAX_SCALE
+  float softmax_scale;
+  int32_t reserved;  // 0
+} girih_estimate_args;
+
+// Enqueues one estimate on args->stream, with scratch memory from the driver's pool. The first call
+// for a type and width in a context compiles the kernels, or finds them in the cache, and loads
+// them, which is refused while the stream is being captured.
+GIRIH_C_API girih_status girih_estimate_slashes(const girih_estimate_args* args);
+
+// Does ahead of time what the first call of girih_estimate_slashes does in the current context.
+// `options` may be NULL; tile and tune do not matter.
+GIRIH_C_API girih_status girih_bind_estimate(girih_dtype dtype, int32_t head_dim,
+                                             const girih_options* options);
+
 #ifdef __cplusplus
 }
 #endif

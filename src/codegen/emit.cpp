@@ -41,6 +41,21 @@ extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
 }}
 )";
 
+constexpr const char* kEstimate = R"(#include "girih/estimate_slash.cuh"
+#include "girih/select_largest.cuh"
+
+extern "C" __global__ void __launch_bounds__(girih::kEstimateThreads)
+    {estimate}(const __grid_constant__ girih::EstimateParams params) {{
+  extern __shared__ __align__(16) unsigned char shared[];
+  girih::EstimateSlash<girih::{element}, {head_dim}>::run(params, shared);
+}}
+
+extern "C" __global__ void __launch_bounds__(girih::kSelectThreads)
+    {select}(const __grid_constant__ girih::SelectParams params) {{
+  girih::SelectLargest::run(params);
+}}
+)";
+
 // What the two families' entries have in common.
 constexpr const char* kConfig = R"(
 namespace girih {{
@@ -147,6 +162,15 @@ std::string emit_combine(const plan::Arch& arch) {
   return fmt::format("// Girih {}: merging partial results, {}.\n#include \"girih/combine.cuh\"\n",
                      GIRIH_VERSION, arch.name()) +
          fmt::format(kCombine, kCombineSymbol);
+}
+
+std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim) {
+  return fmt::format("// Girih {}: estimate of columns and slashes, {}, head_dim {}, {}.\n",
+                     GIRIH_VERSION, to_string(dtype), head_dim, arch.name()) +
+         fmt::format(kEstimate, fmt::arg("estimate", kEstimateSymbol),
+                     fmt::arg("select", kSelectSymbol),
+                     fmt::arg("element", dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("head_dim", head_dim));
 }
 
 }  // namespace girih::codegen

@@ -18,10 +18,17 @@ inline constexpr const char* kBuildSlashSymbol = "girih_build_slash";
 /// The one kernel of merging partial results.
 inline constexpr const char* kCombineSymbol = "girih_combine";
 
+/// The two of estimating columns and slashes.
+inline constexpr const char* kEstimateSymbol = "girih_estimate_slash";
+inline constexpr const char* kSelectSymbol = "girih_select_largest";
+
 /// Depends on the spec alone.
 std::string emit(const plan::KernelSpec& spec);
 
 /// The entry that merges partial results: the same for all types, widths and layouts.
 std::string emit_combine(const plan::Arch& arch);
+
+/// The entry that estimates columns and slashes: the same for all layouts.
+std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim);
 
 }  // namespace girih::codegen

@@ -158,8 +158,7 @@ class InputPlanner {
     params.seqlen_k = extents_.seqlen_k;
     params.num_distances = extents_.num_distances;
     const std::int64_t plane = std::int64_t{1 + params.num_blocks} * params.words_per_row;
-    const std::int64_t distance_words = ceil_div(params.num_distances, 32);
-    if (plane + distance_words > kMaxWords / params.num_planes) {
+    if (plane > kMaxWords / params.num_planes) {
       refuse(
           fmt::format("the input '{}' has {} planes for {} queries x {} keys: their windows "
                       "would take more than {} bytes of workspace",
@@ -167,7 +166,11 @@ class InputPlanner {
                       kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
     }
     params.bits = reserve(params.num_planes * plane);
-    params.distance_bits = reserve(params.num_planes * distance_words);
+    const std::int64_t planes = params.num_planes;
+    constexpr std::int64_t kLinkWords = sizeof(SlashLink) / sizeof(uint32);
+    params.sorted = reinterpret_cast<int*>(reserve(planes * params.sorted_capacity()));
+    params.gap_bits = reserve(planes * params.gap_words());
+    params.links = reinterpret_cast<SlashLink*>(reserve(planes * kLinkWords * params.most_links()));
 
     InputView& view = plan_.views[index_];
     view.data = params.bits;

@@ -178,15 +178,12 @@ struct Kernel::Impl {
     for (int i = 0; i < plan.num_slash_builds; ++i) {
       BuildSlashParams& build = plan.slash_builds[i];
       if (ignored != nullptr) build.num_ignored = ignored + plan.slash_input[i];
-      constexpr std::int64_t kMostCtas = 1 << 16;
-      constexpr int kBlocksPerCta = kBuildSlashThreads / 32;
-      const std::int64_t blocks = std::int64_t{build.num_planes} * build.num_blocks;
-      const std::int64_t ctas[] = {build.num_planes, (blocks + kBlocksPerCta - 1) / kBlocksPerCta};
       using Phase = BuildSlashParams::Phase;
-      for (const Phase phase : {Phase::sort, Phase::windows}) {
+      for (const Phase phase : {Phase::sort, Phase::link, Phase::windows}) {
         build.phase = phase;
+        constexpr int64 kMostCtas = 1 << 16;
         void* parameters[] = {&build, &params};
-        launch(build_slash, static_cast<int>(std::min(ctas[static_cast<int>(phase)], kMostCtas)),
+        launch(build_slash, static_cast<int>(std::min(build_slash_ctas(build), kMostCtas)),
                kBuildSlashThreads, 0, stream, parameters);
       }
     }

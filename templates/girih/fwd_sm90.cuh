@@ -470,17 +470,12 @@ struct FwdSm90 {
       flags = kBoth;
       box = first + lane * kKeyBox;
     }
-    const auto emit = [&](int row, int count) {
-      const bool masked = row >= Gather::kMasked;
-      const Keys& given = gathered.staging.given[masked ? row - Gather::kMasked : 0];
+    const auto emit = [&](int row, int first, int count) {
       uint32 parts = 0, full = 0;
       uint32 seen[2];
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        const int columns = (row + 1 >> part & 1) != 0 ? count * kKeyBox : 0;
-        seen[part] = !masked               ? KeyWord{32 * lane}.below(columns)
-                     : lane < Keys::kWords ? given.seen[part][lane]
-                                           : 0;
+        seen[part] = gathered.staging.seen(row, first, count, part, lane);
         const uint32 every = KeyWord{32 * lane}.below(kBlockN);
         parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
         full |= __all_sync(0xffffffff, seen[part] == every) ? 1u << part : 0u;
@@ -497,11 +492,11 @@ struct FwdSm90 {
       // What is left of the tile repeats the last, masked.
       const bool single = row == Gather::kSingle;
       if (single) {
+        const Keys& given = gathered.staging.single;
         for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = given.keys[min(i, count - 1)];
         box = 0;
       } else {
-        const int* boxes = masked ? given.keys : gathered.staging.boxes[row];
-        box = boxes[min(lane, count - 1)];
+        box = gathered.staging.box(row, first + min(lane, count - 1));
       }
       flags =
           kGivenMask | (single ? kSingleKeys : 0) | (two_bits_each(parts) + two_bits_each(full));

@@ -19,8 +19,8 @@ import sys
 import threading
 
 __all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "SlashLists",
-           "Thresholds", "TokenIndices", "attention", "bind_combine", "combine", "compile",
-           "estimate_slashes", "version"]
+           "Thresholds", "Thresholds", "TokenIndices", "attention", "bind_combine", "bind_estimate", "combine",
+           "compile", "estimate_slashes", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -130,6 +130,14 @@ class _CombineArgs(_Struct):
                 ("reserved", _int32)]
 
 
+class _EstimateArgs(_Struct):
+    _fields_ = [("size", _size_t), ("q", ctypes.POINTER(_Tensor)), ("k", ctypes.POINTER(_Tensor)),
+                ("vertical", _void_p), ("slash", _void_p), ("stream", _void_p),
+                ("num_vertical", _int32), ("num_slash", _int32), ("layout", _int32),
+                ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
+                ("reserved", _int32)]
+
+
 _P = ctypes.POINTER
 _FUNCTIONS = {  # name: result, arguments
     "girih_version": (_char_p, []),
@@ -147,6 +155,8 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_attention": (_int32, [_void_p, _P(_Args)]),
     "girih_combine": (_int32, [_P(_CombineArgs)]),
     "girih_bind_combine": (_int32, [_P(_Options)]),
+    "girih_estimate_slashes": (_int32, [_P(_EstimateArgs)]),
+    "girih_bind_estimate": (_int32, [_int32, _int32, _P(_Options)]),
 }
 
 
@@ -378,35 +388,6 @@ class SlashLists:
                        tuple(self.vertical.shape[:-1]) + (number,), device)
         return _Input(kind=_VERTICAL_SLASH, batch=planes[0], heads=planes[1], data=vertical,
                       num_tokens=self.vertical.shape[-1], k_data=slash, k_num_tokens=number)
-
-
-def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale=None):
-    """SlashLists of the columns and diagonals that the last 64 queries see most, as MInference
-    estimates them: the first 30 keys and the 100 least distances are always among them. For each
-    sequence and query head; num_vertical and num_slash are for all of them. PyTorch tensors, in
-    layout "bshd" or "bhsd".
-    """
-    import torch
-    if layout not in ("bshd", "bhsd"):
-        _refuse("layout %r: estimate_slashes takes bshd and bhsd" % (layout,))
-    q, k = (x.transpose(1, 2) if layout == "bshd" else x for x in (q, k))
-    heads, seqlen_q, seqlen_k = q.shape[1], q.shape[2], k.shape[2]
-    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
-    rows = min(64, seqlen_q, seqlen_k)
-    distance = (torch.arange(seqlen_k - rows, seqlen_k, device=q.device)[:, None]
-                - torch.arange(seqlen_k, device=q.device))
-    lists = [], []
-    for head in range(heads):
-        keys = k[:, head * k.shape[1] // heads].float()
-        scores = q[:, head, seqlen_q - rows:].float() @ keys.transpose(1, 2) * scale
-        seen = scores.masked_fill_(distance < 0, float("-inf")).softmax(2)
-        diagonals = torch.zeros_like(seen[:, 0]).index_add_(
-            1, distance.clamp(min=0).flatten(), seen.flatten(1))
-        for sums, forced, number, chosen in ((seen.sum(1), 30, num_vertical, lists[0]),
-                                             (diagonals, 100, num_slash, lists[1])):
-            sums[:, :forced] = float("inf")
-            chosen.append(sums.topk(min(number, seqlen_k), 1).indices.int())
-    return SlashLists(*(torch.stack(entries, 1).contiguous() for entries in lists))
 
 
 class Thresholds:
@@ -887,14 +868,67 @@ def combine(outs, lses, *, out=None, lse=None, layout="bshd", empty_lse=-math.in
     return out, lse
 
 
-def bind_combine(device=None, **options):
-    """Compiles, or finds in the cache, and loads ahead of time what combine() launches, so that it
-    can be captured into a CUDA graph. options: as compile() takes them, without a tile.
-    device: PyTorch's current one where not given."""
+def _in_device(device, call):
+    """In the context of a device; PyTorch's current one where not given."""
     torch = sys.modules.get("torch")
     if torch is not None and not torch.cuda.is_available():
         torch = None  # the library says what is missing
     if torch is not None and device is None:
         device = torch.cuda.current_device()
+    _in_context(torch, device, call)
+
+
+def bind_combine(device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what combine() launches, so that it
+    can be captured into a CUDA graph. options: as compile() takes them, without a tile.
+    device: PyTorch's current one where not given."""
     options = _options(**options)
-    _in_context(torch, device, lambda: _library().girih_bind_combine(options))
+    _in_device(device, lambda: _library().girih_bind_combine(options))
+
+
+def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale=None, lists=None,
+                     stream=None):
+    """SlashLists of the columns and distances that the last 64 queries see most, as MInference
+    estimates them: the first 30 keys and the 100 least distances are always among them. For each
+    sequence and query head; num_vertical and num_slash are for all of them.
+
+    q, k: as attention() takes them, in layout "bshd" or "bhsd"; head_dim a multiple of 16.
+    softmax_scale: 1 / sqrt(head_dim) where not given.
+    lists: SlashLists [batch, heads, num_vertical] and [batch, heads, num_slash] to write to, whose
+      rows end with -1 where there are fewer keys. Where not given they are made, with rows no
+      longer than there are keys.
+
+    Does not wait for the GPU. Raises girih.Error.
+    """
+    torch = _torch_of(q)
+    device = q.device if torch else None
+    of_q, of_k = _tensor("q", q, layout, device), _tensor("k", k, layout, device)
+    batch, heads, rows = (0, 1, 2) if layout == "bhsd" else (0, 2, 1)
+    shape = (of_q.shape[batch], of_q.shape[heads])
+    if lists is None:
+        if torch is None:
+            _refuse("q is no PyTorch tensor: give lists= to be written to")
+        num_vertical, num_slash = (max(min(number, of_k.shape[rows]), 0)
+                                   for number in (num_vertical, num_slash))
+        lists = SlashLists(*(torch.empty(shape + (number,), dtype=torch.int32, device=device)
+                             for number in (num_vertical, num_slash)))
+    if stream is None and torch:
+        stream = torch.cuda.current_stream(device)
+    args = _EstimateArgs(
+        q=ctypes.pointer(of_q), k=ctypes.pointer(of_k), layout=_layout(layout),
+        num_vertical=num_vertical, num_slash=num_slash,
+        vertical=_array("lists.vertical", lists.vertical, "int32", shape + (num_vertical,), device),
+        slash=_array("lists.slash", lists.slash, "int32", shape + (num_slash,), device),
+        given=0 if softmax_scale is None else _GIVEN_SOFTMAX_SCALE,
+        softmax_scale=softmax_scale or 0, stream=getattr(stream, "cuda_stream", stream))
+    _in_context(torch, device, lambda: _library().girih_estimate_slashes(args))
+    return lists
+
+
+def bind_estimate(dtype, head_dim, device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what estimate_slashes() launches for
+    a type and width, so that it can be captured into a CUDA graph. options: as compile() takes
+    them, without a tile. device: PyTorch's current one where not given."""
+    options = _options(**options)
+    dtype = _dtype("dtype", dtype)
+    _in_device(device, lambda: _library().girih_bind_estimate(dtype, head_dim, options))
