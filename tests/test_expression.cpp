@@ -138,8 +138,11 @@ TEST_CASE("whole numbers are C's int32, wrap, and what is divided by zero is zer
   CHECK(value("10 - 3 - 2") == 5);
   CHECK(value("k <= p", kMask, {.k = 3, .p = 3}) == 1);
   CHECK(value("k <= p", kMask, {.k = 4, .p = 3}) == 0);
-  CHECK(value("t[k][h]", kScore, {.h = 2, .k = 3}) == 32);
-  CHECK(value("t[k] + u[h]", kScore, {.h = 2, .k = 3}) == 3 + 10002);
+  CHECK(value("t[k][h]", kScore, {.h = 9, .k = 3, .local_h = 2}) == 32);
+  CHECK(value("t[k] + u[h]", kScore, {.h = 9, .k = 3, .local_h = 2}) == 3 + 10002);
+  // Conditions are float32's, to the last bit: 0.1f * 3 rounds to what is above 0.3f.
+  CHECK(value("0.1 * k > 0.3", kMask, {.k = 3}) == 1);
+  CHECK(value("16777216 + 1.0 == 16777216.0", kMask) == 1);
   CHECK(value("min(h, 5) * s", kScore, {.h = 9, .s = 0.5}) == 2.5);
 }
 
@@ -148,12 +151,12 @@ TEST_CASE("code for a compiler is printed from the tree alone") {
     return Expression::parse(text, use).code();
   };
   CHECK(code("s * 2 + bias[h][p - k]") ==
-        "add(multiply(score, static_cast<float>(2)), element<2>(0, at.h, subtract(at.p, at.k)))");
+        "add(multiply(score, static_cast<float>(2)), element<2>(0, at.local_h, subtract(at.p, at.k)))");
   CHECK(code("k <= p ? tanh(s) : -1.5") ==
         "((at.k <= at.p) ? arithmetic_tanh(score) : negate(1.5f))");
   CHECK(code("!(doc[q] == doc[k])", kMask) == "!((element<1>(0, at.q) == element<1>(0, at.k)))");
   CHECK(Expression::parse("a[k] + b1[q][k] + a[h]", kScore).tensors() ==
-        std::vector<Expression::Tensor>{{"a", 1}, {"b1", 2}});
+        std::vector<Expression::Tensor>{{"a", 1, {16 | 2}}, {"b1", 2, {8, 16}}});
 }
 
 TEST_CASE("what is no expression is refused at the character") {

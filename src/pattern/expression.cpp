@@ -14,7 +14,7 @@ namespace girih::pattern {
 namespace {
 
 constexpr std::string_view kVariables[] = {"b", "h", "g", "q", "k", "p", "Sq", "Sk", "s"};
-constexpr int kScore = 8;
+constexpr int kHead = 1, kHeadKv = 2, kKey = 4, kScore = 8;
 
 struct Function {
   std::string_view name;
@@ -84,6 +84,7 @@ class ExpressionParser {
       root = as_real(root, at);
     }
     result_.root_ = root;
+    result_.use_ = use_;
     return std::move(result_);
   }
 
@@ -368,6 +369,12 @@ class ExpressionParser {
       ++rank;
       expect("]");
     }
+    std::array<std::uint8_t, Expression::kMaxRank> indexed_by{};
+    for (int i = 0; i < rank; ++i) {
+      const Node& node = result_.nodes_[static_cast<std::size_t>(indices[i])];
+      if (node.op != Op::variable || node.index > kKey) continue;
+      indexed_by[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(1 << node.index);
+    }
     auto& tensors = result_.tensors_;
     const auto known = std::find_if(tensors.begin(), tensors.end(),
                                     [&](const auto& tensor) { return tensor.name == name.text; });
@@ -377,10 +384,12 @@ class ExpressionParser {
         fail(name.at, fmt::format("{} is one more than the {} run-time inputs a pattern can have",
                                   quote(name.text), kMaxInputs));
       }
-      tensors.push_back({std::string(name.text), rank});
+      tensors.push_back({std::string(name.text), rank, indexed_by});
     } else if (known->rank != rank) {
       fail(name.at, fmt::format("{} has {} indices here and {} before", quote(name.text), rank,
                                 known->rank));
+    } else {
+      for (std::size_t i = 0; i < indexed_by.size(); ++i) known->indexed_by[i] |= indexed_by[i];
     }
     const int node =
         add(Op::element, use_ == ExpressionUse::mask ? Type::integer : Type::real, {}, index);
@@ -509,13 +518,13 @@ std::string Expression::text() const {
   return out;
 }
 
-void Expression::print_code(std::string& out, int index) const {
+void Expression::print_code(std::string& out, int index, bool in_brackets) const {
   const Node& node = nodes_[static_cast<std::size_t>(index)];
   const auto operands = [&] {
     out += '(';
     for (int i = 0; i < node.num_operands; ++i) {
       if (i > 0) out += ", ";
-      print_code(out, node.operands[i]);
+      print_code(out, node.operands[i], in_brackets);
     }
     out += ')';
   };
@@ -528,13 +537,16 @@ void Expression::print_code(std::string& out, int index) const {
       out += real_text(node.value) + 'f';
       break;
     case Op::variable:
-      out += node.index == kScore ? "score" : fmt::format("at.{}", kVariables[node.index]);
+      out += node.index == kScore ? "score"
+             : in_brackets && (node.index == kHead || node.index == kHeadKv)
+                 ? fmt::format("at.local_{}", kVariables[node.index])
+                 : fmt::format("at.{}", kVariables[node.index]);
       break;
     case Op::element:
       out += fmt::format("element<{}>({}", node.num_operands, node.index);
       for (int i = 0; i < node.num_operands; ++i) {
         out += ", ";
-        print_code(out, node.operands[i]);
+        print_code(out, node.operands[i], true);
       }
       out += ')';
       break;
@@ -557,11 +569,11 @@ void Expression::print_code(std::string& out, int index) const {
       break;
     case Op::choose:
       out += '(';
-      print_code(out, node.operands[0]);
+      print_code(out, node.operands[0], in_brackets);
       out += " ? ";
-      print_code(out, node.operands[1]);
+      print_code(out, node.operands[1], in_brackets);
       out += " : ";
-      print_code(out, node.operands[2]);
+      print_code(out, node.operands[2], in_brackets);
       out += ')';
       break;
     case Op::multiply:
@@ -574,9 +586,9 @@ void Expression::print_code(std::string& out, int index) const {
       break;
     default:
       out += '(';
-      print_code(out, node.operands[0]);
+      print_code(out, node.operands[0], in_brackets);
       out += fmt::format(" {} ", symbol(node.op));
-      print_code(out, node.operands[1]);
+      print_code(out, node.operands[1], in_brackets);
       out += ')';
       break;
   }
@@ -584,7 +596,7 @@ void Expression::print_code(std::string& out, int index) const {
 
 std::string Expression::code() const {
   std::string out;
-  print_code(out, root_);
+  print_code(out, root_, false);
   return out;
 }
 
@@ -592,13 +604,33 @@ std::string Expression::code() const {
 
 double Expression::evaluate(const ExpressionPoint& point,
                             const std::function<double(int, std::span<const int>)>& element) const {
-  return evaluate(root_, point, element);
+  return evaluate(root_, point, false, element);
 }
 
-double Expression::evaluate(int index, const ExpressionPoint& at,
+bool Expression::mentions(std::string_view variable) const {
+  const int index = find(kVariables, variable);
+  return std::any_of(nodes_.begin(), nodes_.end(), [&](const Node& node) {
+    return node.op == Op::variable && node.index == index;
+  });
+}
+
+// Two roundings of sums, products, quotients and roots, to float64 and then float32, give what one
+// to float32 gives.
+double Expression::evaluate(int index, const ExpressionPoint& at, bool in_brackets,
                             const std::function<double(int, std::span<const int>)>& element) const {
+  const double value = evaluate_exactly(index, at, in_brackets, element);
+  const bool real = nodes_[static_cast<std::size_t>(index)].type == Type::real;
+  return real && use_ == ExpressionUse::mask ? static_cast<double>(static_cast<float>(value))
+                                             : value;
+}
+
+double Expression::evaluate_exactly(
+    int index, const ExpressionPoint& at, bool in_brackets,
+    const std::function<double(int, std::span<const int>)>& element) const {
   const Node& node = nodes_[static_cast<std::size_t>(index)];
-  const auto operand = [&](int i) { return evaluate(node.operands[i], at, element); };
+  const auto operand = [&](int i) {
+    return evaluate(node.operands[i], at, in_brackets || node.op == Op::element, element);
+  };
   if (node.op == Op::choose) return operand(operand(0) != 0 ? 1 : 2);
   if (node.op == Op::logical_and) return operand(0) != 0 && operand(1) != 0;
   if (node.op == Op::logical_or) return operand(0) != 0 || operand(1) != 0;
@@ -619,7 +651,9 @@ double Expression::evaluate(int index, const ExpressionPoint& at,
       return node.value;
     case Op::variable: {
       const double variables[] = {
-          static_cast<double>(at.b),  static_cast<double>(at.h),  static_cast<double>(at.g),
+          static_cast<double>(at.b),
+          static_cast<double>(in_brackets ? at.local_h : at.h),
+          static_cast<double>(in_brackets ? at.local_g : at.g),
           static_cast<double>(at.q),  static_cast<double>(at.k),  static_cast<double>(at.p),
           static_cast<double>(at.Sq), static_cast<double>(at.Sk), at.s};
       return variables[node.index];

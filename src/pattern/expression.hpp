@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
@@ -25,10 +26,12 @@ struct ExpressionProblem {
   std::string message;
 };
 
-/// The indices of an element, in the order of Expression's variables; s is the score.
+/// The indices of an element, in the order of Expression's variables; s is the score. Heads are
+/// those of the whole model, and within a tensor's brackets those of the launch.
 struct ExpressionPoint {
   int b = 0, h = 0, g = 0, q = 0, k = 0, p = 0, Sq = 0, Sk = 0;
   double s = 0;
+  int local_h = 0, local_g = 0;
 };
 
 /// A value: comparable by its canonical text.
@@ -50,12 +53,18 @@ class Expression {
   struct Tensor {
     std::string name;
     int rank = 0;
+    /// Of each dimension: bit i where one of b, h, g, q, k, the i-th, is an index by itself.
+    std::array<std::uint8_t, 4> indexed_by{};
     friend bool operator==(const Tensor&, const Tensor&) = default;
   };
   /// In the order of their first appearance.
   const std::vector<Tensor>& tensors() const { return tensors_; }
 
-  /// In float64 and int32, by the meaning that kernels give it; a condition is 0 or 1.
+  /// Whether the variable stands anywhere in it.
+  bool mentions(std::string_view variable) const;
+
+  /// By the meaning that kernels give it, in int32 and, of a mask, float32, of a score, float64; a
+  /// condition is 0 or 1.
   /// @param element of tensor number i at some indices, which may lie outside of it.
   double evaluate(
       const ExpressionPoint& point,
@@ -104,10 +113,14 @@ class Expression {
   static int precedence(Op op);
   static const char* symbol(Op op);
   void print(std::string& out, int node) const;
-  void print_code(std::string& out, int node) const;
-  double evaluate(int node, const ExpressionPoint& point,
+  void print_code(std::string& out, int node, bool in_brackets) const;
+  double evaluate(int node, const ExpressionPoint& point, bool in_brackets,
                   const std::function<double(int, std::span<const int>)>& element) const;
 
+  double evaluate_exactly(int node, const ExpressionPoint& point, bool in_brackets,
+                          const std::function<double(int, std::span<const int>)>& element) const;
+
+  ExpressionUse use_ = ExpressionUse::mask;
   std::vector<Node> nodes_;
   std::vector<Tensor> tensors_;
   int root_ = 0;

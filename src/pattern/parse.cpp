@@ -7,7 +7,7 @@
 //   modifier = "softcap" "(" float ")" | ( "alibi" | "bias" | "sink_logit" ) "(" name ")"
 //            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
-//   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
+//   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ] | "expr" "(" string ")"
 //   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
 //             "$" name is an integer that a run-time input holds
 //
@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -26,6 +27,7 @@
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
 #include "pattern/atoms.hpp"
+#include "pattern/expression.hpp"
 
 namespace girih {
 namespace {
@@ -369,13 +371,60 @@ class Parser {
 
   // --- Atoms ---
 
+  struct String {
+    std::string_view text;
+    std::size_t at = 0;  // of its first character
+  };
+
+  // '("..."' of what takes a string; it ends at the next '"', for no expression has one.
+  String string_argument(std::string_view name) {
+    if (!accept('(')) fail_here(fmt::format("expected '(' after {}, found {}", name, found()));
+    if (!token_.is('"')) {
+      fail_here(fmt::format("{0} takes an expression in quotes, such as {0}(\"{1}\"), found {2}",
+                            name, name == "expr" ? "k <= p" : "s * 2.0", found()));
+    }
+    const std::size_t end = text_.find('"', position_);
+    if (end == text_.npos) fail_here("this '\"' is not closed");
+    const String result{text_.substr(position_, end - position_), position_};
+    position_ = end + 1;
+    advance();
+    return result;
+  }
+
+  pattern::Expression expression(const String& string, pattern::ExpressionUse use) const {
+    try {
+      return pattern::Expression::parse(string.text, use);
+    } catch (const pattern::ExpressionProblem& problem) {
+      fail(text_, string.at + problem.at, problem.message);
+    }
+  }
+
+  Mask expression_mask(const Token& name) {
+    const String string = string_argument(name.text);
+    expression(string, pattern::ExpressionUse::mask);  // refused here, where the whole text is
+    Mask result = expr(string.text);
+    if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+    add_inputs_of(result, name.at);
+    return result;
+  }
+
+  // Refuses a mask whose inputs do not go with those before.
+  void add_inputs_of(const Mask& mask, std::size_t at) {
+    if (!inputs_) return;
+    const std::string problem = pattern::add_inputs(mask, *inputs_);
+    if (!problem.empty()) fail(text_, at, problem);
+  }
+
   Mask atom() {
     const Token name = token_;
+    if (name.is("expr")) {
+      count_atom();
+      advance();
+      return expression_mask(name);
+    }
     const int index = pattern::find_atom(name.text);
     if (index < 0) fail_here(pattern::unknown_atom(name.text));
-    if (++num_atoms_ > pattern::kMaxAtoms) {
-      fail_here(fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
-    }
+    count_atom();
     const AtomInfo& info = pattern::atom_table()[index];
     advance();
 
@@ -397,11 +446,14 @@ class Parser {
     const std::string conflict = pattern::conflict(index, values(numbers).data());
     if (!conflict.empty()) fail(text_, name.at, conflict);
     Mask result = Mask::atom(info.name, std::move(numbers));
-    if (inputs_) {
-      const std::string problem = pattern::add_inputs(result, *inputs_);
-      if (!problem.empty()) fail(text_, name.at, problem);
-    }
+    add_inputs_of(result, name.at);
     return result;
+  }
+
+  void count_atom() {
+    if (++num_atoms_ > pattern::kMaxAtoms) {
+      fail_here(fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
+    }
   }
 
   void arguments(const AtomInfo& info, std::vector<Numbers>& given) {
@@ -707,6 +759,24 @@ class Parser {
 }  // namespace
 
 Mask Mask::parse(std::string_view text) { return Parser(text).whole_mask(); }
+
+Mask expr(std::string_view condition) {
+  std::optional<pattern::Expression> parsed;
+  try {
+    parsed = pattern::Expression::parse(condition, pattern::ExpressionUse::mask);
+  } catch (const pattern::ExpressionProblem& problem) {
+    fail(condition, problem.at, problem.message);
+  }
+  Mask mask;
+  mask.op_ = Mask::Op::expression;
+  mask.inputs_.emplace_back();
+  for (const pattern::Expression::Tensor& tensor : parsed->tensors()) {
+    mask.inputs_.push_back(tensor.name);
+  }
+  mask.numbers_.resize(mask.inputs_.size());
+  mask.expression_ = std::make_shared<const pattern::Expression>(std::move(*parsed));
+  return mask;
+}
 
 Pattern Pattern::parse(std::string_view text) { return Parser(text).whole_pattern(); }
 

@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "girih/error.hpp"
 #include "girih/problem.hpp"
 #include "pattern/atoms.hpp"
+#include "pattern/expression.hpp"
+#include "pattern/places.hpp"
 
 namespace girih {
 namespace {
@@ -99,10 +102,27 @@ std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
                          pattern::quote(wanted.name), pattern::kMaxInputs);
     }
     inputs.push_back(std::move(wanted));
+  } else if (wanted.is_tensor() && inputs[found].kind == wanted.kind &&
+             inputs[found].rank == wanted.rank) {
+    for (std::size_t i = 0; i < wanted.indexed_by.size(); ++i) {
+      inputs[found].indexed_by[i] |= wanted.indexed_by[i];
+    }
   } else if (inputs[found] != wanted) {
     return fmt::format("the input {} is used as {} and as {}: give the two different names",
                        pattern::quote(wanted.name), inputs[found].description(),
                        wanted.description());
+  }
+  return "";
+}
+
+// Those that an expression indexes.
+std::string add_tensors(const pattern::Expression& expression, InputInfo::Kind kind,
+                        std::vector<InputInfo>& inputs) {
+  for (const pattern::Expression::Tensor& tensor : expression.tensors()) {
+    InputInfo wanted{.name = tensor.name, .kind = kind, .rank = tensor.rank};
+    wanted.indexed_by = tensor.indexed_by;
+    const std::string problem = add_input(std::move(wanted), inputs);
+    if (!problem.empty()) return problem;
   }
   return "";
 }
@@ -184,6 +204,9 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
     const std::string problem = add_inputs(operand, inputs);
     if (!problem.empty()) return problem;
   }
+  if (mask.op() == Mask::Op::expression) {
+    return add_tensors(*mask.expression(), InputInfo::Kind::int_tensor, inputs);
+  }
   for (std::size_t i = 0; i < mask.inputs().size(); ++i) {
     if (mask.inputs()[i].empty()) continue;
     InputInfo wanted{.name = mask.inputs()[i]};
@@ -222,9 +245,26 @@ std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInf
   return "";
 }
 
+// "[batch, seqlen_q or seqlen_k, any]"
+static std::string shape_text(const InputInfo& tensor) {
+  static constexpr const char* kExtents[] = {"batch", "num_heads", "num_heads_kv", "seqlen_q",
+                                             "seqlen_k"};
+  std::string text;
+  for (int i = 0; i < tensor.rank; ++i) {
+    std::string extent;
+    for (std::size_t v = 0; v < std::size(kExtents); ++v) {
+      if ((tensor.indexed_by[static_cast<std::size_t>(i)] >> v & 1) == 0) continue;
+      extent += (extent.empty() ? "" : " or ") + std::string(kExtents[v]);
+    }
+    text += (i == 0 ? "[" : ", ") + (extent.empty() ? "any" : extent);
+  }
+  return text + "]";
+}
+
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
   if (kind == Kind::columns) return "int32 starts and ends [batch, heads, seqlen_k]";
+  if (is_tensor()) return (kind == Kind::int_tensor ? "int32 " : "float32 ") + shape_text(*this);
   if (kind == Kind::head_values) return "float32 [batch, heads]";
   if (kind == Kind::key_values) return "float32 [batch, heads, seqlen_k]";
   if (kind == Kind::indices) {
@@ -253,6 +293,12 @@ void Pattern::find_inputs() {
     std::string problem = pattern::add_inputs(head_class.mask, inputs_);
     if (problem.empty()) problem = pattern::add_inputs(head_class.modifiers, inputs_);
     if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  }
+  if (pattern::conditions_of(*this).size() > pattern::kMaxConditions) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the pattern has more than {} different expr(...): join some by && "
+                            "and ||",
+                            pattern::kMaxConditions));
   }
 }
 

@@ -21,11 +21,38 @@ GIRIH_HD int negate(int a) { return subtract(0, a); }
 GIRIH_HD int divide(int a, int b) { return b == 0 ? 0 : b == -1 ? negate(a) : a / b; }
 GIRIH_HD int remainder(int a, int b) { return b == 0 || b == -1 ? 0 : a % b; }
 
+GIRIH_HD int arithmetic_min(int a, int b) { return min(a, b); }
+GIRIH_HD int arithmetic_max(int a, int b) { return max(a, b); }
+GIRIH_HD int arithmetic_abs(int a) { return a < 0 ? negate(a) : a; }
+
+// Of float32 each operation rounds by itself: a compiler would join some, and what holds on a
+// border would depend on which.
+#ifdef __CUDA_ARCH__
+GIRIH_HD float add(float a, float b) { return __fadd_rn(a, b); }
+GIRIH_HD float subtract(float a, float b) { return __fsub_rn(a, b); }
+GIRIH_HD float multiply(float a, float b) { return __fmul_rn(a, b); }
+GIRIH_HD float divide(float a, float b) { return __fdiv_rn(a, b); }
+#else
 GIRIH_HD float add(float a, float b) { return a + b; }
 GIRIH_HD float subtract(float a, float b) { return a - b; }
 GIRIH_HD float multiply(float a, float b) { return a * b; }
 GIRIH_HD float divide(float a, float b) { return a / b; }
+#endif
 GIRIH_HD float negate(float a) { return -a; }
+
+#ifdef __CUDACC__
+__device__ __forceinline__ float arithmetic_min(float a, float b) { return b < a ? b : a; }
+__device__ __forceinline__ float arithmetic_max(float a, float b) { return a < b ? b : a; }
+__device__ __forceinline__ float arithmetic_abs(float a) { return fabsf(a); }
+__device__ __forceinline__ float arithmetic_exp(float a) { return expf(a); }
+__device__ __forceinline__ float arithmetic_exp2(float a) { return exp2f(a); }
+__device__ __forceinline__ float arithmetic_log(float a) { return logf(a); }
+__device__ __forceinline__ float arithmetic_log2(float a) { return log2f(a); }
+__device__ __forceinline__ float arithmetic_sqrt(float a) { return __fsqrt_rn(a); }
+__device__ __forceinline__ float arithmetic_tanh(float a) { return tanhf(a); }
+// Towards zero; saturates, and NaN is 0.
+__device__ __forceinline__ int to_integer(float a) { return __float2int_rz(a); }
+#endif
 
 // A tensor of a launch; takes the place of two InputViews, so that one table holds both.
 struct TensorView {
@@ -36,14 +63,13 @@ struct TensorView {
     return *reinterpret_cast<const TensorView*>(inputs + place);
   }
 
-  // Indices outside of the tensor count as the nearest inside.
-  template <class Value, class... Indices>
-  GIRIH_HD Value element(Indices... indices) const {
-    int64 offset = 0;
-    int dimension = 0;
-    ((offset += strides[dimension] * min(max(indices, 0), extents[dimension] - 1), ++dimension),
-     ...);
-    return static_cast<const Value*>(data)[offset];
+  // Where an element lies. Indices outside of the tensor count as the nearest inside.
+  GIRIH_HD int64 offset(const int* indices, int rank) const {
+    int64 result = 0;
+    for (int i = 0; i < rank; ++i) {
+      result += strides[i] * min(max(indices[i], 0), extents[i] - 1);
+    }
+    return result;
   }
 };
 static_assert(sizeof(TensorView) <= 2 * sizeof(InputView));
