@@ -23,15 +23,15 @@ namespace girih {
 /// What a pattern wants under a name; see Pattern::inputs().
 struct InputInfo {
   enum class Kind : std::uint8_t {
-    blocks,       ///< a BlockList, BlockTable, BlockMask or BlockBits
-    number,       ///< HeadNumbers
-    indices,      ///< TokenIndices
-    slashes,      ///< SlashLists
-    thresholds,   ///< Thresholds
-    columns,      ///< ColumnIntervals
-    head_values,  ///< Values, float32 [batch, heads]
-    key_values,   ///< Values, float32 [batch, heads, seqlen_k], the last contiguous
-    int_tensor,   ///< Values, int32, that an `expr` indexes
+    blocks,        ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,        ///< HeadNumbers
+    indices,       ///< TokenIndices
+    slashes,       ///< SlashLists
+    thresholds,    ///< Thresholds
+    columns,       ///< ColumnIntervals
+    head_values,   ///< Values, float32 [batch, heads]
+    key_values,    ///< Values, float32 [batch, heads, seqlen_k], the last contiguous
+    int_tensor,    ///< Values, int32, that an `expr` indexes
     float_tensor,  ///< Values, float32, that a `score` indexes
   };
   std::string name;

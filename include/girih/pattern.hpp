@@ -230,12 +230,16 @@ struct Prune {
 };
 
 /// What is done to a visible element's score s, softmax_scale included, before the softmax: in this
-/// order. Names are those of run-time inputs (Values); an empty one is none.
+/// order. Names are those of run-time inputs (Values); an empty text is none.
 struct Modifiers {
-  float softcap = 0;       ///< s becomes softcap * tanh(s / softcap); 0 is none
-  Prune prune = Prune();   ///< skips key tiles by their highest s; not together with alibi or bias
+  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  Prune prune =
+      Prune();  ///< skips key tiles by their highest s; not together with alibi, bias or score
   std::string alibi = {};  ///< s - slope * |p - k|; a slope for each head
   std::string bias = {};   ///< s + bias[k]; a number for each key
+  /// An expression in C that becomes s, over s, the indices of expr(...) and run-time float32
+  /// tensors: "s * scale[h] + labels[b][h][q][min(abs(p - k), 31)]". Kept as canonical text.
+  std::string score = {};
   /// Joins every row's sum as exp(logit), without a value; lse includes it, and is it where a row
   /// sees nothing. One for each head.
   std::string sink_logit = {};

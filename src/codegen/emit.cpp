@@ -56,6 +56,15 @@ struct {} : ExpressionTensors<int> {{
 }};
 )";
 
+constexpr const char* kScore = R"(
+struct {} : ExpressionTensors<float> {{
+  static constexpr int kNumTensors = {};
+  GIRIH_HD float operator()(float score, const ElementIndices& at) const {{
+    return {};
+  }}
+}};
+)";
+
 constexpr const char* kCombine = R"(
 extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
     {}(const __grid_constant__ girih::CombineParams params) {{
@@ -121,7 +130,8 @@ std::string prune_config_of(const plan::KernelSpec& spec) {
 std::string expressions_of(const plan::KernelSpec& spec) {
   std::string source;
   for (const plan::KernelSpec::Expression& expression : spec.expressions) {
-    source += fmt::format(kCondition, expression.name, expression.num_tensors, expression.code);
+    source += fmt::format(fmt::runtime(expression.of_scores ? kScore : kCondition), expression.name,
+                          expression.num_tensors, expression.code);
   }
   return source.empty() ? "" : "\nnamespace girih {" + source + "}  // namespace girih\n";
 }
@@ -131,8 +141,7 @@ std::string build_tiles_of(const plan::KernelSpec& spec) {
   for (const plan::KernelSpec::Expression& expression : spec.expressions) {
     if (!expression.of_scores) conditions.push_back("girih::" + expression.name);
   }
-  return fmt::format(kBuildTiles, kBuildTilesSymbol, spec.num_inputs,
-                     fmt::join(conditions, ", "));
+  return fmt::format(kBuildTiles, kBuildTilesSymbol, spec.num_inputs, fmt::join(conditions, ", "));
 }
 
 std::string config_of(const plan::KernelSpec& spec) {
@@ -183,6 +192,7 @@ std::string emit(const plan::KernelSpec& spec) {
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
   if (spec.builds_tiles()) source += "#include \"girih/build_tiles.cuh\"\n";
+  if (spec.has_scores()) source += "#include \"girih/shared/score.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
   source += expressions_of(spec) + config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);

@@ -650,12 +650,15 @@ double Expression::evaluate_exactly(
     case Op::real:
       return node.value;
     case Op::variable: {
-      const double variables[] = {
-          static_cast<double>(at.b),
-          static_cast<double>(in_brackets ? at.local_h : at.h),
-          static_cast<double>(in_brackets ? at.local_g : at.g),
-          static_cast<double>(at.q),  static_cast<double>(at.k),  static_cast<double>(at.p),
-          static_cast<double>(at.Sq), static_cast<double>(at.Sk), at.s};
+      const double variables[] = {static_cast<double>(at.b),
+                                  static_cast<double>(in_brackets ? at.local_h : at.h),
+                                  static_cast<double>(in_brackets ? at.local_g : at.g),
+                                  static_cast<double>(at.q),
+                                  static_cast<double>(at.k),
+                                  static_cast<double>(at.p),
+                                  static_cast<double>(at.Sq),
+                                  static_cast<double>(at.Sk),
+                                  at.s};
       return variables[node.index];
     }
     case Op::to_real:

@@ -126,4 +126,7 @@ class Expression {
   int root_ = 0;
 };
 
+/// As Expression::parse. @throws Error invalid_argument, pointing at the character.
+Expression parse_expression(std::string_view text, ExpressionUse use);
+
 }  // namespace girih::pattern

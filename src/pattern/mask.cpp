@@ -58,8 +58,7 @@ void check_limits(const Mask& mask) {
   }
   constexpr int kLongestAtom = 320;  // bytes of text, with what joins it to the next
   const bool many = atoms > static_cast<int>(pattern::kMaxTextBytes) / kLongestAtom;
-  if ((many || has_expressions(mask)) &&
-      mask.text().size() > pattern::kMaxTextBytes) {
+  if ((many || has_expressions(mask)) && mask.text().size() > pattern::kMaxTextBytes) {
     throw Error(Errc::invalid_argument,
                 fmt::format("the mask's text is longer than {} bytes: use fewer atoms",
                             pattern::kMaxTextBytes));

@@ -5,6 +5,7 @@
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
 //   masked  = or [ "with" modifier { "," modifier } ]
 //   modifier = "softcap" "(" float ")" | ( "alibi" | "bias" | "sink_logit" ) "(" name ")"
+//            | "score" "(" string ")"
 //            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ] | "expr" "(" string ")"
@@ -264,17 +265,24 @@ class Parser {
                                : name.is("bias")       ? &modifiers.bias
                                : name.is("sink_logit") ? &modifiers.sink_logit
                                                        : nullptr;
-    if (input == nullptr && !name.is("softcap") && !name.is("prune")) {
+    if (input == nullptr && !name.is("softcap") && !name.is("prune") && !name.is("score")) {
       fail_here(
-          fmt::format("expected a modifier, found {}: they are softcap, prune, alibi, bias and "
-                      "sink_logit",
+          fmt::format("expected a modifier, found {}: they are softcap, prune, alibi, bias, score "
+                      "and sink_logit",
                       found()));
     }
     const bool given = input != nullptr     ? !input->empty()
                        : name.is("softcap") ? modifiers.softcap > 0
+                       : name.is("score")   ? !modifiers.score.empty()
                                             : !modifiers.prune.thresholds.empty();
     if (given) fail_here(fmt::format("{} is given twice", name.text));
     advance();
+    if (name.is("score")) {
+      const String string = string_argument(name.text);
+      modifiers.score = expression(string, pattern::ExpressionUse::score).text();
+      if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+      return add_inputs_of(modifiers, name.at);
+    }
     if (!accept('(')) {
       fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
     }
@@ -408,10 +416,11 @@ class Parser {
     return result;
   }
 
-  // Refuses a mask whose inputs do not go with those before.
-  void add_inputs_of(const Mask& mask, std::size_t at) {
+  // Refuses a mask or modifiers whose inputs do not go with those before.
+  template <class Part>
+  void add_inputs_of(const Part& part, std::size_t at) {
     if (!inputs_) return;
-    const std::string problem = pattern::add_inputs(mask, *inputs_);
+    const std::string problem = pattern::add_inputs(part, *inputs_);
     if (!problem.empty()) fail(text_, at, problem);
   }
 
@@ -760,21 +769,26 @@ class Parser {
 
 Mask Mask::parse(std::string_view text) { return Parser(text).whole_mask(); }
 
-Mask expr(std::string_view condition) {
-  std::optional<pattern::Expression> parsed;
+pattern::Expression pattern::parse_expression(std::string_view text, ExpressionUse use) {
   try {
-    parsed = pattern::Expression::parse(condition, pattern::ExpressionUse::mask);
-  } catch (const pattern::ExpressionProblem& problem) {
-    fail(condition, problem.at, problem.message);
+    return Expression::parse(text, use);
+  } catch (const ExpressionProblem& problem) {
+    fail(text, problem.at, problem.message);
   }
+}
+
+Mask expr(std::string_view condition) {
+  using pattern::Expression;
+  auto expression = std::make_shared<const Expression>(
+      pattern::parse_expression(condition, pattern::ExpressionUse::mask));
   Mask mask;
   mask.op_ = Mask::Op::expression;
   mask.inputs_.emplace_back();
-  for (const pattern::Expression::Tensor& tensor : parsed->tensors()) {
+  for (const Expression::Tensor& tensor : expression->tensors()) {
     mask.inputs_.push_back(tensor.name);
   }
   mask.numbers_.resize(mask.inputs_.size());
-  mask.expression_ = std::make_shared<const pattern::Expression>(std::move(*parsed));
+  mask.expression_ = std::move(expression);
   return mask;
 }
 

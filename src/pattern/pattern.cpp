@@ -67,7 +67,12 @@ void check_prune_tiles(const std::vector<Pattern::HeadClass>& classes) {
   }
 }
 
-void check_modifiers(const Modifiers& modifiers) {
+// And makes their text canonical.
+void check_modifiers(Modifiers& modifiers) {
+  if (!modifiers.score.empty()) {
+    modifiers.score =
+        pattern::parse_expression(modifiers.score, pattern::ExpressionUse::score).text();
+  }
   if (modifiers.softcap != 0) check_softcap(modifiers.softcap);
   if (modifiers.prune != Prune()) check_prune(modifiers.prune);
   for (const std::string* name : {&modifiers.alibi, &modifiers.bias, &modifiers.sink_logit}) {
@@ -89,6 +94,7 @@ std::string modifiers_text(const Modifiers& modifiers) {
   }
   if (!modifiers.alibi.empty()) add(fmt::format("alibi({})", modifiers.alibi));
   if (!modifiers.bias.empty()) add(fmt::format("bias({})", modifiers.bias));
+  if (!modifiers.score.empty()) add(fmt::format("score(\"{}\")", modifiers.score));
   if (!modifiers.sink_logit.empty()) add(fmt::format("sink_logit({})", modifiers.sink_logit));
   return text;
 }
@@ -127,12 +133,12 @@ std::string add_tensors(const pattern::Expression& expression, InputInfo::Kind k
   return "";
 }
 
-void check_classes(const std::vector<Pattern::HeadClass>& classes) {
+void check_classes(std::vector<Pattern::HeadClass>& classes) {
   if (classes.empty()) {
     throw Error(Errc::invalid_argument, "a pattern by heads needs at least one set of heads");
   }
   bool rest = false;
-  for (const Pattern::HeadClass& head_class : classes) {
+  for (Pattern::HeadClass& head_class : classes) {
     check_set(head_class.heads);
     check_modifiers(head_class.modifiers);
     if (rest && head_class.heads.rest) {
@@ -235,14 +241,17 @@ std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInf
         {.name = prune.thresholds, .kind = Kind::thresholds, .kv_block_size = prune.kv}, inputs);
     if (!problem.empty()) return problem;
   }
-  for (const auto& [name, kind] : {std::pair{&modifiers.alibi, Kind::head_values},
-                                   {&modifiers.bias, Kind::key_values},
-                                   {&modifiers.sink_logit, Kind::head_values}}) {
-    if (name->empty()) continue;
-    const std::string problem = add_input({.name = *name, .kind = kind}, inputs);
-    if (!problem.empty()) return problem;
+  const auto add_values = [&](const std::string& name, Kind kind) {
+    return name.empty() ? "" : add_input({.name = name, .kind = kind}, inputs);
+  };
+  std::string problem = add_values(modifiers.alibi, Kind::head_values);
+  if (problem.empty()) problem = add_values(modifiers.bias, Kind::key_values);
+  if (problem.empty() && !modifiers.score.empty()) {
+    problem = add_tensors(parse_expression(modifiers.score, ExpressionUse::score),
+                          Kind::float_tensor, inputs);
   }
-  return "";
+  if (problem.empty()) problem = add_values(modifiers.sink_logit, Kind::head_values);
+  return problem;
 }
 
 // "[batch, seqlen_q or seqlen_k, any]"
@@ -337,9 +346,10 @@ Pattern Pattern::with_prune(const Prune& prune) const {
 }
 
 Pattern Pattern::with(const Modifiers& modifiers) const {
-  check_modifiers(modifiers);
+  Modifiers checked = modifiers;
+  check_modifiers(checked);
   Pattern result = *this;
-  for (HeadClass& head_class : result.classes_) head_class.modifiers = modifiers;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers = checked;
   result.find_inputs();
   check_length(result);
   return result;

@@ -144,7 +144,8 @@ bool has_neighborhoods(const std::vector<std::string>& structures) {
 
 bool modifies_scores(const std::vector<std::string>& structures) {
   return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
-    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos;
+    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos ||
+           text.find(", Score<") != text.npos;
   });
 }
 
@@ -192,30 +193,49 @@ int prune_word_of(const Pattern::HeadClass& head_class, const std::vector<InputI
 // modifiers change: thresholds are for those before.
 void check_prune_alone(const Modifiers& modifiers) {
   if (modifiers.prune.thresholds.empty()) return;
-  const char* other = !modifiers.alibi.empty()  ? "alibi"
-                      : !modifiers.bias.empty() ? "bias"
-                                                : nullptr;
+  const char* other = !modifiers.alibi.empty()   ? "alibi"
+                      : !modifiers.bias.empty()  ? "bias"
+                      : !modifiers.score.empty() ? "score"
+                                                 : nullptr;
   if (other == nullptr) return;
   throw Error(
       Errc::unsupported,
       fmt::format("prune({}, kv={}) and {}({}) are not supported together in a head, for prune "
                   "decides by scores without {}: leave one out, or give them to different heads",
                   modifiers.prune.thresholds, modifiers.prune.kv, other,
-                  !modifiers.alibi.empty() ? modifiers.alibi : modifiers.bias, other));
+                  !modifiers.alibi.empty()  ? modifiers.alibi
+                  : !modifiers.bias.empty() ? modifiers.bias
+                                            : "...",
+                  other));
 }
 
 // The type of an expression, by its code: patterns that differ in names of tensors share kernels.
-std::string type_of(const pattern::Expression& expression) {
-  return "Condition_" + support::digest(expression.code()).substr(0, 16);
+std::string type_of(const pattern::Expression& expression, bool of_scores = false) {
+  return (of_scores ? "Score_" : "Condition_") + support::digest(expression.code()).substr(0, 16);
+}
+
+KernelSpec::Expression entry_of(const pattern::Expression& expression, bool of_scores) {
+  return {.of_scores = of_scores,
+          .name = type_of(expression, of_scores),
+          .num_tensors = static_cast<int>(expression.tensors().size()),
+          .code = expression.code()};
+}
+
+pattern::Expression score_of(const Modifiers& modifiers) {
+  return pattern::parse_expression(modifiers.score, pattern::ExpressionUse::score);
 }
 
 void add_expressions(const Mask& mask, std::vector<KernelSpec::Expression>& expressions) {
   for (const Mask& operand : mask.operands()) add_expressions(operand, expressions);
-  const pattern::Expression* const own = mask.expression();
-  if (own == nullptr) return;
-  expressions.push_back({.name = type_of(*own),
-                         .num_tensors = static_cast<int>(own->tensors().size()),
-                         .code = own->code()});
+  if (mask.expression() != nullptr) expressions.push_back(entry_of(*mask.expression(), false));
+}
+
+void add_expressions(const Pattern::HeadClass& head_class,
+                     std::vector<KernelSpec::Expression>& expressions) {
+  add_expressions(head_class.mask, expressions);
+  if (!head_class.modifiers.score.empty()) {
+    expressions.push_back(entry_of(score_of(head_class.modifiers), true));
+  }
 }
 
 // Sorted, each once.
@@ -266,7 +286,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   for (const int c : class_of_head) {
     check_prune_alone(pattern.classes()[c].modifiers);
     distinct.push_back(structures[c]);
-    add_expressions(pattern.classes()[c].mask, plan.spec.expressions);
+    add_expressions(pattern.classes()[c], plan.spec.expressions);
     most_numbers = std::max(most_numbers, numbers[c].size());
     plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
     plan.spec.prune = plan.spec.prune || !pattern.classes()[c].modifiers.prune.thresholds.empty();
@@ -298,8 +318,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     plan.head_table.insert(plan.head_table.end(), row.begin(), row.end());
   }
 
-  plan.spec.num_inputs =
-      pattern::num_places(pattern.inputs(), static_cast<int>(conditions.size()));
+  plan.spec.num_inputs = pattern::num_places(pattern.inputs(), static_cast<int>(conditions.size()));
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
     plan.spec.builds_numbers |=
@@ -383,19 +402,24 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
 
 namespace {
 
-// A modifier of a head class as a C++ type, and the name of the input that it reads.
+// A modifier of a head class as a C++ type, and the names of the inputs that it reads.
 struct ModifierType {
-  const char* type;
-  const std::string* input;
+  std::string type;
+  std::vector<std::string> inputs;
 };
 
 std::vector<ModifierType> modifier_types(const Modifiers& modifiers) {
   std::vector<ModifierType> types;
-  for (const ModifierType& type : {ModifierType{"Alibi", &modifiers.alibi},
-                                   {"Bias", &modifiers.bias},
-                                   {"SinkLogit", &modifiers.sink_logit}}) {
-    if (!type.input->empty()) types.push_back(type);
+  if (!modifiers.alibi.empty()) types.push_back({"Alibi", {modifiers.alibi}});
+  if (!modifiers.bias.empty()) types.push_back({"Bias", {modifiers.bias}});
+  if (!modifiers.score.empty()) {
+    const pattern::Expression score = score_of(modifiers);
+    types.push_back({fmt::format("Score<{}>", type_of(score, true)), {}});
+    for (const pattern::Expression::Tensor& tensor : score.tensors()) {
+      types.back().inputs.push_back(tensor.name);
+    }
   }
+  if (!modifiers.sink_logit.empty()) types.push_back({"SinkLogit", {modifiers.sink_logit}});
   return types;
 }
 
@@ -414,7 +438,9 @@ std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
                             const std::vector<const pattern::Expression*>& conditions) {
   std::vector<int> numbers = numbers_of(head_class.mask, inputs, conditions);
   for (const ModifierType& type : modifier_types(head_class.modifiers)) {
-    numbers.push_back(pattern::find_input(inputs, *type.input));
+    for (const std::string& name : type.inputs) {
+      numbers.push_back(pattern::place_of(inputs, pattern::find_input(inputs, name)));
+    }
   }
   return numbers;
 }

@@ -48,6 +48,7 @@ struct KernelSpec {
   bool builds_tiles() const {  ///< whether some of them are of masks
     return !expressions.empty() && !expressions.front().of_scores;
   }
+  bool has_scores() const { return !expressions.empty() && expressions.back().of_scores; }
   int num_inputs = 0;           ///< places in the table of run-time inputs: pattern/places.hpp
   bool builds_lists = false;    ///< whether some of them are blocks
   bool builds_numbers = false;  ///< whether some of them are indices of tokens

@@ -43,9 +43,7 @@ uint32* reserve_words(InputPlan& plan, char* workspace, std::int64_t words) {
 void plan_tiles(const plan::ConditionTiles& tiles, int place, const InputExtents& extents,
                 char* workspace, InputPlan& plan) {
   if (extents.batch == 0 || extents.seqlen_q == 0 || extents.seqlen_k == 0) return;
-  const int heads = tiles.by_head      ? extents.num_heads
-                    : tiles.by_head_kv ? extents.num_heads_kv
-                                       : 1;
+  const int heads = tiles.by_head ? extents.num_heads : tiles.by_head_kv ? extents.num_heads_kv : 1;
   const bool own = tiles.by_batch || (tiles.by_length && extents.ragged);
   BuildTilesParams params{};
   params.condition = tiles.condition;
@@ -58,10 +56,11 @@ void plan_tiles(const plan::ConditionTiles& tiles, int place, const InputExtents
   params.words_per_row = ceil_div(ceil_div(extents.seqlen_k, TileBits::kBlock), 32);
   const std::int64_t plane = std::int64_t{2} * params.num_rows * params.words_per_row;
   if (plane > kMaxWords / params.num_planes) {
-    refuse(fmt::format("an expression has {} planes of {} x {} tiles: their bits would take more "
-                       "than {} bytes of workspace",
-                       params.num_planes, params.num_rows, 32 * params.words_per_row,
-                       kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+    refuse(
+        fmt::format("an expression has {} planes of {} x {} tiles: their bits would take more "
+                    "than {} bytes of workspace",
+                    params.num_planes, params.num_rows, 32 * params.words_per_row,
+                    kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
   }
   params.bits = reserve_words(plan, workspace, params.num_planes * plane);
 

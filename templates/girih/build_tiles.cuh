@@ -19,12 +19,12 @@ struct BuildTilesParams {
   int condition;  // which of the kernel's
   int places[kMostExpressionTensors];
 
-  uint32* bits;          // TileBits [num_planes, num_rows, 2, words_per_row]
+  uint32* bits;  // TileBits [num_planes, num_rows, 2, words_per_row]
   int num_planes;
   int planes_per_batch;  // planes of one sequence
   int heads_per_plane;
-  int shared_by_batch;   // not 0: there are planes of one sequence, the longest, for all
-  int num_rows;          // of blocks
+  int shared_by_batch;  // not 0: there are planes of one sequence, the longest, for all
+  int num_rows;         // of blocks
   int words_per_row;
 };
 
