@@ -210,9 +210,9 @@ typedef int32_t girih_values_type;
 enum { GIRIH_VALUES_FLOAT32 = 0, GIRIH_VALUES_INT32 = 1 };
 
 // A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), v
-// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), s of alibi(s), or t of expr("t[k] >
-// 0"). Members that its kind does not have stay zero. Entries of `indices` may stand in any order, and those outside 0 to
-// num_kv_blocks - 1 are ignored.
+// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), s of alibi(s), or x of expr("x[k] >
+// 0"). Members that its kind does not have stay zero. Entries of `indices` may stand in any order,
+// and those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;

@@ -60,7 +60,7 @@ const AtomFunctions& functions_of(const Mask& atom, const Geometry& geometry) {
 
 // Refuses an expression whose tensors are not all known.
 void check_tensors_known(const Mask& mask, const Geometry& geometry) {
-  if (geometry.inputs != nullptr || mask.inputs().size() == 1) return;
+  if (geometry.inputs != nullptr || mask.expression()->tensors().empty()) return;
   throw Error(Errc::invalid_argument,
               fmt::format("what {} shows depends on the run-time input {}: give it",
                           quote(mask.text()), quote(mask.inputs()[1])));

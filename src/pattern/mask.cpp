@@ -193,7 +193,7 @@ Mask Mask::with_inputs(const std::function<int(const std::string& name)>& value)
   }
   const bool none_left = std::all_of(result.inputs_.begin(), result.inputs_.end(),
                                      [](const std::string& name) { return name.empty(); });
-  if (none_left) result.inputs_.clear();
+  if (none_left && op_ != Op::expression) result.inputs_.clear();
   return result;
 }
 

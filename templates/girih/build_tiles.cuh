@@ -12,7 +12,8 @@
 
 namespace girih {
 
-constexpr int kBuildTilesThreads = 256;
+// With 256 ptxas spills registers to fit one more CTA.
+constexpr int kBuildTilesThreads = 128;
 constexpr int kMostExpressionTensors = 16;
 
 struct BuildTilesParams {
