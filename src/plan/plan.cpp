@@ -128,7 +128,7 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   for (const std::string& structure : structures) {
     for (const char* large :
          {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index",
-          "Leaf<VerticalSlash", "Leaf<Columns", "Expr<", ", 0x"}) {  // an input
+          "Leaf<VerticalSlash", "Leaf<Columns", "Expr<", "Score<", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
