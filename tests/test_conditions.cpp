@@ -94,7 +94,7 @@ struct Tensors {
       TensorView view{};
       const auto set = [&](const std::vector<std::int32_t>& values, std::vector<int> extents) {
         view.data = values.data();
-        std::int64_t stride = 1;
+        int stride = 1;
         for (std::size_t d = extents.size(); d-- > 0; stride *= extents[d]) {
           view.extents[d] = extents[d];
           view.strides[d] = stride;
@@ -345,7 +345,7 @@ namespace {
 struct SameDocument : ExpressionTensors<int> {
   static constexpr int kNumTensors = 1;
   bool operator()(const ElementIndices& at) const {
-    return element<2>(0, at.b, at.q) == element<2>(0, at.b, at.k) && at.k <= at.p;
+    return element<2, 0x1>(0, at.b, at.q) == element<2, 0x1>(0, at.b, at.k) && at.k <= at.p;
   }
 };
 
@@ -450,6 +450,7 @@ TEST_CASE("indices outside of a tensor are read as the nearest inside") {
   CHECK(tensors.element<2>(0, 1, 2) == 12);
   CHECK(tensors.element<2>(0, -2147483647 - 1, 2147483647) == 2);
   CHECK(tensors.element<2>(0, 2147483647, -5) == 10);
+  CHECK(tensors.element<2, 0x1>(0, 1, -5) == 10);  // the first is known to be inside
 }
 
 TEST_CASE("a plan has each condition once, by its code, and the places of its tensors") {
@@ -592,6 +593,11 @@ TEST_CASE("tensors that cannot be right are refused before anything is launched"
   Values backwards(kInts, {5000});
   backwards.stride[0] = -1;
   CHECK(contains(launch_refusal("expr(\"t[k] > 0\")", backwards), "a stride of -1"));
+  Values far(kInts, {3, 5000});
+  far.stride = {1 << 30, 1};
+  CHECK(
+      contains(launch_refusal("expr(\"t[b][k] > 0\")", far),
+               "a stride of 1073741824: it must be such that no element lies 2147483648 or more"));
   CHECK(contains(refusal_of([] {
                    plan_launch("expr(\"t[k] > 0\")", {{"t", HeadNumbers{.data = kInts}}});
                  }),

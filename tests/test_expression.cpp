@@ -151,7 +151,7 @@ TEST_CASE("code for a compiler is printed from the tree alone") {
     return Expression::parse(text, use).code();
   };
   CHECK(code("s * 2 + bias[h][p - k]") ==
-        "add(multiply(score, static_cast<float>(2)), element<2>(0, at.local_h, subtract(at.p, "
+        "add(multiply(score, static_cast<float>(2)), element<2, 0x1>(0, at.local_h, subtract(at.p, "
         "at.k)))");
   CHECK(code("k <= p ? tanh(s) : -1.5") ==
         "((at.k <= at.p) ? arithmetic_tanh(score) : negate(1.5f))");

@@ -20,9 +20,9 @@ constexpr const char* kForm =
     "every "
     "tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or NAME=slopes (ALiBi's) "
     "for values of heads and keys (not given: normal:1), NAME=random:COUNT or NAME=documents:MEAN "
-    "(along the last dimension) for an int32 tensor of an expression, NAME=normal:DEVIATION for a "
-    "float32 one, and then [,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]"
-    "[,extent=NUMBER of dimensions of a tensor that nothing indexes by itself, not given: 64]";
+    "for int32 tensors of expressions, NAME=normal:DEVIATION for float32 ones, and then "
+    "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits][,extent=NUMBER, of "
+    "dimensions of tensors that are indexed by more than a name]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
   throw Error(Errc::invalid_argument, fmt::format("--fill {}: {}; write {}", fill, why, kForm));
@@ -66,8 +66,9 @@ verify::BlockForm form_of(const std::string& fill, const std::string& text) {
 
 // An expression's tensor by what the fill says in front of its first comma.
 verify::InputData tensor_of(const std::string& fill, const InputInfo& wanted,
-                            const std::vector<std::string>& words,
-                            const verify::TensorExtents& extents, std::uint64_t seed) {
+                            const std::string& description, const verify::TensorExtents& extents,
+                            std::uint64_t seed) {
+  const std::vector<std::string> words = split(description, ':');
   const bool integers = wanted.kind == InputInfo::Kind::int_tensor;
   if (integers && words.size() == 2 && words[0] == "random") {
     return verify::random_int_tensor(wanted, extents, number(fill, words[1], 1, kMaxNumber), seed);
@@ -78,7 +79,7 @@ verify::InputData tensor_of(const std::string& fill, const InputInfo& wanted,
   if (!integers && words.size() == 2 && words[0] == "normal") {
     return verify::random_float_tensor(wanted, extents, number(fill, words[1], 0.0, 1e9), seed);
   }
-  refuse(fill, fmt::format("'{}' does not describe {}", words[0], wanted.description()));
+  refuse(fill, fmt::format("'{}' does not describe {}", description, wanted.description()));
 }
 
 }  // namespace
@@ -143,7 +144,7 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
                                           .seqlen_q = seqlen_q,
                                           .seqlen_k = seqlen_k,
                                           .free = free_extent};
-      inputs.push_back(tensor_of(fill, wanted, words, extents, seed));
+      inputs.push_back(tensor_of(fill, wanted, parts[0], extents, seed));
       continue;
     }
     if (wanted.kind == InputInfo::Kind::number) {

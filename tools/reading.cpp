@@ -112,7 +112,7 @@ void HostInputs::add_tensors(const std::vector<verify::InputData>& data) {
     if (!inputs[i].is_tensor()) continue;
     TensorView tensor{};
     tensor.data = words_[i].data();
-    std::int64_t stride = 1;
+    int stride = 1;
     for (std::size_t d = data[i].shape.size(); d-- > 0;) {
       tensor.extents[d] = data[i].shape[d];
       tensor.strides[d] = stride;

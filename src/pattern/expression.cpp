@@ -14,7 +14,7 @@ namespace girih::pattern {
 namespace {
 
 constexpr std::string_view kVariables[] = {"b", "h", "g", "q", "k", "p", "Sq", "Sk", "s"};
-constexpr int kHead = 1, kHeadKv = 2, kKey = 4, kScore = 8;
+constexpr int kHead = 1, kHeadKv = 2, kKey = 4, kScore = 8;  // b comes before heads
 
 struct Function {
   std::string_view name;
@@ -542,14 +542,21 @@ void Expression::print_code(std::string& out, int index, bool in_brackets) const
                  ? fmt::format("at.local_{}", kVariables[node.index])
                  : fmt::format("at.{}", kVariables[node.index]);
       break;
-    case Op::element:
-      out += fmt::format("element<{}>({}", node.num_operands, node.index);
+    case Op::element: {
+      unsigned inside = 0;  // dimensions that a launch has checked to have all of the index
+      for (int i = 0; i < node.num_operands; ++i) {
+        const Node& own = nodes_[static_cast<std::size_t>(node.operands[i])];
+        if (own.op == Op::variable && own.index <= kHeadKv) inside |= 1u << i;
+      }
+      out += fmt::format("element<{}{}>({}", node.num_operands,
+                         inside == 0 ? "" : fmt::format(", {:#x}", inside), node.index);
       for (int i = 0; i < node.num_operands; ++i) {
         out += ", ";
         print_code(out, node.operands[i], true);
       }
       out += ')';
       break;
+    }
     case Op::call:
       out += node.index == kToInteger ? "to_integer"
                                       : fmt::format("arithmetic_{}", kFunctions[node.index].name);

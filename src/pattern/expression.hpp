@@ -47,7 +47,8 @@ class Expression {
   std::string text() const;
 
   /// CUDA over the functions of shared/arithmetic.cuh: `at.q` and so on for the indices, `score`
-  /// for s, and element<rank>(tensor number, indices...) for a tensor's.
+  /// for s, and element<rank>(tensor number, indices...) for a tensor's; where b, h or g are
+  /// indices by themselves, element<rank, 0x...> with a bit for each of their dimensions.
   std::string code() const;
 
   struct Tensor {

@@ -82,7 +82,7 @@ bool holds(const Mask& mask, const Geometry& geometry, int q, int k) {
   const auto element = [&](int tensor, std::span<const int> indices) {
     const TensorView& view =
         TensorView::at(geometry.inputs, mask.numbers()[static_cast<std::size_t>(tensor) + 1]);
-    const std::int64_t offset = view.offset(indices.data(), static_cast<int>(indices.size()));
+    const int offset = view.offset(indices.data(), static_cast<int>(indices.size()));
     return static_cast<double>(static_cast<const std::int32_t*>(view.data)[offset]);
   };
   return mask.expression()->evaluate(point, element) != 0;

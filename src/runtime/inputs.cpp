@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 #include <variant>
@@ -481,11 +482,21 @@ class InputPlanner {
     check_pointer("data", values.data, 4);
     TensorView view{};
     view.data = values.data;
+    constexpr std::int64_t kMostElements = std::numeric_limits<int>::max();
+    std::int64_t reach = 0;  // of the last element
     for (int i = 0; i < wanted_.rank; ++i) {
       const auto at = static_cast<std::size_t>(i);
       check_dimension(i, dimensions.shape[at]);
+      const std::int64_t stride = dimensions.shape[at] == 1 ? 0 : dimensions.stride[at];
+      const std::int64_t steps = std::max<std::int64_t>(dimensions.shape[at] - 1, 0);
+      if (stride > kMostElements || steps * stride > kMostElements - reach) {
+        fail("a stride of", stride,
+             fmt::format("such that no element lies {} or more behind the first",
+                         kMostElements + 1));
+      }
+      reach += steps * stride;
       view.extents[i] = static_cast<int>(dimensions.shape[at]);
-      view.strides[i] = view.extents[i] == 1 ? 0 : dimensions.stride[at];
+      view.strides[i] = static_cast<int>(stride);
     }
     void* const place = &plan_.views[static_cast<std::size_t>(place_)];
     std::memcpy(place, &view, sizeof(view));

@@ -54,20 +54,23 @@ __device__ __forceinline__ float arithmetic_tanh(float a) { return tanhf(a); }
 __device__ __forceinline__ int to_integer(float a) { return __float2int_rz(a); }
 #endif
 
-// A tensor of a launch; takes the place of two InputViews, so that one table holds both.
+// A tensor of a launch, whose last element lies less than 2^31 behind the first; takes the place of
+// two InputViews, so that one table holds both.
 struct TensorView {
   const void* data;
-  int64 strides[4];  // in elements; 0 along dimensions of extent 1
-  int extents[4];    // at least 1
+  int strides[4];  // in elements; 0 along dimensions of extent 1
+  int extents[4];  // at least 1
   GIRIH_HD static const TensorView& at(const InputView* inputs, int place) {
     return *reinterpret_cast<const TensorView*>(inputs + place);
   }
 
-  // Where an element lies. Indices outside of the tensor count as the nearest inside.
-  GIRIH_HD int64 offset(const int* indices, int rank) const {
-    int64 result = 0;
+  // Where an element lies. Indices outside of the tensor count as the nearest inside; those of the
+  // dimensions in `inside`, a bit each, are inside, or the extent is 1.
+  GIRIH_HD int offset(const int* indices, int rank, uint32 inside = 0) const {
+    int result = 0;
     for (int i = 0; i < rank; ++i) {
-      result += strides[i] * min(max(indices[i], 0), extents[i] - 1);
+      const bool safe = (inside >> i & 1) != 0;
+      result += strides[i] * (safe ? indices[i] : min(max(indices[i], 0), extents[i] - 1));
     }
     return result;
   }

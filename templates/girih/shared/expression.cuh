@@ -27,18 +27,19 @@ struct ElementIndices {
         Sk(geometry.seqlen_k) {}
 };
 
-// Base of an entry's expressions: reads elements of the tensors that lie at `places`.
+// Base of an entry's expressions: reads elements of the tensors that lie at `places`. Indices of
+// the dimensions in kInside are known to be inside: TensorView::offset.
 template <class Value>
 struct ExpressionTensors {
   const InputView* inputs;
   const int* places;
 
-  template <int kRank, class... Indices>
+  template <int kRank, uint32 kInside = 0, class... Indices>
   GIRIH_HD Value element(int tensor, Indices... indices) const {
     static_assert(sizeof...(Indices) == kRank);
     const TensorView& view = TensorView::at(inputs, places[tensor]);
     const int at[kRank] = {indices...};
-    return static_cast<const Value*>(view.data)[view.offset(at, kRank)];
+    return static_cast<const Value*>(view.data)[view.offset(at, kRank, kInside)];
   }
 };
 
