@@ -153,6 +153,7 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
                        .scores = modifies_scores(spec.structures),
+                       .score_expressions = spec.has_scores(),
                        .elaborate = is_elaborate(spec.structures),
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";

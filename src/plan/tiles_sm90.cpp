@@ -20,8 +20,9 @@ constexpr int kMostFragmentsScores = 168;
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
-// Above 192: neighborhoods, and modified scores of elaborate masks.
+// Above 192: neighborhoods, and modified scores of elaborate masks; above 128 by expressions.
 constexpr int kLessForWideHeads = 12;
+constexpr int kWidestWithScoreExpressions = 128;
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -102,7 +103,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                                         : kMostFragmentsScores);
   }
   const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
-  if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
+  const int widest =
+      pattern.score_expressions ? kWidestWithScoreExpressions : kWidestWithSpareRegisters;
+  if (crowded && width > widest) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
     limit = std::min(limit, kMostFragmentsMixedSlashes);
   const int most_keys = requested.block_n                      ? requested.block_n

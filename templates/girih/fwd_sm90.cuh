@@ -72,9 +72,9 @@ struct FwdSm90 {
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
   // Scores that are modified need them too.
-  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
-                                            (kScoresAhead ? kBlockN / 2 : 0) +
-                                            (kNaturalScores<Classes> ? 16 : 0);
+  static constexpr int kFragmentRegisters =
+      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kScoresAhead ? kBlockN / 2 : 0) +
+      (kNaturalScores<Classes> ? 16 : 0) + (ClassModifiers<Classes>::kExpressions ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224

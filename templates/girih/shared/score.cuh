@@ -13,6 +13,7 @@ namespace girih {
 // inside, so that elements which do not exist are read as others are.
 template <class Body>
 struct Score {
+  using Expression = Body;
   static constexpr int kNumNumbers = Body::kNumTensors;
   const int* places;
   const Geometry* geometry;
