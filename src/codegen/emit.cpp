@@ -99,9 +99,6 @@ constexpr const char* kHopperConfig = R"(
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
 
-constexpr const char* kScoresAhead = R"(
-  static constexpr bool kScoresAhead = {};)";
-
 constexpr const char* kTileMaximaConfig = R"(
   static constexpr bool kTileMaxima = true;)";
 
@@ -121,11 +118,6 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
   girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{rows});
 }}
 )";
-
-std::string prune_config_of(const plan::KernelSpec& spec) {
-  const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
-  return kPruneConfig + (sm90 ? fmt::format(kScoresAhead, spec.scores_ahead) : "");
-}
 
 std::string expressions_of(const plan::KernelSpec& spec) {
   std::string source;
@@ -157,7 +149,7 @@ std::string config_of(const plan::KernelSpec& spec) {
                                                            spec.pack_heads, spec.pass_over)
                                              : ""),
                      fmt::arg("softcap", spec.softcap),
-                     fmt::arg("prune", spec.prune         ? prune_config_of(spec)
+                     fmt::arg("prune", spec.prune         ? kPruneConfig
                                        : spec.tile_maxima ? kTileMaximaConfig
                                                           : ""),
                      fmt::arg("prune_number", spec.prune ? " + 1" : ""),

@@ -24,15 +24,14 @@ struct KernelSpec {
   int head_dim = 0;
   int head_dim_v = 0;
   TileConfig tile;
-  int key_box = 0;          ///< keys that fwd_sm90 copies together, a divisor of block_n
-  bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
-  bool gathers = false;     ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
-  bool pass_over = true;    ///< whether they pass over key tiles that only others see
-  bool softcap = false;     ///< whether some head has one
-  bool prune = false;       ///< whether some head is pruned
-  bool scores_ahead = false;  ///< whether pruned heads of fwd_sm90 have scores of two key tiles
-  bool tile_maxima = false;   ///< whether tile maxima are wanted, not attention; of fwd_sm80
-  int min_ctas_per_sm = 1;    ///< what the register allocation aims at
+  int key_box = 0;           ///< keys that fwd_sm90 copies together, a divisor of block_n
+  bool pack_heads = false;   ///< whether its warpgroups have the same rows of different query heads
+  bool gathers = false;      ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
+  bool pass_over = true;     ///< whether they pass over key tiles that only others see
+  bool softcap = false;      ///< whether some head has one
+  bool prune = false;        ///< whether some head is pruned
+  bool tile_maxima = false;  ///< whether tile maxima are wanted, not attention; of fwd_sm80
+  int min_ctas_per_sm = 1;   ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;

@@ -20,9 +20,10 @@ constexpr int kMostFragmentsScores = 168;
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
-// Above 192: neighborhoods, and modified scores of elaborate masks; above 128 by expressions.
+// Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
-constexpr int kWidestWithScoreExpressions = 128;
+// Above 128, where scores are modified by expressions: what divides by 80 or 96 takes more.
+constexpr int kMostKeysOfScoreExpressions = 64;
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -62,14 +63,6 @@ int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, i
   return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
 }
 
-// By what was compiled without spills.
-bool gets_scores_ahead(const TileConfig& tile, const Problem& problem,
-                       const PatternTraits& pattern) {
-  const bool modified = pattern.softcap || pattern.scores;
-  const int most = pattern.neighborhoods ? 160 : pattern.elaborate || modified ? 192 : 224;
-  return fragment_registers(tile, problem) + tile.block_n / 2 <= most;
-}
-
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
   return fwd_sm90_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
                          tile.num_stages, tile.num_q_stages)
@@ -77,11 +70,12 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 }
 
 // The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
-// best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
-// from memory less often and pass over more of what a window cuts off, where V is narrow and the
-// mask leaves them registers. Where rows see few keys, 64 fill tiles better. Of stages, as many as
-// there is room for: passing over key tiles needs them, but more than five, or three of more than
-// 64 keys, bring nothing. Tiles divide the blocks of a run-time mask, down to 64 keys.
+// best, but 112 at head_dim 64; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three
+// consumer warpgroups read keys from memory less often and pass over more of what a window cuts
+// off, where V is narrow and the mask leaves them registers. Where rows see few keys, 64 fill tiles
+// better. Of stages, as many as there is room for: passing over key tiles needs them, but more than
+// five, or three of more than 64 keys, bring nothing. Tiles divide the blocks of a run-time mask,
+// down to 64 keys.
 std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
@@ -103,16 +97,16 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                                         : kMostFragmentsScores);
   }
   const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
-  const int widest =
-      pattern.score_expressions ? kWidestWithScoreExpressions : kWidestWithSpareRegisters;
-  if (crowded && width > widest) limit -= kLessForWideHeads;
+  if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
     limit = std::min(limit, kMostFragmentsMixedSlashes);
-  const int most_keys = requested.block_n                      ? requested.block_n
-                        : prune                                ? pattern.prune_kv
-                        : shares_blocks(problem, pattern, 128) ? 128
+  const int most_keys = requested.block_n                          ? requested.block_n
+                        : prune                                    ? pattern.prune_kv
+                        : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions
+                        : shares_blocks(problem, pattern, 128)     ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
+                        : three && width <= 64      ? 112
                                                     : 128;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
     if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;
