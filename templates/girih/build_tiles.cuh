@@ -7,7 +7,6 @@
 #include "girih/shared/params.cuh"
 #ifdef __CUDACC__
 #include "girih/attn/sequence.cuh"
-#include "girih/ptx/warp.cuh"
 #endif
 
 namespace girih {

@@ -40,7 +40,7 @@ GIRIH_HD float divide(float a, float b) { return a / b; }
 #endif
 GIRIH_HD float negate(float a) { return -a; }
 
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 __device__ __forceinline__ float arithmetic_min(float a, float b) { return b < a ? b : a; }
 __device__ __forceinline__ float arithmetic_max(float a, float b) { return a < b ? b : a; }
 __device__ __forceinline__ float arithmetic_abs(float a) { return fabsf(a); }
