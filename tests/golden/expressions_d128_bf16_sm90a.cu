@@ -4,17 +4,17 @@
 #include "girih/fwd_sm90.cuh"
 
 namespace girih {
-struct Condition_8362503adcdee4fc : ExpressionTensors<int> {
+struct Condition_1281c476b26d7797 : ExpressionTensors<int> {
   static constexpr int kNumTensors = 1;
   GIRIH_HD bool operator()(const ElementIndices& at) const {
-    return ((element<2>(0, at.b, at.q) == element<2>(0, at.b, at.k)) || (remainder(subtract(at.p, at.k), 64) < 2));
+    return ((element<2, 0x1>(0, at.b, at.q) == element<2, 0x1>(0, at.b, at.k)) || (remainder(subtract(at.p, at.k), 64) < 2));
   }
 };
 
-struct Score_34a4ff408122d96d : ExpressionTensors<float> {
+struct Score_d29890e7d15948eb : ExpressionTensors<float> {
   static constexpr int kNumTensors = 1;
   GIRIH_HD float operator()(float score, const ElementIndices& at) const {
-    return add(multiply(score, 0.5f), element<2>(0, at.local_h, arithmetic_min(subtract(at.p, at.k), 63)));
+    return add(multiply(score, 0.5f), element<2, 0x1>(0, at.local_h, arithmetic_min(subtract(at.p, at.k), 63)));
   }
 };
 }  // namespace girih
@@ -33,8 +33,8 @@ struct Config {
   static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
-      All<Leaf<Causal>, Expr<Condition_8362503adcdee4fc>>,
-      With<Leaf<Causal>, Score<Score_34a4ff408122d96d>>>;
+      All<Leaf<Causal>, Expr<Condition_1281c476b26d7797>>,
+      With<Leaf<Causal>, Score<Score_d29890e7d15948eb>>>;
   using Heads = HeadTable<32, Classes::kNumNumbers>;
 };
 }  // namespace girih
@@ -51,5 +51,5 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads)
     girih_build_tiles(const __grid_constant__ girih::BuildTilesParams build,
                       const __grid_constant__ girih::FwdParams params,
                       const __grid_constant__ girih::InputTable<7> inputs) {
-  girih::BuildTiles<girih::Condition_8362503adcdee4fc>::run(build, params, inputs.views);
+  girih::BuildTiles<girih::Condition_1281c476b26d7797>::run(build, params, inputs.views);
 }
