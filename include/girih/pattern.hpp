@@ -59,8 +59,7 @@ class Mask {
   /// For each of an atom's numbers the run-time input that it comes from, or ""; empty when none.
   const std::vector<std::string>& inputs() const { return inputs_; }
   const std::vector<Mask>& operands() const { return operands_; }  ///< of &, | and !
-  /// Of expr("..."), else null. Its inputs() are "", which stands for its
-  /// tiles, and its tensors.
+  /// Of expr("..."), else null. Its inputs() are "", which stands for its tiles, and its tensors.
   const pattern::Expression* expression() const { return expression_.get(); }
 
   /// Canonical text; parse(text()) == *this.
