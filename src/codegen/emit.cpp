@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildSlashThreads)
 
 // Likewise for the tiles of expressions, which depend on the sequences' lengths.
 constexpr const char* kBuildTiles = R"(
-extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads)
+extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads, girih::kBuildTilesCtas)
     {}(const __grid_constant__ girih::BuildTilesParams build,
                       const __grid_constant__ girih::FwdParams params,
                       const __grid_constant__ girih::InputTable<{}> inputs) {{

@@ -11,8 +11,9 @@
 
 namespace girih {
 
-// With 256 ptxas spills registers to fit one more CTA.
 constexpr int kBuildTilesThreads = 128;
+// On a multiprocessor, at least: without a number ptxas spills some registers to fit one more.
+constexpr int kBuildTilesCtas = 4;
 constexpr int kMostExpressionTensors = 16;
 
 struct BuildTilesParams {
