@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter);
 }
 
-extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads)
+extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads, girih::kBuildTilesCtas)
     girih_build_tiles(const __grid_constant__ girih::BuildTilesParams build,
                       const __grid_constant__ girih::FwdParams params,
                       const __grid_constant__ girih::InputTable<7> inputs) {
