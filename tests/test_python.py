@@ -368,6 +368,15 @@ class InputTest(unittest.TestCase):
         self.refused(r"is one number, expanded: call contiguous\(\)",
                      Fake(2, 4, dtype="float32", stride=(0, 0)))
 
+    def test_what_expressions_index_has_its_own_type_and_dimensions(self):
+        made = self.made(girih.Values(Fake(2, 16, dtype="int32", stride=(64, 1))))
+        self.assertEqual(made, dict(kind=9, rank=2, type=1, data=4096, shape=[2, 16, 0, 0],
+                                    stride=[64, 1, 0, 0]))
+        self.assertNotIn("type", self.made(girih.Values(Fake(16, dtype="float32"))))
+        self.refused(r"inputs\['m'\] is int64: it must be int32, of expr, or float32, of score",
+                     girih.Values(Fake(16, dtype="int64")))
+        self.refused("has 5 dimensions", girih.Values(Fake(1, 1, 1, 1, 1, dtype="int32")))
+
     def test_column_intervals_lie_apart_or_beside_one_another(self):
         start, end = Fake(2, 4, 16, dtype="int32"), Fake(2, 4, 16, dtype="int32", address=512)
         made = dict(kind=10, batch=2, heads=4, num_tokens=16, data=4096, batch_stride=64,

@@ -210,9 +210,9 @@ typedef int32_t girih_values_type;
 enum { GIRIH_VALUES_FLOAT32 = 0, GIRIH_VALUES_INT32 = 1 };
 
 // A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), v
-// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), or s of alibi(s). Members that its
-// kind does not have stay zero. Entries of `indices` may stand in any order, and those outside 0 to
-// num_kv_blocks - 1 are ignored.
+// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), s of alibi(s), or x of expr("x[k] >
+// 0"). Members that its kind does not have stay zero. Entries of `indices` may stand in any order,
+// and those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;
@@ -246,7 +246,8 @@ typedef struct girih_input {
   int32_t num_columns;       // thresholds: those beyond the last position have the last one
   int32_t kv_block_size;     // thresholds: keys of the tiles that they were calibrated for
   // Values: the dimensions that the pattern wants, such as [batch, heads, seqlen_k]. Leading ones
-  // may be left out, and all share; so do they where the extent of batch or heads is 1.
+  // may be left out, and all share; so do they where the extent of batch or heads is 1. What
+  // expressions index has a dimension for each index; int32 of expr, float32 of score.
   int64_t shape[4];   // the first `rank`
   int64_t stride[4];  // in elements; all 0: contiguous
   girih_values_type type;
@@ -298,13 +299,14 @@ typedef struct girih_args {
 // and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
-// block lists, tables or masks, indices, or columns and slashes.
+// block lists, tables or masks, indices, or columns and slashes, or the pattern has expr("...").
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
 // Enqueues on args->stream what prepares the block lists, tables, masks, indices, columns and
-// slashes among the inputs in `workspace`: once for any number of launches with the same ones, and
-// of slashes with the same lengths and positions. `check` other than 0 waits for the stream and
+// slashes among the inputs, and the tiles of expressions, in `workspace`: once for any number of
+// launches with the same ones, and of slashes and expressions with the same lengths and positions.
+// `check` other than 0 waits for the stream and
 // refuses entries out of range, which are ignored otherwise.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);

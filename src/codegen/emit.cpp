@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <string>
+#include <vector>
+
 #include "girih/version.hpp"
 
 namespace girih::codegen {
@@ -32,6 +35,34 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildSlashThreads)
                       const __grid_constant__ girih::FwdParams params) {{
   girih::BuildSlash::run(build, params);
 }}
+)";
+
+// Likewise for the tiles of expressions, which depend on the sequences' lengths.
+constexpr const char* kBuildTiles = R"(
+extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads, girih::kBuildTilesCtas)
+    {}(const __grid_constant__ girih::BuildTilesParams build,
+                      const __grid_constant__ girih::FwdParams params,
+                      const __grid_constant__ girih::InputTable<{}> inputs) {{
+  girih::BuildTiles<{}>::run(build, params, inputs.views);
+}}
+)";
+
+constexpr const char* kCondition = R"(
+struct {} : ExpressionTensors<int> {{
+  static constexpr int kNumTensors = {};
+  GIRIH_HD bool operator()(const ElementIndices& at) const {{
+    return {};
+  }}
+}};
+)";
+
+constexpr const char* kScore = R"(
+struct {} : ExpressionTensors<float> {{
+  static constexpr int kNumTensors = {};
+  GIRIH_HD float operator()(float score, const ElementIndices& at) const {{
+    return {};
+  }}
+}};
 )";
 
 constexpr const char* kCombine = R"(
@@ -103,6 +134,23 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
 }}
 )";
 
+std::string expressions_of(const plan::KernelSpec& spec) {
+  std::string source;
+  for (const plan::KernelSpec::Expression& expression : spec.expressions) {
+    source += fmt::format(fmt::runtime(expression.of_scores ? kScore : kCondition), expression.name,
+                          expression.num_tensors, expression.code);
+  }
+  return source.empty() ? "" : "\nnamespace girih {" + source + "}  // namespace girih\n";
+}
+
+std::string build_tiles_of(const plan::KernelSpec& spec) {
+  std::vector<std::string> conditions;
+  for (const plan::KernelSpec::Expression& expression : spec.expressions) {
+    if (!expression.of_scores) conditions.push_back("girih::" + expression.name);
+  }
+  return fmt::format(kBuildTiles, kBuildTilesSymbol, spec.num_inputs, fmt::join(conditions, ", "));
+}
+
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
@@ -150,11 +198,14 @@ std::string emit(const plan::KernelSpec& spec) {
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
+  if (spec.builds_tiles()) source += "#include \"girih/build_tiles.cuh\"\n";
+  if (spec.has_scores()) source += "#include \"girih/shared/score.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
-  source += config_of(spec) + kernel_of(spec);
+  source += expressions_of(spec) + config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
   if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
   if (spec.builds_slashes) source += fmt::format(kBuildSlash, kBuildSlashSymbol);
+  if (spec.builds_tiles()) source += build_tiles_of(spec);
   return source;
 }
 

@@ -14,6 +14,7 @@ inline constexpr const char* kKernelSymbol = "girih_fwd";
 inline constexpr const char* kBuildListsSymbol = "girih_build_lists";
 inline constexpr const char* kBuildNumbersSymbol = "girih_build_numbers";
 inline constexpr const char* kBuildSlashSymbol = "girih_build_slash";
+inline constexpr const char* kBuildTilesSymbol = "girih_build_tiles";
 
 /// The one kernel of merging partial results.
 inline constexpr const char* kCombineSymbol = "girih_combine";

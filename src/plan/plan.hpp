@@ -2,6 +2,7 @@
 // of the pattern is compiled in (its structure) or handed over at launch (its numbers).
 #pragma once
 
+#include <compare>
 #include <string>
 #include <vector>
 
@@ -34,7 +35,20 @@ struct KernelSpec {
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
-  int num_inputs = 0;           ///< run-time inputs of the pattern
+  /// The expressions of these structures, sorted: those of masks first.
+  struct Expression {
+    bool of_scores = false;
+    std::string name;  ///< as a type
+    int num_tensors = 0;
+    std::string code;  ///< see pattern::Expression::code
+    friend auto operator<=>(const Expression&, const Expression&) = default;
+  };
+  std::vector<Expression> expressions;
+  bool builds_tiles() const {  ///< whether some of them are of masks
+    return !expressions.empty() && !expressions.front().of_scores;
+  }
+  bool has_scores() const { return !expressions.empty() && expressions.back().of_scores; }
+  int num_inputs = 0;           ///< places in the table of run-time inputs: pattern/places.hpp
   bool builds_lists = false;    ///< whether some of them are blocks
   bool builds_numbers = false;  ///< whether some of them are indices of tokens
   bool builds_slashes = false;  ///< whether some of them are columns and slashes
@@ -43,6 +57,16 @@ struct KernelSpec {
 
 /// How many keys the rows see that make most of the work, where the sequence is long.
 enum class KeysPerRow { many, some, few };
+
+/// What the tiles of an expression of the pattern's masks depend on, beside its tensors.
+struct ConditionTiles {
+  int condition = 0;        ///< of the kernel's that mask, in the order of KernelSpec::expressions
+  std::vector<int> places;  ///< of its tensors
+  bool by_batch = false;    ///< on the sequence's number,
+  bool by_length = false;   ///< its lengths,
+  bool by_head = false;     ///< the query head,
+  bool by_head_kv = false;  ///< the key/value head
+};
 
 struct Plan {
   KernelSpec spec;
@@ -54,6 +78,7 @@ struct Plan {
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,
   /// numbers...}, where heads are pruned followed by a PruneWord.
   std::vector<int> head_table;
+  std::vector<ConditionTiles> tiles;  ///< of pattern::conditions_of
 };
 
 /// @throws Error invalid_argument for a problem that makes no sense, unsupported with every
@@ -73,10 +98,12 @@ std::string structure_of(const Mask& mask);
 std::string structure_of(const Pattern::HeadClass& head_class);
 
 /// The numbers of a mask's atoms, in the order of its text; what comes from an input is the input's
-/// place among `inputs`.
-std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs);
+/// place. `conditions` are those of the pattern.
+std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs,
+                            const std::vector<const pattern::Expression*>& conditions = {});
 /// Then those of its modifiers.
 std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
-                            const std::vector<InputInfo>& inputs);
+                            const std::vector<InputInfo>& inputs,
+                            const std::vector<const pattern::Expression*>& conditions = {});
 
 }  // namespace girih::plan

@@ -13,6 +13,7 @@
 #include "cuda/module.hpp"
 #include "cuda/stream_counters.hpp"
 #include "girih/error.hpp"
+#include "pattern/places.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
@@ -94,6 +95,11 @@ int num_distances(const FwdParams& params) {
   return max(keys, 0) + SlashPlane::kRows - 1;
 }
 
+bool is_ragged(const FwdParams& params) {
+  return params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr ||
+         params.seqused_k != nullptr || params.leftpad_k != nullptr;
+}
+
 // Fills in the order of tiles: heads go together whose keys and values are not more than
 // `section_bytes`.
 void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
@@ -136,12 +142,14 @@ struct Kernel::Impl {
   KernelInfo info;
   std::vector<int> head_table;
   std::vector<InputInfo> inputs;
+  std::vector<plan::ConditionTiles> tiles;
   std::vector<pattern::Grid> grids;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
   CUfunction build_lists = nullptr;                // null where the pattern has no lists
   CUfunction build_numbers = nullptr;              // or no indices of tokens
   CUfunction build_slash = nullptr;                // or no columns and slashes
+  CUfunction build_tiles = nullptr;                // or no expressions
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
   std::int64_t section_bytes = 0;
@@ -158,8 +166,9 @@ struct Kernel::Impl {
                                  .batch = params.num_batch_heads / problem.num_heads,
                                  .seqlen_q = params.geometry.seqlen_q,
                                  .seqlen_k = params.geometry.seqlen_k,
-                                 .num_distances = num_distances(params)},
-                                workspace.data);
+                                 .num_distances = num_distances(params),
+                                 .ragged = is_ragged(params)},
+                                workspace.data, tiles);
   }
 
   void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {
@@ -186,6 +195,19 @@ struct Kernel::Impl {
         launch(build_slash, static_cast<int>(std::min(build_slash_ctas(build), kMostCtas)),
                kBuildSlashThreads, 0, stream, parameters);
       }
+    }
+  }
+
+  // A CTA for 64 rows and 32 tiles of keys.
+  void build_tiles_of(runtime::InputPlan& plan, FwdParams& params, CUstream stream) const {
+    for (int i = 0; i < plan.num_tile_builds; ++i) {
+      BuildTilesParams& build = plan.tile_builds[static_cast<std::size_t>(i)];
+      constexpr std::int64_t kMostCtas = 1 << 16;
+      const std::int64_t words =
+          std::int64_t{build.num_planes} * build.num_rows * build.words_per_row;
+      void* parameters[] = {&build, &params, plan.views.data()};
+      launch(build_tiles, static_cast<int>(std::min(words, kMostCtas)), kBuildTilesThreads, 0,
+             stream, parameters);
     }
   }
 
@@ -232,6 +254,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, plan.workspace_bytes);
   impl.build_numbers_of(plan, args.stream);
+  impl.build_tiles_of(plan, params, args.stream);
   if (plan.num_builds + plan.num_slash_builds == 0) return;
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
@@ -292,7 +315,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
   void* parameters[6] = {&params, const_cast<int*>(impl.head_table.data())};
   int count = 2;
-  if (!impl.inputs.empty()) parameters[count++] = inputs.views.data();
+  if (!impl.inputs.empty() || !impl.tiles.empty()) parameters[count++] = inputs.views.data();
   FwdTensorMaps maps;
   FwdRowMaps row_maps;
   int* counter = nullptr;
@@ -313,7 +336,8 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
 
 // Launches, with a workspace from the driver's pool where the pattern's inputs need one.
 static void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
-  const std::size_t bytes = pattern.inputs().empty() ? 0 : kernel.workspace_bytes(args);
+  const bool prepares = !pattern.inputs().empty() || !pattern::conditions_of(pattern).empty();
+  const std::size_t bytes = prepares ? kernel.workspace_bytes(args) : 0;
   if (bytes == 0) return kernel.launch(args);
   const cuda::Api& api = cuda::driver();
   CUdeviceptr memory = 0;
@@ -387,6 +411,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->problem = problem;
   impl->head_table = plan.head_table;
   impl->inputs = pattern.inputs();
+  impl->tiles = plan.tiles;
   impl->grids = pattern::grids_of(pattern);
   impl->device = device.handle;
   impl->section_bytes = section_bytes(pattern, device.l2_bytes);
@@ -412,6 +437,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
     impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
   }
   if (plan.spec.builds_slashes) impl->build_slash = loaded.module->load(codegen::kBuildSlashSymbol);
+  if (plan.spec.builds_tiles()) impl->build_tiles = loaded.module->load(codegen::kBuildTilesSymbol);
   impl->info = info_of(loaded.entry, plan, choice.source, hit);
   return Kernel(std::move(impl));
 }

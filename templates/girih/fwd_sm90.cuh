@@ -70,8 +70,9 @@ struct FwdSm90 {
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
   // Scores that are modified need them too, and decisions on tiles.
-  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
-                                            (kNaturalScores<Classes> ? 16 : 0) + (kPrune ? 16 : 0);
+  static constexpr int kFragmentRegisters =
+      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0) +
+      (ClassModifiers<Classes>::kExpressions ? 20 : 0) + (kPrune ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224

@@ -174,6 +174,32 @@ class TokenIndicesTest(unittest.TestCase):
             expected, _ = reference(q, k, v, mask)
             torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
 
+    def test_conditions_and_scores_read_tensors_by_their_indices(self):
+        q, k, v = tensors()
+        ids = torch.randint(0, 3, (2, 100), device="cuda", dtype=torch.int32)
+        far = torch.randn(4, 12, device="cuda")
+        rows, keys = torch.arange(70, device="cuda")[:, None], torch.arange(100, device="cuda")
+        p = rows + 30
+        same = (ids[:, None, 30:, None] == ids[:, None, None, :]).expand(2, 4, 70, 100)
+        pattern = 'expr("ids[b][p] == ids[b][k]") & causal'
+        out = girih.attention(q, k, v, pattern, inputs={"ids": girih.Values(ids)})
+        expected, _ = reference(q, k, v, same & (keys <= p))
+        torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+        heads = lambda x: x.float().transpose(1, 2)  # noqa: E731
+        scores = heads(q) @ heads(k).repeat_interleave(2, dim=1).transpose(2, 3) / 8
+        scores = scores * 0.5 + far[:, ((p - keys) // 8).clamp(0, 11)]
+        scores = scores.masked_fill(keys > p, -math.inf)
+        expected = torch.softmax(scores, -1) @ heads(v).repeat_interleave(2, dim=1)
+        out, lse = girih.attention(q, k, v, 'causal with score("s * 0.5 + far[h][(p - k) / 8]")',
+                                   inputs={"far": far}, return_lse=True)
+        torch.testing.assert_close(out.float(), expected.transpose(1, 2), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(lse, torch.logsumexp(scores, -1), rtol=1e-3, atol=1e-3)
+        with self.assertRaisesRegex(girih.Error, "unknown name 'x'"):
+            girih.attention(q, k, v, 'expr("k < x")')
+        with self.assertRaisesRegex(girih.Error, "the pattern wants int32"):
+            girih.attention(q, k, v, pattern, inputs={"ids": girih.Values(far)})
+
     def test_intervals_of_rows_are_flashmask(self):
         q, k, v = tensors()
         rows, keys = torch.arange(70, device="cuda")[:, None], torch.arange(100, device="cuda")

@@ -412,6 +412,24 @@ class Thresholds:
                       data=_array(name + ".values", self.values, "float32", shape, device))
 
 
+class Values:
+    """A tensor that an expression of the pattern indexes: int32 of expr("t[b][k] > 0"), which a plain
+    int32 tensor is not, or float32 of score("s + t[h]"). One to four dimensions, one for each index,
+    by their strides; an index outside of one counts as the nearest inside.
+    """
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def _input(self, name, device):
+        dtype = _dtype_name(self.tensor.dtype)
+        if dtype not in ("int32", "float32"):
+            _refuse("%s is %s: it must be int32, of expr, or float32, of score" % (name, dtype))
+        result = _values(name, self.tensor, device)
+        result.type = 1 if dtype == "int32" else 0
+        return result
+
+
 class ColumnIntervals:
     """Which rows see a key: rows q with start <= q < end, or with second_start <= q < second_end.
 
@@ -513,11 +531,11 @@ def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
     if isinstance(value, (BlockBits, BlockList, BlockTable, ColumnIntervals, SlashLists, Thresholds,
-                          TokenIndices)):
+                          TokenIndices, Values)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
         _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits, "
-                "TokenIndices, SlashLists, Thresholds or ColumnIntervals"
+                "TokenIndices, SlashLists, Thresholds, ColumnIntervals or Values"
                 % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
@@ -803,6 +821,8 @@ def attention(q, k, v, pattern="dense", **arguments):
       columns(c): ColumnIntervals(start, end, ...), int32 [batch, heads, seqlen_k].
       alibi(a), sink_logit(z): float32 [batch, heads]; bias(b): float32 [batch, heads, seqlen_k], the
         last dimension contiguous.
+      expr("t[b][q] == t[b][k]"): Values(t), int32 with a dimension for each index; score("s + t[h]"):
+        float32, the same.
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.
