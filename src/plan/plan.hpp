@@ -2,12 +2,14 @@
 // of the pattern is compiled in (its structure) or handed over at launch (its numbers).
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "girih/pattern.hpp"
 #include "girih/problem.hpp"
 #include "plan/arch.hpp"
+#include "plan/bricks.hpp"
 
 namespace girih::plan {
 
@@ -27,11 +29,12 @@ struct KernelSpec {
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
   bool gathers = false;     ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
   bool pass_over = true;    ///< whether they pass over key tiles that only others see
-  bool softcap = false;     ///< whether some head has one
-  bool prune = false;       ///< whether some head is pruned
-  bool scores_ahead = false;  ///< whether pruned heads of fwd_sm90 have scores of two key tiles
-  bool tile_maxima = false;   ///< whether tile maxima are wanted, not attention; of fwd_sm80
-  int min_ctas_per_sm = 1;    ///< what the register allocation aims at
+  std::optional<Bricks> bricks;  ///< that its tiles are; else tiles are rows and keys in a row
+  bool softcap = false;          ///< whether some head has one
+  bool prune = false;            ///< whether some head is pruned
+  bool scores_ahead = false;     ///< whether pruned heads of fwd_sm90 have scores of two key tiles
+  bool tile_maxima = false;      ///< whether tile maxima are wanted, not attention; of fwd_sm80
+  int min_ctas_per_sm = 1;       ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
@@ -50,6 +53,7 @@ struct Plan {
   KeysPerRow keys = KeysPerRow::many;
   int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
+  GridPoint grid{0, 0, 0};  ///< that bricks are of
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,

@@ -16,7 +16,9 @@ namespace girih {
 
 // Config has QueryBrick and KeyBrick where tiles are bricks.
 template <class Config>
-constexpr bool kVisitsBricks = requires { typename Config::QueryBrick; };
+constexpr bool kVisitsBricks = requires {
+  typename Config::QueryBrick;
+};
 
 // What is known of a query brick.
 template <class Config, bool kVisits = kVisitsBricks<Config>>
@@ -55,9 +57,8 @@ struct BricksSm90 {
     const int column = sequence.head * static_cast<int>(head_stride);
 #pragma unroll
     for (int panel = 0; panel < kNumPanels; ++panel) {
-      tma_load_grid(
-          tile + panel * kPanelBytes, map, shared_address(&barrier),
-          {column + panel * kPanelColumns, token.c, token.b, token.a, sequence.batch});
+      tma_load_grid(tile + panel * kPanelBytes, map, shared_address(&barrier),
+                    {column + panel * kPanelColumns, token.c, token.b, token.a, sequence.batch});
     }
   }
 
@@ -96,7 +97,7 @@ struct BricksSm90 {
   static __device__ __forceinline__ void describe(Work& work) {
     const int lane = fresh_thread_index() % 32;
     const Neighborhood n(work.numbers[0]);
-    const GridPoint bricks = bricks_of(n, Rows::box());
+    const GridPoint bricks = bricks_of(grid_of(n), Rows::box());
     const GridPoint origin =
         scaled(place_in(bricks, work.first_row / Config::kBlockM), Rows::box());
     if (lane == 0) work.origin = origin;
@@ -139,8 +140,8 @@ struct BricksSm90 {
     const auto look = [&] {
       const bool whole = extra + kBlockN <= seqlen_k;
       seen = __ballot_sync(0xffffffff, lane < kParts && (extra >= 0 || view.sees(at)));
-      full = __ballot_sync(0xffffffff,
-                           lane < kParts && (extra >= 0 ? whole : view.sees_all_of(at)));
+      full =
+          __ballot_sync(0xffffffff, lane < kParts && (extra >= 0 ? whole : view.sees_all_of(at)));
     };
     const auto advance = [&] {
       if (extra >= 0) {

@@ -81,10 +81,13 @@ struct BrickOf {
   GIRIH_HD static constexpr GridPoint box() { return {kA, kB, kC}; }
 };
 
-// How many bricks cover a neighborhood's grid.
-GIRIH_HD GridPoint bricks_of(const Neighborhood& n, GridPoint brick) {
-  return {ceil_div(n.extent(0), brick.a), ceil_div(n.extent(1), brick.b),
-          ceil_div(n.extent(2), brick.c)};
+GIRIH_HD GridPoint grid_of(const Neighborhood& n) {
+  return {n.extent(0), n.extent(1), n.extent(2)};
+}
+
+// How many bricks cover a grid.
+GIRIH_HD constexpr GridPoint bricks_of(GridPoint grid, GridPoint brick) {
+  return {ceil_div(grid.a, brick.a), ceil_div(grid.b, brick.b), ceil_div(grid.c, brick.c)};
 }
 
 // The key bricks that the rows of a box see some of, and those that they see all of: spans of
@@ -118,7 +121,7 @@ GIRIH_HD void view_axis(const Neighborhood& n, int axis, int first, int count, i
 GIRIH_HD BrickView brick_view(const Neighborhood& n, GridPoint first, GridPoint box,
                               GridPoint key_brick) {
   BrickView view;
-GIRIH_UNROLLED
+  GIRIH_UNROLLED
   for (int axis = 0; axis < kMaxAxes; ++axis) {
     view_axis(n, axis, first.on(axis), box.on(axis), key_brick.on(axis), view.visible[axis],
               view.full[axis]);
@@ -145,14 +148,14 @@ struct BrickRow {
   GIRIH_HD BrickRow(uint32 a, uint32 b, uint32 c, GridPoint first) : lines(0) {
     const uint32 planes = inside(a, first.a), in_plane = inside(b, first.b) & mask_of(Keys::b);
     column = inside(c, first.c) & mask_of(Keys::c);
-GIRIH_UNROLLED
+    GIRIH_UNROLLED
     for (int i = 0; i < Keys::a; ++i) lines |= ((planes >> i & 1) * in_plane) << (i * Keys::b);
   }
 
   GIRIH_HD uint32 word(int w) const {
     uint32 bits = lines >> (w * kLinesPerWord) & mask_of(kLinesPerWord);
     // One bit for each line, spread to its first: halves, quarters and so on move apart.
-GIRIH_UNROLLED
+    GIRIH_UNROLLED
     for (int group = kLinesPerWord / 2; group > 0; group /= 2) {
       bits = (bits | bits << (group * (Keys::c - 1))) & groups_of(group);
     }
