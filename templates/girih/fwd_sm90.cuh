@@ -156,7 +156,8 @@ struct FwdSm90 {
   // bit for each warpgroup, which says that the mask lets it see the next key tile.
   struct Visit {
     uint32 flags;
-    // In steps of kBoxStep keys; those beyond the last show nothing. Of bricks their places, packed.
+    // In steps of kBoxStep keys; those beyond the last show nothing. Of bricks their places,
+    // packed.
     int boxes[kBoxes];
   };
   static __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {
@@ -395,9 +396,6 @@ struct FwdSm90 {
       __syncwarp();
       if (described) {
         ++count;
-        if constexpr (kBricks) {
-          if (!none_left) Bricks::describe(work);
-        }
         find_visits(control, work, announcer);
         if (none_left) return;
       }
@@ -406,7 +404,7 @@ struct FwdSm90 {
   }
 
   // A visit is announced when the next one's first box has been found, or that there is none.
-  static __device__ __forceinline__ void find_visits(Control& control, const Work& work,
+  static __device__ __forceinline__ void find_visits(Control& control, Work& work,
                                                      Announcer& announcer) {
     if constexpr (kBricks) return Bricks::find_visits(control, work, announcer);
     if constexpr (kGathers) {
@@ -556,7 +554,7 @@ struct FwdSm90 {
       if (elect_one()) {
         Bricks::template load_keys<kPanelsV>(shared_address(tile), others.bricks->v, maps.v,
                                              control.v_full[stage], params.v_strides.head,
-                                             pending.keys, visit.flags, visit.boxes[0]);
+                                             pending.keys, visit);
       }
       __syncwarp();
       return;
@@ -698,7 +696,7 @@ struct FwdSm90 {
         if constexpr (kBricks) {
           Bricks::template load_keys<kPanels>(tile, others.bricks->k, maps.k,
                                               control.k_full[keys.stage], params.k_strides.head,
-                                              sequence, flags, visit.boxes[0]);
+                                              sequence, visit);
         } else if (kGathers && (flags & kSingleKeys)) {
           load_rows<kPanels>(tile, others.rows->k, control.k_full[keys.stage], sequence,
                              gathered_of(control).tiles[keys.stage].keys);
@@ -894,7 +892,9 @@ struct FwdSm90 {
       const int first_row = work.first_row_of(warpgroup) + warp_row;
       if constexpr (kBricks) {
         const int brick_row = 64 * warpgroup + warp_row;
-        if (!Bricks::evaluate(mask, work, tile.flags, tile.box, brick_row, lane)) return;
+        const bool hides = evaluate_brick<Config>(mask, work, tile.box, tile.flags & kExtraKeys,
+                                                  work.geometry.seqlen_k, brick_row);
+        if (!hides) return;
       } else if (kGathers && (tile.flags & kGivenMask)) {
 #pragma unroll
         for (int i = 0; i < mask.kWordsPerLane; ++i) {
@@ -954,7 +954,7 @@ struct FwdSm90 {
       const float factor = finish(softmax, r, params, work, warpgroup, lse);
       const int head_row = work.first_row + row % kRowsPerHead;
       if constexpr (kBricks) {
-        const int token = Bricks::token_of(work, row);
+        const int token = work.token_of(Bricks::neighborhood_of(work), row);
         if (work.lse != nullptr && thread % 4 == 0 && token >= 0) work.lse[token] = lse;
       } else if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
