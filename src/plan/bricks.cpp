@@ -102,20 +102,24 @@ std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& probl
   return heads;
 }
 
-BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks) {
+BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys) {
   BrickTiles tiles;
   const GridPoint part = part_of(bricks.queries);
   for (const BrickHeads& head : heads) {
     const Neighborhood n(head.numbers.data());
     Counter counter(n);
     const AxisCounts own = counter.of(bricks.queries, bricks.keys);
-    const std::int64_t all = std::int64_t{bricks_of(grid_of(n), bricks.queries).volume()} *
-                             bricks_of(grid_of(n), bricks.keys).volume();
-    tiles.full += head.count * own.full;
-    tiles.partial += head.count * (own.visited - own.full);
+    const std::int64_t queries = bricks_of(grid_of(n), bricks.queries).volume();
+    const std::int64_t all = queries * bricks_of(grid_of(n), bricks.keys).volume();
+    const int block_n = bricks.keys.volume();
+    const int whole = extra_keys / block_n, cut = extra_keys % block_n != 0 ? 1 : 0;
+    tiles.full += head.count * (own.full + queries * whole);
+    tiles.partial += head.count * (own.visited - own.full + queries * cut);
     tiles.empty += head.count * (all - own.visited);
-    tiles.parts += static_cast<double>(head.count * counter.of(part, bricks.keys).visited) *
-                   part.volume() / bricks.queries.volume();
+    const std::int64_t seen_by_parts = counter.of(part, bricks.keys).visited;
+    tiles.parts +=
+        head.count * (static_cast<double>(seen_by_parts) * part.volume() / bricks.queries.volume() +
+                      static_cast<double>(queries * (whole + cut)));
   }
   return tiles;
 }

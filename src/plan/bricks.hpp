@@ -26,7 +26,7 @@ struct Bricks {
   friend bool operator==(const Bricks&, const Bricks&) = default;
 };
 
-/// What the heads of a launch, one sequence, do with bricks.
+/// What the heads of a launch of one sequence do with bricks, and with keys behind the grid.
 struct BrickTiles {
   std::int64_t full = 0, partial = 0, empty = 0;
   double parts = 0;  ///< of tiles, that the 64 rows of a warpgroup see
@@ -37,7 +37,7 @@ struct BrickTiles {
 /// one grid of two or three axes, without dilation. Else empty.
 std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem);
 
-BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks);
+BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys = 0);
 
 /// The bricks that let query tiles visit the fewest key tiles; of such, parts of 64 rows. None
 /// where that is no less than dense attention visits, or no box has so many tokens.
