@@ -72,9 +72,6 @@ constexpr const char* kBricksConfig = R"(
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
 
-constexpr const char* kScoresAhead = R"(
-  static constexpr bool kScoresAhead = {};)";
-
 constexpr const char* kTileMaximaConfig = R"(
   static constexpr bool kTileMaxima = true;)";
 
@@ -94,11 +91,6 @@ extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
   girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{other_maps});
 }}
 )";
-
-std::string prune_config_of(const plan::KernelSpec& spec) {
-  const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
-  return kPruneConfig + (sm90 ? fmt::format(kScoresAhead, spec.scores_ahead) : "");
-}
 
 std::string hopper_config_of(const plan::KernelSpec& spec) {
   const std::string config =
@@ -137,7 +129,7 @@ std::string config_of(const plan::KernelSpec& spec) {
                      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
                      fmt::arg("hopper", sm90 ? hopper_config_of(spec) : ""),
                      fmt::arg("softcap", spec.softcap),
-                     fmt::arg("prune", spec.prune         ? prune_config_of(spec)
+                     fmt::arg("prune", spec.prune         ? kPruneConfig
                                        : spec.tile_maxima ? kTileMaximaConfig
                                                           : ""),
                      fmt::arg("prune_number", spec.prune ? " + 1" : ""),

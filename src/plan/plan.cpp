@@ -431,7 +431,6 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
     const int width = std::max(problem.head_dim, problem.width_v());
-    plan.spec.scores_ahead = plan.spec.prune && gets_scores_ahead(tile, problem, traits);
     plan.spec.pass_over = !plan.spec.prune &&  // whose warpgroups decide on each tile together
                           (!shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);

@@ -32,7 +32,6 @@ struct KernelSpec {
   std::optional<Bricks> bricks;  ///< that its tiles are; else tiles are rows and keys in a row
   bool softcap = false;          ///< whether some head has one
   bool prune = false;            ///< whether some head is pruned
-  bool scores_ahead = false;     ///< whether pruned heads of fwd_sm90 have scores of two key tiles
   bool tile_maxima = false;      ///< whether tile maxima are wanted, not attention; of fwd_sm80
   int min_ctas_per_sm = 1;       ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same

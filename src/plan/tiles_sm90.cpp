@@ -61,14 +61,6 @@ int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, i
   return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
 }
 
-// By what was compiled without spills.
-bool gets_scores_ahead(const TileConfig& tile, const Problem& problem,
-                       const PatternTraits& pattern) {
-  const bool modified = pattern.softcap || pattern.scores;
-  const int most = pattern.neighborhoods ? 160 : pattern.elaborate || modified ? 192 : 224;
-  return fragment_registers(tile, problem) + tile.block_n / 2 <= most;
-}
-
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
   return fwd_sm90_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
                          tile.num_stages, tile.num_q_stages)
@@ -76,11 +68,12 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 }
 
 // The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
-// best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
-// from memory less often and pass over more of what a window cuts off, where V is narrow and the
-// mask leaves them registers. Where rows see few keys, 64 fill tiles better. Of stages, as many as
-// there is room for: passing over key tiles needs them, but more than five, or three of more than
-// 64 keys, bring nothing. Tiles divide the blocks of a run-time mask, down to 64 keys.
+// best, but 112 at head_dim 64; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three
+// consumer warpgroups read keys from memory less often and pass over more of what a window cuts
+// off, where V is narrow and the mask leaves them registers. Where rows see few keys, 64 fill tiles
+// better. Of stages, as many as there is room for: passing over key tiles needs them, but more than
+// five, or three of more than 64 keys, bring nothing. Tiles divide the blocks of a run-time mask,
+// down to 64 keys.
 std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
@@ -110,6 +103,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                         : shares_blocks(problem, pattern, 128) ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
+                        : three && width <= 64      ? 112
                                                     : 128;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
     if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;

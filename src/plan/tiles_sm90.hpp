@@ -22,10 +22,6 @@ constexpr int kWidestWithSpareRegisters = 192;
 /// are of consecutive keys.
 int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n);
 
-/// Whether consumers have registers for the scores of two key tiles, where heads are pruned.
-bool gets_scores_ahead(const TileConfig& tile, const Problem& problem,
-                       const PatternTraits& pattern);
-
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem);
 
 /// Empty where the kernel cannot have what was requested, unless num_q_stages was: only this kernel

@@ -16,8 +16,8 @@
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
 // tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
-// heads are pruned (see attn/prune_sm90.cuh) and then kScoresAhead, QueryBrick and KeyBrick where
-// tiles are bricks of a grid (attn/bricks_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
+// heads are pruned (see attn/prune_sm90.cuh), QueryBrick and KeyBrick where tiles are bricks of a
+// grid (attn/bricks_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/bricks_sm90.cuh"
@@ -64,7 +64,6 @@ struct FwdSm90 {
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;
   static constexpr bool kBricks = kVisitsBricks<Config>;
-  static constexpr bool kScoresAhead = kGetsScoresAhead<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -74,9 +73,8 @@ struct FwdSm90 {
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
   // Scores that are modified need them too.
-  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
-                                            (kScoresAhead ? kBlockN / 2 : 0) +
-                                            (kNaturalScores<Classes> ? 16 : 0);
+  static constexpr int kFragmentRegisters =
+      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
@@ -204,7 +202,7 @@ struct FwdSm90 {
 
   // Key tiles that may be pruned: the consumers' warps vote. One of them is at most kNumStages
   // tiles ahead of another, and kNumVisits ahead of who loads V.
-  static constexpr int kNumVotes = 8;
+  static constexpr int kNumVotes = 16;
   static_assert(kNumStages < kNumVotes && kNumVisits < kNumVotes);
   using Votes = PruneVotes<kPrune, 4 * kNumMmaWarpgroups, kNumVotes>;
 
@@ -689,7 +687,9 @@ struct FwdSm90 {
           __syncwarp();
         }
       }
-      if (elect_one()) {
+      const bool elected = elect_one();
+      if (kGathers && kSpeakingLanes > 1 && !elected) arrive(control.k_full[keys.stage]);
+      if (elected) {
         control.tiles[keys.stage] = visit;
         const uint32 tile =
             shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes;
@@ -1157,7 +1157,7 @@ struct FwdSm90 {
         init_releases(control.out_full[i], kConsumerWarps);
       }
       for (int i = 0; i < kNumStages; ++i) {
-        init(control.k_full[i], 1);
+        init(control.k_full[i], kGathers ? kSpeakingLanes : 1);
         init_releases(control.k_empty[i], kConsumerWarps);
         init(control.v_full[i], 1);
         init_releases(control.v_empty[i], kConsumerWarps);

@@ -15,7 +15,6 @@ struct Config {
   static constexpr bool kPassOver = false;
   static constexpr bool kSoftcap = false;
   static constexpr bool kPrune = true;
-  static constexpr bool kScoresAhead = true;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Leaf<Sink>>,
       Leaf<Dense>>;

@@ -28,7 +28,7 @@ import girih  # noqa: E402
 
 STREAMING = "causal & (sink(64) | window(left=255))"
 # name: pattern, heads, KV heads, head_dim, length, density of a random block mask m, which the query
-# heads of a KV head share
+# heads of a KV head share, or of the key tiles that thresholds t keep
 CASES = {
     "dense16k": ("dense", 16, 16, 128, 16384, None),
     "dense32k": ("dense", 32, 8, 128, 32768, None),
@@ -50,6 +50,9 @@ CASES = {
     "shared64": ("blocks(m, q=64, kv=64)", 32, 8, 128, 32768, 0.25),
     "shared32": ("blocks(m, q=64, kv=32)", 32, 8, 128, 32768, 0.25),
     "shared16": ("blocks(m, q=64, kv=16)", 32, 8, 128, 32768, 0.25),
+    **{"prune%dx%d" % (kv, 100 - 100 * kept): ("causal with prune(t, kv=%d)" % kv, 32, 8, 128, 32768,
+                                               kept)
+       for kv in (64, 128) for kept in (1.0, 0.5, 0.3, 0.0)},
 }
 
 
@@ -67,7 +70,13 @@ def launches(case, kernels):
     q, k, v = (torch.randn(1, seqlen, h, dim, device="cuda", dtype=torch.bfloat16)
                for h in (heads, kv_heads, kv_heads))
     arguments = {}
-    if density is not None:
+    if "prune" in pattern:
+        kv = int(re.search(r"kv=(\d+)", pattern)[1])
+        kept = torch.rand(1, seqlen // kv, kv_heads, device="cuda") < density
+        k *= torch.where(kept, 1.0, 1 / 16).repeat_interleave(kv, 1).unsqueeze(-1).to(k.dtype)
+        thresholds = torch.full((heads, 1), 2.0, device="cuda")  # maxima are about 4, or a 16th
+        arguments["inputs"] = {"t": girih.Thresholds(thresholds, kv)}
+    elif density is not None:
         q_block, kv_block = (int(size) for size in re.findall(r"=(\d+)", pattern))
         arguments["inputs"] = {"m": torch.rand(
             1, kv_heads, seqlen // q_block, seqlen // kv_block, device="cuda") < density}
@@ -75,7 +84,7 @@ def launches(case, kernels):
     for kernel in kernels:
         out = torch.full_like(q, float("nan"))
         own = dict(arguments)
-        if density is not None:
+        if "m" in arguments.get("inputs", {}):
             own["workspace"] = q.new_empty(kernel.workspace_bytes(q, k, v, **arguments),
                                            dtype=torch.uint8)
             kernel.build_lists(q, k, v, **own)
@@ -109,7 +118,7 @@ def main():
         try:
             return program(pattern, version).bind(
                 dtype="bf16", head_dim=dim, num_heads=heads, num_heads_kv=kv_heads,
-                shared_inputs=density is not None and heads > kv_heads)
+                shared_inputs="(m" in pattern and heads > kv_heads)
         except girih.Error as error:
             return error
 

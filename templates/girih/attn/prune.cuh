@@ -16,13 +16,6 @@ constexpr bool kPrunes = requires {
   Config::kPrune;
 };
 
-// Whether one for Hopper has registers for the scores of two key tiles.
-template <class Config>
-constexpr bool kGetsScoresAhead = false;
-template <class Config>
-requires kPrunes<Config>
-constexpr bool kGetsScoresAhead<Config> = Config::kScoresAhead;
-
 // Whether a kernel finds tile maxima and nothing else.
 template <class Config>
 constexpr bool kWantsTileMaxima = requires {

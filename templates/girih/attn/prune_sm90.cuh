@@ -1,6 +1,7 @@
-// The consumers of a Hopper kernel that prunes. While the warpgroups decide on a key tile, and do
-// the softmax of one that is kept, Q * K^T of the next runs, where registers hold two tiles' scores
-// (Config::kScoresAhead): a row of skipped tiles then costs little but these products.
+// The consumers of a Hopper kernel that prunes. They go through runs of key tiles that are kept as
+// FwdSm90's others do: Q * K^T of the next tile and P * V of this one at once, the decision on the
+// next tile and its softmax while the latter runs. The copy of a V, which nobody starts before its
+// tile is known to be kept, has as long. Between such runs a tile costs Q * K^T and the decision.
 #pragma once
 
 #include "girih/attn/prune.cuh"
@@ -17,7 +18,6 @@ template <class Kernel>
 struct PrunedConsumer {
   using Scores = typename Kernel::Scores;
   using Tile = typename Kernel::Tile;
-  static constexpr bool kAhead = Kernel::kScoresAhead;
 
   const FwdParams& params;
   typename Kernel::Control& control;
@@ -28,9 +28,12 @@ struct PrunedConsumer {
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 % 4 * 16;
   typename Kernel::template Ring<Kernel::kNumStages> keys = {}, values = {};
-  Tile tile = {};    // the latest whose product was started
+  Tile tile = {};    // the latest whose scores are known
   uint32 count = 0;  // of query tiles
   uint32 votes = 0;
+  PruneRule rule = {};  // the query tile's
+  int rows = 0;         // of the warp's, that exist
+  Scores scores = {};
   typename Kernel::Probabilities probabilities = {};
   typename Kernel::Output output = {};
   LazySoftmax softmax;
@@ -40,7 +43,11 @@ struct PrunedConsumer {
     return control.work[count % Kernel::kNumWorks];
   }
 
-  __device__ __forceinline__ void start_scores(Scores& scores) {
+  __device__ __forceinline__ bool is_last() const { return (tile.flags & Kernel::kLastVisit) != 0; }
+
+  // Of the next key tile.
+  __device__ __forceinline__ void start_scores() {
+    Kernel::wait(control.k_full[keys.stage], keys.parity);
     Kernel::score(scores,
                   RowOperand<Kernel::kBlockM>(
                       shared + count % Kernel::kNumQStages * Kernel::kLayout.q_stage_bytes +
@@ -48,69 +55,70 @@ struct PrunedConsumer {
                   shared + Kernel::kLayout.k_offset + keys.stage * Kernel::kLayout.k_stage_bytes);
   }
 
-  // Behind the product with the tile's keys.
-  __device__ __forceinline__ void take_tile() {
+  // Behind that product: takes the key tile, masks its scores, and tells whether it is kept.
+  __device__ __forceinline__ bool take_tile() {
+    pin_registers(scores);
     const typename Kernel::Visit& visit = control.tiles[keys.stage];
     tile = {visit.flags, visit.boxes[0]};
     Kernel::release(control.k_empty[keys.stage], lane);
     keys.advance();
-  }
-
-  __device__ __forceinline__ bool keeps(const Scores& scores, const Tile& own) {
-    const PruneRule& rule = work().rule;
-    if (!rule.may_skip(own.box)) return true;
-    const int rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;
+    Kernel::modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
+    if (!rule.may_skip(tile.box)) return true;
     return control.votes.vote(votes++, reaches(scores, rows, scale_log2, rule.threshold));
   }
 
-  // Uses the latest tile, whose scores these are, or skips it, and gets the scores of the next;
-  // false when it was the query tile's last: then the product that runs ahead is of what happens to
-  // lie there, and nobody looks at it, for ptxas serialises wgmma under conditions.
-  __device__ __forceinline__ bool step(Scores& scores, Scores& next) {
-    const Tile own = tile;
-    const bool last = (own.flags & Kernel::kLastVisit) != 0;
-    if (kAhead) {
-      if (!last) Kernel::wait(control.k_full[keys.stage], keys.parity);
-      start_scores(next);
-    }
-    Kernel::modify(scores, params, work(), own, nullptr, warpgroup, warp_row, lane);
-    if (keeps(scores, own)) {
-      float shrink[2];
-      softmax.update(scores, scale_log2, shrink);
-      pin_registers(scores);
-      if (softmax.moved(shrink)) Kernel::rescale(output, shrink);
-      Kernel::pack_probabilities(probabilities, scores);
-      Kernel::wait(control.v_full[values.stage], values.parity);
-      Kernel::accumulate(
-          output, probabilities,
-          shared + Kernel::kLayout.v_offset + values.stage * Kernel::kLayout.v_stage_bytes);
-      wgmma_wait<0>();
-      pin_registers(output);
-      Kernel::release(control.v_empty[values.stage], lane);
-      values.advance();
-    } else if (kAhead) {
-      wgmma_wait<0>();
-    }
-    if (kAhead) {
-      pin_registers(next);
-      if (!last) take_tile();
-    } else if (!last) {
-      first_scores(next);
-    }
-    return !last;
+  __device__ __forceinline__ void start_values() {
+    Kernel::wait(control.v_full[values.stage], values.parity);
+    Kernel::accumulate(
+        output, probabilities,
+        shared + Kernel::kLayout.v_offset + values.stage * Kernel::kLayout.v_stage_bytes);
   }
 
-  // Of a tile before which nothing runs.
-  __device__ __forceinline__ void first_scores(Scores& scores) {
-    Kernel::wait(control.k_full[keys.stage], keys.parity);
-    start_scores(scores);
+  __device__ __forceinline__ void finish_values() {
     wgmma_wait<0>();
+    pin_registers(output);
+    Kernel::release(control.v_empty[values.stage], lane);
+    values.advance();
+  }
+
+  // Passes over tiles that are skipped; false when the query tile's last one was.
+  __device__ __forceinline__ bool find_kept() {
+    do {
+      start_scores();
+      wgmma_wait<0>();
+      if (take_tile()) return true;
+    } while (!is_last());
+    return false;
+  }
+
+  // From a tile that is kept, whose scores are known, to one that is not; false when there is none.
+  __device__ __forceinline__ bool use_kept() {
+    float shrink[2];
+    softmax.update(scores, scale_log2, shrink);
     pin_registers(scores);
-    take_tile();
+    if (softmax.moved(shrink)) Kernel::rescale(output, shrink);
+    Kernel::pack_probabilities(probabilities, scores);
+    while (!is_last()) {
+      start_scores();
+      start_values();
+      wgmma_wait<1>();
+      if (!take_tile()) {
+        finish_values();
+        return !is_last();
+      }
+      softmax.update(scores, scale_log2, shrink);
+      pin_registers(scores);
+      const bool moved = softmax.moved(shrink);
+      finish_values();
+      if (moved) Kernel::rescale(output, shrink);
+      Kernel::pack_probabilities(probabilities, scores);
+    }
+    start_values();
+    finish_values();
+    return false;
   }
 
   __device__ __forceinline__ void run() {
-    Scores even = {}, odd = {};  // of every other tile, where they are got ahead
     for (;; ++count) {
       const auto queries = Kernel::template ring_at<Kernel::kNumQStages>(count);
       Kernel::wait(control.q_full[queries.stage], queries.parity);
@@ -118,13 +126,9 @@ struct PrunedConsumer {
       scale_log2 = Kernel::score_scale_log2(params, work().softcap[0]);
       Kernel::clear(output);
       softmax.reset();
-      first_scores(even);
-      if constexpr (kAhead) {
-        while (step(even, odd) && step(odd, even)) {
-        }
-      } else {
-        while (step(even, even)) {
-        }
+      rule = work().rule;
+      rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;
+      while (find_kept() && use_kept()) {
       }
       named_barrier_sync<128>(Kernel::kWarpgroupBarrier + warpgroup);  // Q's rows have been read
       Kernel::stage_output(shared_bytes + queries.stage * Kernel::kLayout.q_stage_bytes, params,
