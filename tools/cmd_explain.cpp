@@ -6,6 +6,7 @@
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
 #include "fill.hpp"
+#include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/plan.hpp"
 #include "reading.hpp"
@@ -209,7 +210,7 @@ void add_explain(CLI::App& app, Context& context) {
   add_problem_options(*verb, options->problem);
   add_arch_option(*verb, options->arch);
   verb->add_option("--seqlen-q", options->seqlen_q,
-                   "Query rows, to count tiles; default: the keys");
+                   "Query rows, to count tiles; default: a grid's tokens, or the keys");
   verb->add_option("--seqlen-k", options->seqlen_k, "Keys, to count tiles; default: the rows");
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
@@ -222,6 +223,8 @@ void add_explain(CLI::App& app, Context& context) {
     const std::string arch = resolve_arch(options->arch);
     std::optional<Geometry> geometry;
     std::optional<HostInputs> inputs;
+    const std::vector<pattern::Grid> grids = pattern::grids_of(pattern);
+    if (!grids.empty() && !options->seqlen_q) options->seqlen_q = grids.front().tokens;
     if (options->seqlen_q || options->seqlen_k) {
       const int seqlen_q = options->seqlen_q.value_or(options->seqlen_k.value_or(0));
       const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
