@@ -108,6 +108,10 @@ const GoldenEntry kGolden[] = {
      {.dtype = DType::float16, .head_dim = 64},
      "sm_80"},
     {"segments_d128_bf16_sm90a.cu", "causal & segments(doc)", {.head_dim = 128}, "sm_90a"},
+    {"bricks_d128_bf16_sm90a.cu",
+     "neighborhood(30x48x80, window=(18, 24, 24))",
+     {.head_dim = 128, .num_heads = 24, .num_heads_kv = 24},
+     "sm_90a"},
     {"slashes_d128_bf16_sm90a.cu",
      "heads(0-7: vertical_slash(v), else: causal & (sink(4) | window(left=4095)))",
      {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
@@ -231,11 +235,13 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
     cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}, tile});
   }
   for (const int head_dim : {16, 96, 192, 256}) {
-    for (const char* pattern : {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
-                                "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
-                                "neighborhood(30x48x80, window=(18, 24, 24))",
-                                "causal & neighborhood(64x64, window=9) | sink(4)",
-                                "blocks(m, q=128, kv=128) | sink($n)"}) {
+    for (const char* pattern :
+         {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
+          "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
+          "neighborhood(30x48x80, window=(18, 24, 24))", "neighborhood(256x256, window=80)",
+          "neighborhood(64x64, window=9, dilation=2)",
+          "causal & neighborhood(64x64, window=9) | sink(4)",
+          "blocks(m, q=128, kv=128) | sink($n)"}) {
       cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}, tile});
     }
   }
@@ -460,6 +466,16 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   const std::string two = codegen::emit(hopper);
   hopper.tile.num_q_stages = 1;
   CHECK(codegen::emit(hopper) != two);
+
+  KernelSpec bricks = spec_for("neighborhood(64x64, window=9)", problem, "sm_90");
+  std::set<std::string> boxes{codegen::emit(bricks)};
+  std::swap(bricks.bricks->queries.b, bricks.bricks->queries.c);
+  boxes.insert(codegen::emit(bricks));
+  std::swap(bricks.bricks->keys.b, bricks.bricks->keys.c);
+  boxes.insert(codegen::emit(bricks));
+  bricks.bricks.reset();
+  boxes.insert(codegen::emit(bricks));
+  CHECK(boxes.size() == 4);
 }
 
 TEST_CASE("the matrix compiles for sm_80 without spills") { check_matrix("sm_80"); }

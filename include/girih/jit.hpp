@@ -70,6 +70,7 @@ struct Args {
   /// the tensors; where one exceeds the maximum length, the maximum holds.
   const int* seqused_k = nullptr;     ///< [batch]: a sequence's keys from this one on do not exist
   const int* leftpad_k = nullptr;     ///< [batch]: nor do the first so many; key 0 comes after them
+                                      ///< (kernels of neighborhoods: see Problem::partial_keys)
   const int* cu_seqlens_q = nullptr;  ///< thd: [num_sequences + 1], starts of the packed sequences
   const int* cu_seqlens_k = nullptr;  ///< thd: [num_sequences + 1]
   int num_sequences = 0;              ///< thd

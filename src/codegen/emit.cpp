@@ -111,6 +111,10 @@ constexpr const char* kHopperConfig = R"(
   static constexpr bool kPackHeads = {};
   static constexpr bool kPassOver = {};)";
 
+constexpr const char* kBricksConfig = R"(
+  using QueryBrick = BrickOf<{}, {}, {}>;
+  using KeyBrick = BrickOf<{}, {}, {}>;)";
+
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
 
@@ -129,8 +133,8 @@ constexpr const char* kFwdSm90 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
     {symbol}(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads{inputs_parameter},
-              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{rows_parameter}) {{
-  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{rows});
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{maps_parameter}) {{
+  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{other_maps});
 }}
 )";
 
@@ -151,6 +155,32 @@ std::string build_tiles_of(const plan::KernelSpec& spec) {
   return fmt::format(kBuildTiles, kBuildTilesSymbol, spec.num_inputs, fmt::join(conditions, ", "));
 }
 
+std::string hopper_config_of(const plan::KernelSpec& spec) {
+  const std::string config =
+      fmt::format(kHopperConfig, spec.key_box, spec.pack_heads, spec.pass_over);
+  if (!spec.bricks) return config;
+  const GridPoint &queries = spec.bricks->queries, &keys = spec.bricks->keys;
+  return config +
+         fmt::format(kBricksConfig, queries.a, queries.b, queries.c, keys.a, keys.b, keys.c);
+}
+
+// Maps that only some kernels of fwd_sm90 have: their parameter, and the argument of run().
+struct OtherMaps {
+  const char* parameter = "";
+  const char* argument = "";
+};
+
+OtherMaps other_maps_of(const plan::KernelSpec& spec) {
+  if (spec.gathers) {
+    return {",\n              const __grid_constant__ girih::FwdRowMaps row_maps", ", &row_maps"};
+  }
+  if (spec.bricks) {
+    return {",\n              const __grid_constant__ girih::FwdBrickMaps brick_maps",
+            ", nullptr, &brick_maps"};
+  }
+  return {};
+}
+
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
@@ -160,9 +190,7 @@ std::string config_of(const plan::KernelSpec& spec) {
                      fmt::arg("num_stages", tile.num_stages),
                      fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
                      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-                     fmt::arg("hopper", sm90 ? fmt::format(kHopperConfig, spec.key_box,
-                                                           spec.pack_heads, spec.pass_over)
-                                             : ""),
+                     fmt::arg("hopper", sm90 ? hopper_config_of(spec) : ""),
                      fmt::arg("softcap", spec.softcap),
                      fmt::arg("prune", spec.prune         ? kPruneConfig
                                        : spec.tile_maxima ? kTileMaximaConfig
@@ -182,10 +210,8 @@ std::string kernel_of(const plan::KernelSpec& spec) {
       fmt::runtime(spec.family == plan::KernelFamily::fwd_sm90 ? kFwdSm90 : kFwdSm80),
       fmt::arg("threads", 32 * spec.tile.num_warps), fmt::arg("min_ctas", spec.min_ctas_per_sm),
       fmt::arg("symbol", kKernelSymbol), fmt::arg("inputs_parameter", inputs_parameter),
-      fmt::arg("rows_parameter",
-               spec.gathers ? ",\n              const __grid_constant__ girih::FwdRowMaps row_maps"
-                            : ""),
-      fmt::arg("rows", spec.gathers ? ", &row_maps" : ""),
+      fmt::arg("maps_parameter", other_maps_of(spec).parameter),
+      fmt::arg("other_maps", other_maps_of(spec).argument),
       fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
 }
 

@@ -329,7 +329,8 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
                        plan.spec.num_inputs * sizeof(InputView) + sizeof(FwdTensorMaps) +
-                       sizeof(FwdRowMaps) + 2 * alignof(FwdTensorMaps);
+                       std::max(sizeof(FwdRowMaps), sizeof(FwdBrickMaps)) +
+                       2 * alignof(FwdTensorMaps);
   if (bytes > kMaxParamBytes) {
     throw Error(Errc::unsupported,
                 fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
@@ -348,6 +349,43 @@ void plan_gathering(const PatternTraits& traits, const TileConfig& tile, int sha
   const int bytes = shared_bytes + gathered_keys_bytes(tile.block_n, tile.num_stages);
   if (gathers() && bytes > arch.shared_bytes_per_cta()) spec.key_box = tile.block_n;
   spec.gathers = gathers();
+}
+
+// A tile of the Hopper kernel and bricks for it: as many keys as make least work of what is
+// visited, unless their number was requested. A key tile costs as much as so many keys beyond its
+// own, by the speed of smaller tiles (tools/bench/NOTES.md). Without bricks where tokens in a row
+// do as well.
+constexpr int kKeysOfTileCost = 24;
+
+std::optional<Bricks> plan_bricks(std::span<const BrickHeads> heads, const Arch& arch,
+                                  const Problem& problem, const PatternTraits& traits,
+                                  const TileConfig& requested, TileConfig& tile) {
+  if (heads.empty() || family_of(tile) != KernelFamily::fwd_sm90) return std::nullopt;
+  std::optional<Bricks> best;
+  double least = 0;
+  const int fewest_keys = requested.block_n != 0 ? tile.block_n : std::min(48, tile.block_n);
+  for (int block_n = tile.block_n; block_n >= fewest_keys; block_n -= 16) {
+    const std::optional<Bricks> bricks = choose_bricks(heads, tile.block_m, block_n);
+    if (!bricks) continue;
+    const double cost =
+        static_cast<double>(count_tiles(heads, *bricks).visited()) * (block_n + kKeysOfTileCost);
+    if (best && cost >= least) continue;
+    best = bricks;
+    least = cost;
+  }
+  if (best && requested.block_n == 0) {
+    TileConfig own = requested;
+    own.block_n = best->keys.volume();
+    tile = choose_tile(arch, problem, traits, own);
+  }
+  return best;
+}
+
+// Passing over key tiles costs some per cent, more than it saves where few are seen by some
+// warpgroups only.
+bool passes_over(std::span<const BrickHeads> heads, const Bricks& bricks) {
+  const BrickTiles tiles = count_tiles(heads, bricks);
+  return tiles.parts < 0.97 * static_cast<double>(tiles.visited());
 }
 
 }  // namespace
@@ -457,7 +495,9 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   Plan plan;
   plan_heads(pattern, problem, plan);
   const PatternTraits traits = traits_of(pattern, problem, plan.spec);
-  const TileConfig tile = choose_tile(arch, problem, traits, requested);
+  TileConfig tile = choose_tile(arch, problem, traits, requested);
+  const std::vector<BrickHeads> brick_heads = plan::brick_heads(pattern, problem);
+  plan.spec.bricks = plan_bricks(brick_heads, arch, problem, traits, requested, tile);
   std::vector<std::string> reasons = reasons_against(tile, problem, arch);
   if (traits.prune_kv > 0) {
     if (!reasons.empty() && traits.prune_kv > 64) {
@@ -485,6 +525,12 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                           (!shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
+    if (plan.spec.bricks) {
+      const Neighborhood grid(brick_heads[0].numbers.data());
+      plan.grid = grid_of(grid);
+      plan.spec.pass_over =
+          width > kWidestWithSpareRegisters || passes_over(brick_heads, *plan.spec.bricks);
+    }
   }
   plan.keys = traits.keys;
   plan.q_block_size = traits.q_block_size;

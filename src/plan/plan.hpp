@@ -3,12 +3,14 @@
 #pragma once
 
 #include <compare>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "girih/pattern.hpp"
 #include "girih/problem.hpp"
 #include "plan/arch.hpp"
+#include "plan/bricks.hpp"
 
 namespace girih::plan {
 
@@ -24,14 +26,15 @@ struct KernelSpec {
   int head_dim = 0;
   int head_dim_v = 0;
   TileConfig tile;
-  int key_box = 0;           ///< keys that fwd_sm90 copies together, a divisor of block_n
-  bool pack_heads = false;   ///< whether its warpgroups have the same rows of different query heads
-  bool gathers = false;      ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
-  bool pass_over = true;     ///< whether they pass over key tiles that only others see
-  bool softcap = false;      ///< whether some head has one
-  bool prune = false;        ///< whether some head is pruned
-  bool tile_maxima = false;  ///< whether tile maxima are wanted, not attention; of fwd_sm80
-  int min_ctas_per_sm = 1;   ///< what the register allocation aims at
+  int key_box = 0;          ///< keys that fwd_sm90 copies together, a divisor of block_n
+  bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
+  bool gathers = false;     ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
+  bool pass_over = true;    ///< whether they pass over key tiles that only others see
+  std::optional<Bricks> bricks;  ///< that its tiles are; else tiles are rows and keys in a row
+  bool softcap = false;          ///< whether some head has one
+  bool prune = false;            ///< whether some head is pruned
+  bool tile_maxima = false;      ///< whether tile maxima are wanted, not attention; of fwd_sm80
+  int min_ctas_per_sm = 1;       ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same
   /// set of structures share a kernel.
   std::vector<std::string> structures;
@@ -73,6 +76,7 @@ struct Plan {
   KeysPerRow keys = KeysPerRow::many;
   int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
+  GridPoint grid{0, 0, 0};  ///< that bricks are of
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,

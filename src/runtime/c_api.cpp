@@ -206,7 +206,6 @@ girih::jit::Options options_of(const girih_options* pointer) {
 
 girih::Problem problem_of(const girih_problem* pointer) {
   const girih_problem c = known_part("girih_problem", "problem", pointer);
-  check_reserved("problem", c.reserved);
   return {.dtype = dtype_of("problem", c.dtype),
           .head_dim = c.head_dim,
           .num_heads = c.num_heads,
@@ -215,7 +214,8 @@ girih::Problem problem_of(const girih_problem* pointer) {
           .layout = layout_of("problem", c.layout),
           .head_offset = c.head_offset,
           .num_heads_total = c.num_heads_total,
-          .shared_inputs = c.shared_inputs != 0};
+          .shared_inputs = c.shared_inputs != 0,
+          .partial_keys = c.partial_keys != 0};
 }
 
 girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,

@@ -157,6 +157,8 @@ struct Kernel::Impl {
   QueryTileShape query_tile;
   int key_box = 0;  // of the Hopper kernel
   bool gathers = false;
+  std::optional<plan::Bricks> bricks;  // that its tiles are
+  GridPoint grid{};                    // that they are of
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
@@ -309,6 +311,12 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
   check_workspace(workspace, inputs.workspace_bytes);
+  if (impl.bricks) {
+    runtime::refuse_partial_keys(args);
+    // Rows of bricks, which overlap the grid's end, one brick after the other.
+    params.geometry.seqlen_q =
+        bricks_of(impl.grid, impl.bricks->queries).volume() * impl.query_tile.rows;
+  }
   plan_order(params, impl.problem, impl.query_tile, impl.section_bytes);
   if (params.num_tiles == 0) return;
 
@@ -318,6 +326,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   if (!impl.inputs.empty() || !impl.tiles.empty()) parameters[count++] = inputs.views.data();
   FwdTensorMaps maps;
   FwdRowMaps row_maps;
+  FwdBrickMaps brick_maps;
   int* counter = nullptr;
   if (impl.counters != nullptr) {  // the Hopper kernel: a CTA takes one tile after the other
     num_ctas = std::min(num_ctas, impl.num_sms);
@@ -328,6 +337,10 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
     if (impl.gathers) {
       row_maps = runtime::row_maps(args, params, impl.problem);
       parameters[count++] = &row_maps;
+    }
+    if (impl.bricks) {
+      brick_maps = runtime::brick_maps(args, params, impl.problem, impl.grid, *impl.bricks);
+      parameters[count++] = &brick_maps;
     }
   }
   impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
@@ -420,6 +433,8 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};
   impl->key_box = plan.spec.key_box;
   impl->gathers = plan.spec.gathers;
+  impl->bricks = plan.spec.bricks;
+  impl->grid = plan.grid;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
   }
@@ -502,6 +517,8 @@ Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
 
 void Program::operator()(const Args& args) const {
   Problem problem = runtime::problem_of(args);
+  problem.partial_keys =
+      (args.seqused_k || args.leftpad_k) && !pattern::grids_of(state_->pattern).empty();
   const Problem plain = problem;
   problem.shared_inputs = runtime::share_blocks(args.inputs, problem);
   {

@@ -170,6 +170,24 @@ struct uint2 {
   unsigned x = 0, y = 0;
 };
 
+template <class Join>
+int reduce(int value, Join&& join) {
+  return static_cast<int>(
+      emulation::exchange(static_cast<unsigned>(value), [&](const unsigned* values) {
+        int result = static_cast<int>(values[0]);
+        for (int lane = 1; lane < 32; ++lane) {
+          result = join(result, static_cast<int>(values[lane]));
+        }
+        return static_cast<unsigned>(result);
+      }));
+}
+inline int __reduce_min_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return a < b ? a : b; });
+}
+inline int __reduce_max_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return a < b ? b : a; });
+}
+
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 inline int __clz(unsigned word) { return word == 0 ? 32 : __builtin_clz(word); }
 

@@ -76,7 +76,7 @@ class _Problem(_Struct):
     _fields_ = [("size", _size_t), ("dtype", _int32), ("head_dim", _int32),
                 ("num_heads", _int32), ("num_heads_kv", _int32), ("head_dim_v", _int32),
                 ("layout", _int32), ("head_offset", _int32), ("num_heads_total", _int32),
-                ("shared_inputs", _int32), ("reserved", _int32)]
+                ("shared_inputs", _int32), ("partial_keys", _int32)]
 
 
 class _KernelInfo(_Struct):
@@ -724,7 +724,7 @@ class Program:
         return "girih.compile(%r)" % self.text
 
     def bind(self, *, dtype, head_dim, num_heads, num_heads_kv=0, head_dim_v=0, layout="bshd",
-             head_offset=0, num_heads_total=0, shared_inputs=False, device=None):
+             head_offset=0, num_heads_total=0, shared_inputs=False, partial_keys=False, device=None):
         """Compiles, or finds in the cache, and loads ahead of time; gives a Kernel.
 
         dtype: a torch dtype, "bf16" or "fp16". num_heads_kv: as num_heads where not given.
@@ -733,13 +733,14 @@ class Program:
         program takes the tensors' heads for the whole model's. shared_inputs: a promise that the query
         heads of one KV head see the same blocks of the inputs, so that they may share a tile; whoever
         breaks it gets right results, slowly. A call of the program sees that in the inputs' shapes.
+        partial_keys: says that launches may give seqused_k or leftpad_k; only neighborhoods must know.
         device: PyTorch's current one where not given. Calls of the program for the same problem use the same kernel from then on, also
         while a CUDA graph is captured.
         """
         problem = _Problem(dtype=_dtype("dtype", dtype), head_dim=head_dim, head_dim_v=head_dim_v,
                            num_heads=num_heads, num_heads_kv=num_heads_kv, layout=_layout(layout),
                            head_offset=head_offset, num_heads_total=num_heads_total,
-                           shared_inputs=shared_inputs)
+                           shared_inputs=shared_inputs, partial_keys=partial_keys)
         torch, handle = sys.modules.get("torch"), _void_p()
         if torch is not None and not torch.cuda.is_available():
             torch = None  # the library says what is missing
