@@ -23,6 +23,8 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 void* const kWorkspace = at<void>(1 << 20);
+constexpr const float* kNoFloats = nullptr;
+constexpr const std::int32_t* kNoIntegers = nullptr;
 
 constexpr InputExtents kExtents{
     .num_heads = 8, .num_heads_kv = 2, .batch = 3, .seqlen_q = 1000, .seqlen_k = 2000};
@@ -315,8 +317,36 @@ TEST_CASE("a launch without elements needs no data and builds nothing") {
     const InputPlan plan = plan_with(nothing, empty);
     CHECK(plan.num_builds == 0);
     CHECK(plan.workspace_bytes == 0);
-    CHECK_NOTHROW(plan_for("sink($n)", {{"n", HeadNumbers{}}}, empty));
+    CHECK_NOTHROW(plan_for("columns(c)", {{"c", ColumnIntervals{.num_keys = 2000}}}, empty));
+    CHECK_NOTHROW(plan_for("causal with bias(v)", {{"v", Values(kNoFloats, {2000})}}, empty));
+    CHECK_NOTHROW(plan_for("expr(\"t[k] < q\")", {{"t", Values(kNoIntegers, {2000})}}, empty));
   }
+}
+
+TEST_CASE("a launch without keys reads what belongs to rows and heads, one without rows nothing") {
+  const struct {
+    const char* pattern;
+    Input given;
+  } inputs[] = {
+      {"sink($v)", {"v", HeadNumbers{}}},
+      {"causal with alibi(v)", {"v", Values(kNoFloats, {8})}},
+      {"causal with sink_logit(v)", {"v", Values(kNoFloats, {8})}},
+      {"causal with score(\"s + v[h]\")", {"v", Values(kNoFloats, {8})}},
+      {"causal with prune(v, kv=64)", {"v", Thresholds{.num_columns = 8, .kv_block_size = 64}}}};
+  for (const auto& [pattern, given] : inputs) {
+    CAPTURE(pattern);
+    InputExtents no_keys = kExtents, no_rows = kExtents, no_batch = kExtents;
+    no_keys.seqlen_k = no_rows.seqlen_q = no_batch.batch = 0;
+    CHECK(refusal_of(pattern, {given}, no_keys) == "the input 'v' has no data");
+    CHECK(refusal_of(pattern, {given}, no_rows) == "(accepted)");
+    CHECK(refusal_of(pattern, {given}, no_batch) == "(accepted)");
+  }
+  InputExtents no_keys = kExtents;
+  no_keys.seqlen_k = 0;
+  CHECK(refusal_of("causal with score(\"s + v[k]\")", {{"v", Values(at<float>(0x1000), {0})}},
+                   no_keys) ==
+        "the input 'v' has 0 elements in dimension 0: it must have at least one, which is read "
+        "even where no key exists");
 }
 
 // --- Refusals ------------------------------------------------------------------------------------

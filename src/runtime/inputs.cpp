@@ -361,9 +361,15 @@ class InputPlanner {
                        wanted_.description()));
   }
 
-  // A launch without elements reads nothing.
+  // A launch without rows reads nothing. One without keys reads what rows and heads have: the sum
+  // of a row has its sink, and Hopper's kernel computes the scores of a tile that is all masked,
+  // whose mask and modifiers take their numbers and tensors first. Keys' own data it leaves alone.
   bool reads_nothing() const {
-    return extents_.batch == 0 || extents_.seqlen_q == 0 || extents_.seqlen_k == 0;
+    using Kind = InputInfo::Kind;
+    if (extents_.batch == 0 || extents_.seqlen_q == 0) return true;
+    const bool of_keys = wanted_.kind != Kind::number && wanted_.kind != Kind::thresholds &&
+                         wanted_.kind != Kind::head_values && wanted_.kind != Kind::float_tensor;
+    return extents_.seqlen_k == 0 && of_keys;
   }
 
   void check_pointer(const char* what, const void* pointer, std::uintptr_t alignment) const {
@@ -521,7 +527,10 @@ class InputPlanner {
                          wanted_.name, extent, i, expected));
     };
     if (reads_nothing()) return;
-    if (extent < 1) refuse_extent("at least one");
+    if (extent < 1) {
+      refuse_extent(extents_.seqlen_k == 0 ? "at least one, which is read even where no key exists"
+                                           : "at least one");
+    }
     int bit = 0;
     for (const auto& [variable, needed, may_be_shared] : variables) {
       const bool indexes = (wanted_.indexed_by[static_cast<std::size_t>(i)] >> bit++ & 1) != 0;
