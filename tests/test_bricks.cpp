@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -262,7 +263,9 @@ TEST_CASE("tensors over a grid that the copy engine cannot take are refused") {
   const Tensor tensor = tensor_of(Layout::bshd, 1, 256, 2, 64);
   const auto refusal = [&](const Strides& strides) -> std::string {
     try {
-      runtime::tensor_over_grid(tensor, tensor.data, strides, problem, grid, brick);
+      Tensor strided = tensor;
+      strided.stride = {strides.batch, strides.row, strides.head, 1};
+      runtime::tensor_over_grid(strided, tensor.data, strides, problem, grid, brick);
     } catch (const Error& error) {
       CHECK(error.code() == Errc::invalid_argument);
       return error.what();
@@ -274,12 +277,33 @@ TEST_CASE("tensors over a grid that the copy engine cannot take are refused") {
   CHECK(refusal({0, 128, far})
             .find("a tensor has stride 4294967296 between its 2 heads: the "
                   "kernel for Hopper that visits bricks of a grid takes heads "
-                  "within 2^31 elements; bind the portable one") == 0);
-  CHECK(refusal({0, far * 4, 64}).find("takes planes of the grid within 549755813880") !=
-        std::string::npos);
+                  "within 2^31 elements; bind with problem.partial_keys") == 0);
+  const std::string of_tokens = refusal({0, far * 2, 64});
+  CHECK(of_tokens.find("has stride 8589934592 between tokens") != std::string::npos);
+  CHECK(of_tokens.find("4x8x8 grid takes at most 8589934591; bind") != std::string::npos);
+  CHECK(refusal({0, far * 2 - 8, 64}) == "");
+  // A product that no int64 holds; and a grid of one plane, which nobody steps over.
+  const auto over = [&](const GridPoint& axes, std::int64_t row) {
+    return runtime::tensor_over_grid(tensor, tensor.data, {0, row, 64}, problem, axes, brick);
+  };
+  CHECK_THROWS_AS(over({2, 65535, 65535}, far * 32), Error);
+  CHECK(over({1, 65535, 8192}, 8192).strides[2] == 8192 * 8192);
   CHECK(refusal({0, -128, 64}).find("takes strides from 0 to") != std::string::npos);
 
   jit::Args args;
+  args.q = args.k = args.v = args.out = tensor;
+  CHECK_FALSE(runtime::is_too_far_for_bricks(args));
+  for (Tensor* given : {&args.q, &args.k, &args.v, &args.out}) {
+    given->stride[2] = (std::int64_t{1} << 31) - 64;
+    CHECK(runtime::is_too_far_for_bricks(args) == (given != &args.out));
+    given->stride[2] -= 8;
+    CHECK_FALSE(runtime::is_too_far_for_bricks(args));
+    given->stride[2] = std::numeric_limits<std::int64_t>::max();
+    CHECK(runtime::is_too_far_for_bricks(args) == (given != &args.out));
+    given->shape[2] = 1;  // whose stride is never stepped over
+    CHECK_FALSE(runtime::is_too_far_for_bricks(args));
+    *given = tensor;
+  }
   CHECK_NOTHROW(runtime::refuse_partial_keys(args));
   int lengths = 0;
   args.leftpad_k = &lengths;

@@ -137,8 +137,9 @@ typedef struct girih_problem {
   // 1 promises that the query heads of one KV head see the same blocks of run-time inputs, so that
   // they may share a tile; whoever breaks it gets right results, slowly.
   int32_t shared_inputs;
-  // 1 says that launches may give seqused_k or leftpad_k, which only kernels of neighborhoods must
-  // know: their tiles are then tokens in a row, not bricks of the grid, and visit more.
+  // 1 says that launches may give seqused_k or leftpad_k, or tensors whose heads lie 2^31 elements
+  // apart, which only kernels of neighborhoods must know: their tiles are then tokens in a row, not
+  // bricks of the grid, and visit more.
   int32_t partial_keys;
 } girih_problem;
 

@@ -39,8 +39,9 @@ struct Problem {
   /// they may share a tile; whoever breaks it gets right results, slowly.
   bool shared_inputs = false;
 
-  /// Says that launches may give seqused_k or leftpad_k, which only kernels of neighborhoods must
-  /// know: their tiles are then tokens in a row, not bricks of the grid, and visit more.
+  /// Says that launches may give seqused_k or leftpad_k, or tensors whose heads lie 2^31 elements
+  /// apart, which only kernels of neighborhoods must know: their tiles are then tokens in a row,
+  /// not bricks of the grid, and visit more.
   bool partial_keys = false;
 
   int group_size() const { return num_heads / num_heads_kv; }

@@ -193,32 +193,53 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
           .out = map(3, args.out, params.out, params.out_strides, query_rows)};
 }
 
+namespace {
+
+// Heads are columns of one tensor over a grid (shared/bricks.cuh), whose extent is an int.
+bool heads_are_far(const Tensor& tensor, const Dims& dims) {
+  const std::int64_t others = tensor.shape[dims.head] - 1;
+  if (others < 1) return false;
+  return tensor.stride[dims.head] > (std::numeric_limits<int>::max() - tensor.shape[kDim]) / others;
+}
+
+}  // namespace
+
 cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const Strides& strides,
                                    const Problem& problem, const GridPoint& grid,
                                    const GridPoint& brick) {
   check_strides(strides);
   const Dims dims = dims_of(problem.layout);
-  const std::int64_t columns = (tensor.shape[dims.head] - 1) * strides.head + tensor.shape[kDim];
-  const std::int64_t line = strides.row * grid.c, plane = line * grid.b;
-  if (columns > std::numeric_limits<int>::max()) {
+  if (heads_are_far(tensor, dims)) {
     refuse(
         fmt::format("a tensor has stride {} between its {} heads: the kernel for Hopper that "
-                    "visits bricks of a grid takes heads within 2^31 elements; bind the portable "
-                    "one (tile.portable)",
+                    "visits bricks of a grid takes heads within 2^31 elements; bind with "
+                    "problem.partial_keys, whose tiles are tokens in a row, or give a tensor whose "
+                    "heads lie nearer to one another",
                     strides.head, tensor.shape[dims.head]));
   }
-  if (plane >= kStrideEnd) {
+  // Planes of the grid; of one plane or line nobody steps over it.
+  const std::int64_t tokens = std::int64_t{grid.a > 1 ? grid.b : 1} * grid.c;
+  const std::int64_t row_end = (kStrideEnd + tokens - 1) / tokens;  // a product could overflow
+  if (strides.row >= row_end) {
     refuse(fmt::format(
         "a tensor has stride {} between tokens: the kernel for Hopper that visits bricks of a "
-        "grid takes planes of the grid within {} elements; bind the portable one (tile.portable)",
-        strides.row, kStrideEnd - 8));
+        "{}x{}x{} grid takes at most {}; bind the portable one (tile.portable), or give a tensor "
+        "whose tokens lie nearer to one another",
+        strides.row, grid.a, grid.b, grid.c, row_end - 1));
   }
+  const std::int64_t columns = (tensor.shape[dims.head] - 1) * strides.head + tensor.shape[kDim];
+  const std::int64_t line = strides.row * grid.c;
   return {.data = data,
           .type = type_of(problem),
           .num_dimensions = 5,
           .extents = {columns, grid.c, grid.b, grid.a, tensor.shape[dims.batch]},
-          .strides = {1, strides.row, line, plane, strides.batch},
+          .strides = {1, strides.row, line, grid.a > 1 ? line * grid.b : line, strides.batch},
           .box = {kBoxColumns, brick.c, brick.b, brick.a, 1}};
+}
+
+bool is_too_far_for_bricks(const jit::Args& args) {
+  const Dims dims = dims_of(args.layout);
+  return heads_are_far(args.q, dims) || heads_are_far(args.k, dims) || heads_are_far(args.v, dims);
 }
 
 FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,

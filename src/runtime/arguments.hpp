@@ -29,6 +29,10 @@ cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const
                                    const Problem& problem, const GridPoint& grid,
                                    const GridPoint& brick);
 
+/// Whether the copy engine cannot take some tensor so for the distance of its heads: then tiles
+/// must be tokens in a row, as with Problem::partial_keys.
+bool is_too_far_for_bricks(const jit::Args& args);
+
 /// Queries, keys and values so. @throws Error driver, or as tensor_over_grid().
 FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                         const GridPoint& grid, const plan::Bricks& bricks);

@@ -517,8 +517,8 @@ Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
 
 void Program::operator()(const Args& args) const {
   Problem problem = runtime::problem_of(args);
-  problem.partial_keys =
-      (args.seqused_k || args.leftpad_k) && !pattern::grids_of(state_->pattern).empty();
+  const bool in_rows = args.seqused_k || args.leftpad_k || runtime::is_too_far_for_bricks(args);
+  problem.partial_keys = in_rows && !pattern::grids_of(state_->pattern).empty();
   const Problem plain = problem;
   problem.shared_inputs = runtime::share_blocks(args.inputs, problem);
   {

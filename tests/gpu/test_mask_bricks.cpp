@@ -193,6 +193,52 @@ TEST_CASE(
   CHECK(refusal.find("problem.partial_keys") != refusal.npos);
 }
 
+TEST_CASE("bricks: a program takes tokens in a row where heads are too far apart for bricks") {
+  constexpr int kTokens = 13 * 21, kHeads = 2, kWidth = 64;
+  constexpr std::int64_t kApart = std::int64_t{1} << 31;
+  const girih::Pattern pattern = girih::Pattern::parse(oracle::text(image(13, 21, 5)));
+  const Problem whole = make_problem(DType::bfloat16, kWidth, kHeads, kHeads);
+  Problem partial = whole;
+  partial.partial_keys = true;
+  girih::verify::Workload workload(mask_case(whole, 1, {kTokens, kTokens}));
+  workload.fill_normal(7);
+  const auto results = [&] {
+    girih::verify::synchronize();
+    workload.download_outputs();
+    return result_bits(workload);
+  };
+  workload.poison_outputs();
+  girih::jit::compile(pattern, partial).launch(workload.args());
+  const std::vector<std::uint16_t> expected = results();
+
+  // Keys of both heads, and values behind them.
+  constexpr std::int64_t kRows = std::int64_t{kTokens} * kWidth;
+  girih::cuda::Buffer far(2 * static_cast<std::size_t>(kApart + 2 * kRows));
+  for (int h = 0; h < kHeads; ++h) {
+    for (int token = 0; token < kTokens; ++token) {
+      const std::int64_t at = h * kApart + token * kWidth;
+      far.upload(workload.k_row(0, token, h), 2 * kWidth, 2 * static_cast<std::size_t>(at));
+      far.upload(workload.v.row(0, token, h), 2 * kWidth, 2 * static_cast<std::size_t>(at + kRows));
+    }
+  }
+  girih::jit::Args args = workload.args();
+  args.k.data = far.data();
+  args.v.data = static_cast<std::uint16_t*>(far.data()) + kRows;
+  args.k.stride = args.v.stride = {0, kWidth, kApart, 1};
+  workload.poison_outputs();
+  girih::jit::compile(pattern)(args);
+  CHECK(results() == expected);
+  rows_checked += kTokens * kHeads;
+  if (!on_hopper()) return;
+  std::string refusal;
+  try {
+    girih::jit::compile(pattern, whole).launch(args);
+  } catch (const girih::Error& error) {
+    refusal = error.what();
+  }
+  CHECK(refusal.find("a tensor has stride 2147483648 between its 2 heads") == 0);
+}
+
 TEST_CASE("sanitizer: bricks of a small video show exactly their keys") {
   check_cases({{{neighborhood({{5, 3, 1, 1}, {9, 3, 1, 1}, {11, 3, 1, 1}})}, 9, 64}});
 }

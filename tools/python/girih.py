@@ -733,7 +733,8 @@ class Program:
         program takes the tensors' heads for the whole model's. shared_inputs: a promise that the query
         heads of one KV head see the same blocks of the inputs, so that they may share a tile; whoever
         breaks it gets right results, slowly. A call of the program sees that in the inputs' shapes.
-        partial_keys: says that launches may give seqused_k or leftpad_k; only neighborhoods must know.
+        partial_keys: says that launches may give seqused_k or leftpad_k, or tensors whose heads lie
+            2^31 elements apart; only neighborhoods must know.
         device: PyTorch's current one where not given. Calls of the program for the same problem use the same kernel from then on, also
         while a CUDA graph is captured.
         """
