@@ -111,6 +111,14 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
   CHECK(metadata["examples"] == "1");
   CHECK(metadata["pattern"] == "causal with prune(t, kv=64)");
 
+  // Other modifiers than a softcap come behind the decision.
+  const std::string more =
+      "heads(0: causal with prune(t, kv=64), 1: causal with alibi(a), "
+      "score(\"s * w[h]\"))";
+  program.json({"calibrate", more, "--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k", k,
+                "--kept-tiles", "2"});
+  CHECK(read_thresholds(out).values == found.values);
+
   // Tiles of 128: 5 4 6 7; with a window the first is hidden from rows 384 on.
   program.json({"calibrate", "causal", "--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k",
                 k, "--kept-tiles", "1", "--kv", "128"});

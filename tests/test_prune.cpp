@@ -368,3 +368,26 @@ TEST_CASE("calibration and tile maxima refuse what makes no sense") {
                  }),
                  "here 'd': closed forms are"));
 }
+
+TEST_CASE("of modifiers, tile maxima know softcaps alone") {
+  const Problem problem{.head_dim = 64, .num_heads = 4, .num_heads_kv = 4};
+  const auto source = [&](const std::string& text) {
+    return jit::build_tile_maxima(Pattern::parse(text), 64, problem, "sm_80").source;
+  };
+  CHECK(source("heads(0: causal with softcap(30), prune(t, kv=64), sink_logit(l), "
+               "1: causal with score(\"s * 0.5\"), else: dense with alibi(a), bias(b))") ==
+        source("heads(0: causal with softcap(30), 1: causal, else: dense)"));
+  CHECK(source("causal with score(\"s * 0.5 + t[q]\")") == source("causal"));
+  CHECK(source("causal with softcap(30), sink_logit(l)") == source("causal with softcap(30)"));
+}
+
+TEST_CASE("tile maxima take queries that overlap") {
+  alignas(16) static unsigned char memory[16];
+  jit::TileMaximaArgs args{
+      .q = Tensor::contiguous(memory, DType::bfloat16, {2, 128, 4, 64}),
+      .k = Tensor::contiguous(memory, DType::bfloat16, {2, 128, 4, 64}),
+  };
+  args.q.stride[0] = 0;  // the same for both sequences
+  const jit::TileMaxima tile_maxima(causal(), 64);
+  CHECK(contains(message_of([&] { tile_maxima(args); }), "maxima is null"));
+}

@@ -195,9 +195,10 @@ void add_calibrate(CLI::App& app, Context& context) {
     }
     const jit::TileMaxima tile_maxima(pattern, options->kv, options->jit);
     for (const InputInfo& input : pattern.inputs()) {
-      if (input.kind == InputInfo::Kind::thresholds) continue;
+      const bool of_mask = input.kind != InputInfo::Kind::thresholds && input.decides_visibility();
+      if (!of_mask) continue;  // but a modifier's, which does not count
       throw Error(Errc::unsupported,
-                  fmt::format("patterns with run-time inputs, here '{}', cannot be calibrated: "
+                  fmt::format("masks with run-time inputs, here '{}', cannot be calibrated: "
                               "closed forms can",
                               input.name));
     }

@@ -74,7 +74,7 @@ struct TileMaximaArgs {
 /// capped; -inf where nothing is. Without V and output: what prune compares with thresholds.
 class TileMaxima {
  public:
-  /// @param pattern without run-time inputs but those of prune, which does not count here.
+  /// @param pattern whose masks have no run-time inputs. Of modifiers only softcap counts here.
   /// @throws Error invalid_argument for a kv other than 64 and 128, unsupported.
   TileMaxima(const Pattern& pattern, int kv, Options options = {});
 

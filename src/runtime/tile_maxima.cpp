@@ -20,16 +20,16 @@ namespace {
 
 using runtime::Source;
 
-Pattern without_prune(const Pattern& pattern) {
+// What prune decides by are scores behind the softcap, before any other modifier: those are left
+// out of every class of heads.
+Pattern with_softcaps_alone(const Pattern& pattern) {
   std::vector<Pattern::HeadClass> classes = pattern.classes();
-  for (Pattern::HeadClass& head_class : classes) head_class.modifiers.prune = {};
-  if (pattern.per_head()) {
-    return pattern.head_unit() == Pattern::HeadUnit::kv ? kv_heads(std::move(classes))
-                                                        : heads(std::move(classes));
+  for (Pattern::HeadClass& head_class : classes) {
+    head_class.modifiers = {.softcap = head_class.modifiers.softcap};
   }
-  const Pattern result(classes.front().mask);
-  const float softcap = classes.front().modifiers.softcap;
-  return softcap > 0 ? result.with_softcap(softcap) : result;
+  if (!pattern.per_head()) return Pattern(classes.front().mask).with(classes.front().modifiers);
+  return pattern.head_unit() == Pattern::HeadUnit::kv ? kv_heads(std::move(classes))
+                                                      : heads(std::move(classes));
 }
 
 void check_kv(int kv) {
@@ -50,15 +50,18 @@ Source source_of(const Pattern& pattern, const plan::Plan& plan,
 }
 
 // The launch of attention that the kernel takes it for: V and the output are as narrow as they can
-// be, and lie where K and Q do; nobody touches them.
+// be, and lie where K and Q do; nobody touches them, so that the output is no view of Q, whose
+// elements may overlap.
 Args attention_args(const TileMaximaArgs& args) {
   constexpr int kWidth = 16;
   Args result;
   result.q = args.q;
   result.k = args.k;
   result.v = args.k;
-  result.out = args.q;
-  result.v.shape[3] = result.out.shape[3] = kWidth;
+  result.v.shape[3] = kWidth;
+  std::array<std::int64_t, 4> shape = args.q.shape;
+  shape[3] = kWidth;
+  result.out = Tensor::contiguous(args.q.data, args.q.dtype, shape);
   result.layout = args.layout;
   result.softmax_scale = args.softmax_scale;
   result.q_start = args.q_start;
@@ -117,7 +120,7 @@ struct TileMaxima::State {
 };
 
 TileMaxima::TileMaxima(const Pattern& pattern, int kv, Options options)
-    : state_(new State{without_prune(pattern), kv, std::move(options), {}, {}}) {
+    : state_(new State{with_softcaps_alone(pattern), kv, std::move(options), {}, {}}) {
   check_kv(kv);
 }
 
@@ -172,7 +175,7 @@ Artifact build_tile_maxima(const Pattern& pattern, int kv, const Problem& proble
                            const std::string& arch, const Options& options) {
   check_kv(kv);
   const runtime::Settings settings = runtime::resolve(options);
-  const Pattern plain = without_prune(pattern);
+  const Pattern plain = with_softcaps_alone(pattern);
   const plan::Plan plan = plan::make_tile_maxima_plan(plain, problem, plan::Arch::parse(arch), kv);
   const Source source = source_of(plain, plan, settings);
   runtime::Obtained obtained = runtime::obtain_cubin(source, settings);
