@@ -156,6 +156,11 @@ T __shfl_up_sync(unsigned, T value, int delta) {
 }
 
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+inline int __float_as_int(float value) { return std::bit_cast<int>(value); }
+inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
+inline std::size_t __cvta_generic_to_shared(const void* pointer) {
+  return std::bit_cast<std::size_t>(pointer);
+}
 
 inline float __shfl_xor_sync(unsigned, float value, int lanes) {
   const int source = (threadIdx.x % 32) ^ lanes;
@@ -201,5 +206,17 @@ template <class T>
 T atomicAdd(T* address, T value) {
   const T before = *address;
   *address += value;
+  return before;
+}
+template <class T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  *address = std::max(before, value);
+  return before;
+}
+template <class T>
+T atomicMin(T* address, T value) {
+  const T before = *address;
+  *address = std::min(before, value);
   return before;
 }

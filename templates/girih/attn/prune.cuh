@@ -59,8 +59,10 @@ __device__ __forceinline__ HighestScores highest_of(const float (&scores)[kKeyFr
   return highest;
 }
 
-// The same where a row has a positive score, else some negative one: as integers, floats have the
-// highest of all where it is positive, and three at a time are compared as fast as two.
+// The same where a row has a positive score, else one that is not: as integers, floats have the
+// highest of all where it is positive, and three at a time are compared as fast as two. Scores that
+// are not are out of order, -0 below all others, so that they serve thresholds above 0 alone; and a
+// positive NaN is above all numbers, and reaches none.
 template <int kKeyFragments>
 __device__ __forceinline__ HighestScores
 highest_positive_of(const float (&scores)[kKeyFragments][4]) {
@@ -86,7 +88,7 @@ __device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4],
   constexpr float kLog2E = 1.44269504088896341f;
   const float threshold_log2 = threshold * kLog2E;
   const HighestScores highest =
-      threshold_log2 >= 0.0f ? highest_positive_of(scores) : highest_of(scores);
+      threshold_log2 > 0.0f ? highest_positive_of(scores) : highest_of(scores);
   return highest.of_both(num_rows) * scale_log2 >= threshold_log2;
 }
 
