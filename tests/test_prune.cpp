@@ -361,6 +361,17 @@ TEST_CASE("calibration and tile maxima refuse what makes no sense") {
   const float one = 0;
   CHECK(contains(message_of([&] { calibration.add(&one, {.seqlen_q = -1, .seqlen_k = 1}); }),
                  "seqlen_q -1 must be from 0"));
+  // Rows without keys need no maxima, and have columns nevertheless.
+  const auto at = [](Calibration& of, int q_start, int seqlen_q) {
+    return message_of([&] { of.add(nullptr, {.seqlen_q = seqlen_q, .q_start = q_start}); });
+  };
+  CHECK(contains(at(calibration, 1 << 29, 1),
+                 "end at position 536870913, the limit for 1 heads is "
+                 "536870912: calibrate some heads at a time"));
+  Calibration many({.num_heads = 1 << 16});
+  CHECK(contains(at(many, 200 * 128, 56 * 128 + 1), "the limit for 65536 heads is 32768"));
+  CHECK(at(many, 200 * 128, 56 * 128) == "(nothing was thrown)");
+  CHECK(many.num_columns() == 256);
   CHECK(contains(message_of([] { jit::TileMaxima(causal(), 96); }), "kv = 96 is not supported"));
   CHECK(contains(message_of([] {
                    jit::build_tile_maxima(Pattern::parse("causal & segments(d)"), 64, Problem{},

@@ -43,6 +43,7 @@ class Calibration {
 
   /// @param maxima in host memory, of one sequence: [num_heads, ceil(seqlen_q / 128),
   /// ceil(seqlen_k / kv)], natural and scaled.
+  /// @throws Error invalid_argument, also for rows beyond position 2^31 / num_heads, or 2^29.
   void add(const float* maxima, const Lengths& lengths);
 
   int num_columns() const { return num_columns_; }  ///< that examples had rows for

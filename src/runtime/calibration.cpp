@@ -13,6 +13,9 @@
 namespace girih {
 namespace {
 
+// Of all heads and columns, whose sums take 8 bytes each.
+constexpr int kMostThresholds = 1 << 24;
+
 constexpr float kKeepAll = -std::numeric_limits<float>::infinity();
 
 [[noreturn]] void refuse(const std::string& message) {
@@ -53,6 +56,16 @@ void Calibration::add(const float* maxima, const Lengths& lengths) {
       lengths.q_start.value_or(lengths.k_start + lengths.seqlen_k - lengths.seqlen_q);
   if (q_start < -kMaxNumber || q_start > kMaxNumber) {
     refuse(fmt::format("q_start {} must be from {} to {}", q_start, -kMaxNumber, kMaxNumber));
+  }
+  const int most_columns =
+      std::min(ceil_div(kMaxNumber, kPruneRows), kMostThresholds / settings_.num_heads);
+  const std::int64_t end = std::int64_t{q_start} + lengths.seqlen_q;
+  if (lengths.seqlen_q > 0 && end > std::int64_t{most_columns} * kPruneRows) {
+    refuse(
+        fmt::format("q_start {} and seqlen_q {} end at position {}, the limit for {} heads is {}: "
+                    "calibrate some heads at a time, or count positions from nearer by",
+                    q_start, lengths.seqlen_q, end, settings_.num_heads,
+                    std::int64_t{most_columns} * kPruneRows));
   }
   const int num_q_tiles = ceil_div(lengths.seqlen_q, kPruneRows);
   const int num_k_tiles = ceil_div(lengths.seqlen_k, settings_.kv);
