@@ -200,6 +200,21 @@ TEST_CASE("a pruned head's tile is what is decided on") {
   }
 }
 
+TEST_CASE("pruned kernels visit tokens in a row: neither bricks nor what is gathered") {
+  const auto spec_of = [](const std::string& text) {
+    return plan::make_plan(Pattern::parse(text), {.num_heads = 4, .num_heads_kv = 4},
+                           plan::Arch::parse("sm_90a"), {})
+        .spec;
+  };
+  const std::string hood = "neighborhood(30x40, window=(11, 15))", slash = "vertical_slash(v)";
+  CHECK(spec_of(hood).bricks.has_value());
+  CHECK_FALSE(spec_of(hood + " with prune(t, kv=64)").bricks.has_value());
+  CHECK_FALSE(spec_of("heads(0: " + hood + ", else: causal with prune(t, kv=64))").bricks);
+  CHECK(spec_of(slash).gathers);
+  CHECK_FALSE(spec_of(slash + " with prune(t, kv=64)").gathers);
+  CHECK_FALSE(spec_of("heads(0: " + slash + ", else: causal with prune(t, kv=64))").gathers);
+}
+
 TEST_CASE("what changes scores behind prune's decision stands in other heads only") {
   for (const char* arch : {"sm_80", "sm_90"}) {
     CHECK(message_of([&] { plan_for("causal with prune(t, kv=64), alibi(a)", 128, arch); }) ==

@@ -50,15 +50,15 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
 }
 
 // Where all rows of a tile see the same blocks, and where blocks are so small that few tiles of
-// consecutive keys would be without a visible one.
+// consecutive keys would be without a visible one. What prune decides on are consecutive keys.
 int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n) {
+  if (pattern.prune_kv > 0) return block_n;
   if (gathers_slashes(pattern.slashes, block_m, block_n, kSlashBox,
                       packs_heads(problem, pattern, block_m), true)) {
     return kSlashBox;
   }
   const int size = pattern.kv_block_size;
-  const bool fits = pattern.prune_kv == 0 && size > 0 && size % 16 == 0 && size < block_n &&
-                    block_n % size == 0 &&
+  const bool fits = size > 0 && size % 16 == 0 && size < block_n && block_n % size == 0 &&
                     std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
   return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
 }
