@@ -406,6 +406,48 @@ TEST_CASE("pruned heads have sinks, and stand beside heads with slopes and biase
   }
 }
 
+TEST_CASE("pruned neighborhoods have tokens in a row for tiles, beside others or alone") {
+  GpuReference gpu_reference;
+  const HeadClass pruned{neighborhood({{30, 11, 1, 1}, {40, 15, 2, 1}}), true, {64, false, false}};
+  HeadClass whole = pruned;
+  whole.pruned = false;
+  for (const TileConfig& tile : kKernels) {
+    for (const int head_dim : {64, 128}) {
+      Case c = case_of(DType::bfloat16, head_dim, 1200, 1200);
+      check_pruned(c, {pruned}, 0.5, tile, gpu_reference);
+      c.seqlen_k = 1300;  // more keys behind the grid
+      c.max_ctas = 3;
+      check_pruned(c, {pruned, whole, causal_class(64), dense_class(64)}, 0.6, tile, gpu_reference);
+    }
+  }
+}
+
+TEST_CASE("pruned columns and slashes are not gathered, beside others or alone") {
+  GpuReference gpu_reference;
+  Case c = case_of(DType::bfloat16, 128, 1400, 1500);
+  const InputData lists = girih::verify::random_slashes("v", 1, 1, c.seqlen_k, 60, 130, 3);
+  c.inputs = {lists};
+  oracle::Expr slashes{oracle::Expr::Kind::vertical_slash, {}, {}};
+  slashes.slash.name = "v";
+  slashes.slash.columns.insert(lists.vertical.begin(), lists.vertical.end());
+  slashes.slash.distances.insert(lists.slash.begin(), lists.slash.end());
+  slashes.slash.distances.insert(0);
+  std::vector<int> rows;
+  for (int q = 0; q < c.seqlen_q; q += 64) rows.push_back(q);
+  slashes.slash.remember(sizes_of(c).front(), rows);
+  const HeadClass alone{slashes, true, {64, false, true}};
+  const HeadClass in_mask{both(causal(), slashes), true, {64, true, false}};
+  HeadClass whole = alone;
+  whole.pruned = false;
+  for (const TileConfig& tile : kKernels) {
+    check_pruned(c, {alone}, 0.5, tile, gpu_reference);
+    check_pruned(c, {in_mask, whole, alone, causal_class(64)}, 0.6, tile, gpu_reference);
+    Case wrapped = c;
+    wrapped.max_ctas = 3;
+    check_pruned(wrapped, {whole, in_mask}, 0.6, tile, gpu_reference);
+  }
+}
+
 TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
   constexpr int kTiles = 24, kLength = 64 * kTiles;
   for (const TileConfig& tile : kKernels) {
@@ -469,21 +511,26 @@ TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
 TEST_CASE("twenty runs of a pruned kernel give the same bits") {
   const HeadClass head_class = causal_class(64);
   Case c = case_of(DType::bfloat16, 128, 2048, 2048);
+  c.max_ctas = 3;  // a CTA has some twenty query tiles, whose votes go round
   const Decisions decisions(c, {head_class}, 0.6);
   c.inputs = {decisions.input()};
   Workload workload(c);
   workload.fill_normal(c.seed);
-  const girih::jit::Kernel kernel =
-      girih::jit::compile(Pattern::parse(head_class.text()), c.problem);
-  std::vector<std::uint16_t> first;
-  for (int run = 0; run < 20; ++run) {
-    workload.poison_outputs();
-    kernel.launch(workload.args());
-    girih::verify::synchronize();
-    workload.download_outputs();
-    const std::vector<std::uint16_t> bits = result_bits(workload);
-    if (run == 0) first = bits;
-    REQUIRE(bits == first);
+  for (const TileConfig& tile : kKernels) {
+    girih::jit::Options options;
+    options.tile = tile;
+    const girih::jit::Kernel kernel =
+        girih::jit::compile(Pattern::parse(head_class.text()), c.problem, options);
+    std::vector<std::uint16_t> first;
+    for (int run = 0; run < 20; ++run) {
+      workload.poison_outputs();
+      kernel.launch(workload.args());
+      girih::verify::synchronize();
+      workload.download_outputs();
+      const std::vector<std::uint16_t> bits = result_bits(workload);
+      if (run == 0) first = bits;
+      REQUIRE(bits == first);
+    }
   }
 }
 
