@@ -219,6 +219,28 @@ std::string nested(Random& random, const std::string& text) {
   return result;
 }
 
+// An expression about as deep as the limit of 64 levels.
+std::string nested_expression(Random& random) {
+  struct Level {
+    std::string_view open, close;
+  };
+  constexpr Level kOfScores[] = {{"-", ""},      {"+", ""},        {"(", ")"},     {"k<1?", ":s"},
+                                 {"k<1?s:", ""}, {"abs(", ")"},    {"2-(", ")"},   {"s*-", ""},
+                                 {"s/", ""},     {"t[int(", ")]"}, {"min(s,", ")"}};
+  constexpr Level kOfMasks[] = {{"!", ""}, {"(", ")"}, {"k<1?", ":q<1"}, {"k<p&&", ""}};
+  const bool score = below(random, 2) == 0;
+  const bool alike = below(random, 2) == 0;
+  std::string open, close;
+  Level level{};
+  for (std::size_t i = 0, levels = below(random, 70); i < levels; ++i) {
+    if (i == 0 || !alike) level = score ? one_of(random, kOfScores) : one_of(random, kOfMasks);
+    open += level.open;
+    close.insert(0, level.close);
+  }
+  return score ? "dense with score(\"" + open + "s" + close + "\")"
+               : "expr(\"" + open + "(k<q)" + close + "\")";
+}
+
 std::string repeated(Random& random, const std::string& text) {
   constexpr std::string_view kJoints[] = {"&", " | ", ",", "+", " "};
   const std::string_view joint = one_of(random, kJoints);
@@ -232,7 +254,8 @@ std::string repeated(Random& random, const std::string& text) {
 }
 
 std::string random_text(Random& random) {
-  std::string text(one_of(random, kTexts));
+  std::string text =
+      below(random, 20) == 0 ? nested_expression(random) : std::string(one_of(random, kTexts));
   for (std::size_t i = below(random, 3); i > 0; --i) {
     switch (below(random, 8)) {
       case 0:

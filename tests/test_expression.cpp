@@ -56,7 +56,7 @@ TEST_CASE("an expression's text is canonical: as few parentheses as C needs, one
                            "s - 1.0 - 2.0",
                            "(s + 1.0) * 2.0",
                            "s / (2.0 * 3.0)",
-                           "-(-s)",
+                           "- -s",
                            "-(s + 1.0)",
                            "k <= p ? s : -1e+30",
                            "k <= p && (q < 3 || !(k == 2)) ? s : 0.0",
@@ -195,6 +195,41 @@ TEST_CASE("what is no expression is refused at the character") {
   std::string many;
   for (int i = 0; i < 17; ++i) many += (i ? " + t" : "t") + std::to_string(i) + "[k]";
   CHECK(contains(refusal(many), "is one more than the 16 run-time inputs"));
+}
+
+TEST_CASE("the canonical text of what nests as deep as it may is accepted") {
+  const auto repeated = [](const char* text, int count) {
+    std::string result;
+    for (int i = 0; i < count; ++i) result += text;
+    return result;
+  };
+  // A level each, beside that of the whole.
+  for (const auto& [open, close] :
+       {std::pair{"-", ""}, {"- + ", ""}, {"(", ")"}, {"k < 1 ? ", " : s"}, {"k < 1 ? s : ", ""}}) {
+    const bool two = std::string(open) == "- + ";
+    const int most = two ? 31 : 63;
+    CAPTURE(open);
+    const std::string deepest = repeated(open, most) + "s" + repeated(close, most);
+    const std::string text = canonical(deepest);
+    CHECK(canonical(text) == text);
+    CHECK(contains(refusal(repeated(open, most + 1) + "s" + repeated(close, most + 1)),
+                   "nested deeper than 64 levels"));
+  }
+  const std::string text = canonical(repeated("!", 62) + "(k < 1)", kMask);
+  CHECK(canonical(text, kMask) == text);
+  CHECK(canonical("-(-s)") == "- -s");
+  CHECK(canonical("k < 1 ? (k < 2 ? s : 1) : -(-2)") == "k < 1 ? k < 2 ? s : 1 : - -2");
+}
+
+TEST_CASE("what costs a compiler time counts by its kind") {
+  const auto cost = [](const std::string& text) { return Expression::parse(text, kScore).cost(); };
+  CHECK(cost("s") == 0);
+  CHECK(cost("s * 0.5 + 1") == 3);  // 1 becomes a float
+  CHECK(cost("tanh(s) + tanh(s)") == 2 * 44 + 1);
+  CHECK(cost("log(s)") > cost("exp(s)"));
+  CHECK(cost("t[b][h][q][k]") == 4 * cost("t[k]"));
+  CHECK(cost("s / 3") > cost("t[k / 3]"));
+  CHECK(cost("t[k / q]") > cost("s / 3"));
 }
 
 TEST_CASE("hostile texts end in a refusal, soon, and never in code") {

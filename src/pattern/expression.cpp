@@ -20,11 +20,14 @@ struct Function {
   std::string_view name;
   int num_operands;
   bool of_reals;  // else of integers too, and then gives one
+  int cost;       // see Expression::cost
 };
-constexpr Function kFunctions[] = {{"min", 2, false},  {"max", 2, false}, {"abs", 1, false},
-                                   {"exp", 1, true},   {"exp2", 1, true}, {"log", 1, true},
-                                   {"log2", 1, true},  {"sqrt", 1, true}, {"tanh", 1, true},
-                                   {"float", 1, true}, {"int", 1, true}};
+constexpr Function kFunctions[] = {
+    {"min", 2, false, 1},  {"max", 2, false, 1},  {"abs", 1, false, 1},  {"exp", 1, true, 32},
+    {"exp2", 1, true, 12}, {"log", 1, true, 56},  {"log2", 1, true, 56}, {"sqrt", 1, true, 40},
+    {"tanh", 1, true, 44}, {"float", 1, true, 1}, {"int", 1, true, 4}};
+constexpr int kCostOfIndex = 8, kCostOfRealQuotient = 32, kCostOfQuotient = 48;
+constexpr int kCostOfQuotientByNumber = 4;
 constexpr int kToReal = 9, kToInteger = 10;
 
 template <std::size_t kCount>
@@ -453,14 +456,19 @@ const char* Expression::symbol(Op op) {
   return kSymbols[static_cast<int>(op) - static_cast<int>(Op::multiply)];
 }
 
+// Has parentheses only where the grammar needs them, so that it nests no deeper than what was
+// parsed: the canonical text is within kMaxNesting, too.
 void Expression::print(std::string& out, int index) const {
   const Node& node = nodes_[static_cast<std::size_t>(index)];
-  const auto operand = [&](int i, int least) {
-    const Node* inner = &nodes_[static_cast<std::size_t>(node.operands[i])];
+  const auto before = [&](int i) -> const Node& {  // it became a float32 unasked
+    const Node* inner = &nodes_[static_cast<std::size_t>(i)];
     while (inner->op == Op::to_real && inner->index != kWritten) {
       inner = &nodes_[static_cast<std::size_t>(inner->operands[0])];
     }
-    const bool parentheses = precedence(inner->op) < least;
+    return *inner;
+  };
+  const auto operand = [&](int i, int least) {
+    const bool parentheses = precedence(before(node.operands[i]).op) < least;
     if (parentheses) out += '(';
     print(out, node.operands[i]);
     if (parentheses) out += ')';
@@ -500,12 +508,13 @@ void Expression::print(std::string& out, int index) const {
     case Op::negate:
     case Op::logical_not:
       out += node.op == Op::negate ? '-' : '!';
-      operand(0, precedence(node.op) + (node.op == Op::negate ? 1 : 0));
+      if (node.op == Op::negate && before(node.operands[0]).op == Op::negate) out += ' ';
+      operand(0, precedence(node.op));
       break;
     case Op::choose:
       operand(0, 1);
       out += " ? ";
-      operand(1, 1);
+      operand(1, 0);
       out += " : ";
       operand(2, 0);
       break;
@@ -624,6 +633,35 @@ bool Expression::mentions(std::string_view variable) const {
   return std::any_of(nodes_.begin(), nodes_.end(), [&](const Node& node) {
     return node.op == Op::variable && node.index == index;
   });
+}
+
+int Expression::cost() const {
+  int sum = 0;
+  for (const Node& node : nodes_) {
+    switch (node.op) {
+      case Op::integer:
+      case Op::real:
+      case Op::variable:
+        break;
+      case Op::element:
+        sum += kCostOfIndex * node.num_operands;
+        break;
+      case Op::call:
+        sum += kFunctions[node.index].cost;
+        break;
+      case Op::divide:
+      case Op::remainder: {
+        const Node& divisor = nodes_[static_cast<std::size_t>(node.operands[1])];
+        sum += node.type == Type::real     ? kCostOfRealQuotient
+               : divisor.op == Op::integer ? kCostOfQuotientByNumber
+                                           : kCostOfQuotient;
+        break;
+      }
+      default:
+        ++sum;
+    }
+  }
+  return sum;
 }
 
 // Two roundings of sums, products, quotients and roots, to float64 and then float32, give what one

@@ -64,6 +64,11 @@ class Expression {
   /// Whether the variable stands anywhere in it.
   bool mentions(std::string_view variable) const;
 
+  /// What a compiler's time for a kernel that has it at every element grows with: 1 for a sum or
+  /// comparison, 8 for each index of an element, some tens for quotients and functions; 50 are
+  /// about a second (tools/bench/NOTES.md).
+  int cost() const;
+
   /// By the meaning that kernels give it, in int32 and, of a mask, float32, of a score, float64; a
   /// condition is 0 or 1.
   /// @param element of tensor number i at some indices, which may lie outside of it.
