@@ -658,3 +658,35 @@ TEST_CASE("head tables beyond a kernel's parameters are refused") {
   // The same mask for all of them takes one row.
   CHECK(plan_for(kStreaming, heads_64(2048, 8)).spec.head_capacity == 1);
 }
+
+TEST_CASE(
+    "scores that would keep the compiler for minutes are refused, whatever heads share them") {
+  const auto score = [](int first, int count) {
+    std::string text;
+    for (int i = first; i < first + count; ++i) {
+      text += fmt::format("{}tanh(s * {}.5)", text.empty() ? "" : " + ", i);
+    }
+    return fmt::format("causal with score(\"{}\")", text);
+  };
+  const Problem problem{.head_dim = 64, .num_heads = 4, .num_heads_kv = 4};
+  CHECK_NOTHROW(plan_for(score(0, 8), problem));
+  const Error error = error_of([&] { plan_for(score(0, 9), problem); });
+  CHECK(error.code() == Errc::unsupported);
+  const std::string message = error.what();
+  CHECK(
+      message.starts_with("score expressions of cost 413 are not supported in a kernel: the "
+                          "limit is 400"));
+  CHECK(message.ends_with("give heads with different scores launches of their own"));
+  // The same score counts once, and one of heads that are elsewhere not at all.
+  const auto heads = [&](const std::string& a, const std::string& b) {
+    return fmt::format("heads(0-3: {}, else: {})", a, b);
+  };
+  Problem all = problem;
+  all.num_heads = all.num_heads_kv = 8;
+  CHECK_NOTHROW(plan_for(heads(score(0, 8), score(0, 8)), all));
+  CHECK(std::string(error_of([&] { plan_for(heads(score(0, 5), score(5, 5)), all); }).what())
+            .find("cost 456") != std::string::npos);
+  Problem first = problem;
+  first.num_heads_total = 8;
+  CHECK_NOTHROW(plan_for(heads(score(0, 8), score(8, 8)), first));
+}

@@ -246,6 +246,29 @@ void make_set(std::vector<Value>& values) {
   values.erase(std::unique(values.begin(), values.end()), values.end());
 }
 
+// NVRTC's time grows faster than what is computed at every element (tools/bench/NOTES.md).
+constexpr int kMostScoreCost = 400;
+
+void check_score_cost(const Pattern& pattern, const std::vector<int>& classes) {
+  std::vector<std::string> scores;
+  for (const int c : classes) scores.push_back(pattern.classes()[c].modifiers.score);
+  make_set(scores);
+  int cost = 0;
+  for (const std::string& score : scores) {
+    if (score.empty()) continue;
+    cost += pattern::parse_expression(score, pattern::ExpressionUse::score).cost();
+  }
+  if (cost <= kMostScoreCost) return;
+  throw Error(
+      Errc::unsupported,
+      fmt::format("score expressions of cost {} are not supported in a kernel: the limit is {}, "
+                  "some ten seconds of compiling, where log counts 56, a quotient 32, or 48 of "
+                  "whole numbers and 4 by a constant, tanh 44, sqrt 40, exp 32, exp2 12, each "
+                  "index of a tensor 8, a sum 1; read from a tensor what does not depend on s, or "
+                  "give heads with different scores launches of their own",
+                  cost, kMostScoreCost));
+}
+
 // What the kernel that finds tiles is told. Expressions that only classes without heads have are
 // not among the kernel's, and nobody asks for their tiles.
 void plan_tiles(const std::vector<const pattern::Expression*>& conditions,
@@ -284,7 +307,10 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   // Only classes that some head has count: HeadClasses::kNumNumbers knows no others.
   std::vector<std::string>& distinct = plan.spec.structures;
   size_t most_numbers = 0;
-  for (const int c : class_of_head) {
+  std::vector<int> used_classes = class_of_head;
+  make_set(used_classes);
+  check_score_cost(pattern, used_classes);
+  for (const int c : used_classes) {
     check_prune_alone(pattern.classes()[c].modifiers);
     distinct.push_back(structures[c]);
     add_expressions(pattern.classes()[c], plan.spec.expressions);
