@@ -164,6 +164,51 @@ TEST_CASE("the interpreter agrees with the naive predicates on every element") {
   }
 }
 
+TEST_CASE("what a neighborhood shows is counted by its axes as by its rows") {
+  std::mt19937_64 random(31);
+  const auto from = [&](int least, int most) {
+    return least + static_cast<int>(random() % static_cast<unsigned>(most - least + 1));
+  };
+  for (int turn = 0; turn < 300; ++turn) {
+    const int axes = from(1, 3);
+    girih::GridNeighborhood grid;
+    std::vector<int> windows, strides, dilations, causal;
+    int tokens = 1;
+    for (int axis = 0; axis < axes; ++axis) {
+      const int extent = from(1, 12), dilation = from(1, std::min(3, extent));
+      const int window = from(1, extent / dilation);
+      grid.grid.push_back(extent);
+      windows.push_back(window);
+      strides.push_back(from(1, window));
+      dilations.push_back(dilation);
+      causal.push_back(from(0, 1));
+      tokens *= extent;
+    }
+    grid.window.values = windows;
+    grid.stride.values = strides;
+    grid.dilation.values = dilations;
+    grid.causal.values = causal;
+    const Mask mask = girih::neighborhood(grid);
+    CAPTURE(mask.text());
+    const int behind = from(0, 40);
+    // Fewer rows than the grid has are no product; nor are masks of it.
+    for (const int rows : {tokens, tokens - 1}) {
+      const Geometry geometry{rows, tokens + behind, 0, 0};
+      REQUIRE(girih::pattern::count_visible(mask, geometry) ==
+              girih::pattern::count_visible(mask, geometry, {0, rows}));
+    }
+    const Geometry geometry{tokens, tokens + behind, 0, 0};
+    REQUIRE(girih::pattern::count_visible(mask, geometry) +
+                girih::pattern::count_visible(!mask, geometry) ==
+            std::int64_t{tokens} * (tokens + behind));
+  }
+  // 2^26 tokens, one by one for minutes.
+  const Mask image = Mask::parse("neighborhood(8192x8192, window=64)");
+  constexpr int kTokens = 1 << 26;
+  CHECK(girih::pattern::count_visible(image, {kTokens, kTokens + 5, 0, 0}) ==
+        std::int64_t{kTokens} * (64 * 64 + 5));
+}
+
 TEST_CASE("nothing is visible outside the sequence, not even under a negation") {
   const Geometry geometry{4, 6, 2, 0};
   std::mt19937_64 random(6);

@@ -248,6 +248,32 @@ TEST_CASE("warm refuses what it does not understand, with the line") {
   check_refused(kTwoKernels + Arguments{"--jobs", "0"}, 2, "invalid_argument", {"--jobs 0"});
 }
 
+TEST_CASE("explain estimates from some rows what would take long to count, and says so") {
+  const Program program;
+  // Every other key up to the row's own.
+  const Arguments condition{"explain", "expr(\"k <= p && (p - k) % 2 == 0\")", "--arch", "sm_90a"};
+  const Arguments far{"--seqlen-q", "262144"};
+  const Json report = program.json(condition + far);
+  const Json& own = report["classes"][0];
+  const int rows = own["sampled_rows"];
+  CHECK(rows > 0);
+  CHECK(rows < 262144 / 100);
+  CHECK(report["tiles"]["estimated"] == true);
+  CHECK(own["visible"].get<double>() == doctest::Approx(262144.0 * 262144 / 4).epsilon(0.05));
+  const Json& tile = report["tile"];
+  const double tiles = 262144.0 / tile["block_m"].get<int>() * 262144 / tile["block_n"].get<int>();
+  CHECK(report["tiles"]["partial"].get<double>() == doctest::Approx(tiles / 2).epsilon(0.05));
+  CHECK(report["tiles"]["empty"].get<double>() == doctest::Approx(tiles / 2).epsilon(0.05));
+  const std::string text = program.run(condition + far).out;
+  CHECK(text.find(", estimated from " + std::to_string(rows) + " of 262144 rows") != text.npos);
+  CHECK(text.find("over all heads, estimated;") != text.npos);
+
+  const Json counted = program.json(condition + Arguments{"--seqlen-q", "512"});
+  CHECK_FALSE(counted["classes"][0].contains("sampled_rows"));
+  CHECK(counted["tiles"]["estimated"] == false);
+  CHECK(counted["classes"][0]["visible"] == 512 * 514 / 4);
+}
+
 TEST_CASE("explain says what kernel there would be, and where its numbers come from") {
   const Program program;
   const Arguments explain{"explain",    "kv_heads(0: causal, else: causal & sink(64))",

@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
 #include "fill.hpp"
@@ -81,13 +84,61 @@ std::string text_of_record(const Json& record) {
       record["device"].get<std::string>(), record["date"].get<std::string>());
 }
 
-pattern::TileCounts tiles_of(const Mask& mask, const Geometry& geometry, const plan::Plan& plan) {
+// Of a mask, in one head. Where counting would take long, of some query tiles, and what that comes
+// to for all of them.
+struct Counts {
+  pattern::TileCounts tiles;
+  double visible = 0;
+  int sampled_rows = 0;  // 0: all were counted
+};
+
+// Query tiles at equal distances, so many that counting takes about a second; none where all do.
+std::vector<QueryRows> sample_of(const Mask& mask, const Geometry& geometry, int block_m) {
+  constexpr double kMostWork = 5e7;
+  std::vector<QueryRows> sample;
+  const double work = pattern::counting_work(mask, geometry);
+  if (work <= kMostWork) return sample;
+  const int count = ceil_div(geometry.seqlen_q, block_m);
+  const int wanted = std::max(static_cast<int>(count * (kMostWork / work)), 1);
+  for (int i = 0; i < wanted; ++i) {
+    const auto tile = static_cast<int>((2 * std::int64_t{i} + 1) * count / (2 * wanted));
+    sample.push_back({tile * block_m, std::min((tile + 1) * block_m, geometry.seqlen_q)});
+  }
+  return sample;
+}
+
+Counts counts_of(const Mask& mask, const Geometry& geometry, const plan::Plan& plan) {
   const TileConfig& tile = plan.spec.tile;
-  if (!plan.spec.bricks) return pattern::count_tiles(mask, geometry, tile.block_m, tile.block_n);
-  const plan::BrickHeads head{mask.numbers(), 1};
-  const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
-                                                   geometry.seqlen_k - plan.grid.volume());
-  return {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty};
+  Counts counts;
+  if (plan.spec.bricks) {
+    const plan::BrickHeads head{mask.numbers(), 1};
+    const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
+                                                     geometry.seqlen_k - plan.grid.volume());
+    counts.tiles = {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty};
+    counts.visible = static_cast<double>(pattern::count_visible(mask, geometry));
+    return counts;
+  }
+  const std::vector<QueryRows> sample = sample_of(mask, geometry, tile.block_m);
+  if (sample.empty()) {
+    counts.tiles = pattern::count_tiles(mask, geometry, tile.block_m, tile.block_n);
+    counts.visible = static_cast<double>(pattern::count_visible(mask, geometry));
+    return counts;
+  }
+  for (const QueryRows& rows : sample) {
+    const pattern::TileCounts own =
+        pattern::count_tiles(mask, geometry, tile.block_m, tile.block_n, rows);
+    counts.tiles.full += own.full;
+    counts.tiles.partial += own.partial;
+    counts.tiles.empty += own.empty;
+    counts.visible += static_cast<double>(pattern::count_visible(mask, geometry, rows));
+    counts.sampled_rows += rows.end - rows.begin;
+  }
+  const double factor = static_cast<double>(geometry.seqlen_q) / counts.sampled_rows;
+  for (std::int64_t* count : {&counts.tiles.full, &counts.tiles.partial, &counts.tiles.empty}) {
+    *count = std::llround(static_cast<double>(*count) * factor);
+  }
+  counts.visible *= factor;
+  return counts;
 }
 
 Json classes_json(const Pattern& pattern, const Problem& problem, const plan::Plan& plan,
@@ -100,9 +151,10 @@ Json classes_json(const Pattern& pattern, const Problem& problem, const plan::Pl
               {"mask", mask.text()},
               {"structure", plan::structure_of(pattern.classes()[pattern_class])}};
     if (geometry) {
-      const pattern::TileCounts tiles = tiles_of(mask, own, plan);
+      const auto [tiles, visible, sampled_rows] = counts_of(mask, own, plan);
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
-      json["visible"] = pattern::count_visible(mask, own);
+      json["visible"] = std::llround(visible);
+      if (sampled_rows > 0) json["sampled_rows"] = sampled_rows;
     }
     classes.push_back(std::move(json));
   }
@@ -113,8 +165,10 @@ Json classes_json(const Pattern& pattern, const Problem& problem, const plan::Pl
 Json total_tiles(const Json& classes, const TileConfig& tile) {
   std::int64_t full = 0, partial = 0, empty = 0;
   double visible = 0;
+  bool estimated = false;
   for (const Json& entry : classes) {
     const std::int64_t heads = entry["num_heads"];
+    estimated |= heads > 0 && entry.contains("sampled_rows");
     full += heads * entry["tiles"]["full"].get<std::int64_t>();
     partial += heads * entry["tiles"]["partial"].get<std::int64_t>();
     empty += heads * entry["tiles"]["empty"].get<std::int64_t>();
@@ -124,6 +178,7 @@ Json total_tiles(const Json& classes, const TileConfig& tile) {
   return {{"full", full},
           {"partial", partial},
           {"empty", empty},
+          {"estimated", estimated},
           {"visible_of_computed", computed > 0 ? visible / computed : 0}};
 }
 
@@ -156,9 +211,13 @@ std::string text_of(const Json& report, const Problem& problem) {
                           text(entry["mask"]), text(entry["structure"]));
     if (!entry.contains("tiles")) continue;
     const Json& tiles = entry["tiles"];
-    result += fmt::format("            tiles: {} full, {} partial, {} empty\n",
-                          tiles["full"].get<std::int64_t>(), tiles["partial"].get<std::int64_t>(),
-                          tiles["empty"].get<std::int64_t>());
+    result += fmt::format(
+        "            tiles: {} full, {} partial, {} empty{}\n", tiles["full"].get<std::int64_t>(),
+        tiles["partial"].get<std::int64_t>(), tiles["empty"].get<std::int64_t>(),
+        entry.contains("sampled_rows")
+            ? fmt::format(", estimated from {} of {} rows", entry["sampled_rows"].get<int>(),
+                          report["seqlen_q"].get<int>())
+            : "");
   }
   for (const Json& input : report["inputs"]) {
     result += fmt::format("input       {}: {}\n", text(input["name"]), text(input["wants"]));
@@ -166,10 +225,11 @@ std::string text_of(const Json& report, const Problem& problem) {
   if (report.contains("tiles")) {
     const Json& tiles = report["tiles"];
     result += fmt::format(
-        "tiles       {} full, {} partial, {} empty over all heads; of the elements computed, "
+        "tiles       {} full, {} partial, {} empty over all heads{}; of the elements computed, "
         "{:.1f} % are visible\n",
         tiles["full"].get<std::int64_t>(), tiles["partial"].get<std::int64_t>(),
-        tiles["empty"].get<std::int64_t>(), 100 * tiles["visible_of_computed"].get<double>());
+        tiles["empty"].get<std::int64_t>(), tiles["estimated"].get<bool>() ? ", estimated" : "",
+        100 * tiles["visible_of_computed"].get<double>());
   }
   result +=
       fmt::format("kernel      {} structure{}, {}\n", report["structures"].size(),

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
+#include <vector>
 
 #include "girih/error.hpp"
 #include "girih/shared/expression.cuh"
@@ -216,7 +218,50 @@ Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles ti
   return demote_last_tile(seek_expression(mask, geometry, rows, tiles, n), tiles, n);
 }
 
+namespace {
+
+bool is_neighborhood(const Mask& mask) {
+  return mask.op() == Mask::Op::atom &&
+         atom_table()[mask.atom_index()].name == std::string_view(Neighborhood::kInfo.name);
+}
+
+// Of a neighborhood's axis by itself: the elements of a sequence of its coordinates.
+std::int64_t count_on_axis(const int* numbers, int axis) {
+  const Neighborhood::Number fields[] = {Neighborhood::kGrid, Neighborhood::kWindow,
+                                         Neighborhood::kStride, Neighborhood::kDilation,
+                                         Neighborhood::kCausal};
+  constexpr int kNoAxis[] = {0, 1, 1, 1, 0};
+  std::vector<Number> own(static_cast<std::size_t>(Neighborhood::kInfo.num_numbers()), 0);
+  for (std::size_t field = 0; field < std::size(fields); ++field) {
+    for (int other = 0; other < kMaxAxes; ++other) {
+      const bool kept = other == kMaxAxes - 1;  // neighbours in memory, which are counted fast
+      own[static_cast<std::size_t>(fields[field] + other)] =
+          kept ? numbers[fields[field] + axis] : kNoAxis[field];
+    }
+  }
+  const int extent = std::max(numbers[Neighborhood::kGrid + axis], 1);
+  const Mask alone = Mask::atom(Neighborhood::kInfo.name, own);
+  return count_visible(alone, {extent, extent, 0, 0}, {0, extent});
+}
+
+}  // namespace
+
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry) {
+  if (is_neighborhood(mask)) {
+    const int* const numbers = mask.numbers().data();
+    const int tokens = Neighborhood(numbers).tokens();
+    if (geometry.seqlen_q == tokens && geometry.seqlen_k >= tokens) {
+      std::int64_t in_grid = 1;
+      for (int axis = 0; axis < kMaxAxes; ++axis) {
+        if (numbers[Neighborhood::kGrid + axis] > 0) in_grid *= count_on_axis(numbers, axis);
+      }
+      return in_grid + std::int64_t{tokens} * (geometry.seqlen_k - tokens);
+    }
+  }
+  return count_visible(mask, geometry, {0, geometry.seqlen_q});
+}
+
+std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows of_rows) {
   // Large tiles settle most of the matrix at once, small ones most of the rest.
   constexpr int kLarge = 64, kSmall = 16;
   const KeyTiles large{kLarge, geometry.seqlen_k}, small{kSmall, geometry.seqlen_k};
@@ -242,19 +287,43 @@ std::int64_t count_visible(const Mask& mask, const Geometry& geometry) {
                     [&](int i, TileKind inner) { add_small(few, i, inner); });
     }
   };
-  for (int q = 0; q < geometry.seqlen_q; q += kLarge) {
-    const QueryRows rows{q, std::min(q + kLarge, geometry.seqlen_q)};
+  for (int q = of_rows.begin; q < of_rows.end; q += kLarge) {
+    const QueryRows rows{q, std::min(q + kLarge, of_rows.end)};
     for_each_tile(mask, geometry, rows, large, 0, large.count(),
                   [&](int n, TileKind kind) { add_large(rows, n, kind); });
   }
   return count;
 }
 
+double counting_work(const Mask& mask, const Geometry& geometry) {
+  const double rows = geometry.seqlen_q;
+  if (mask.op() == Mask::Op::expression) return rows * geometry.seqlen_k;
+  if (is_neighborhood(mask)) {
+    const int* const numbers = mask.numbers().data();
+    const Neighborhood grid(numbers);
+    const auto span = [&](int axis) -> double {
+      return std::max(
+          numbers[Neighborhood::kWindow + axis] * numbers[Neighborhood::kDilation + axis], 1);
+    };
+    constexpr double kWord = 16;  // keys that are counted at once
+    const double lines = static_cast<double>(grid.extent(0)) * grid.extent(1);
+    return rows * (lines + span(0) * span(1) * (1 + span(2) / kWord));
+  }
+  double work = 0;
+  for (const Mask& operand : mask.operands()) work += counting_work(operand, geometry);
+  return work;
+}
+
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n) {
+  return count_tiles(mask, geometry, block_m, block_n, {0, geometry.seqlen_q});
+}
+
+TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
+                       QueryRows of_rows) {
   TileCounts counts;
   const KeyTiles tiles{block_n, geometry.seqlen_k};
-  for (int q = 0; q < geometry.seqlen_q; q += block_m) {
-    const QueryRows rows{q, std::min(q + block_m, geometry.seqlen_q)};
+  for (int q = of_rows.begin; q < of_rows.end; q += block_m) {
+    const QueryRows rows{q, std::min(q + block_m, of_rows.end)};
     for (int n = 0; n < tiles.count();) {
       const Run run = seek(mask, geometry, rows, tiles, n);
       std::int64_t& count = run.kind == TileKind::full      ? counts.full

@@ -28,8 +28,14 @@ std::vector<Span> row_spans(const Mask& mask, const Geometry& geometry, int q);
 /// a kernel's walk does, but for expressions, which kernels judge by blocks of 64 rows and keys.
 Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
 
-/// Visible elements of the whole matrix.
+/// Visible elements of the whole matrix; of a neighborhood alone by its axes.
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry);
+/// Those of some rows.
+std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows rows);
+
+/// How long counting takes, about, in steps of 20 ns: closed forms take none but neighborhoods,
+/// whose lines are gone through, and expressions, which are evaluated at every element.
+double counting_work(const Mask& mask, const Geometry& geometry);
 
 struct TileCounts {
   std::int64_t full = 0;
@@ -38,5 +44,8 @@ struct TileCounts {
 };
 /// What a kernel with these tiles visits.
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n);
+/// Of some rows, in tiles that begin with the first of them.
+TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
+                       QueryRows rows);
 
 }  // namespace girih::pattern
