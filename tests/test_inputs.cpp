@@ -381,6 +381,12 @@ TEST_CASE("blocks for a number and numbers for blocks are refused") {
   CHECK(refusal_of("sink($n)", {{"n", bits()}}) == wanted);
 }
 
+TEST_CASE("numbers for what expressions index are refused with what they should be given as") {
+  const std::string refused = refusal_of("expr(\"n[b][k] > 0\")", {{"n", numbers()}});
+  CHECK(refused.starts_with("the input 'n' was given numbers, but the pattern wants int32 "));
+  CHECK(refused.ends_with(": give it as Values, in Python girih.Values(tensor)"));
+}
+
 TEST_CASE("a batch that is neither 1 nor the launch's is refused") {
   const std::string expected =
       "has batch 2: it must be 1, for all to share it, or the number of sequences, 3";

@@ -251,8 +251,10 @@ typedef struct girih_input {
   // Values: the dimensions that the pattern wants, such as [batch, heads, seqlen_k]. Leading ones
   // may be left out, and all share; so do they where the extent of batch or heads is 1. What
   // expressions index has a dimension for each index; int32 of expr, float32 of score.
-  int64_t shape[4];   // the first `rank`
-  int64_t stride[4];  // in elements; all 0: contiguous
+  int64_t shape[4];  // the first `rank`
+  // In elements. All 0 mean contiguous, not one number for all: copy a tensor expanded in every
+  // dimension, or give it extents of 1.
+  int64_t stride[4];
   girih_values_type type;
   int32_t rank;
   // Intervals of columns, of which k_data, second_start and second_end are strided as `data` is,
@@ -302,14 +304,16 @@ typedef struct girih_args {
 // and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
-// block lists, tables or masks, indices, or columns and slashes, or the pattern has expr("...").
+// block lists, tables or masks, indices of tokens, intervals of columns, or columns and slashes, or
+// the pattern has expr("..."). Bits of blocks, numbers, thresholds and values, also those that
+// expressions index, are read where they lie.
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
-// Enqueues on args->stream what prepares the block lists, tables, masks, indices, columns and
-// slashes among the inputs, and the tiles of expressions, in `workspace`: once for any number of
-// launches with the same ones, and of slashes and expressions with the same lengths and positions.
-// `check` other than 0 waits for the stream and
+// Enqueues on args->stream what prepares the block lists, tables, masks, indices, intervals,
+// columns and slashes among the inputs, and the tiles of expr("..."), in `workspace`: once for any
+// number of launches with the same ones, and of slashes and expressions with the same lengths and
+// positions, and the same elements of their tensors. `check` other than 0 waits for the stream and
 // refuses entries out of range, which are ignored otherwise.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);

@@ -162,8 +162,10 @@ struct Values {
   const void* data = nullptr;
   Type type = Type::float32;
   int rank = 0;
-  std::array<std::int64_t, 4> shape{};   ///< the first `rank`
-  std::array<std::int64_t, 4> stride{};  ///< in elements; all 0: contiguous
+  std::array<std::int64_t, 4> shape{};  ///< the first `rank`
+  /// In elements. All 0 mean contiguous, not one number for all: copy a tensor expanded in every
+  /// dimension, or give it extents of 1.
+  std::array<std::int64_t, 4> stride{};
 
   Values() = default;
   Values(const float* values, std::initializer_list<std::int64_t> extents)

@@ -115,21 +115,22 @@ struct KernelInfo {
 class Kernel {
  public:
   /// Enqueues one attention forward on args.stream. Block lists, byte masks, indices of tokens,
-  /// slashes and the tiles of expressions must have been built into the workspace, on this stream
-  /// or before it.
+  /// intervals of columns, slashes and the tiles of expressions must have been built into the
+  /// workspace, on this stream or before it.
   /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
   void launch(const Args& args, Workspace workspace = {}) const;
 
   /// Scratch that build_lists and launch need for these arguments. Patterns without block lists,
-  /// byte masks, indices of tokens, slashes or expr(...) need none.
+  /// byte masks, indices of tokens, intervals of columns, slashes or expr(...) need none: bits,
+  /// numbers, thresholds and Values are read where they lie.
   std::size_t workspace_bytes(const Args& args) const;
 
-  /// Enqueues on args.stream what prepares the block lists, byte masks, indices of tokens and
-  /// slashes among args.inputs, and the tiles of expressions: once for any number of launches with
-  /// the same ones and workspace, and of slashes and expressions with the same lengths and
-  /// positions. Does nothing where there are none. With
-  /// Check::yes it waits for the stream and refuses lists with entries out of range, which are
-  /// ignored otherwise.
+  /// Enqueues on args.stream what prepares the block lists, byte masks, indices of tokens,
+  /// intervals of columns and slashes among args.inputs, and the tiles of expr(...): once for any
+  /// number of launches with the same ones and workspace, and of slashes and expressions with the
+  /// same lengths and positions, and the same elements of their tensors. Does nothing where there
+  /// are none. With Check::yes it waits for the stream and refuses lists with entries out of range,
+  /// which are ignored otherwise.
   /// @throws Error as launch.
   void build_lists(const Args& args, Workspace workspace, Check check = Check::no) const;
 

@@ -137,6 +137,9 @@ class InputPlanner {
   }
 
   void operator()(const HeadNumbers& numbers) {
+    if (wanted_.is_tensor()) {
+      wrong_kind("numbers", ": give it as Values, in Python girih.Values(tensor)");
+    }
     if (wanted_.kind != InputInfo::Kind::number) wrong_kind("numbers");
     check_extents(numbers.batch, numbers.heads);
     check_pointer("data", numbers.data, 4);
@@ -356,9 +359,9 @@ class InputPlanner {
                        expected));
   }
 
-  [[noreturn]] void wrong_kind(const char* given) const {
-    refuse(fmt::format("the input '{}' was given {}, but the pattern wants {}", wanted_.name, given,
-                       wanted_.description()));
+  [[noreturn]] void wrong_kind(const char* given, const char* remedy = "") const {
+    refuse(fmt::format("the input '{}' was given {}, but the pattern wants {}{}", wanted_.name,
+                       given, wanted_.description(), remedy));
   }
 
   // A launch without rows reads nothing. One without keys reads what rows and heads have: the sum

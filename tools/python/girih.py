@@ -540,6 +540,10 @@ def _input(name, value, device):
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
     elif _dtype_name(value.dtype) == "int32":
+        if len(value.shape) > 2:
+            _refuse("%s has %d dimensions: numbers of an atom have 0 to 2, [batch, heads]; what expr "
+                    "indexes is girih.Values(tensor), documents and the like are TokenIndices"
+                    % (where, len(value.shape)))
         batch, heads = _planes(where, value, 0)
         result = _Input(kind=_HEAD_NUMBERS, batch=batch, heads=heads,
                         data=_array(where, value, "int32", value.shape, device))
@@ -669,7 +673,8 @@ class Kernel:
 
     def workspace_bytes(self, q, k, v, **arguments):
         """Device scratch memory that such a launch needs: 0 unless some of the inputs are block
-        lists, tables or masks."""
+        lists, tables or masks, TokenIndices, ColumnIntervals or SlashLists, or the pattern has
+        expr("..."). BlockBits, numbers, Thresholds and values are read where they lie."""
         return self._workspace_bytes(_Call(q, k, v, **arguments))
 
     def _workspace_bytes(self, call):
@@ -678,9 +683,11 @@ class Kernel:
         return size.value
 
     def build_lists(self, q, k, v, *, workspace, check=False, **arguments):
-        """Prepares block lists, tables, masks and indices among the inputs in `workspace`, a contiguous
-        tensor: once for any number of launches with the same ones. check=True waits for that, and
-        refuses entries out of range, which are ignored otherwise."""
+        """Prepares block lists, tables and masks, TokenIndices, ColumnIntervals and SlashLists among the
+        inputs, and the tiles of expr("..."), in `workspace`, a contiguous tensor: once for any number
+        of launches with the same ones, and of SlashLists and expressions with the same lengths and
+        positions, and the same elements of their tensors. check=True waits for that, and refuses
+        entries out of range, which are ignored otherwise."""
         call = _Call(q, k, v, **arguments)
         memory = _memory(workspace, call.device)
         call.run(lambda: _library().girih_build_lists(self._handle, call.args, *memory, check))
