@@ -8,6 +8,6 @@ namespace girih {
 
 void mbarrier_init(uint32 barrier, int arrivals);
 void mbarrier_arrive(uint32 barrier);
-bool mbarrier_has_ended(uint32 barrier, uint32 parity);
+void mbarrier_wait(uint32 barrier, uint32 parity);
 
 }  // namespace girih
