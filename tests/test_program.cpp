@@ -77,16 +77,16 @@ TEST_CASE("program: explain names a neighborhood's bricks and counts their tiles
     return more;
   };
   const Json report = program.json(with({"--seqlen-q", "65536"}));
-  CHECK(report["bricks"] == Json{{"queries", "16x8"}, {"keys", "8x16"}});
+  CHECK(report["bricks"] == Json{{"queries", "24x8"}, {"keys", "8x8"}});
   const std::int64_t full = report["tiles"]["full"], partial = report["tiles"]["partial"];
-  CHECK(full + partial + report["tiles"]["empty"].get<std::int64_t>() == 2 * 512 * 512);
+  CHECK(full + partial + report["tiles"]["empty"].get<std::int64_t>() == 2 * 352 * 1024);
   CHECK(report["tiles"]["visible_of_computed"].get<double>() ==
-        doctest::Approx(1 / 1.294).epsilon(0.001));
-  // Behind the grid 200 keys: for each of 512 bricks a whole tile and a part of one.
+        doctest::Approx(1 / 1.322).epsilon(0.001));
+  // Behind the grid 200 keys: for each of 352 bricks three whole tiles and a part of one.
   const Json more = program.json(with({"--seqlen-q", "65536", "--seqlen-k", "65736"}));
-  CHECK(more["tiles"]["full"] == full + 2 * 512);
-  CHECK(more["tiles"]["partial"] == partial + 2 * 512);
-  CHECK(program.run(with({})).out.find("bricks of the grid: 16x8 queries, 8x16 keys") !=
+  CHECK(more["tiles"]["full"] == full + 2 * 352 * 3);
+  CHECK(more["tiles"]["partial"] == partial + 2 * 352);
+  CHECK(program.run(with({})).out.find("bricks of the grid: 24x8 queries, 8x8 keys") !=
         std::string::npos);
   CHECK_FALSE(program.json(with({"--portable"})).contains("bricks"));
 }
