@@ -41,6 +41,24 @@ extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
 }}
 )";
 
+// Plans which query tiles are split, and merges their parts.
+constexpr const char* kSplitKernels = R"(
+extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
+    {}(const __grid_constant__ girih::FwdParams params,
+                      const __grid_constant__ girih::Config::Heads heads,
+                      const __grid_constant__ girih::InputTable<{}> inputs,
+                      const __grid_constant__ girih::SplitMemory splits,
+                      girih::SplitPhase phase) {{
+  girih::FwdSm90<girih::Config>::Splits::plan(params, heads, inputs.views, splits, phase);
+}}
+
+extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
+    {}(const __grid_constant__ girih::FwdParams params,
+                       const __grid_constant__ girih::SplitMemory splits) {{
+  girih::FwdSm90<girih::Config>::Splits::merge(params, splits);
+}}
+)";
+
 // What the two families' entries have in common.
 constexpr const char* kConfig = R"(
 namespace girih {{
@@ -52,7 +70,7 @@ struct Config {{
   static constexpr int kBlockN = {block_n};
   static constexpr int kNumStages = {num_stages};
   static constexpr int {last_name} = {last_value};{hopper}
-  static constexpr bool kSoftcap = {softcap};{prune}
+  static constexpr bool kSoftcap = {softcap};{prune}{splits}
   using Classes = HeadClasses<  //
       {structures}>;
   using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers{prune_number}>;
@@ -67,6 +85,9 @@ constexpr const char* kHopperConfig = R"(
 
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
+
+constexpr const char* kSplitsConfig = R"(
+  static constexpr bool kSplits = true;)";
 
 constexpr const char* kTileMaximaConfig = R"(
   static constexpr bool kTileMaxima = true;)";
@@ -104,6 +125,7 @@ std::string config_of(const plan::KernelSpec& spec) {
                      fmt::arg("prune", spec.prune         ? kPruneConfig
                                        : spec.tile_maxima ? kTileMaximaConfig
                                                           : ""),
+                     fmt::arg("splits", spec.splits ? kSplitsConfig : ""),
                      fmt::arg("prune_number", spec.prune ? " + 1" : ""),
                      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
                      fmt::arg("head_capacity", spec.head_capacity));
@@ -120,9 +142,12 @@ std::string kernel_of(const plan::KernelSpec& spec) {
       fmt::arg("threads", 32 * spec.tile.num_warps), fmt::arg("min_ctas", spec.min_ctas_per_sm),
       fmt::arg("symbol", kKernelSymbol), fmt::arg("inputs_parameter", inputs_parameter),
       fmt::arg("rows_parameter",
-               spec.gathers ? ",\n              const __grid_constant__ girih::FwdRowMaps row_maps"
-                            : ""),
-      fmt::arg("rows", spec.gathers ? ", &row_maps" : ""),
+               spec.gathers  ? ",\n              const __grid_constant__ girih::FwdRowMaps row_maps"
+               : spec.splits ? ",\n              const __grid_constant__ girih::SplitMemory splits"
+                             : ""),
+      fmt::arg("rows", spec.gathers  ? ", &row_maps"
+                       : spec.splits ? ", nullptr, &splits"
+                                     : ""),
       fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
 }
 
@@ -140,6 +165,9 @@ std::string emit(const plan::KernelSpec& spec) {
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
   if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
   if (spec.builds_slashes) source += fmt::format(kBuildSlash, kBuildSlashSymbol);
+  if (spec.splits) {
+    source += fmt::format(kSplitKernels, kPlanSplitsSymbol, spec.num_inputs, kMergeSplitsSymbol);
+  }
   return source;
 }
 

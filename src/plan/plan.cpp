@@ -277,6 +277,16 @@ void plan_gathering(const PatternTraits& traits, const TileConfig& tile, int sha
   spec.gathers = gathers();
 }
 
+// Rows of run-time lists may differ by any factor. A logit without a value would join the sum of
+// every part, decisions on tiles are votes on the whole row's, and gathered keys have no order that
+// parts could be ranges of.
+bool may_split(const KernelSpec& spec) {
+  const bool sinks =
+      std::any_of(spec.structures.begin(), spec.structures.end(),
+                  [](const std::string& text) { return text.find(", SinkLogit") != text.npos; });
+  return spec.builds_lists && !sinks && !spec.prune && !spec.gathers;
+}
+
 }  // namespace
 
 const char* to_string(KernelFamily family) {
@@ -395,6 +405,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                           (!shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
+    plan.spec.splits = may_split(plan.spec);
   }
   plan.keys = traits.keys;
   plan.q_block_size = traits.q_block_size;

@@ -16,7 +16,8 @@
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
 // tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
-// heads are pruned (see attn/prune_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
+// heads are pruned (see attn/prune_sm90.cuh), kSplits where query tiles may be split (see
+// attn/splits_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/gather_slash.cuh"
@@ -26,6 +27,7 @@
 #include "girih/attn/scores.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
+#include "girih/attn/splits_sm90.cuh"
 #include "girih/ptx/mbarrier.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
@@ -61,6 +63,7 @@ struct FwdSm90 {
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;
+  static constexpr bool kSplits = kSplitsTiles<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -90,6 +93,9 @@ struct FwdSm90 {
                             !Config::kPassOver),
                 "all consumers visit the same key tiles and decide together on each");
 
+  static_assert(!kSplits || (!kPrune && !kGathers));
+
+  using Splits = SplitsSm90<FwdSm90>;
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];
@@ -117,7 +123,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work : PrunedTile<kPrune> {
+  struct Work : PrunedTile<kPrune>, PartOfTile<kSplits> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -273,11 +279,11 @@ struct FwdSm90 {
     }
   }
 
-  // Fills in the query tile `index`; false when it has no rows.
+  // Fills in a query tile; false when it has no rows.
   static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
                                                   const Heads& heads, const InputView* inputs,
-                                                  int index) {
-    const QueryTile at = query_tile(params, index, kHeadsPerTile);
+                                                  int tile) {
+    const QueryTile at = query_tile(params, tile, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
     const int first_row = at.m_block * kRowsPerHead;
     if (first_row >= sequence.geometry.seqlen_q) return false;
@@ -315,8 +321,7 @@ struct FwdSm90 {
   // others go to whoever asks next; without a counter they go round, back and forth, so that
   // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
   // tile leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int take_query_tile(const FwdParams& params, int* counter,
-                                                        int round) {
+  static __device__ __forceinline__ int take_query_tile(int num_tiles, int* counter, int round) {
     if (counter == nullptr) {
       const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       return round * gridDim.x + place;
@@ -324,7 +329,7 @@ struct FwdSm90 {
     int taken = 0;
     if (fresh_thread_index() % 32 == 0) {
       taken = atomicAdd(counter, 1);
-      if (taken == params.num_tiles - 1) *counter = 0;
+      if (taken == num_tiles - 1) *counter = 0;
     }
     return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
@@ -361,20 +366,27 @@ struct FwdSm90 {
   // Takes query tiles, describes them and finds the key tiles that they visit; by a warp.
   static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
                                                   const InputView* inputs, int* counter,
-                                                  Control& control) {
+                                                  Control& control, const SplitMemory* splits) {
     Announcer announcer;
     uint32 count = 0;
+    int num_parts = 0;
+    if constexpr (kSplits) num_parts = Splits::num_items(params, *splits);
+    const int num_tiles = params.num_tiles + num_parts;
     int index = blockIdx.x;
 #pragma unroll 1
     for (int round = 1;; ++round) {
-      const bool none_left = index >= params.num_tiles;
+      const bool none_left = index >= num_tiles;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
       bool described = none_left;
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
-        if (!none_left) described = describe(work, params, heads, inputs, index);
+        if (!none_left) {
+          int tile = index;
+          if constexpr (kSplits) tile = Splits::describe(work, *splits, num_parts, index);
+          described = (!kSplits || tile >= 0) && describe(work, params, heads, inputs, tile);
+        }
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();
@@ -383,7 +395,22 @@ struct FwdSm90 {
         find_visits(control, work, announcer);
         if (none_left) return;
       }
-      index = take_query_tile(params, counter, round);
+      index = take_query_tile(num_tiles, counter, round);
+    }
+  }
+
+  // The run of boxes that box n of `count` starts for a part of a query tile's rows.
+  static __device__ __forceinline__ Run seek_boxes(const Work& work, KeyTiles boxes, int count,
+                                                   int part, int n) {
+    const int begin = work.first_row_of(part);
+    const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
+    if (rows.begin >= rows.end) return {count, TileKind::empty};
+    const int head = Work::head_of(part);
+    if constexpr (kHeadsPerTile == 1) {
+      return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
+    } else {
+      return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part), rows,
+                           boxes, n);
     }
   }
 
@@ -398,20 +425,16 @@ struct FwdSm90 {
     }
     const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
     const int count = work.first_row < 0 ? 0 : boxes.count();
-    const auto seek = [&](int part, int n) -> Run {
-      const int begin = work.first_row_of(part);
-      const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
-      if (rows.begin >= rows.end) return {count, TileKind::empty};
-      const int head = Work::head_of(part);
-      if constexpr (kHeadsPerTile == 1) {
-        return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
-      } else {
-        return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part),
-                             rows, boxes, n);
-      }
-    };
+    const auto seek = [&](int part, int n) { return seek_boxes(work, boxes, count, part, n); };
     const int lane = fresh_thread_index() % 32;
     Scan scan;
+    int end = count;
+    if constexpr (kSplits) {
+      if (count > 0) {
+        scan.next_look = work.first_box;
+        end = min(end, work.end_box);
+      }
+    }
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
     int found_boxes = 0;
@@ -427,7 +450,7 @@ struct FwdSm90 {
 #pragma unroll 1
     while (true) {
       typename Scan::Found next;
-      const bool more = scan.next(seek, count, next);
+      const bool more = scan.next(seek, end, next);
       if (!more || found_boxes == kBoxesFound) {
         if (found_boxes < kBoxesFound) full = 0;
         flags |=
@@ -734,8 +757,10 @@ struct FwdSm90 {
       if (work.first_row < 0) return;
       wait(control.out_full[stage], queries.parity);
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
-      if (params.cu_seqlens_q == nullptr ||
-          work.first_row + kRowsPerHead <= work.geometry.seqlen_q) {
+      if (work.is_part()) {
+        // Its consumers have stored it.
+      } else if (params.cu_seqlens_q == nullptr ||
+                 work.first_row + kRowsPerHead <= work.geometry.seqlen_q) {
         if (elect_one()) {
 #pragma unroll
           for (int head = 0; head < kHeadsPerTile; ++head) {
@@ -911,6 +936,12 @@ struct FwdSm90 {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
       const float factor = finish(softmax, r, params, work, warpgroup, lse);
+      if constexpr (kSplits) {
+        if (work.is_part()) {
+          Splits::keep(work, output, r, row, factor, lse);
+          continue;
+        }
+      }
       const int head_row = work.first_row + row % kRowsPerHead;
       if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
@@ -1082,10 +1113,12 @@ struct FwdSm90 {
   }
 
   // `inputs`: the pattern's, by slot; null where it has none. `counter` is 0, and is again in the
-  // end; launches that may run at once have different ones, or null. `row_maps` where kGathers.
+  // end; launches that may run at once have different ones, or null. `row_maps` where kGathers,
+  // `splits` where kSplits.
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
                                              const InputView* inputs, const FwdTensorMaps& maps,
-                                             int* counter, const FwdRowMaps* row_maps = nullptr) {
+                                             int* counter, const FwdRowMaps* row_maps = nullptr,
+                                             const SplitMemory* splits = nullptr) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -1131,7 +1164,7 @@ struct FwdSm90 {
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
       if (warp == 0) load(params, maps, row_maps, control, shared);
       if (warp == 1) store(params, maps, control, shared);
-      if (warp == 2) schedule(params, heads, inputs, counter, control);
+      if (warp == 2) schedule(params, heads, inputs, counter, control, splits);
       if constexpr (kPrune) {
         if (warp == 3) load_kept_values(params, maps, control, shared);
       }
