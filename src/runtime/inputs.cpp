@@ -417,7 +417,7 @@ class InputPlanner {
 
   // A place for so many words in the workspace; null where only the size is asked for.
   uint32* reserve(std::int64_t words) {
-    if (plan_.workspace_bytes == 0) plan_.workspace_bytes = kAlignment;  // holds the ignored counts
+    if (plan_.workspace_bytes == 0) plan_.workspace_bytes = kWorkspaceHeadBytes;
     const std::size_t offset = plan_.workspace_bytes;
     const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(uint32);
     plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -459,7 +459,7 @@ class InputPlanner {
   char* workspace_;
   InputPlan& plan_;
 };
-static_assert(kIgnoredCountsBytes <= kAlignment);
+static_assert(kWorkspaceHeadBytes % kAlignment == 0);
 
 }  // namespace
 

@@ -153,3 +153,11 @@ T atomicAdd(T* address, T value) {
   *address += value;
   return before;
 }
+
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return emulation::exchange(value, [](const unsigned* values) {
+    unsigned least = values[0];
+    for (int lane = 1; lane < 32; ++lane) least = values[lane] < least ? values[lane] : least;
+    return least;
+  });
+}

@@ -87,7 +87,8 @@ struct SplitsSm90 {
     return memory.is_for(params) ? memory.header->num_items : 0;
   }
 
-  // What work `index` is of: parts come first, then all tiles. Negative for a tile that is split.
+  // The tile that work `index` is of: what goes first comes first, then all tiles in their order.
+  // Negative where it is one of those that went first.
   static __device__ __forceinline__ int describe(Work& work, const SplitMemory& memory,
                                                  int num_items, int index) {
     work.first_box = 0;
@@ -95,7 +96,7 @@ struct SplitsSm90 {
     work.part_out = work.part_lse = nullptr;
     if (index >= num_items) {
       const int tile = index - num_items;
-      return num_items > 0 && memory.visits[tile] == kIsSplit ? -1 : tile;
+      return num_items > 0 && memory.visits[tile] == kGoesFirst ? -1 : tile;
     }
     const SplitItem item = memory.items[index];
     work.first_box = item.first_box;
@@ -103,8 +104,10 @@ struct SplitsSm90 {
       const SplitItem next = memory.items[index + 1];
       if (next.tile == item.tile) work.end_box = next.first_box;
     }
-    work.part_lse = memory.lse + int64{index} * kBlockM;
-    work.part_out = memory.out + int64{index} * (kBlockM * kHeadDimV);
+    if (item.slot >= 0) {
+      work.part_lse = memory.lse + int64{item.slot} * kBlockM;
+      work.part_out = memory.out + int64{item.slot} * (kBlockM * kHeadDimV);
+    }
     return item.tile;
   }
 
@@ -143,7 +146,7 @@ struct SplitsSm90 {
       uint16* const out =
           static_cast<uint16*>(params.out) +
           offset(params.out_strides, sequence.q_batch, sequence.q_row + head_row, head);
-      const int64 first_row = int64{split.first_item} * kBlockM + row;
+      const int64 first_row = int64{split.first_slot} * kBlockM + row;
       const float lse = merge_row(memory.lse + first_row, memory.out + first_row * kHeadDimV,
                                   split.num_parts, out, params.empty_lse);
       if (params.lse != nullptr && threadIdx.x % 32 == 0) {

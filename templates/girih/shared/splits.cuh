@@ -1,7 +1,8 @@
 // Query tiles whose visits alone outweigh what each multiprocessor has to do are cut into parts of
-// their key tiles, which go first; a last kernel merges their results. Here: where the plan of that
-// lies, and which parts are best. Nothing about results depends on the plan: the parts of a tile
-// are ranges of keys that together are all keys, however long sequences have become since.
+// their key tiles; those and other long tiles go first, and a last kernel merges the parts'
+// results. Here: where the plan of that lies, and which parts are best. Results are right whatever
+// the plan: the parts of a tile are ranges of keys that together are all keys, however long the
+// sequences have become since.
 #pragma once
 
 #include "girih/shared/params.cuh"
@@ -11,28 +12,32 @@ namespace girih {
 constexpr int kSplitThreads = 256;  // of a CTA that plans or merges; launch bounds ask for two CTAs
 
 // In visits of a key tile. A query tile or a part costs so many beyond its own: describing it, and
-// filling and draining the pipeline.
+// filling and draining the pipeline. Merging costs a launch, about.
 constexpr int kSplitTileCost = 3;
-constexpr int kLeastSplitVisits = 32;  // tiles with no more stay whole
+constexpr int kMergeCost = 8;
+constexpr int kLeastHeavyVisits = 32;  // tiles with no more stay where they are
 constexpr int kLeastPartVisits = 8;
 constexpr int kMostParts = 128;       // of a tile
-constexpr int kMostSplitTiles = 256;  // there are fewer than multiprocessors
+constexpr int kMostHeavyTiles = 512;  // there are fewer than two for each multiprocessor
 
-// What stands for the visits of a tile without rows, and of one that is split.
+// What stands for the visits of a tile without rows, and of one that goes first.
 constexpr int kNoRows = -2;
-constexpr int kIsSplit = -1;
+constexpr int kGoesFirst = -1;
 
 constexpr int kNoBox = 2147483647;
 
-// A part: the boxes of keys from its first one to before the first one of the tile's next part.
+// What goes first: a part of a tile, which has the boxes of keys from its first one to before the
+// first one of the tile's next part, or a whole tile.
 struct SplitItem {
   int tile;
   int first_box;
+  int slot;  // of the part's result; negative: the whole tile
 };
 
 struct SplitTile {
   int tile;
   int first_item;
+  int first_slot;
   int num_parts;
   int boxes_per_part;  // visited ones
 };
@@ -50,11 +55,11 @@ struct SplitHeader {
 struct SplitMemory {
   SplitHeader* header;  // null: nothing is split
   int* visits;          // [num_tiles], of key tiles
-  SplitTile* tiles;     // [kMostSplitTiles]
-  SplitItem* items;     // [capacity]; parts of one tile are neighbours
+  SplitTile* tiles;     // [kMostHeavyTiles]
+  SplitItem* items;     // [capacity + kMostHeavyTiles]; parts of one tile are neighbours
   float* lse;           // [capacity, block_m], natural
   float* out;           // [capacity, block_m, head_dim_v], normalised
-  int capacity;
+  int capacity;         // slots
   int num_sms;
 
   // A header for this launch, without items.
@@ -75,10 +80,10 @@ struct SplitMemory {
 // The steps of planning, each a launch.
 enum class SplitPhase : int { count, choose, place };
 
-// Parts that a launch may have: 0 where no tile can have enough visits. Those that
-// split_time() allows are never more than twice the multiprocessors.
+// Parts that a launch may have: 0 where no tile can have enough visits. Twice the multiprocessors
+// are enough for any tiles.
 GIRIH_HD constexpr int split_capacity(int num_sms, int num_tiles, int most_visits) {
-  if (most_visits <= kLeastSplitVisits) return 0;
+  if (most_visits <= kLeastHeavyVisits) return 0;
   const int parts = min(ceil_div(most_visits, kLeastPartVisits), kMostParts);
   return num_tiles > 2 * num_sms / parts ? 2 * num_sms : num_tiles * parts;
 }
@@ -96,8 +101,8 @@ GIRIH_HD constexpr int split_share(uint64 cost, int num_sms) {
   return static_cast<int>((quotient << 16) + (rest + divisor - 1) / divisor);
 }
 
-// Tiles with more visits are cut, where their parts are smaller.
-GIRIH_HD constexpr int split_limit(int share) { return max(share, kLeastSplitVisits); }
+// Tiles with more visits go first, and may be cut.
+GIRIH_HD constexpr int heavy_limit(int share) { return max(share / 2, kLeastHeavyVisits); }
 
 // The sizes of parts to choose from, in visits: from 4/3 of the share down to a fifth of it.
 constexpr int kSplitGoals = 32;
@@ -113,23 +118,24 @@ GIRIH_HD constexpr int num_parts(int visits, int goal) {
   return ceil_div(visits, part_visits(visits, goal));
 }
 
-// How long a launch takes, about, in visits, whose tiles of more visits than the limit are cut so:
-// every multiprocessor takes one part after the other, and what they leave is filled by tiles.
+// How long a launch takes, about, in visits, whose heavy tiles are cut so: every multiprocessor
+// takes one of what goes first after the other, and what they leave is filled by other tiles.
 // kNoTime where there is no room for so many parts.
 constexpr int kNoTime = 2147483647;
-GIRIH_HD constexpr int split_time(const int* visits, int num_tiles, int share, int num_sms,
+GIRIH_HD constexpr int split_time(const int* visits, int num_heavy, int share, int num_sms,
                                   int capacity, int goal) {
-  int num_items = 0, longest = 0;
+  int num_items = 0, num_slots = 0, longest = 0;
   GIRIH_ROLLED
-  for (int i = 0; i < num_tiles; ++i) {
+  for (int i = 0; i < num_heavy; ++i) {
     const int parts = num_parts(visits[i], goal);
-    num_items += parts > 1 ? parts : 0;
+    num_items += parts;
+    num_slots += parts > 1 ? parts : 0;
     longest = max(longest, part_visits(visits[i], goal));
   }
-  if (num_items > capacity) return kNoTime;
+  if (num_slots > capacity) return kNoTime;
   const int rounds = max(ceil_div(num_items, num_sms), 1);
   return max(rounds * (longest + kSplitTileCost),
-             share + ceil_div(num_items * kSplitTileCost, num_sms));
+             share + ceil_div(num_slots * kSplitTileCost, num_sms));
 }
 
 }  // namespace girih
