@@ -214,18 +214,19 @@ struct Kernel::Impl {
 
   void plan_splits_of(FwdParams& params, runtime::InputPlan& plan, SplitMemory memory,
                       Workspace workspace, CUstream stream) const {
-    if (memory.header == nullptr) {  // what an earlier plan left there is none
-      const auto address = reinterpret_cast<CUdeviceptr>(workspace.data);
-      cuda::check(cuda::driver().cuMemsetD8Async(address + runtime::kSplitHeaderOffset, 0,
-                                                 sizeof(SplitHeader), stream),
-                  "clearing the workspace");
-      return;
-    }
+    // What an earlier plan left there is none.
+    const auto address = reinterpret_cast<CUdeviceptr>(workspace.data);
+    cuda::check(cuda::driver().cuMemsetD8Async(address + runtime::kSplitHeaderOffset, 0,
+                                               sizeof(SplitHeader), stream),
+                "clearing the workspace");
+    if (memory.header == nullptr) return;
     constexpr int kWarps = kSplitThreads / 32;
-    const int for_tiles = std::min(ceil_div(params.num_tiles, kWarps), 1 << 16);
-    for (const auto& [phase, num_ctas] : {std::pair{SplitPhase::count, for_tiles},
+    const int for_tiles = std::min(ceil_div(params.num_tiles, kWarps), 8 * num_sms);
+    for (const auto& [phase, num_ctas] : {std::pair{SplitPhase::sample, kSplitSamples / kWarps},
+                                          {SplitPhase::count, for_tiles},
                                           {SplitPhase::choose, 1},
                                           {SplitPhase::place, kMostHeavyTiles / kWarps}}) {
+      if (phase == SplitPhase::sample && memory.sample_step == 1) continue;
       SplitPhase current = phase;
       void* parameters[] = {&params, const_cast<int*>(head_table.data()), plan.views.data(),
                             &memory, &current};

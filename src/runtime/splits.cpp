@@ -6,8 +6,8 @@ SplitPlan plan_splits(const SplitShape& shape, const FwdParams& params,
                       std::size_t workspace_bytes_of_inputs, void* workspace) {
   SplitPlan plan;
   plan.workspace_bytes = workspace_bytes_of_inputs;
-  const int capacity = split_capacity(shape.num_sms, params.num_tiles,
-                                      ceil_div(params.geometry.seqlen_k, shape.block_n));
+  const int most_visits = ceil_div(params.geometry.seqlen_k, shape.block_n);
+  const int capacity = split_capacity(shape.num_sms, params.num_tiles, most_visits);
   if (capacity == 0) return plan;
 
   char* const base = static_cast<char*>(workspace);
@@ -27,6 +27,8 @@ SplitPlan plan_splits(const SplitShape& shape, const FwdParams& params,
   if (base != nullptr) memory.header = reinterpret_cast<SplitHeader*>(base + kSplitHeaderOffset);
   memory.capacity = capacity;
   memory.num_sms = shape.num_sms;
+  memory.most_visits = most_visits;
+  memory.sample_step = split_sample_step(params.num_tiles);
   return plan;
 }
 

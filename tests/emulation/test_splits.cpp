@@ -298,6 +298,10 @@ TEST_CASE("random rows take no longer split than whole, and seldom longer than t
     CAPTURE(times.ideal);
     CAPTURE(times.num_items);
     CHECK(times.split <= times.whole + times.ideal / 10 + 2);
+    if (times.num_items == 0) {
+      CHECK(times.split == times.whole);
+      continue;
+    }
     CHECK(times.split <= std::max(1.6 * times.ideal, 1.0 * split_cost(kLeastHeavyVisits)) + 8);
   }
 }
@@ -333,6 +337,35 @@ TEST_CASE("a plan is for what it was made for, and short sequences have none") {
   CHECK(split_capacity(kNumSms, 0, 1000) == 0);
   CHECK(split_capacity(kNumSms, 1, 100000) == kMostParts);
   CHECK(split_capacity(kNumSms, 2, 80) == 20);
+}
+
+TEST_CASE("samples are of different tiles, and tell short lists from long ones") {
+  for (const int num_tiles : {1, 4095, 4096, 5000, 32768, 100001}) {
+    const int step = split_sample_step(num_tiles);
+    CHECK((step == 1) == (num_tiles < 8 * kSplitSamples));
+    int last = -1, rhythm = 0;
+    for (int sample = 0; sample < num_tiles / step; ++sample) {
+      const int tile = sampled_tile(sample, step);
+      REQUIRE(tile > last);
+      REQUIRE(tile < num_tiles);
+      rhythm += tile % step == 0;
+      last = tile;
+    }
+    if (step > 1) CHECK(rhythm < num_tiles / step / 4);
+  }
+  SplitHeader header{};
+  SplitMemory memory{};
+  memory.header = &header;
+  memory.num_sms = kNumSms;
+  memory.most_visits = 1024;
+  memory.sample_step = 64;
+  header.sampled_cost = uint64{512} * split_cost(50);  // of 32768 tiles
+  CHECK(samples_show_no_heavy_tile(memory));
+  header.sampled_cost = uint64{512} * split_cost(1);
+  CHECK_FALSE(samples_show_no_heavy_tile(memory));
+  header.sampled_cost = uint64{512} * split_cost(50);
+  memory.sample_step = 1;
+  CHECK_FALSE(samples_show_no_heavy_tile(memory));
 }
 
 TEST_CASE("shares of costs of any size are exact up to their limit") {

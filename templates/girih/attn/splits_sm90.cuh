@@ -45,6 +45,8 @@ struct SplitsSm90 {
                                               const InputView* inputs, const SplitMemory& memory,
                                               SplitPhase phase) {
     constexpr int kBoxesPerVisit = Kernel::kBlockN / Kernel::kScanBox;
+    const bool samples = phase == SplitPhase::sample;
+    if (!samples && samples_show_no_heavy_tile(memory)) return;
     if (phase == SplitPhase::choose) {
       ChooseSplits::run(memory, params, kBoxesPerVisit);
       return;
@@ -52,13 +54,15 @@ struct SplitsSm90 {
     __shared__ __align__(16) unsigned char works[kWarps][sizeof(Work)];
     const int warp = threadIdx.x / 32;
     Work& work = *reinterpret_cast<Work*>(works[warp]);
-    const bool counts = phase == SplitPhase::count;
-    const int num_tiles = counts ? params.num_tiles : memory.header->num_split_tiles;
+    const bool places = phase == SplitPhase::place;
+    const int num_tiles = places    ? memory.header->num_split_tiles
+                          : samples ? params.num_tiles / memory.sample_step
+                                    : params.num_tiles;
     const int step = gridDim.x * kWarps;
 #pragma unroll 1
     for (int i = blockIdx.x * kWarps + warp; i < num_tiles; i += step) {
-      const SplitTile* const split = counts ? nullptr : memory.tiles + i;
-      const int tile = counts ? i : split->tile;
+      const SplitTile* const split = places ? memory.tiles + i : nullptr;
+      const int tile = places ? split->tile : samples ? sampled_tile(i, memory.sample_step) : i;
       bool described = false;
       if (fresh_thread_index() % 32 == 0) {
         described = Kernel::describe(work, params, heads, inputs, tile);
@@ -75,7 +79,12 @@ struct SplitsSm90 {
         const int found = place_parts<typename Kernel::Scan>(seek, count, split, memory.items);
         visits = ceil_div(found, kBoxesPerVisit);
       }
-      if (counts && fresh_thread_index() % 32 == 0) memory.visits[tile] = visits;
+      if (fresh_thread_index() % 32 == 0) {
+        if (phase == SplitPhase::count) memory.visits[tile] = visits;
+        if (samples) {
+          atomicAdd(&memory.header->sampled_cost, static_cast<uint64>(split_cost(visits)));
+        }
+      }
       __syncwarp();
     }
   }

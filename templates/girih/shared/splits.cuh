@@ -49,6 +49,7 @@ struct SplitHeader {
 
   int num_items;
   int num_split_tiles;
+  uint64 sampled_cost;  // of one in sample_step tiles
 };
 
 // Where everything lies in global memory.
@@ -61,10 +62,12 @@ struct SplitMemory {
   float* out;           // [capacity, block_m, head_dim_v], normalised
   int capacity;         // slots
   int num_sms;
+  int most_visits;  // of a tile, possibly
+  int sample_step;  // 1: no samples, all tiles are counted
 
   // A header for this launch, without items.
   GIRIH_HD SplitHeader header_for(const FwdParams& params) const {
-    return {visits, params.num_tiles, params.num_m_blocks, params.heads_per_section, capacity, 0,
+    return {visits, params.num_tiles, params.num_m_blocks, params.heads_per_section, capacity, 0, 0,
             0};
   }
   GIRIH_HD bool is_for(const FwdParams& params) const {
@@ -77,8 +80,20 @@ struct SplitMemory {
   }
 };
 
-// The steps of planning, each a launch.
-enum class SplitPhase : int { count, choose, place };
+// The steps of planning, each a launch; before the first the header is zero. Where samples show
+// that all tiles are much more than a single one can be, nothing else happens.
+enum class SplitPhase : int { sample, count, choose, place };
+
+// Counting fewer tiles takes no longer than counting so many samples.
+constexpr int kSplitSamples = 512;
+GIRIH_HD constexpr int split_sample_step(int num_tiles) {
+  return num_tiles < 8 * kSplitSamples ? 1 : num_tiles / kSplitSamples;
+}
+// One tile of every sample_step, no rhythm of heads.
+GIRIH_HD constexpr int sampled_tile(int sample, int sample_step) {
+  const uint32 hash = static_cast<uint32>(sample) * 2654435761u >> 8;
+  return sample * sample_step + static_cast<int>(hash % static_cast<uint32>(sample_step));
+}
 
 // Parts that a launch may have: 0 where no tile can have enough visits. Twice the multiprocessors
 // are enough for any tiles.
@@ -103,6 +118,12 @@ GIRIH_HD constexpr int split_share(uint64 cost, int num_sms) {
 
 // Tiles with more visits go first, and may be cut.
 GIRIH_HD constexpr int heavy_limit(int share) { return max(share / 2, kLeastHeavyVisits); }
+
+GIRIH_HD constexpr bool samples_show_no_heavy_tile(const SplitMemory& memory) {
+  if (memory.sample_step == 1) return false;
+  const uint64 cost = memory.header->sampled_cost * static_cast<uint64>(memory.sample_step);
+  return heavy_limit(split_share(cost, memory.num_sms)) >= memory.most_visits;
+}
 
 // The sizes of parts to choose from, in visits: from 4/3 of the share down to a fifth of it.
 constexpr int kSplitGoals = 32;
