@@ -58,6 +58,7 @@ struct Compiled {
   bool builds_lists = false;    // whether there is a second kernel,
   bool builds_numbers = false;  // or one for indices and columns,
   bool builds_slashes = false;  // or one for slashes
+  bool splits = false;          // whether there are two more for split query tiles
 };
 
 void check_compiled(const Compiled& compiled) {
@@ -72,6 +73,8 @@ void check_compiled(const Compiled& compiled) {
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildListsSymbol) == compiled.builds_lists);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildNumbersSymbol) == compiled.builds_numbers);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildSlashSymbol) == compiled.builds_slashes);
+  CHECK(holds_symbol(compiled.cubin, codegen::kPlanSplitsSymbol) == compiled.splits);
+  CHECK(holds_symbol(compiled.cubin, codegen::kMergeSplitsSymbol) == compiled.splits);
 }
 
 struct GoldenEntry {
@@ -170,6 +173,9 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.builds_numbers =
             pattern.find("(doc)") != pattern.npos || pattern.find("columns(") != pattern.npos;
         result.builds_slashes = pattern.find("vertical_slash") != pattern.npos;
+        result.splits =
+            plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile)
+                .spec.splits;
       } catch (const std::exception& error) {
         result.error = error.what();
       }

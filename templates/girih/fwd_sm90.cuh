@@ -321,7 +321,7 @@ struct FwdSm90 {
   // others go to whoever asks next; without a counter they go round, back and forth, so that
   // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
   // tile leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int take_query_tile(int num_tiles, int* counter, int round) {
+  static __device__ __forceinline__ int take_query_tile(int num_works, int* counter, int round) {
     if (counter == nullptr) {
       const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       return round * gridDim.x + place;
@@ -329,7 +329,7 @@ struct FwdSm90 {
     int taken = 0;
     if (fresh_thread_index() % 32 == 0) {
       taken = atomicAdd(counter, 1);
-      if (taken == num_tiles - 1) *counter = 0;
+      if (taken == num_works - 1) *counter = 0;
     }
     return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
@@ -369,13 +369,13 @@ struct FwdSm90 {
                                                   Control& control, const SplitMemory* splits) {
     Announcer announcer;
     uint32 count = 0;
-    int num_parts = 0;
-    if constexpr (kSplits) num_parts = Splits::num_items(params, *splits);
-    const int num_tiles = params.num_tiles + num_parts;
+    int num_items = 0;
+    if constexpr (kSplits) num_items = Splits::num_items(params, *splits);
+    const int num_works = params.num_tiles + num_items;
     int index = blockIdx.x;
 #pragma unroll 1
     for (int round = 1;; ++round) {
-      const bool none_left = index >= num_tiles;
+      const bool none_left = index >= num_works;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
@@ -384,7 +384,7 @@ struct FwdSm90 {
         work.first_row = -1;
         if (!none_left) {
           int tile = index;
-          if constexpr (kSplits) tile = Splits::describe(work, *splits, num_parts, index);
+          if constexpr (kSplits) tile = Splits::describe(work, *splits, num_items, index);
           described = (!kSplits || tile >= 0) && describe(work, params, heads, inputs, tile);
         }
       }
@@ -395,7 +395,7 @@ struct FwdSm90 {
         find_visits(control, work, announcer);
         if (none_left) return;
       }
-      index = take_query_tile(num_tiles, counter, round);
+      index = take_query_tile(num_works, counter, round);
     }
   }
 
