@@ -296,6 +296,33 @@ static void parts_are_checked(void) {
   CHECK(refused(girih_combine(NULL), GIRIH_INVALID_ARGUMENT, "args is null"));
 }
 
+static void estimates_are_checked(void) {
+  const girih_tensor tensor = {.size = sizeof(tensor),
+                               .data = (void*)4096,
+                               .shape = {1, 100, 2, 64},
+                               .stride = {12800, 128, 64, 1},
+                               .dtype = GIRIH_BFLOAT16};
+  girih_estimate_args args = {.size = sizeof(args),
+                              .q = &tensor,
+                              .k = &tensor,
+                              .vertical = (int32_t*)256,
+                              .slash = (int32_t*)512,
+                              .num_vertical = 30,
+                              .num_slash = 50};
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(refused(girih_bind_estimate(GIRIH_FLOAT16, 128, NULL), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(refused(girih_bind_estimate(0, 128, NULL), GIRIH_INVALID_ARGUMENT, "dtype is 0"));
+  args.softmax_scale = 0.5f;
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "args.softmax_scale is"));
+  args.given = GIRIH_GIVEN_Q_START;
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "args.given is 2"));
+  args.given = GIRIH_GIVEN_SOFTMAX_SCALE;
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_NO_DEVICE, "CUDA"));
+  args.slash = NULL;
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "slash is null"));
+  CHECK(refused(girih_estimate_slashes(NULL), GIRIH_INVALID_ARGUMENT, "args is null"));
+}
+
 int main(void) {
   names_and_version();
   patterns_are_parsed();
@@ -305,6 +332,7 @@ int main(void) {
   inputs_are_checked();
   binding_needs_a_context();
   parts_are_checked();
+  estimates_are_checked();
   each_thread_has_its_last_error();
   printf("c_api: %d checks passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;

@@ -50,6 +50,8 @@ constexpr std::string_view kTexts[] = {
     "heads(0-3: blocks(m, q=16, kv=16), 4: blocks(m, q=16, kv=16) & chunk($n), else: sink($n))",
     "block_window(left=$l, block=$b) | !block_streaming($s, $l, causal=false) | last_keys($_1)",
     "heads(0: causal with softcap(1e-3), 1-3: dense, else: sink(1) with softcap(50))",
+    "expr(\"doc[b][q] == doc[b][k] && (k <= p || !(k % 7 >= 2))\") & causal | expr(\"k<p\")",
+    "causal with softcap(3), score(\"s * 0.5 + far[h][min(p - k, 63)] - (k < 2 ? 1.5 : t[q])\")",
     "heads(0: causal with softcap(2), prune(t, kv=64, keep_sink=true), else: dense with prune(u, "
     "kv=64))",
 };
@@ -115,6 +117,14 @@ constexpr std::string_view kWords[] = {
     "blocks(w, q=16, kv=32)",
     "sink($m)",
     "\"s\"",
+    "expr",
+    "score",
+    "expr(\"k <= p\")",
+    "[k]",
+    "&&",
+    "%",
+    "?",
+    "\"",
     "#",
     "\n",
     "1.5",

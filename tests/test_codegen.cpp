@@ -58,6 +58,7 @@ struct Compiled {
   bool builds_lists = false;    // whether there is a second kernel,
   bool builds_numbers = false;  // or one for indices and columns,
   bool builds_slashes = false;  // or one for slashes
+  bool builds_tiles = false;    // or one for expressions
   bool splits = false;          // whether there are two more for split query tiles
 };
 
@@ -73,6 +74,7 @@ void check_compiled(const Compiled& compiled) {
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildListsSymbol) == compiled.builds_lists);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildNumbersSymbol) == compiled.builds_numbers);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildSlashSymbol) == compiled.builds_slashes);
+  CHECK(holds_symbol(compiled.cubin, codegen::kBuildTilesSymbol) == compiled.builds_tiles);
   CHECK(holds_symbol(compiled.cubin, codegen::kPlanSplitsSymbol) == compiled.splits);
   CHECK(holds_symbol(compiled.cubin, codegen::kMergeSplitsSymbol) == compiled.splits);
 }
@@ -109,6 +111,10 @@ const GoldenEntry kGolden[] = {
      {.dtype = DType::float16, .head_dim = 64},
      "sm_80"},
     {"segments_d128_bf16_sm90a.cu", "causal & segments(doc)", {.head_dim = 128}, "sm_90a"},
+    {"bricks_d128_bf16_sm90a.cu",
+     "neighborhood(30x48x80, window=(18, 24, 24))",
+     {.head_dim = 128, .num_heads = 24, .num_heads_kv = 24},
+     "sm_90a"},
     {"slashes_d128_bf16_sm90a.cu",
      "heads(0-7: vertical_slash(v), else: causal & (sink(4) | window(left=4095)))",
      {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8},
@@ -119,6 +125,11 @@ const GoldenEntry kGolden[] = {
      "sm_90a"},
     {"modified_d128_bf16_sm90a.cu",
      "heads(0-3: causal with alibi(slopes), else: causal with bias(b), sink_logit(z))",
+     {.head_dim = 128, .num_heads = 8, .num_heads_kv = 8},
+     "sm_90a"},
+    {"expressions_d128_bf16_sm90a.cu",
+     "heads(0-3: causal & expr(\"doc[b][q] == doc[b][k] || (p - k) % 64 < 2\"), else: causal with "
+     "score(\"s * 0.5 + far[h][min(p - k, 63)]\"))",
      {.head_dim = 128, .num_heads = 8, .num_heads_kv = 8},
      "sm_90a"},
 };
@@ -173,6 +184,7 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
         result.builds_numbers =
             pattern.find("(doc)") != pattern.npos || pattern.find("columns(") != pattern.npos;
         result.builds_slashes = pattern.find("vertical_slash") != pattern.npos;
+        result.builds_tiles = pattern.find("expr(") != pattern.npos;
         result.splits =
             plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile)
                 .spec.splits;
@@ -229,11 +241,13 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
     cases.push_back({pattern, {.head_dim = 64, .num_heads = 32, .num_heads_kv = 8}, tile});
   }
   for (const int head_dim : {16, 96, 192, 256}) {
-    for (const char* pattern : {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
-                                "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
-                                "neighborhood(30x48x80, window=(18, 24, 24))",
-                                "causal & neighborhood(64x64, window=9) | sink(4)",
-                                "blocks(m, q=128, kv=128) | sink($n)"}) {
+    for (const char* pattern :
+         {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
+          "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
+          "neighborhood(30x48x80, window=(18, 24, 24))", "neighborhood(256x256, window=80)",
+          "neighborhood(64x64, window=9, dilation=2)",
+          "causal & neighborhood(64x64, window=9) | sink(4)",
+          "blocks(m, q=128, kv=128) | sink($n)"}) {
       cases.push_back({pattern, {.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8}, tile});
     }
   }
@@ -286,6 +300,28 @@ void check_inputs(const std::string& arch) {
         "sink_logit(z))",
         head_dim);
   }
+  for (const int head_dim : {64, 128, 192, 256}) {
+    add("expr(\"doc[b][q] == doc[b][k] && (k <= p || k < prefix[b])\")", head_dim);
+    add("heads(0-9: causal, 10-19: expr(\"t[h][q / 64][k / 64] > 0\") & causal, else: causal & "
+        "!expr(\"(p - k) % 7 == 3\"))",
+        head_dim);
+    add("causal with score(\"s * scale[h] + far[h][min(abs(p - k), 31)]\")", head_dim);
+    add("dense with softcap(30), alibi(a), bias(b), score(\"s + label[b][h][q][min(max(p - k, "
+        "-12), "
+        "12) + 12] * w[g]\"), sink_logit(z)",
+        head_dim);
+    add("expr(\"ids[b][q] == ids[b][k]\") with score(\"s * t[b][h][q][k] + u[b][k] * w[h]\")",
+        head_dim);
+    add("expr(\"q / 50 >= k / 50\") with softcap(30), alibi(a), score(\"exp(min(s, 2.0)) - "
+        "sqrt(abs(s)) + w[(k + q) % 6]\")",
+        head_dim);
+  }
+  add("expr(\"exp(k * 0.001) < sqrt(q * 2.0) && tanh(k * 0.1) < 0.5 || t[b][h][q][k] / (q % 7 + g) "
+      "> t[g][h][k][q] % (k - p)\")",
+      128);
+  add("heads(0: causal with score(\"k % 3 == 0 ? tanh(s) * 2 : log(abs(s) + 1)\"), else: "
+      "vertical_slash(v))",
+      128);
   add("causal & sink(4) with sink_logit(z)", 64);
   add("blocks(m, q=64, kv=64) & causal with softcap(30), alibi(s), bias(b)", 128);
   add("!columns(rows) & segments(doc) with bias(b)", 128);
@@ -425,12 +461,27 @@ TEST_CASE("an entry depends on every field of the spec and on nothing else") {
   with([](KernelSpec& s) { s.builds_lists = true; });
   with([](KernelSpec& s) { s.builds_numbers = true; });
   with([](KernelSpec& s) { s.builds_slashes = true; });
-  CHECK(sources.size() == 23);
+  with([](KernelSpec& s) { s.expressions = {{.name = "Condition_0", .code = "true"}}; });
+  with([](KernelSpec& s) { s.expressions = {{.name = "Condition_0", .code = "false"}}; });
+  with([](KernelSpec& s) {
+    s.expressions = {{.of_scores = true, .name = "Score_0", .code = "score"}};
+  });
+  CHECK(sources.size() == 26);
 
   KernelSpec hopper = spec_for("causal", problem, "sm_90");
   const std::string two = codegen::emit(hopper);
   hopper.tile.num_q_stages = 1;
   CHECK(codegen::emit(hopper) != two);
+
+  KernelSpec bricks = spec_for("neighborhood(64x64, window=9)", problem, "sm_90");
+  std::set<std::string> boxes{codegen::emit(bricks)};
+  std::swap(bricks.bricks->queries.b, bricks.bricks->queries.c);
+  boxes.insert(codegen::emit(bricks));
+  std::swap(bricks.bricks->keys.b, bricks.bricks->keys.c);
+  boxes.insert(codegen::emit(bricks));
+  bricks.bricks.reset();
+  boxes.insert(codegen::emit(bricks));
+  CHECK(boxes.size() == 4);
 }
 
 TEST_CASE("the matrix compiles for sm_80 without spills") { check_matrix("sm_80"); }

@@ -200,7 +200,7 @@ TEST_CASE("a refusal shows the line with a caret under the character") {
         "unknown atom 'widow': did you mean 'window'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
         "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt, "
-        "vertical_slash, columns\n"
+        "vertical_slash, columns, expr\n"
         "  causal & widow(left=3)\n"
         "           ^");
   CHECK(refusal("causal &\n  sink(-1)\n| dense") ==
@@ -423,8 +423,8 @@ TEST_CASE("every refusal names what is wrong and where") {
        48},
       // modifiers
       {"causal with",
-       "expected a modifier, found the end of the text: they are softcap, prune, alibi, bias "
-       "and sink_logit",
+       "expected a modifier, found the end of the text: they are softcap, prune, alibi, bias, "
+       "score and sink_logit",
        11},
       {"causal with aliby(slopes)", "expected a modifier, found 'aliby'", 12},
       {"causal with alibi", "expected '(' after alibi, found the end of the text", 17},

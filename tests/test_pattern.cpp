@@ -265,7 +265,7 @@ TEST_CASE("bad atoms are refused with the value and the limit") {
         "unknown atom 'sinks': did you mean 'sink'? the atoms are dense, causal, window, sink, "
         "last_keys, first_queries, last_queries, queries, keys, chunk, block_window, "
         "block_streaming, strided, dilated, neighborhood, blocks, segments, index_ge, index_gt, "
-        "vertical_slash, columns");
+        "vertical_slash, columns, expr");
   CHECK(refusal([] { Mask::atom("window", {1}); }) == "window takes 2 numbers, not 1");
   CHECK(refusal([] { sink(-1); }) == "sink: n = -1 is out of range: 0 to 536870912 are allowed");
   CHECK(contains(refusal([] { window({.left = -2}); }), "window: left = -2 is out of range"));

@@ -68,6 +68,29 @@ TEST_CASE("program: show groups the heads that see the same") {
                 "invalid_argument", {"num_heads_total 2"});
 }
 
+TEST_CASE("program: explain names a neighborhood's bricks and counts their tiles") {
+  const Program program;
+  const std::vector<std::string> arguments = {
+      "explain", "neighborhood(256x256, window=80)", "--arch", "sm_90a", "--heads", "2"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), arguments.begin(), arguments.end());
+    return more;
+  };
+  const Json report = program.json(with({"--seqlen-q", "65536"}));
+  CHECK(report["bricks"] == Json{{"queries", "16x8"}, {"keys", "8x16"}});
+  const std::int64_t full = report["tiles"]["full"], partial = report["tiles"]["partial"];
+  CHECK(full + partial + report["tiles"]["empty"].get<std::int64_t>() == 2 * 512 * 512);
+  CHECK(report["tiles"]["visible_of_computed"].get<double>() ==
+        doctest::Approx(1 / 1.294).epsilon(0.001));
+  // Behind the grid 200 keys: for each of 512 bricks a whole tile and a part of one.
+  const Json more = program.json(with({"--seqlen-q", "65536", "--seqlen-k", "65736"}));
+  CHECK(more["tiles"]["full"] == full + 2 * 512);
+  CHECK(more["tiles"]["partial"] == partial + 2 * 512);
+  CHECK(program.run(with({})).out.find("bricks of the grid: 16x8 queries, 8x16 keys") !=
+        std::string::npos);
+  CHECK_FALSE(program.json(with({"--portable"})).contains("bricks"));
+}
+
 TEST_CASE("program: show takes a neighborhood's lengths from its grid") {
   const Program program;
   const std::string pattern = "neighborhood(6x8, window=3)";

@@ -22,7 +22,8 @@ LIBRARY = os.environ.get("GIRIH_LIBRARY", str(ROOT / "build" / "bin" / "libgirih
 STRUCTS = {"girih_options": girih._Options, "girih_problem": girih._Problem,
            "girih_kernel_info": girih._KernelInfo, "girih_tensor": girih._Tensor,
            "girih_input": girih._Input, "girih_args": girih._Args, "girih_part": girih._Part,
-           "girih_combine_args": girih._CombineArgs}
+           "girih_combine_args": girih._CombineArgs,
+           "girih_estimate_args": girih._EstimateArgs}
 CONSTANTS = {
     "GIRIH_OK": 0, "GIRIH_NO_DEVICE": girih._NO_DEVICE,
     "GIRIH_FLOAT16": girih._DTYPES["float16"], "GIRIH_BFLOAT16": girih._DTYPES["bfloat16"],
@@ -367,6 +368,15 @@ class InputTest(unittest.TestCase):
         self.refused(r"is one number, expanded: call contiguous\(\)",
                      Fake(2, 4, dtype="float32", stride=(0, 0)))
 
+    def test_what_expressions_index_has_its_own_type_and_dimensions(self):
+        made = self.made(girih.Values(Fake(2, 16, dtype="int32", stride=(64, 1))))
+        self.assertEqual(made, dict(kind=9, rank=2, type=1, data=4096, shape=[2, 16, 0, 0],
+                                    stride=[64, 1, 0, 0]))
+        self.assertNotIn("type", self.made(girih.Values(Fake(16, dtype="float32"))))
+        self.refused(r"inputs\['m'\] is int64: it must be int32, of expr, or float32, of score",
+                     girih.Values(Fake(16, dtype="int64")))
+        self.refused("has 5 dimensions", girih.Values(Fake(1, 1, 1, 1, 1, dtype="int32")))
+
     def test_column_intervals_lie_apart_or_beside_one_another(self):
         start, end = Fake(2, 4, 16, dtype="int32"), Fake(2, 4, 16, dtype="int32", address=512)
         made = dict(kind=10, batch=2, heads=4, num_tokens=16, data=4096, batch_stride=64,
@@ -465,6 +475,38 @@ class CombineTest(unittest.TestCase):
         self.refused("layout 'dhsb' is not", layout="dhsb")
         with self.assertRaisesRegex(girih.Error, "tune 'on' is not"):
             girih.bind_combine(tune="on")
+
+
+class EstimateTest(unittest.TestCase):
+    q, k = Fake(2, 300, 8, 64), Fake(2, 5000, 2, 64)
+
+    def refused(self, message, code="invalid_argument", **arguments):
+        lists = girih.SlashLists(Fake(2, 8, 50, dtype="int32"), Fake(2, 8, 100, dtype="int32"))
+        arguments = {"q": self.q, "k": self.k, "num_vertical": 50, "num_slash": 100,
+                     "lists": lists, **arguments}
+        with self.assertRaisesRegex(girih.Error, message) as caught:
+            girih.estimate_slashes(**arguments)
+        self.assertEqual(caught.exception.code, code)
+
+    def test_good_arguments_fail_for_want_of_a_context_alone(self):
+        self.refused("CUDA", "no_device")
+        self.refused("CUDA", "no_device", softmax_scale=0.1)
+        with self.assertRaisesRegex(girih.Error, "CUDA") as caught:
+            girih.bind_estimate("bfloat16", 128, jit="off")
+        self.assertEqual(caught.exception.code, "no_device")
+
+    def test_bad_arguments_are_refused(self):
+        self.refused("take bshd or bhsd", "unsupported", layout="thd", q=Fake(9, 8, 64),
+                     k=Fake(9, 8, 64), lists=girih.SlashLists(Fake(1, 8, 50, dtype="int32"),
+                                                              Fake(1, 8, 100, dtype="int32")))
+        self.refused("pad to 80", "unsupported", q=Fake(2, 300, 8, 72), k=Fake(2, 5000, 2, 72))
+        self.refused("k is fp16, but q is bf16", k=Fake(2, 5000, 2, 64, dtype="float16"))
+        self.refused("num_heads 8 is not a multiple of num_heads_kv 3", k=Fake(2, 5000, 3, 64))
+        self.refused(r"lists\.vertical has shape \[2, 8, 50\]: it must be \[2, 8, 51\]",
+                     num_vertical=51)
+        self.refused("give lists=", lists=None)
+        with self.assertRaisesRegex(girih.Error, "dtype is int8"):
+            girih.bind_estimate("int8", 128)
 
 
 if __name__ == "__main__":

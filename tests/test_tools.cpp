@@ -130,6 +130,17 @@ TEST_CASE("warm compiles what merges partial results, alone or beside patterns")
   CHECK(more["miss"] == 1);
 }
 
+TEST_CASE("warm compiles what estimates columns and slashes for every type and width") {
+  if (!nvrtc_found()) return;
+  const Program program;
+  const Json made = program.json(
+      {"warm", "--estimate", "--arch", "sm_90a", "--head-dim", "64,128", "--dtype", "fp16"});
+  CHECK(made["compiled"] == 2);
+  CHECK(made["kernels"][1]["estimate"]["head_dim"] == 128);
+  CHECK(made["kernels"][1]["arch"] == "sm_90");
+  CHECK(program.json({"warm", "--estimate", "--arch", "sm_90", "--dry-run"})["miss"] == 1);
+}
+
 TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {
   const Program program;
   const fs::path file = program.folder() / "specs.jsonl";
@@ -693,9 +704,11 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
       "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds "
       "that "
       "keep every tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or "
-      "NAME=slopes (ALiBi's) for values of heads and keys (not given: normal:1), and then "
-      "[,heads=1|kv|q][,batch=1|all]"
-      "[,as=list|plane_list|table|bytes|bits]";
+      "NAME=slopes (ALiBi's) for values of heads and keys (not given: normal:1), "
+      "NAME=random:COUNT or NAME=documents:MEAN for int32 tensors of expressions, "
+      "NAME=normal:DEVIATION for float32 ones, and then [,heads=1|kv|q][,batch=1|all]"
+      "[,as=list|plane_list|table|bytes|bits][,extent=NUMBER, of dimensions of tensors that are "
+      "indexed by more than a name]";
   const auto refused = [&](const std::string& pattern, const std::vector<std::string>& fills,
                            const std::string& why) {
     check_refused(filled("show", pattern, fills) + kSquare, 2, "invalid_argument",
@@ -731,6 +744,11 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   refused(documents, {"d=documents:0.5"}, "'0.5' is no number from 1 to 1000000000");
   refused(documents, {"d=random:0"}, "'0' is no number from 1 to 536870912");
   refused(documents, {"d=random:4,as=list"}, "'as=list' cannot be read");
+  const std::string condition = "expr(\"t[k] > 0\")", score = "causal with score(\"s + t[k]\")";
+  refused(condition, {"t=normal:1"}, "'normal:1' does not describe int32 [seqlen_k]");
+  refused(condition, {"t=random:0"}, "'0' is no number from 1 to 536870912");
+  refused(condition, {"t=random:3,extent=0"}, "'0' is no number from 1 to 536870912");
+  refused(score, {"t=random:3"}, "'random:3' does not describe float32 [seqlen_k]");
   refused("columns(c)", {"c=rows"}, "'rows' does not describe intervals of rows");
   refused("columns(c)", {"c=rows:0"}, "'0' is no number from 1 to 536870912");
   refused("columns(c)", {"c=rows:9:3"}, "'3' is no number from 1 to 2");

@@ -6,6 +6,7 @@
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
 #include "fill.hpp"
+#include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
 #include "plan/plan.hpp"
 #include "reading.hpp"
@@ -80,7 +81,16 @@ std::string text_of_record(const Json& record) {
       record["device"].get<std::string>(), record["date"].get<std::string>());
 }
 
-Json classes_json(const Pattern& pattern, const Problem& problem, const TileConfig& tile,
+pattern::TileCounts tiles_of(const Mask& mask, const Geometry& geometry, const plan::Plan& plan) {
+  const TileConfig& tile = plan.spec.tile;
+  if (!plan.spec.bricks) return pattern::count_tiles(mask, geometry, tile.block_m, tile.block_n);
+  const plan::BrickHeads head{mask.numbers(), 1};
+  const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
+                                                   geometry.seqlen_k - plan.grid.volume());
+  return {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty};
+}
+
+Json classes_json(const Pattern& pattern, const Problem& problem, const plan::Plan& plan,
                   const std::optional<Geometry>& geometry) {
   Json classes = Json::array();
   for (const auto& [mask, heads, own, pattern_class] :
@@ -90,7 +100,7 @@ Json classes_json(const Pattern& pattern, const Problem& problem, const TileConf
               {"mask", mask.text()},
               {"structure", plan::structure_of(pattern.classes()[pattern_class])}};
     if (geometry) {
-      const auto tiles = pattern::count_tiles(mask, own, tile.block_m, tile.block_n);
+      const pattern::TileCounts tiles = tiles_of(mask, own, plan);
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
       json["visible"] = pattern::count_visible(mask, own);
     }
@@ -132,6 +142,10 @@ std::string text_of(const Json& report, const Problem& problem) {
       fmt::format("tile        {} x {}, {} stages, {} warps ({})\n", tile["block_m"].get<int>(),
                   tile["block_n"].get<int>(), tile["num_stages"].get<int>(),
                   tile["num_warps"].get<int>(), text(report["tile_origin"]));
+  if (report.contains("bricks")) {
+    result += fmt::format("            bricks of the grid: {} queries, {} keys\n",
+                          text(report["bricks"]["queries"]), text(report["bricks"]["keys"]));
+  }
   if (report.contains("record")) result += text_of_record(report["record"]);
   result += fmt::format(
       "CTA         {} threads, {} bytes of shared memory{}\n", report["threads"].get<int>(),
@@ -196,7 +210,7 @@ void add_explain(CLI::App& app, Context& context) {
   add_problem_options(*verb, options->problem);
   add_arch_option(*verb, options->arch);
   verb->add_option("--seqlen-q", options->seqlen_q,
-                   "Query rows, to count tiles; default: the keys");
+                   "Query rows, to count tiles; default: a grid's tokens, or the keys");
   verb->add_option("--seqlen-k", options->seqlen_k, "Keys, to count tiles; default: the rows");
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
@@ -209,6 +223,8 @@ void add_explain(CLI::App& app, Context& context) {
     const std::string arch = resolve_arch(options->arch);
     std::optional<Geometry> geometry;
     std::optional<HostInputs> inputs;
+    const std::vector<pattern::Grid> grids = pattern::grids_of(pattern);
+    if (!grids.empty() && !options->seqlen_q) options->seqlen_q = grids.front().tokens;
     if (options->seqlen_q || options->seqlen_k) {
       const int seqlen_q = options->seqlen_q.value_or(options->seqlen_k.value_or(0));
       const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
@@ -242,7 +258,13 @@ void add_explain(CLI::App& app, Context& context) {
       if (choice.record) report["record"] = json_of(*choice.record);
       report["threads"] = info.threads;
       report["shared_bytes"] = info.shared_bytes;
-      report["classes"] = classes_json(pattern, problem, info.tile, geometry);
+      if (plan.spec.bricks) {
+        const std::vector<plan::BrickHeads> heads = plan::brick_heads(pattern, problem);
+        const Neighborhood grid(heads.front().numbers.data());
+        report["bricks"] = {{"queries", plan::to_string(grid, plan.spec.bricks->queries)},
+                            {"keys", plan::to_string(grid, plan.spec.bricks->keys)}};
+      }
+      report["classes"] = classes_json(pattern, problem, plan, geometry);
       if (geometry) {
         report["seqlen_q"] = geometry->seqlen_q;
         report["seqlen_k"] = geometry->seqlen_k;

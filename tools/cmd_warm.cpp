@@ -15,6 +15,7 @@
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
 #include "girih/combine.hpp"
+#include "girih/estimate.hpp"
 #include "progress.hpp"
 #include "runtime/settings.hpp"
 
@@ -38,8 +39,20 @@ struct Spec {
   Problem problem;
   std::string arch;
   TileConfig tile;
-  bool combine = false;  // the kernel that merges partial results, in place of a pattern's
+  // What merges partial results, or estimates columns and slashes, in place of a pattern's kernel.
+  bool combine = false, estimate = false;
 };
+
+void add_estimates(const Group& group, const std::string& arch, std::vector<Spec>& specs) {
+  for (const int head_dim : group.head_dims) {
+    for (const DType dtype : group.dtypes) {
+      Problem problem;
+      problem.dtype = dtype;
+      problem.head_dim = head_dim;
+      specs.push_back({dense(), problem, arch, {}, false, true});
+    }
+  }
+}
 
 template <class T>
 std::vector<T> one_or_more(const Json& json) {
@@ -183,11 +196,19 @@ const char* to_string(Job::Status status) {
 
 std::string to_text(const Spec& spec) {
   if (spec.combine) return spec.arch + " combine";
+  if (spec.estimate) {
+    return fmt::format("{} estimate, {}, head_dim {}", spec.arch, to_string(spec.problem.dtype),
+                       spec.problem.head_dim);
+  }
   return fmt::format("{} {}: {}", spec.arch, tools::to_text(spec.problem), spec.pattern.text());
 }
 
 jit::Artifact build(const Spec& spec, jit::Options options, jit::Emit emit = jit::Emit::cubin) {
   if (spec.combine) return jit::build_combine(spec.arch, options, emit);
+  if (spec.estimate) {
+    const Problem& problem = spec.problem;
+    return jit::build_estimate(problem.dtype, problem.head_dim, spec.arch, options, emit);
+  }
   options.tile = spec.tile;
   return jit::build(spec.pattern, spec.problem, spec.arch, options, emit);
 }
@@ -300,6 +321,9 @@ Json to_json(const Job& job) {
             {"compile_ms", job.compile_ms}};
   if (job.spec.combine) {
     json["combine"] = true;
+  } else if (job.spec.estimate) {
+    json["estimate"] = {{"dtype", girih::to_string(job.spec.problem.dtype)},
+                        {"head_dim", job.spec.problem.head_dim}};
   } else {
     json["pattern"] = job.spec.pattern.text();
     json["problem"] = tools::to_json(job.spec.problem);
@@ -329,7 +353,7 @@ void add_warm(CLI::App& app, Context& context) {
     Group group;
     jit::Options jit;
     int jobs = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    bool combine = false;
+    bool combine = false, estimate = false;
     bool dry_run = false;
   };
   const auto options = std::make_shared<Options>();
@@ -362,24 +386,29 @@ void add_warm(CLI::App& app, Context& context) {
   add_head_options(*verb, group.problem);
   verb->add_option("-j,--jobs", options->jobs, "Compilations at a time")->capture_default_str();
   verb->add_flag("--combine", options->combine, "Also the kernel that merges partial results");
+  verb->add_flag("--estimate", options->estimate,
+                 "Also the kernels that estimate columns and slashes, for each dtype and head_dim");
   verb->add_flag("--dry-run", options->dry_run, "Only list the kernels and which are cached");
   add_tile_options(*verb, group.tile);
   add_jit_options(*verb, options->jit);
 
   verb->callback([options, &context] {
     check_range("--jobs", options->jobs, 1, 1024);
-    if (options->file.empty() && options->group.patterns.empty() && !options->combine) {
-      throw Error(Errc::invalid_argument, "nothing to warm: give FILE, --pattern or --combine");
+    const bool others = options->combine || options->estimate;
+    if (options->file.empty() && options->group.patterns.empty() && !others) {
+      throw Error(Errc::invalid_argument,
+                  "nothing to warm: give FILE, --pattern, --combine or --estimate");
     }
     std::vector<Spec> specs;
     if (!options->file.empty()) add_specs_of_file(options->file, options->group, specs);
-    if (!options->group.patterns.empty() || options->combine) {
+    if (!options->group.patterns.empty() || others) {
       if (options->group.archs.empty()) options->group.archs = {resolve_arch("")};
       add_specs(options->group, specs);
     }
-    if (options->combine) {
+    if (others) {
       for (const std::string& arch : options->group.archs) {
-        specs.push_back({dense(), {}, arch, {}, true});
+        if (options->combine) specs.push_back({dense(), {}, arch, {}, true, false});
+        if (options->estimate) add_estimates(options->group, arch, specs);
       }
     }
 

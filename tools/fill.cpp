@@ -19,8 +19,10 @@ constexpr const char* kForm =
     "NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds that keep "
     "every "
     "tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or NAME=slopes (ALiBi's) "
-    "for values of heads and keys (not given: normal:1), and then "
-    "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits]";
+    "for values of heads and keys (not given: normal:1), NAME=random:COUNT or NAME=documents:MEAN "
+    "for int32 tensors of expressions, NAME=normal:DEVIATION for float32 ones, and then "
+    "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits][,extent=NUMBER, of "
+    "dimensions of tensors that are indexed by more than a name]";
 
 [[noreturn]] void refuse(const std::string& fill, const std::string& why) {
   throw Error(Errc::invalid_argument, fmt::format("--fill {}: {}; write {}", fill, why, kForm));
@@ -62,6 +64,24 @@ verify::BlockForm form_of(const std::string& fill, const std::string& text) {
   refuse(fill, fmt::format("'{}' is no form of blocks", text));
 }
 
+// An expression's tensor by what the fill says in front of its first comma.
+verify::InputData tensor_of(const std::string& fill, const InputInfo& wanted,
+                            const std::string& description, const verify::TensorExtents& extents,
+                            std::uint64_t seed) {
+  const std::vector<std::string> words = split(description, ':');
+  const bool integers = wanted.kind == InputInfo::Kind::int_tensor;
+  if (integers && words.size() == 2 && words[0] == "random") {
+    return verify::random_int_tensor(wanted, extents, number(fill, words[1], 1, kMaxNumber), seed);
+  }
+  if (integers && words.size() == 2 && words[0] == "documents") {
+    return verify::document_tensor(wanted, extents, number(fill, words[1], 1.0, 1e9), seed);
+  }
+  if (!integers && words.size() == 2 && words[0] == "normal") {
+    return verify::random_float_tensor(wanted, extents, number(fill, words[1], 0.0, 1e9), seed);
+  }
+  refuse(fill, fmt::format("'{}' does not describe {}", description, wanted.description()));
+}
+
 }  // namespace
 
 void add_fill_options(CLI::App& verb, FillOptions& options) {
@@ -97,7 +117,7 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
     const std::vector<std::string> parts = split(fill.substr(fill.find('=') + 1), ',');
     if (fill.find('=') == fill.npos) refuse(fill, "it has no '='");
 
-    int heads = problem.num_heads, sequences = batch;
+    int heads = problem.num_heads, sequences = batch, free_extent = 64;
     verify::BlockForm form = verify::BlockForm::list;
     for (std::size_t i = 1; i < parts.size(); ++i) {
       const std::string key = parts[i].substr(0, parts[i].find('='));
@@ -108,6 +128,8 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
         sequences = value == "1" ? 1 : batch;
       } else if (key == "as" && wanted.kind == InputInfo::Kind::blocks) {
         form = form_of(fill, value);
+      } else if (key == "extent" && wanted.is_tensor()) {
+        free_extent = number(fill, value, 1, kMaxNumber);
       } else {
         refuse(fill, fmt::format("'{}' cannot be read", parts[i]));
       }
@@ -115,6 +137,16 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
 
     const std::uint64_t seed = options.seed + 1000 * inputs.size();
     const std::vector<std::string> words = split(parts[0], ':');
+    if (wanted.is_tensor()) {
+      const verify::TensorExtents extents{.batch = sequences,
+                                          .num_heads = heads == 1 ? 1 : problem.num_heads,
+                                          .num_heads_kv = heads == 1 ? 1 : problem.num_heads_kv,
+                                          .seqlen_q = seqlen_q,
+                                          .seqlen_k = seqlen_k,
+                                          .free = free_extent};
+      inputs.push_back(tensor_of(fill, wanted, parts[0], extents, seed));
+      continue;
+    }
     if (wanted.kind == InputInfo::Kind::number) {
       verify::InputData data{.kind = wanted.kind, .name = wanted.name};
       data.batch = sequences;

@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <memory>
 
+#include "girih/shared/arithmetic.cuh"
 #include "girih/shared/atoms.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
+#include "pattern/places.hpp"
 
 namespace girih::tools {
 namespace {
@@ -20,7 +23,7 @@ Mask resolved(const Mask& mask, const Pattern& pattern, const Geometry& geometry
   return mask.with_inputs([&](const std::string& name) {
     const int slot = pattern::find_input(pattern.inputs(), name);
     const InputInfo& input = pattern.inputs()[static_cast<std::size_t>(slot)];
-    if (input.kind != InputInfo::Kind::number) return slot;
+    if (input.kind != InputInfo::Kind::number) return pattern::place_of(pattern.inputs(), slot);
     return static_cast<int>(*geometry.inputs[slot].plane(geometry.batch, geometry.local_head));
   });
 }
@@ -83,11 +86,41 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         }
         view.head_stride = std::max(input.seqlen_k, 1);
         break;
+      case InputInfo::Kind::int_tensor:
+        words_.emplace_back(input.numbers.begin(), input.numbers.end());
+        break;
+      case InputInfo::Kind::float_tensor:  // of scores
+        words_.emplace_back();
+        break;
     }
     view.data = words_.back().data();
     view.batch_stride = input.batch == 1 ? 0 : input.heads * view.head_stride;
     view.heads_per_plane = num_heads / input.heads;
     views_.push_back(view);
+  }
+  add_tensors(data);
+}
+
+// Behind the others: see pattern/places.hpp.
+void HostInputs::add_tensors(const std::vector<verify::InputData>& data) {
+  std::vector<InputInfo> inputs;
+  for (const verify::InputData& input : data) {
+    inputs.push_back({.name = input.name, .kind = input.kind});
+  }
+  views_.resize(static_cast<std::size_t>(pattern::num_places(inputs, 0)));
+  for (std::size_t i = 0; i < data.size(); ++i) {
+    if (!inputs[i].is_tensor()) continue;
+    TensorView tensor{};
+    tensor.data = words_[i].data();
+    int stride = 1;
+    for (std::size_t d = data[i].shape.size(); d-- > 0;) {
+      tensor.extents[d] = data[i].shape[d];
+      tensor.strides[d] = stride;
+      stride *= data[i].shape[d];
+    }
+    const int place = pattern::place_of(inputs, static_cast<int>(i));
+    void* const view = &views_[static_cast<std::size_t>(place)];
+    std::memcpy(view, &tensor, sizeof(tensor));
   }
 }
 
@@ -166,7 +199,8 @@ double visible_flop(const Pattern& pattern, const verify::Case& c) {
   Geometry geometry = geometry_of(c);
   const HostInputs inputs(c.inputs, c.problem.num_heads, geometry);
   geometry.inputs = inputs.views();
-  const int different = pattern.inputs().empty() ? 1 : c.batch;  // sequences
+  const bool alike = pattern.inputs().empty() && pattern::conditions_of(pattern).empty();
+  const int different = alike ? 1 : c.batch;  // sequences
   double elements = 0;
   for (geometry.batch = 0; geometry.batch < different; ++geometry.batch) {
     for (const HeadGroup& group : head_groups(pattern, c.problem, geometry)) {

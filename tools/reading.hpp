@@ -37,6 +37,8 @@ class HostInputs {
   const InputView* views() const { return views_.data(); }
 
  private:
+  void add_tensors(const std::vector<verify::InputData>& data);
+
   std::vector<std::vector<std::uint32_t>> words_;
   std::vector<InputView> views_;
 };

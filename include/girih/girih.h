@@ -137,7 +137,9 @@ typedef struct girih_problem {
   // 1 promises that the query heads of one KV head see the same blocks of run-time inputs, so that
   // they may share a tile; whoever breaks it gets right results, slowly.
   int32_t shared_inputs;
-  int32_t reserved;  // 0
+  // 1 says that launches may give seqused_k or leftpad_k, which only kernels of neighborhoods must
+  // know: their tiles are then tokens in a row, not bricks of the grid, and visit more.
+  int32_t partial_keys;
 } girih_problem;
 
 // A compiled, loaded kernel, for the context that was current when it was bound.
@@ -210,9 +212,9 @@ typedef int32_t girih_values_type;
 enum { GIRIH_VALUES_FLOAT32 = 0, GIRIH_VALUES_INT32 = 1 };
 
 // A run-time input of a pattern: m of blocks(m, q=128, kv=64), n of sink($n), d of segments(d), v
-// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), or s of alibi(s). Members that its
-// kind does not have stay zero. Entries of `indices` may stand in any order, and those outside 0 to
-// num_kv_blocks - 1 are ignored.
+// of vertical_slash(v), c of columns(c), t of prune(t, kv=64), s of alibi(s), or x of expr("x[k] >
+// 0"). Members that its kind does not have stay zero. Entries of `indices` may stand in any order,
+// and those outside 0 to num_kv_blocks - 1 are ignored.
 typedef struct girih_input {
   size_t size;
   const char* name;
@@ -246,7 +248,8 @@ typedef struct girih_input {
   int32_t num_columns;       // thresholds: those beyond the last position have the last one
   int32_t kv_block_size;     // thresholds: keys of the tiles that they were calibrated for
   // Values: the dimensions that the pattern wants, such as [batch, heads, seqlen_k]. Leading ones
-  // may be left out, and all share; so do they where the extent of batch or heads is 1.
+  // may be left out, and all share; so do they where the extent of batch or heads is 1. What
+  // expressions index has a dimension for each index; int32 of expr, float32 of score.
   int64_t shape[4];   // the first `rank`
   int64_t stride[4];  // in elements; all 0: contiguous
   girih_values_type type;
@@ -298,15 +301,16 @@ typedef struct girih_args {
 // and k as many, or more with extra keys behind the grid; GIRIH_INVALID_ARGUMENT otherwise.
 
 // Device scratch memory that launches with these arguments need: 0 unless some of the inputs are
-// block lists, tables or masks, indices, or columns and slashes.
+// block lists, tables or masks, indices, or columns and slashes, or the pattern has expr("...").
 GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const girih_args* args,
                                                size_t* bytes);
 
 // Enqueues on args->stream what prepares the block lists, tables, masks, indices, columns and
-// slashes among the inputs in `workspace`: once for any number of launches with the same ones, and
-// of slashes with the same lengths and positions. `check` other than 0 waits for the stream and
-// refuses entries out of range, which are ignored otherwise. Also plans which rows of lists and
-// masks are split: for this kernel and, to be fast, for these lengths.
+// slashes among the inputs, and the tiles of expressions, in `workspace`: once for any number of
+// launches with the same ones, and of slashes and expressions with the same lengths and positions.
+// `check` other than 0 waits for the stream and refuses entries out of range, which are ignored
+// otherwise. Also plans which rows of lists and masks are split: for this kernel and, to be fast,
+// for these lengths.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 
@@ -354,6 +358,35 @@ GIRIH_C_API girih_status girih_combine(const girih_combine_args* args);
 // Does ahead of time what the first call of girih_combine does in the current context. `options`
 // may be NULL; tile and tune do not matter.
 GIRIH_C_API girih_status girih_bind_combine(const girih_options* options);
+
+// --- Estimating columns and slashes -------------------------------------------------------------
+
+// Arguments of one estimate: of each sequence and query head the keys, and the distances from a
+// query back to a key, that the last 64 queries see most, as MInference estimates what
+// GIRIH_VERTICAL_SLASH is to hold. The first 30 keys and the distances below 100 come before all
+// others.
+typedef struct girih_estimate_args {
+  size_t size;
+  const girih_tensor *q, *k;  // as those of girih_args; head_dim is a multiple of 16 up to 256
+  int32_t* vertical;          // device memory, contiguous [batch, num_heads, num_vertical]
+  int32_t* slash;             // likewise; both ascend, -1 behind as many as there are keys
+  struct CUstream_st* stream;
+  int32_t num_vertical, num_slash;
+  girih_layout layout;  // GIRIH_BSHD or GIRIH_BHSD
+  uint32_t given;       // 0 or GIRIH_GIVEN_SOFTMAX_SCALE
+  float softmax_scale;
+  int32_t reserved;  // 0
+} girih_estimate_args;
+
+// Enqueues one estimate on args->stream, with scratch memory from the driver's pool. The first call
+// for a type and width in a context compiles the kernels, or finds them in the cache, and loads
+// them, which is refused while the stream is being captured.
+GIRIH_C_API girih_status girih_estimate_slashes(const girih_estimate_args* args);
+
+// Does ahead of time what the first call of girih_estimate_slashes does in the current context.
+// `options` may be NULL; tile and tune do not matter.
+GIRIH_C_API girih_status girih_bind_estimate(girih_dtype dtype, int32_t head_dim,
+                                             const girih_options* options);
 
 #ifdef __cplusplus
 }

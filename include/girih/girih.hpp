@@ -4,6 +4,7 @@
 #include "girih/combine.hpp"
 #include "girih/compat.hpp"
 #include "girih/error.hpp"
+#include "girih/estimate.hpp"
 #include "girih/jit.hpp"
 #include "girih/pattern.hpp"
 #include "girih/problem.hpp"

@@ -23,22 +23,31 @@ namespace girih {
 /// What a pattern wants under a name; see Pattern::inputs().
 struct InputInfo {
   enum class Kind : std::uint8_t {
-    blocks,       ///< a BlockList, BlockTable, BlockMask or BlockBits
-    number,       ///< HeadNumbers
-    indices,      ///< TokenIndices
-    slashes,      ///< SlashLists
-    thresholds,   ///< Thresholds
-    columns,      ///< ColumnIntervals
-    head_values,  ///< Values, float32 [batch, heads]
-    key_values,   ///< Values, float32 [batch, heads, seqlen_k], the last contiguous
+    blocks,        ///< a BlockList, BlockTable, BlockMask or BlockBits
+    number,        ///< HeadNumbers
+    indices,       ///< TokenIndices
+    slashes,       ///< SlashLists
+    thresholds,    ///< Thresholds
+    columns,       ///< ColumnIntervals
+    head_values,   ///< Values, float32 [batch, heads]
+    key_values,    ///< Values, float32 [batch, heads, seqlen_k], the last contiguous
+    int_tensor,    ///< Values, int32, that an `expr` indexes
+    float_tensor,  ///< Values, float32, that a `score` indexes
   };
   std::string name;
   Kind kind = Kind::number;
   int q_block_size = 0;   ///< tokens; of blocks
   int kv_block_size = 0;  ///< of blocks and thresholds
+  int rank = 0;           ///< of tensors: indices in brackets, 1 to 4
+  /// Of each dimension of a tensor: bit i where one of b, h, g, q, k, the i-th, indexes it by
+  /// itself. The dimension must then have as many elements, or one that all share for b, h and g.
+  std::array<std::uint8_t, 4> indexed_by{};
 
+  bool is_tensor() const { return kind == Kind::int_tensor || kind == Kind::float_tensor; }
   /// Whether it says what is visible or skipped, rather than what becomes of scores.
-  bool decides_visibility() const { return kind != Kind::head_values && kind != Kind::key_values; }
+  bool decides_visibility() const {
+    return kind != Kind::head_values && kind != Kind::key_values && kind != Kind::float_tensor;
+  }
   /// Type and shape in words, for messages.
   std::string description() const;
   friend bool operator==(const InputInfo&, const InputInfo&) = default;
@@ -144,9 +153,10 @@ struct ColumnIntervals {
   std::int64_t batch_stride = 0, head_stride = 0;  ///< both 0: key_stride * num_keys a head
 };
 
-/// Numbers of a modifier, device memory in one to four dimensions: those that the pattern wants, of
-/// which leading ones that are left out are shared by all, and so is a dimension of extent 1 where
-/// it counts batch or heads.
+/// Numbers of a modifier or of an expression, device memory in one to four dimensions: those that
+/// the pattern wants. Of a modifier's, leading ones that are left out are shared by all; so is a
+/// dimension of extent 1 where it counts batch or heads. An expression's tensors have all of their
+/// dimensions, and an index outside of one counts as the nearest inside.
 struct Values {
   enum class Type : std::uint8_t { float32, int32 };
   const void* data = nullptr;

@@ -70,6 +70,7 @@ struct Args {
   /// the tensors; where one exceeds the maximum length, the maximum holds.
   const int* seqused_k = nullptr;     ///< [batch]: a sequence's keys from this one on do not exist
   const int* leftpad_k = nullptr;     ///< [batch]: nor do the first so many; key 0 comes after them
+                                      ///< (kernels of neighborhoods: see Problem::partial_keys)
   const int* cu_seqlens_q = nullptr;  ///< thd: [num_sequences + 1], starts of the packed sequences
   const int* cu_seqlens_k = nullptr;  ///< thd: [num_sequences + 1]
   int num_sequences = 0;              ///< thd
@@ -113,21 +114,23 @@ struct KernelInfo {
 /// A compiled, loaded kernel: a cheap handle, safe to copy and to launch from several threads.
 class Kernel {
  public:
-  /// Enqueues one attention forward on args.stream. Block lists, byte masks, indices of tokens and
-  /// slashes must have been built into the workspace by this kernel, on this stream or before it.
-  /// Where block lists or byte masks were built, results of parts of rows go into the workspace
-  /// too: launches that may run at once need one each.
+  /// Enqueues one attention forward on args.stream. Block lists, byte masks, indices of tokens,
+  /// slashes and the tiles of expressions must have been built into the workspace by this kernel, on
+  /// this stream or before it. Where block lists or byte masks were built, results of parts of rows
+  /// go into the workspace too: launches that may run at once need one each.
   /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
   void launch(const Args& args, Workspace workspace = {}) const;
 
   /// Scratch that build_lists and launch need for these arguments. Patterns without block lists,
-  /// byte masks, indices of tokens or slashes need none. Block lists of long sequences take up to
-  /// 2 * block_m * (head_dim_v + 1) floats for each multiprocessor, 17 MB at head_dim_v 128.
+  /// byte masks, indices of tokens, slashes or expr(...) need none. Block lists of long sequences
+  /// take up to 2 * block_m * (head_dim_v + 1) floats for each multiprocessor of Hopper, 17 MB at
+  /// head_dim_v 128.
   std::size_t workspace_bytes(const Args& args) const;
 
   /// Enqueues on args.stream what prepares the block lists, byte masks, indices of tokens and
-  /// slashes among args.inputs: once for any number of launches with the same ones and workspace,
-  /// and of slashes with the same lengths and positions. Does nothing where there are none. With
+  /// slashes among args.inputs, and the tiles of expressions: once for any number of launches with
+  /// the same ones and workspace, and of slashes and expressions with the same lengths and
+  /// positions. Does nothing where there are none. With
   /// Check::yes it waits for the stream and refuses lists with entries out of range, which are
   /// ignored otherwise.
   ///

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <functional>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,6 +21,9 @@
 namespace girih {
 
 struct Problem;
+namespace pattern {
+class Expression;
+}
 
 /// A number of an atom: a value, or the name of the run-time input that holds it (`$name` in text),
 /// an int32 for all or one for each sequence and head of the launch.
@@ -38,7 +42,7 @@ Number input(std::string name);
 /// flattened, and double negation is removed; nothing else is simplified.
 class Mask {
  public:
-  enum class Op { atom, all_of, any_of, negation };
+  enum class Op { atom, expression, all_of, any_of, negation };
 
   /// Parses a mask (no `heads(...)`). @throws Error invalid_argument, pointing at the character.
   static Mask parse(std::string_view text);
@@ -55,6 +59,8 @@ class Mask {
   /// For each of an atom's numbers the run-time input that it comes from, or ""; empty when none.
   const std::vector<std::string>& inputs() const { return inputs_; }
   const std::vector<Mask>& operands() const { return operands_; }  ///< of &, | and !
+  /// Of expr("..."), else null. Its inputs() are "", which stands for its tiles, and its tensors.
+  const pattern::Expression* expression() const { return expression_.get(); }
 
   /// Canonical text; parse(text()) == *this.
   std::string text() const;
@@ -64,7 +70,8 @@ class Mask {
   /// name; its value is its place in Pattern::inputs().
   Mask with_inputs(const std::function<int(const std::string& name)>& value) const;
 
-  friend bool operator==(const Mask&, const Mask&) = default;
+  friend bool operator==(const Mask& a, const Mask& b);
+  friend Mask expr(std::string_view condition);
   friend Mask operator&(Mask a, Mask b);
   friend Mask operator|(Mask a, Mask b);
   friend Mask operator!(Mask a);
@@ -78,6 +85,7 @@ class Mask {
   std::vector<int> numbers_;
   std::vector<std::string> inputs_;
   std::vector<Mask> operands_;
+  std::shared_ptr<const pattern::Expression> expression_;
 };
 
 /// Inclusive distances in tokens; -1 is unbounded. window({.left = l - 1}) is the last l keys.
@@ -187,6 +195,13 @@ Mask vertical_slash(std::string input);
 /// Keys whose rows the row is one of. `input` names ColumnIntervals.
 Mask columns(std::string input);
 
+/// Elements where a condition in C holds, over b h g q k p Sq Sk and run-time int32 tensors:
+///   expr("doc[b][q] == doc[b][k] && (k <= p || k < prefix[b])")
+/// q and k are the sequence's own row and key, p is the key at the row's position. Key tiles in
+/// which nothing or everything is visible are found by a kernel before the launch.
+/// @throws Error invalid_argument, pointing at the character.
+Mask expr(std::string_view condition);
+
 /// Inclusive ranges of head numbers, or "else": every head that no other set names.
 struct HeadSet {
   struct Range {
@@ -214,12 +229,16 @@ struct Prune {
 };
 
 /// What is done to a visible element's score s, softmax_scale included, before the softmax: in this
-/// order. Names are those of run-time inputs (Values); an empty one is none.
+/// order. Names are those of run-time inputs (Values); an empty text is none.
 struct Modifiers {
-  float softcap = 0;       ///< s becomes softcap * tanh(s / softcap); 0 is none
-  Prune prune = Prune();   ///< skips key tiles by their highest s; not together with alibi or bias
+  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
+  Prune prune =
+      Prune();  ///< skips key tiles by their highest s; not together with alibi, bias or score
   std::string alibi = {};  ///< s - slope * |p - k|; a slope for each head
   std::string bias = {};   ///< s + bias[k]; a number for each key
+  /// An expression in C that becomes s, over s, the indices of expr(...) and run-time float32
+  /// tensors: "s * scale[h] + labels[b][h][q][min(abs(p - k), 31)]". Kept as canonical text.
+  std::string score = {};
   /// Joins every row's sum as exp(logit), without a value; lse includes it, and is it where a row
   /// sees nothing. One for each head.
   std::string sink_logit = {};

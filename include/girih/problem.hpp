@@ -39,6 +39,10 @@ struct Problem {
   /// they may share a tile; whoever breaks it gets right results, slowly.
   bool shared_inputs = false;
 
+  /// Says that launches may give seqused_k or leftpad_k, which only kernels of neighborhoods must
+  /// know: their tiles are then tokens in a row, not bricks of the grid, and visit more.
+  bool partial_keys = false;
+
   int group_size() const { return num_heads / num_heads_kv; }
   int width_v() const { return head_dim_v == 0 ? head_dim : head_dim_v; }
   int heads_total() const { return num_heads_total == 0 ? num_heads : num_heads_total; }

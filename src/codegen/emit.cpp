@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <string>
+#include <vector>
+
 #include "girih/version.hpp"
 
 namespace girih::codegen {
@@ -34,6 +37,34 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildSlashThreads)
 }}
 )";
 
+// Likewise for the tiles of expressions, which depend on the sequences' lengths.
+constexpr const char* kBuildTiles = R"(
+extern "C" __global__ void __launch_bounds__(girih::kBuildTilesThreads, girih::kBuildTilesCtas)
+    {}(const __grid_constant__ girih::BuildTilesParams build,
+                      const __grid_constant__ girih::FwdParams params,
+                      const __grid_constant__ girih::InputTable<{}> inputs) {{
+  girih::BuildTiles<{}>::run(build, params, inputs.views);
+}}
+)";
+
+constexpr const char* kCondition = R"(
+struct {} : ExpressionTensors<int> {{
+  static constexpr int kNumTensors = {};
+  GIRIH_HD bool operator()(const ElementIndices& at) const {{
+    return {};
+  }}
+}};
+)";
+
+constexpr const char* kScore = R"(
+struct {} : ExpressionTensors<float> {{
+  static constexpr int kNumTensors = {};
+  GIRIH_HD float operator()(float score, const ElementIndices& at) const {{
+    return {};
+  }}
+}};
+)";
+
 constexpr const char* kCombine = R"(
 extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
     {}(const __grid_constant__ girih::CombineParams params) {{
@@ -56,6 +87,21 @@ extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
     {}(const __grid_constant__ girih::FwdParams params,
                        const __grid_constant__ girih::SplitMemory splits) {{
   girih::FwdSm90<girih::Config>::Splits::merge(params, splits);
+}}
+)";
+
+constexpr const char* kEstimate = R"(#include "girih/estimate_slash.cuh"
+#include "girih/select_largest.cuh"
+
+extern "C" __global__ void __launch_bounds__(girih::kEstimateThreads)
+    {estimate}(const __grid_constant__ girih::EstimateParams params) {{
+  extern __shared__ __align__(16) unsigned char shared[];
+  girih::EstimateSlash<girih::{element}, {head_dim}>::run(params, shared);
+}}
+
+extern "C" __global__ void __launch_bounds__(girih::kSelectThreads)
+    {select}(const __grid_constant__ girih::SelectParams params) {{
+  girih::SelectLargest::run(params);
 }}
 )";
 
@@ -83,6 +129,10 @@ constexpr const char* kHopperConfig = R"(
   static constexpr bool kPackHeads = {};
   static constexpr bool kPassOver = {};)";
 
+constexpr const char* kBricksConfig = R"(
+  using QueryBrick = BrickOf<{}, {}, {}>;
+  using KeyBrick = BrickOf<{}, {}, {}>;)";
+
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
 
@@ -104,10 +154,57 @@ constexpr const char* kFwdSm90 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
     {symbol}(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads{inputs_parameter},
-              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{rows_parameter}) {{
-  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{rows});
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{other_parameter}) {{
+  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{other_argument});
 }}
 )";
+
+std::string expressions_of(const plan::KernelSpec& spec) {
+  std::string source;
+  for (const plan::KernelSpec::Expression& expression : spec.expressions) {
+    source += fmt::format(fmt::runtime(expression.of_scores ? kScore : kCondition), expression.name,
+                          expression.num_tensors, expression.code);
+  }
+  return source.empty() ? "" : "\nnamespace girih {" + source + "}  // namespace girih\n";
+}
+
+std::string build_tiles_of(const plan::KernelSpec& spec) {
+  std::vector<std::string> conditions;
+  for (const plan::KernelSpec::Expression& expression : spec.expressions) {
+    if (!expression.of_scores) conditions.push_back("girih::" + expression.name);
+  }
+  return fmt::format(kBuildTiles, kBuildTilesSymbol, spec.num_inputs, fmt::join(conditions, ", "));
+}
+
+std::string hopper_config_of(const plan::KernelSpec& spec) {
+  const std::string config =
+      fmt::format(kHopperConfig, spec.key_box, spec.pack_heads, spec.pass_over);
+  if (!spec.bricks) return config;
+  const GridPoint &queries = spec.bricks->queries, &keys = spec.bricks->keys;
+  return config +
+         fmt::format(kBricksConfig, queries.a, queries.b, queries.c, keys.a, keys.b, keys.c);
+}
+
+// What only some kernels of fwd_sm90 have: the parameter, and the argument of run().
+struct OnlySome {
+  const char* parameter = "";
+  const char* argument = "";
+};
+
+OnlySome only_some_of(const plan::KernelSpec& spec) {
+  if (spec.gathers) {
+    return {",\n              const __grid_constant__ girih::FwdRowMaps row_maps", ", &row_maps"};
+  }
+  if (spec.bricks) {
+    return {",\n              const __grid_constant__ girih::FwdBrickMaps brick_maps",
+            ", nullptr, &brick_maps"};
+  }
+  if (spec.splits) {
+    return {",\n              const __grid_constant__ girih::SplitMemory splits",
+            ", nullptr, nullptr, &splits"};
+  }
+  return {};
+}
 
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
@@ -118,9 +215,7 @@ std::string config_of(const plan::KernelSpec& spec) {
                      fmt::arg("num_stages", tile.num_stages),
                      fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
                      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-                     fmt::arg("hopper", sm90 ? fmt::format(kHopperConfig, spec.key_box,
-                                                           spec.pack_heads, spec.pass_over)
-                                             : ""),
+                     fmt::arg("hopper", sm90 ? hopper_config_of(spec) : ""),
                      fmt::arg("softcap", spec.softcap),
                      fmt::arg("prune", spec.prune         ? kPruneConfig
                                        : spec.tile_maxima ? kTileMaximaConfig
@@ -141,13 +236,8 @@ std::string kernel_of(const plan::KernelSpec& spec) {
       fmt::runtime(spec.family == plan::KernelFamily::fwd_sm90 ? kFwdSm90 : kFwdSm80),
       fmt::arg("threads", 32 * spec.tile.num_warps), fmt::arg("min_ctas", spec.min_ctas_per_sm),
       fmt::arg("symbol", kKernelSymbol), fmt::arg("inputs_parameter", inputs_parameter),
-      fmt::arg("rows_parameter",
-               spec.gathers  ? ",\n              const __grid_constant__ girih::FwdRowMaps row_maps"
-               : spec.splits ? ",\n              const __grid_constant__ girih::SplitMemory splits"
-                             : ""),
-      fmt::arg("rows", spec.gathers  ? ", &row_maps"
-                       : spec.splits ? ", nullptr, &splits"
-                                     : ""),
+      fmt::arg("other_parameter", only_some_of(spec).parameter),
+      fmt::arg("other_argument", only_some_of(spec).argument),
       fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
 }
 
@@ -160,11 +250,14 @@ std::string emit(const plan::KernelSpec& spec) {
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
+  if (spec.builds_tiles()) source += "#include \"girih/build_tiles.cuh\"\n";
+  if (spec.has_scores()) source += "#include \"girih/shared/score.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
-  source += config_of(spec) + kernel_of(spec);
+  source += expressions_of(spec) + config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
   if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
   if (spec.builds_slashes) source += fmt::format(kBuildSlash, kBuildSlashSymbol);
+  if (spec.builds_tiles()) source += build_tiles_of(spec);
   if (spec.splits) {
     source += fmt::format(kSplitKernels, kPlanSplitsSymbol, spec.num_inputs, kMergeSplitsSymbol);
   }
@@ -175,6 +268,15 @@ std::string emit_combine(const plan::Arch& arch) {
   return fmt::format("// Girih {}: merging partial results, {}.\n#include \"girih/combine.cuh\"\n",
                      GIRIH_VERSION, arch.name()) +
          fmt::format(kCombine, kCombineSymbol);
+}
+
+std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim) {
+  return fmt::format("// Girih {}: estimate of columns and slashes, {}, head_dim {}, {}.\n",
+                     GIRIH_VERSION, to_string(dtype), head_dim, arch.name()) +
+         fmt::format(kEstimate, fmt::arg("estimate", kEstimateSymbol),
+                     fmt::arg("select", kSelectSymbol),
+                     fmt::arg("element", dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("head_dim", head_dim));
 }
 
 }  // namespace girih::codegen

@@ -14,6 +14,7 @@ inline constexpr const char* kKernelSymbol = "girih_fwd";
 inline constexpr const char* kBuildListsSymbol = "girih_build_lists";
 inline constexpr const char* kBuildNumbersSymbol = "girih_build_numbers";
 inline constexpr const char* kBuildSlashSymbol = "girih_build_slash";
+inline constexpr const char* kBuildTilesSymbol = "girih_build_tiles";
 
 /// Those that plan which query tiles are split, and merge their parts.
 inline constexpr const char* kPlanSplitsSymbol = "girih_plan_splits";
@@ -22,10 +23,17 @@ inline constexpr const char* kMergeSplitsSymbol = "girih_merge_splits";
 /// The one kernel of merging partial results.
 inline constexpr const char* kCombineSymbol = "girih_combine";
 
+/// The two of estimating columns and slashes.
+inline constexpr const char* kEstimateSymbol = "girih_estimate_slash";
+inline constexpr const char* kSelectSymbol = "girih_select_largest";
+
 /// Depends on the spec alone.
 std::string emit(const plan::KernelSpec& spec);
 
 /// The entry that merges partial results: the same for all types, widths and layouts.
 std::string emit_combine(const plan::Arch& arch);
+
+/// The entry that estimates columns and slashes: the same for all layouts.
+std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim);
 
 }  // namespace girih::codegen

@@ -93,7 +93,7 @@ std::string unknown_atom(std::string_view name) {
     }
   }
   const std::string hint = closest.empty() ? "" : fmt::format("did you mean '{}'? ", closest);
-  return fmt::format("unknown atom {}: {}the atoms are {}", quote(name), hint, known);
+  return fmt::format("unknown atom {}: {}the atoms are {}, expr", quote(name), hint, known);
 }
 
 int find_choice(const AtomParam& param, std::string_view word) {

@@ -6,9 +6,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 
 #include "girih/error.hpp"
+#include "girih/shared/expression.cuh"
 #include "girih/shared/structure.cuh"
+#include "pattern/expression.hpp"
 
 namespace girih::pattern {
 namespace {
@@ -54,10 +58,58 @@ const AtomFunctions& functions_of(const Mask& atom, const Geometry& geometry) {
   return kAtomFunctions[atom.atom_index()];
 }
 
+// Refuses an expression whose tensors are not all known.
+void check_tensors_known(const Mask& mask, const Geometry& geometry) {
+  if (geometry.inputs != nullptr || mask.expression()->tensors().empty()) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("what {} shows depends on the run-time input {}: give it",
+                          quote(mask.text()), quote(mask.inputs()[1])));
+}
+
+// Whether an expression, whose numbers are the places of its tensors, holds for an element.
+bool holds(const Mask& mask, const Geometry& geometry, int q, int k) {
+  const ElementIndices at(geometry, q, k);
+  const ExpressionPoint point{.b = at.b,
+                              .h = at.h,
+                              .g = at.g,
+                              .q = at.q,
+                              .k = at.k,
+                              .p = at.p,
+                              .Sq = at.Sq,
+                              .Sk = at.Sk,
+                              .local_h = at.local_h,
+                              .local_g = at.local_g};
+  const auto element = [&](int tensor, std::span<const int> indices) {
+    const TensorView& view =
+        TensorView::at(geometry.inputs, mask.numbers()[static_cast<std::size_t>(tensor) + 1]);
+    const int offset = view.offset(indices.data(), static_cast<int>(indices.size()));
+    return static_cast<double>(static_cast<const std::int32_t*>(view.data)[offset]);
+  };
+  return mask.expression()->evaluate(point, element) != 0;
+}
+
+// Looks no further than it must.
+Run seek_condition(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
+                   int n) {
+  const int end_key = min((n + 1) * tiles.block_n, geometry.seqlen_k);
+  bool visible = false, hidden = false;
+  for (int q = rows.begin; q < rows.end; ++q) {
+    for (int k = n * tiles.block_n; k < end_key; ++k) {
+      (holds(mask, geometry, q, k) ? visible : hidden) = true;
+      if (visible && hidden) return {n + 1, TileKind::partial};
+    }
+  }
+  return {n + 1, visible ? TileKind::full : TileKind::empty};
+}
+
 Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
                     int n) {
   if (mask.op() == Mask::Op::atom) {
     return functions_of(mask, geometry).seek(mask.numbers().data(), geometry, rows, tiles, n);
+  }
+  if (mask.op() == Mask::Op::expression) {
+    check_tensors_known(mask, geometry);
+    return seek_condition(mask, geometry, rows, tiles, n);
   }
   const auto seek_operand = [&](const Mask& operand) {
     return seek_expression(operand, geometry, rows, tiles, n);
@@ -75,6 +127,14 @@ Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, 
 uint32 bits_of_expression(const Mask& mask, const Geometry& geometry, int q, KeyWord keys) {
   if (mask.op() == Mask::Op::atom) {
     return functions_of(mask, geometry).row_bits(mask.numbers().data(), geometry, q, keys);
+  }
+  if (mask.op() == Mask::Op::expression) {
+    check_tensors_known(mask, geometry);
+    uint32 seen = 0;
+    for (int i = 0; i < 32 && keys.first_key + i < geometry.seqlen_k; ++i) {
+      seen |= holds(mask, geometry, q, keys.first_key + i) ? 1u << i : 0u;
+    }
+    return seen;
   }
   uint32 bits = bits_of_expression(mask.operands().front(), geometry, q, keys);
   if (mask.op() == Mask::Op::negation) return ~bits;
@@ -104,6 +164,10 @@ bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b) {
   if (mask.op() == Mask::Op::atom) {
     return !unknown_input(mask, a).empty() ||
            kAtomFunctions[mask.atom_index()].same_for_heads(mask.numbers().data(), a, b);
+  }
+  if (const Expression* const condition = mask.expression()) {
+    return (!condition->mentions("h") || a.head == b.head) &&
+           (!condition->mentions("g") || a.head_kv == b.head_kv);
   }
   return std::all_of(mask.operands().begin(), mask.operands().end(),
                      [&](const Mask& operand) { return same_for_heads(operand, a, b); });

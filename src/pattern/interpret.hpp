@@ -25,7 +25,7 @@ bool visible(const Mask& mask, const Geometry& geometry, int q, int k);
 std::vector<Span> row_spans(const Mask& mask, const Geometry& geometry, int q);
 
 /// The run of key tiles that tile n starts for these rows, last-tile rule included: exactly what
-/// a kernel's walk does.
+/// a kernel's walk does, but for expressions, which kernels judge by blocks of 64 rows and keys.
 Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
 
 /// Visible elements of the whole matrix.

@@ -9,6 +9,7 @@
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
 #include "pattern/atoms.hpp"
+#include "pattern/expression.hpp"
 
 namespace girih {
 namespace {
@@ -33,10 +34,15 @@ int nesting(const Mask& mask) {
 }
 
 int count_atoms(const Mask& mask) {
-  if (mask.op() == Mask::Op::atom) return 1;
+  if (mask.operands().empty()) return 1;
   int count = 0;
   for (const Mask& operand : mask.operands()) count += count_atoms(operand);
   return count;
+}
+
+bool has_expressions(const Mask& mask) {
+  return mask.op() == Mask::Op::expression ||
+         std::any_of(mask.operands().begin(), mask.operands().end(), has_expressions);
 }
 
 void check_limits(const Mask& mask) {
@@ -51,8 +57,8 @@ void check_limits(const Mask& mask) {
                 fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
   }
   constexpr int kLongestAtom = 320;  // bytes of text, with what joins it to the next
-  if (atoms > static_cast<int>(pattern::kMaxTextBytes) / kLongestAtom &&
-      mask.text().size() > pattern::kMaxTextBytes) {
+  const bool many = atoms > static_cast<int>(pattern::kMaxTextBytes) / kLongestAtom;
+  if ((many || has_expressions(mask)) && mask.text().size() > pattern::kMaxTextBytes) {
     throw Error(Errc::invalid_argument,
                 fmt::format("the mask's text is longer than {} bytes: use fewer atoms",
                             pattern::kMaxTextBytes));
@@ -165,12 +171,21 @@ Mask operator!(Mask a) {
   return result;
 }
 
+bool operator==(const Mask& a, const Mask& b) {
+  const bool same_expression = a.expression_ == nullptr || b.expression_ == nullptr
+                                   ? a.expression_ == b.expression_
+                                   : *a.expression_ == *b.expression_;
+  return same_expression && a.op_ == b.op_ && a.atom_ == b.atom_ && a.numbers_ == b.numbers_ &&
+         a.inputs_ == b.inputs_ && a.operands_ == b.operands_;
+}
+
 Mask Mask::with_inputs(const std::function<int(const std::string& name)>& value) const {
   Mask result = *this;
   for (Mask& operand : result.operands_) operand = operand.with_inputs(value);
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
     if (inputs_[i].empty()) continue;
     result.numbers_[i] = value(inputs_[i]);
+    if (op_ == Op::expression) continue;
     const AtomParam& param = atom_table()[atom_].params[i];
     if (param.kind == ParamKind::input) continue;
     result.numbers_[i] = std::clamp(result.numbers_[i], param.least, param.most);
@@ -178,12 +193,13 @@ Mask Mask::with_inputs(const std::function<int(const std::string& name)>& value)
   }
   const bool none_left = std::all_of(result.inputs_.begin(), result.inputs_.end(),
                                      [](const std::string& name) { return name.empty(); });
-  if (none_left) result.inputs_.clear();
+  if (none_left && op_ != Op::expression) result.inputs_.clear();
   return result;
 }
 
 std::string Mask::text() const {
   if (op_ == Op::atom) return atom_text(atom_table()[atom_], numbers_, inputs_);
+  if (op_ == Op::expression) return fmt::format("expr(\"{}\")", expression_->text());
   std::string result = op_ == Op::negation ? "!" : "";
   for (const Mask& operand : operands_) {
     if (&operand != &operands_.front()) result += op_ == Op::all_of ? " & " : " | ";

@@ -5,9 +5,10 @@
 //   set     = range { "+" range } | "else"        range = int [ "-" int ]
 //   masked  = or [ "with" modifier { "," modifier } ]
 //   modifier = "softcap" "(" float ")" | ( "alibi" | "bias" | "sink_logit" ) "(" name ")"
+//            | "score" "(" string ")"
 //            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
-//   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ]
+//   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ] | "expr" "(" string ")"
 //   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
 //             "$" name is an integer that a run-time input holds
 //
@@ -17,6 +18,7 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -26,6 +28,7 @@
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
 #include "pattern/atoms.hpp"
+#include "pattern/expression.hpp"
 
 namespace girih {
 namespace {
@@ -262,17 +265,24 @@ class Parser {
                                : name.is("bias")       ? &modifiers.bias
                                : name.is("sink_logit") ? &modifiers.sink_logit
                                                        : nullptr;
-    if (input == nullptr && !name.is("softcap") && !name.is("prune")) {
+    if (input == nullptr && !name.is("softcap") && !name.is("prune") && !name.is("score")) {
       fail_here(
-          fmt::format("expected a modifier, found {}: they are softcap, prune, alibi, bias and "
-                      "sink_logit",
+          fmt::format("expected a modifier, found {}: they are softcap, prune, alibi, bias, score "
+                      "and sink_logit",
                       found()));
     }
     const bool given = input != nullptr     ? !input->empty()
                        : name.is("softcap") ? modifiers.softcap > 0
+                       : name.is("score")   ? !modifiers.score.empty()
                                             : !modifiers.prune.thresholds.empty();
     if (given) fail_here(fmt::format("{} is given twice", name.text));
     advance();
+    if (name.is("score")) {
+      const String string = string_argument(name.text);
+      modifiers.score = expression(string, pattern::ExpressionUse::score).text();
+      if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+      return add_inputs_of(modifiers, name.at);
+    }
     if (!accept('(')) {
       fail_here(fmt::format("expected '(' after {}, found {}", name.text, found()));
     }
@@ -369,13 +379,61 @@ class Parser {
 
   // --- Atoms ---
 
+  struct String {
+    std::string_view text;
+    std::size_t at = 0;  // of its first character
+  };
+
+  // '("..."' of what takes a string; it ends at the next '"', for no expression has one.
+  String string_argument(std::string_view name) {
+    if (!accept('(')) fail_here(fmt::format("expected '(' after {}, found {}", name, found()));
+    if (!token_.is('"')) {
+      fail_here(fmt::format("{0} takes an expression in quotes, such as {0}(\"{1}\"), found {2}",
+                            name, name == "expr" ? "k <= p" : "s * 2.0", found()));
+    }
+    const std::size_t end = text_.find('"', position_);
+    if (end == text_.npos) fail_here("this '\"' is not closed");
+    const String result{text_.substr(position_, end - position_), position_};
+    position_ = end + 1;
+    advance();
+    return result;
+  }
+
+  pattern::Expression expression(const String& string, pattern::ExpressionUse use) const {
+    try {
+      return pattern::Expression::parse(string.text, use);
+    } catch (const pattern::ExpressionProblem& problem) {
+      fail(text_, string.at + problem.at, problem.message);
+    }
+  }
+
+  Mask expression_mask(const Token& name) {
+    const String string = string_argument(name.text);
+    expression(string, pattern::ExpressionUse::mask);  // refused here, where the whole text is
+    Mask result = expr(string.text);
+    if (!accept(')')) fail_here(fmt::format("expected ')', found {}", found()));
+    add_inputs_of(result, name.at);
+    return result;
+  }
+
+  // Refuses a mask or modifiers whose inputs do not go with those before.
+  template <class Part>
+  void add_inputs_of(const Part& part, std::size_t at) {
+    if (!inputs_) return;
+    const std::string problem = pattern::add_inputs(part, *inputs_);
+    if (!problem.empty()) fail(text_, at, problem);
+  }
+
   Mask atom() {
     const Token name = token_;
+    if (name.is("expr")) {
+      count_atom();
+      advance();
+      return expression_mask(name);
+    }
     const int index = pattern::find_atom(name.text);
     if (index < 0) fail_here(pattern::unknown_atom(name.text));
-    if (++num_atoms_ > pattern::kMaxAtoms) {
-      fail_here(fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
-    }
+    count_atom();
     const AtomInfo& info = pattern::atom_table()[index];
     advance();
 
@@ -397,11 +455,14 @@ class Parser {
     const std::string conflict = pattern::conflict(index, values(numbers).data());
     if (!conflict.empty()) fail(text_, name.at, conflict);
     Mask result = Mask::atom(info.name, std::move(numbers));
-    if (inputs_) {
-      const std::string problem = pattern::add_inputs(result, *inputs_);
-      if (!problem.empty()) fail(text_, name.at, problem);
-    }
+    add_inputs_of(result, name.at);
     return result;
+  }
+
+  void count_atom() {
+    if (++num_atoms_ > pattern::kMaxAtoms) {
+      fail_here(fmt::format("the mask has more than {} atoms", pattern::kMaxAtoms));
+    }
   }
 
   void arguments(const AtomInfo& info, std::vector<Numbers>& given) {
@@ -707,6 +768,29 @@ class Parser {
 }  // namespace
 
 Mask Mask::parse(std::string_view text) { return Parser(text).whole_mask(); }
+
+pattern::Expression pattern::parse_expression(std::string_view text, ExpressionUse use) {
+  try {
+    return Expression::parse(text, use);
+  } catch (const ExpressionProblem& problem) {
+    fail(text, problem.at, problem.message);
+  }
+}
+
+Mask expr(std::string_view condition) {
+  using pattern::Expression;
+  auto expression = std::make_shared<const Expression>(
+      pattern::parse_expression(condition, pattern::ExpressionUse::mask));
+  Mask mask;
+  mask.op_ = Mask::Op::expression;
+  mask.inputs_.emplace_back();
+  for (const Expression::Tensor& tensor : expression->tensors()) {
+    mask.inputs_.push_back(tensor.name);
+  }
+  mask.numbers_.resize(mask.inputs_.size());
+  mask.expression_ = std::move(expression);
+  return mask;
+}
 
 Pattern Pattern::parse(std::string_view text) { return Parser(text).whole_pattern(); }
 

@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "girih/error.hpp"
 #include "girih/problem.hpp"
 #include "pattern/atoms.hpp"
+#include "pattern/expression.hpp"
+#include "pattern/places.hpp"
 
 namespace girih {
 namespace {
@@ -64,7 +67,12 @@ void check_prune_tiles(const std::vector<Pattern::HeadClass>& classes) {
   }
 }
 
-void check_modifiers(const Modifiers& modifiers) {
+// And makes their text canonical.
+void check_modifiers(Modifiers& modifiers) {
+  if (!modifiers.score.empty()) {
+    modifiers.score =
+        pattern::parse_expression(modifiers.score, pattern::ExpressionUse::score).text();
+  }
   if (modifiers.softcap != 0) check_softcap(modifiers.softcap);
   if (modifiers.prune != Prune()) check_prune(modifiers.prune);
   for (const std::string* name : {&modifiers.alibi, &modifiers.bias, &modifiers.sink_logit}) {
@@ -86,6 +94,7 @@ std::string modifiers_text(const Modifiers& modifiers) {
   }
   if (!modifiers.alibi.empty()) add(fmt::format("alibi({})", modifiers.alibi));
   if (!modifiers.bias.empty()) add(fmt::format("bias({})", modifiers.bias));
+  if (!modifiers.score.empty()) add(fmt::format("score(\"{}\")", modifiers.score));
   if (!modifiers.sink_logit.empty()) add(fmt::format("sink_logit({})", modifiers.sink_logit));
   return text;
 }
@@ -99,6 +108,11 @@ std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
                          pattern::quote(wanted.name), pattern::kMaxInputs);
     }
     inputs.push_back(std::move(wanted));
+  } else if (wanted.is_tensor() && inputs[found].kind == wanted.kind &&
+             inputs[found].rank == wanted.rank) {
+    for (std::size_t i = 0; i < wanted.indexed_by.size(); ++i) {
+      inputs[found].indexed_by[i] |= wanted.indexed_by[i];
+    }
   } else if (inputs[found] != wanted) {
     return fmt::format("the input {} is used as {} and as {}: give the two different names",
                        pattern::quote(wanted.name), inputs[found].description(),
@@ -107,12 +121,24 @@ std::string add_input(InputInfo wanted, std::vector<InputInfo>& inputs) {
   return "";
 }
 
-void check_classes(const std::vector<Pattern::HeadClass>& classes) {
+// Those that an expression indexes.
+std::string add_tensors(const pattern::Expression& expression, InputInfo::Kind kind,
+                        std::vector<InputInfo>& inputs) {
+  for (const pattern::Expression::Tensor& tensor : expression.tensors()) {
+    InputInfo wanted{.name = tensor.name, .kind = kind, .rank = tensor.rank};
+    wanted.indexed_by = tensor.indexed_by;
+    const std::string problem = add_input(std::move(wanted), inputs);
+    if (!problem.empty()) return problem;
+  }
+  return "";
+}
+
+void check_classes(std::vector<Pattern::HeadClass>& classes) {
   if (classes.empty()) {
     throw Error(Errc::invalid_argument, "a pattern by heads needs at least one set of heads");
   }
   bool rest = false;
-  for (const Pattern::HeadClass& head_class : classes) {
+  for (Pattern::HeadClass& head_class : classes) {
     check_set(head_class.heads);
     check_modifiers(head_class.modifiers);
     if (rest && head_class.heads.rest) {
@@ -184,6 +210,9 @@ std::string pattern::add_inputs(const Mask& mask, std::vector<InputInfo>& inputs
     const std::string problem = add_inputs(operand, inputs);
     if (!problem.empty()) return problem;
   }
+  if (mask.op() == Mask::Op::expression) {
+    return add_tensors(*mask.expression(), InputInfo::Kind::int_tensor, inputs);
+  }
   for (std::size_t i = 0; i < mask.inputs().size(); ++i) {
     if (mask.inputs()[i].empty()) continue;
     InputInfo wanted{.name = mask.inputs()[i]};
@@ -212,19 +241,39 @@ std::string pattern::add_inputs(const Modifiers& modifiers, std::vector<InputInf
         {.name = prune.thresholds, .kind = Kind::thresholds, .kv_block_size = prune.kv}, inputs);
     if (!problem.empty()) return problem;
   }
-  for (const auto& [name, kind] : {std::pair{&modifiers.alibi, Kind::head_values},
-                                   {&modifiers.bias, Kind::key_values},
-                                   {&modifiers.sink_logit, Kind::head_values}}) {
-    if (name->empty()) continue;
-    const std::string problem = add_input({.name = *name, .kind = kind}, inputs);
-    if (!problem.empty()) return problem;
+  const auto add_values = [&](const std::string& name, Kind kind) {
+    return name.empty() ? "" : add_input({.name = name, .kind = kind}, inputs);
+  };
+  std::string problem = add_values(modifiers.alibi, Kind::head_values);
+  if (problem.empty()) problem = add_values(modifiers.bias, Kind::key_values);
+  if (problem.empty() && !modifiers.score.empty()) {
+    problem = add_tensors(parse_expression(modifiers.score, ExpressionUse::score),
+                          Kind::float_tensor, inputs);
   }
-  return "";
+  if (problem.empty()) problem = add_values(modifiers.sink_logit, Kind::head_values);
+  return problem;
+}
+
+// "[batch, seqlen_q or seqlen_k, any]"
+static std::string shape_text(const InputInfo& tensor) {
+  static constexpr const char* kExtents[] = {"batch", "num_heads", "num_heads_kv", "seqlen_q",
+                                             "seqlen_k"};
+  std::string text;
+  for (int i = 0; i < tensor.rank; ++i) {
+    std::string extent;
+    for (std::size_t v = 0; v < std::size(kExtents); ++v) {
+      if ((tensor.indexed_by[static_cast<std::size_t>(i)] >> v & 1) == 0) continue;
+      extent += (extent.empty() ? "" : " or ") + std::string(kExtents[v]);
+    }
+    text += (i == 0 ? "[" : ", ") + (extent.empty() ? "any" : extent);
+  }
+  return text + "]";
 }
 
 std::string InputInfo::description() const {
   if (kind == Kind::number) return "int32 [batch, heads]";
   if (kind == Kind::columns) return "int32 starts and ends [batch, heads, seqlen_k]";
+  if (is_tensor()) return (kind == Kind::int_tensor ? "int32 " : "float32 ") + shape_text(*this);
   if (kind == Kind::head_values) return "float32 [batch, heads]";
   if (kind == Kind::key_values) return "float32 [batch, heads, seqlen_k]";
   if (kind == Kind::indices) {
@@ -253,6 +302,12 @@ void Pattern::find_inputs() {
     std::string problem = pattern::add_inputs(head_class.mask, inputs_);
     if (problem.empty()) problem = pattern::add_inputs(head_class.modifiers, inputs_);
     if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
+  }
+  if (pattern::conditions_of(*this).size() > pattern::kMaxConditions) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("the pattern has more than {} different expr(...): join some by && "
+                            "and ||",
+                            pattern::kMaxConditions));
   }
 }
 
@@ -291,9 +346,10 @@ Pattern Pattern::with_prune(const Prune& prune) const {
 }
 
 Pattern Pattern::with(const Modifiers& modifiers) const {
-  check_modifiers(modifiers);
+  Modifiers checked = modifiers;
+  check_modifiers(checked);
   Pattern result = *this;
-  for (HeadClass& head_class : result.classes_) head_class.modifiers = modifiers;
+  for (HeadClass& head_class : result.classes_) head_class.modifiers = checked;
   result.find_inputs();
   check_length(result);
   return result;

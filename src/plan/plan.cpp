@@ -12,10 +12,13 @@
 #include "girih/shared/slash.cuh"
 #include "girih/shared/tensor_map.cuh"
 #include "pattern/atoms.hpp"
+#include "pattern/expression.hpp"
 #include "pattern/grid.hpp"
 #include "pattern/interpret.hpp"
+#include "pattern/places.hpp"
 #include "plan/tiles.hpp"
 #include "plan/tiles_sm90.hpp"
+#include "support/hash.hpp"
 
 namespace girih::plan {
 namespace {
@@ -82,6 +85,7 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
   if (std::any_of(pattern.inputs().begin(), pattern.inputs().end(), of_mask)) {
     return KeysPerRow::many;  // what they hold is not known here
   }
+  if (!pattern::conditions_of(pattern).empty()) return KeysPerRow::many;  // would take long
 
   constexpr int kSeqlen = 16384, kRows = 16;
   const auto& classes = pattern.classes();
@@ -124,7 +128,7 @@ bool is_elaborate(const std::vector<std::string>& structures) {
   for (const std::string& structure : structures) {
     for (const char* large :
          {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index",
-          "Leaf<VerticalSlash", "Leaf<Columns", ", 0x"}) {  // an input
+          "Leaf<VerticalSlash", "Leaf<Columns", "Expr<", "Score<", ", 0x"}) {  // an input
       if (structure.find(large) != structure.npos) return true;
     }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
@@ -140,7 +144,8 @@ bool has_neighborhoods(const std::vector<std::string>& structures) {
 
 bool modifies_scores(const std::vector<std::string>& structures) {
   return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
-    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos;
+    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos ||
+           text.find(", Score<") != text.npos;
   });
 }
 
@@ -148,6 +153,7 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
                        .scores = modifies_scores(spec.structures),
+                       .score_expressions = spec.has_scores(),
                        .elaborate = is_elaborate(spec.structures),
                        .neighborhoods = has_neighborhoods(spec.structures)};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
@@ -188,25 +194,90 @@ int prune_word_of(const Pattern::HeadClass& head_class, const std::vector<InputI
 // modifiers change: thresholds are for those before.
 void check_prune_alone(const Modifiers& modifiers) {
   if (modifiers.prune.thresholds.empty()) return;
-  const char* other = !modifiers.alibi.empty()  ? "alibi"
-                      : !modifiers.bias.empty() ? "bias"
-                                                : nullptr;
+  const char* other = !modifiers.alibi.empty()   ? "alibi"
+                      : !modifiers.bias.empty()  ? "bias"
+                      : !modifiers.score.empty() ? "score"
+                                                 : nullptr;
   if (other == nullptr) return;
   throw Error(
       Errc::unsupported,
       fmt::format("prune({}, kv={}) and {}({}) are not supported together in a head, for prune "
                   "decides by scores without {}: leave one out, or give them to different heads",
                   modifiers.prune.thresholds, modifiers.prune.kv, other,
-                  !modifiers.alibi.empty() ? modifiers.alibi : modifiers.bias, other));
+                  !modifiers.alibi.empty()  ? modifiers.alibi
+                  : !modifiers.bias.empty() ? modifiers.bias
+                                            : "...",
+                  other));
+}
+
+// The type of an expression, by its code: patterns that differ in names of tensors share kernels.
+std::string type_of(const pattern::Expression& expression, bool of_scores = false) {
+  return (of_scores ? "Score_" : "Condition_") + support::digest(expression.code()).substr(0, 16);
+}
+
+KernelSpec::Expression entry_of(const pattern::Expression& expression, bool of_scores) {
+  return {.of_scores = of_scores,
+          .name = type_of(expression, of_scores),
+          .num_tensors = static_cast<int>(expression.tensors().size()),
+          .code = expression.code()};
+}
+
+pattern::Expression score_of(const Modifiers& modifiers) {
+  return pattern::parse_expression(modifiers.score, pattern::ExpressionUse::score);
+}
+
+void add_expressions(const Mask& mask, std::vector<KernelSpec::Expression>& expressions) {
+  for (const Mask& operand : mask.operands()) add_expressions(operand, expressions);
+  if (mask.expression() != nullptr) expressions.push_back(entry_of(*mask.expression(), false));
+}
+
+void add_expressions(const Pattern::HeadClass& head_class,
+                     std::vector<KernelSpec::Expression>& expressions) {
+  add_expressions(head_class.mask, expressions);
+  if (!head_class.modifiers.score.empty()) {
+    expressions.push_back(entry_of(score_of(head_class.modifiers), true));
+  }
+}
+
+// Sorted, each once.
+template <class Value>
+void make_set(std::vector<Value>& values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
+// What the kernel that finds tiles is told. Expressions that only classes without heads have are
+// not among the kernel's, and nobody asks for their tiles.
+void plan_tiles(const std::vector<const pattern::Expression*>& conditions,
+                const std::vector<InputInfo>& inputs, Plan& plan) {
+  for (const pattern::Expression* expression : conditions) {
+    ConditionTiles tiles;
+    tiles.condition = -1;
+    for (size_t i = 0; i < plan.spec.expressions.size(); ++i) {
+      if (plan.spec.expressions[i].name == type_of(*expression)) {
+        tiles.condition = static_cast<int>(i);
+      }
+    }
+    for (const pattern::Expression::Tensor& tensor : expression->tensors()) {
+      tiles.places.push_back(pattern::place_of(inputs, pattern::find_input(inputs, tensor.name)));
+    }
+    tiles.by_batch = expression->mentions("b");
+    tiles.by_length =
+        expression->mentions("p") || expression->mentions("Sq") || expression->mentions("Sk");
+    tiles.by_head = expression->mentions("h");
+    tiles.by_head_kv = expression->mentions("g");
+    plan.tiles.push_back(std::move(tiles));
+  }
 }
 
 // Fills in the pattern's part of the plan: structures and head table.
 void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   std::vector<std::string> structures;
   std::vector<std::vector<int>> numbers;
+  const std::vector<const pattern::Expression*> conditions = pattern::conditions_of(pattern);
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     structures.push_back(structure_of(head_class));
-    numbers.push_back(numbers_of(head_class, pattern.inputs()));
+    numbers.push_back(numbers_of(head_class, pattern.inputs(), conditions));
   }
   const std::vector<int> class_of_head = pattern.class_of_head(problem);
 
@@ -216,12 +287,14 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   for (const int c : class_of_head) {
     check_prune_alone(pattern.classes()[c].modifiers);
     distinct.push_back(structures[c]);
+    add_expressions(pattern.classes()[c], plan.spec.expressions);
     most_numbers = std::max(most_numbers, numbers[c].size());
     plan.spec.softcap = plan.spec.softcap || pattern.classes()[c].modifiers.softcap > 0;
     plan.spec.prune = plan.spec.prune || !pattern.classes()[c].modifiers.prune.thresholds.empty();
   }
-  std::sort(distinct.begin(), distinct.end());
-  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  make_set(distinct);
+  make_set(plan.spec.expressions);
+  plan_tiles(conditions, pattern.inputs(), plan);
 
   const auto row_of = [&](int pattern_class) {
     const auto found =
@@ -246,7 +319,7 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
     plan.head_table.insert(plan.head_table.end(), row.begin(), row.end());
   }
 
-  plan.spec.num_inputs = static_cast<int>(pattern.inputs().size());
+  plan.spec.num_inputs = pattern::num_places(pattern.inputs(), static_cast<int>(conditions.size()));
   for (const InputInfo& input : pattern.inputs()) {
     plan.spec.builds_lists |= input.kind == InputInfo::Kind::blocks;
     plan.spec.builds_numbers |=
@@ -255,8 +328,9 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   }
 
   const size_t bytes = plan.head_table.size() * sizeof(int) + sizeof(FwdParams) +
-                       pattern.inputs().size() * sizeof(InputView) + sizeof(FwdTensorMaps) +
-                       sizeof(FwdRowMaps) + 2 * alignof(FwdTensorMaps);
+                       plan.spec.num_inputs * sizeof(InputView) + sizeof(FwdTensorMaps) +
+                       std::max(sizeof(FwdRowMaps), sizeof(FwdBrickMaps)) +
+                       2 * alignof(FwdTensorMaps);
   if (bytes > kMaxParamBytes) {
     throw Error(Errc::unsupported,
                 fmt::format("{} heads with up to {} numbers each take {} bytes of kernel "
@@ -284,7 +358,44 @@ bool may_split(const KernelSpec& spec) {
   const bool sinks =
       std::any_of(spec.structures.begin(), spec.structures.end(),
                   [](const std::string& text) { return text.find(", SinkLogit") != text.npos; });
-  return spec.builds_lists && !sinks && !spec.prune && !spec.gathers;
+  return spec.builds_lists && !sinks && !spec.prune && !spec.gathers && !spec.bricks;
+}
+
+// A tile of the Hopper kernel and bricks for it: as many keys as make least work of what is
+// visited, unless their number was requested. A key tile costs as much as so many keys beyond its
+// own, by the speed of smaller tiles (tools/bench/NOTES.md). Without bricks where tokens in a row
+// do as well.
+constexpr int kKeysOfTileCost = 24;
+
+std::optional<Bricks> plan_bricks(std::span<const BrickHeads> heads, const Arch& arch,
+                                  const Problem& problem, const PatternTraits& traits,
+                                  const TileConfig& requested, TileConfig& tile) {
+  if (heads.empty() || family_of(tile) != KernelFamily::fwd_sm90) return std::nullopt;
+  std::optional<Bricks> best;
+  double least = 0;
+  const int fewest_keys = requested.block_n != 0 ? tile.block_n : std::min(48, tile.block_n);
+  for (int block_n = tile.block_n; block_n >= fewest_keys; block_n -= 16) {
+    const std::optional<Bricks> bricks = choose_bricks(heads, tile.block_m, block_n);
+    if (!bricks) continue;
+    const double cost =
+        static_cast<double>(count_tiles(heads, *bricks).visited()) * (block_n + kKeysOfTileCost);
+    if (best && cost >= least) continue;
+    best = bricks;
+    least = cost;
+  }
+  if (best && requested.block_n == 0) {
+    TileConfig own = requested;
+    own.block_n = best->keys.volume();
+    tile = choose_tile(arch, problem, traits, own);
+  }
+  return best;
+}
+
+// Passing over key tiles costs some per cent, more than it saves where few are seen by some
+// warpgroups only.
+bool passes_over(std::span<const BrickHeads> heads, const Bricks& bricks) {
+  const BrickTiles tiles = count_tiles(heads, bricks);
+  return tiles.parts < 0.97 * static_cast<double>(tiles.visited());
 }
 
 }  // namespace
@@ -303,6 +414,8 @@ std::string structure_of(const Mask& mask) {
       return fmt::format("Any<{}>", fmt::join(operands, ", "));
     case Mask::Op::negation:
       return fmt::format("Not<{}>", operands[0]);
+    case Mask::Op::expression:
+      return fmt::format("Expr<{}>", type_of(*mask.expression()));
     case Mask::Op::atom:
       break;
   }
@@ -316,14 +429,21 @@ std::string structure_of(const Mask& mask) {
                           : fmt::format("Leaf<{}, {:#x}>", atom.type, from_inputs);
 }
 
-std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs) {
+std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inputs,
+                            const std::vector<const pattern::Expression*>& conditions) {
   std::vector<int> numbers = mask.numbers();
   for (size_t i = 0; i < mask.inputs().size(); ++i) {
     if (mask.inputs()[i].empty()) continue;
-    numbers[i] = pattern::find_input(inputs, mask.inputs()[i]);
+    numbers[i] = pattern::place_of(inputs, pattern::find_input(inputs, mask.inputs()[i]));
+  }
+  if (mask.op() == Mask::Op::expression) {
+    const auto own = std::find_if(
+        conditions.begin(), conditions.end(),
+        [&](const pattern::Expression* condition) { return *condition == *mask.expression(); });
+    numbers[0] = pattern::place_of_tiles(inputs, static_cast<int>(own - conditions.begin()));
   }
   for (const Mask& operand : mask.operands()) {
-    const std::vector<int> inner = numbers_of(operand, inputs);
+    const std::vector<int> inner = numbers_of(operand, inputs, conditions);
     numbers.insert(numbers.end(), inner.begin(), inner.end());
   }
   return numbers;
@@ -331,19 +451,24 @@ std::vector<int> numbers_of(const Mask& mask, const std::vector<InputInfo>& inpu
 
 namespace {
 
-// A modifier of a head class as a C++ type, and the name of the input that it reads.
+// A modifier of a head class as a C++ type, and the names of the inputs that it reads.
 struct ModifierType {
-  const char* type;
-  const std::string* input;
+  std::string type;
+  std::vector<std::string> inputs;
 };
 
 std::vector<ModifierType> modifier_types(const Modifiers& modifiers) {
   std::vector<ModifierType> types;
-  for (const ModifierType& type : {ModifierType{"Alibi", &modifiers.alibi},
-                                   {"Bias", &modifiers.bias},
-                                   {"SinkLogit", &modifiers.sink_logit}}) {
-    if (!type.input->empty()) types.push_back(type);
+  if (!modifiers.alibi.empty()) types.push_back({"Alibi", {modifiers.alibi}});
+  if (!modifiers.bias.empty()) types.push_back({"Bias", {modifiers.bias}});
+  if (!modifiers.score.empty()) {
+    const pattern::Expression score = score_of(modifiers);
+    types.push_back({fmt::format("Score<{}>", type_of(score, true)), {}});
+    for (const pattern::Expression::Tensor& tensor : score.tensors()) {
+      types.back().inputs.push_back(tensor.name);
+    }
   }
+  if (!modifiers.sink_logit.empty()) types.push_back({"SinkLogit", {modifiers.sink_logit}});
   return types;
 }
 
@@ -358,10 +483,13 @@ std::string structure_of(const Pattern::HeadClass& head_class) {
 }
 
 std::vector<int> numbers_of(const Pattern::HeadClass& head_class,
-                            const std::vector<InputInfo>& inputs) {
-  std::vector<int> numbers = numbers_of(head_class.mask, inputs);
+                            const std::vector<InputInfo>& inputs,
+                            const std::vector<const pattern::Expression*>& conditions) {
+  std::vector<int> numbers = numbers_of(head_class.mask, inputs, conditions);
   for (const ModifierType& type : modifier_types(head_class.modifiers)) {
-    numbers.push_back(pattern::find_input(inputs, *type.input));
+    for (const std::string& name : type.inputs) {
+      numbers.push_back(pattern::place_of(inputs, pattern::find_input(inputs, name)));
+    }
   }
   return numbers;
 }
@@ -377,7 +505,9 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   Plan plan;
   plan_heads(pattern, problem, plan);
   const PatternTraits traits = traits_of(pattern, problem, plan.spec);
-  const TileConfig tile = choose_tile(arch, problem, traits, requested);
+  TileConfig tile = choose_tile(arch, problem, traits, requested);
+  const std::vector<BrickHeads> brick_heads = plan::brick_heads(pattern, problem);
+  plan.spec.bricks = plan_bricks(brick_heads, arch, problem, traits, requested, tile);
   std::vector<std::string> reasons = reasons_against(tile, problem, arch);
   if (traits.prune_kv > 0) {
     if (!reasons.empty() && traits.prune_kv > 64) {
@@ -405,6 +535,12 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                           (!shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
+    if (plan.spec.bricks) {
+      const Neighborhood grid(brick_heads[0].numbers.data());
+      plan.grid = grid_of(grid);
+      plan.spec.pass_over =
+          width > kWidestWithSpareRegisters || passes_over(brick_heads, *plan.spec.bricks);
+    }
     plan.spec.splits = may_split(plan.spec);
   }
   plan.keys = traits.keys;
@@ -421,6 +557,11 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
 
 Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                            int kv) {
+  if (!pattern::conditions_of(pattern).empty()) {
+    throw Error(Errc::unsupported,
+                "tile maxima are not supported for patterns with expr(...): closed forms are; "
+                "calibrate with those alone");
+  }
   if (!pattern.inputs().empty()) {
     throw Error(Errc::unsupported,
                 fmt::format("tile maxima are not supported for patterns with run-time inputs, here "

@@ -25,6 +25,7 @@ struct PatternTraits {
   KeysPerRow keys = KeysPerRow::many;
   bool softcap = false;              ///< whether some class of heads has one
   bool scores = false;               ///< whether some class modifies scores otherwise
+  bool score_expressions = false;    ///< whether by expressions
   bool elaborate = false;            ///< whether its masks take many registers
   bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
   bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more

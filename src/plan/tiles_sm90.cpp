@@ -22,6 +22,8 @@ constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
 // Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
+// Above 128, where scores are modified by expressions: what divides by 80 or 96 takes more.
+constexpr int kMostKeysOfScoreExpressions = 64;
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -98,9 +100,10 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
     limit = std::min(limit, kMostFragmentsMixedSlashes);
-  const int most_keys = requested.block_n                      ? requested.block_n
-                        : prune                                ? pattern.prune_kv
-                        : shares_blocks(problem, pattern, 128) ? 128
+  const int most_keys = requested.block_n                          ? requested.block_n
+                        : prune                                    ? pattern.prune_kv
+                        : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions
+                        : shares_blocks(problem, pattern, 128)     ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
                         : three && width <= 64      ? 112

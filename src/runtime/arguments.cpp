@@ -140,28 +140,37 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem,
 
 namespace {
 
-// The maps of a thread's last launch are used again: `memory` is one tensor's.
-TensorMap map_of(cuda::TensorMapMemory& memory, const Tensor& tensor, const void* data,
-                 const Strides& strides, int box_rows, const Problem& problem, const Dims& dims) {
+// The copy engine's stride of a dimension must be below 2^40 bytes.
+constexpr std::int64_t kStrideEnd = std::int64_t{1} << 39;
+
+void check_strides(const Strides& strides) {
   for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
-    constexpr std::int64_t kEnd = std::int64_t{1} << 39;  // 2^40 bytes
-    if (stride >= 0 && stride < kEnd) continue;
+    if (stride >= 0 && stride < kStrideEnd) continue;
     refuse(
         fmt::format("a tensor has stride {}: the kernel for Hopper takes strides from 0 to {}; "
                     "bind the portable one (tile.portable)",
-                    stride, kEnd - 8));
+                    stride, kStrideEnd - 8));
   }
+}
+
+constexpr int kBoxColumns = 64;
+
+CUtensorMapDataType type_of(const Problem& problem) {
+  return problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                          : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+}
+
+// The maps of a thread's last launch are used again: `memory` is one tensor's.
+TensorMap map_of(cuda::TensorMapMemory& memory, const Tensor& tensor, const void* data,
+                 const Strides& strides, int box_rows, const Problem& problem, const Dims& dims) {
+  check_strides(strides);
   return memory.get({.data = data,
-                     .type = problem.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                              : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                     .columns = tensor.shape[kDim],
-                     .rows = tensor.shape[dims.row],
-                     .heads = tensor.shape[dims.head],
-                     .batch = tensor.shape[dims.batch],
-                     .row_stride = strides.row,
-                     .head_stride = strides.head,
-                     .batch_stride = strides.batch},
-                    box_rows);
+                     .type = type_of(problem),
+                     .num_dimensions = 4,
+                     .extents = {tensor.shape[kDim], tensor.shape[dims.row],
+                                 tensor.shape[dims.head], tensor.shape[dims.batch]},
+                     .strides = {1, strides.row, strides.head, strides.batch},
+                     .box = {kBoxColumns, box_rows, 1, 1}});
 }
 
 }  // namespace
@@ -182,6 +191,53 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
           .v = keys ? map(2, args.v, params.v, params.v_strides, key_rows)
                     : map(2, args.out, params.out, params.out_strides, key_rows),
           .out = map(3, args.out, params.out, params.out_strides, query_rows)};
+}
+
+cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const Strides& strides,
+                                   const Problem& problem, const GridPoint& grid,
+                                   const GridPoint& brick) {
+  check_strides(strides);
+  const Dims dims = dims_of(problem.layout);
+  const std::int64_t columns = (tensor.shape[dims.head] - 1) * strides.head + tensor.shape[kDim];
+  const std::int64_t line = strides.row * grid.c, plane = line * grid.b;
+  if (columns > std::numeric_limits<int>::max()) {
+    refuse(
+        fmt::format("a tensor has stride {} between its {} heads: the kernel for Hopper that "
+                    "visits bricks of a grid takes heads within 2^31 elements; bind the portable "
+                    "one (tile.portable)",
+                    strides.head, tensor.shape[dims.head]));
+  }
+  if (plane >= kStrideEnd) {
+    refuse(fmt::format(
+        "a tensor has stride {} between tokens: the kernel for Hopper that visits bricks of a "
+        "grid takes planes of the grid within {} elements; bind the portable one (tile.portable)",
+        strides.row, kStrideEnd - 8));
+  }
+  return {.data = data,
+          .type = type_of(problem),
+          .num_dimensions = 5,
+          .extents = {columns, grid.c, grid.b, grid.a, tensor.shape[dims.batch]},
+          .strides = {1, strides.row, line, plane, strides.batch},
+          .box = {kBoxColumns, brick.c, brick.b, brick.a, 1}};
+}
+
+FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
+                        const GridPoint& grid, const plan::Bricks& bricks) {
+  static thread_local cuda::TensorMapMemory memory[3];  // of q, k and v
+  return {.q = memory[0].get(
+              tensor_over_grid(args.q, params.q, params.q_strides, problem, grid, bricks.queries)),
+          .k = memory[1].get(
+              tensor_over_grid(args.k, params.k, params.k_strides, problem, grid, bricks.keys)),
+          .v = memory[2].get(
+              tensor_over_grid(args.v, params.v, params.v_strides, problem, grid, bricks.keys))};
+}
+
+void refuse_partial_keys(const jit::Args& args) {
+  if (args.seqused_k == nullptr && args.leftpad_k == nullptr) return;
+  refuse(
+      fmt::format("{} was given, but the kernel visits bricks of a whole grid: bind with "
+                  "problem.partial_keys, or the portable kernel (tile.portable)",
+                  args.seqused_k != nullptr ? "seqused_k" : "leftpad_k"));
 }
 
 FwdRowMaps row_maps(const jit::Args& args, const FwdParams& params, const Problem& problem) {

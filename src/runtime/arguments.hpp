@@ -3,10 +3,12 @@
 
 #include <span>
 
+#include "cuda/tensor_map.hpp"
 #include "girih/jit.hpp"
 #include "girih/shared/params.cuh"
 #include "girih/shared/tensor_map.cuh"
 #include "pattern/grid.hpp"
+#include "plan/bricks.hpp"
 
 namespace girih::runtime {
 
@@ -20,6 +22,19 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
 
 /// Keys and values in boxes of one row. @throws Error driver.
 FwdRowMaps row_maps(const jit::Args& args, const FwdParams& params, const Problem& problem);
+
+/// A tensor over a grid of tokens, in boxes of a brick: see shared/bricks.cuh.
+/// @throws Error invalid_argument where the copy engine cannot take it.
+cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const Strides& strides,
+                                   const Problem& problem, const GridPoint& grid,
+                                   const GridPoint& brick);
+
+/// Queries, keys and values so. @throws Error driver, or as tensor_over_grid().
+FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
+                        const GridPoint& grid, const plan::Bricks& bricks);
+
+/// @throws Error invalid_argument for sequences of fewer keys than tensors have.
+void refuse_partial_keys(const jit::Args& args);
 
 /// Everything but the order of tiles, for a pattern with these grids. Formats text only when it
 /// throws.

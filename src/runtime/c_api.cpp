@@ -206,7 +206,6 @@ girih::jit::Options options_of(const girih_options* pointer) {
 
 girih::Problem problem_of(const girih_problem* pointer) {
   const girih_problem c = known_part("girih_problem", "problem", pointer);
-  check_reserved("problem", c.reserved);
   return {.dtype = dtype_of("problem", c.dtype),
           .head_dim = c.head_dim,
           .num_heads = c.num_heads,
@@ -215,7 +214,8 @@ girih::Problem problem_of(const girih_problem* pointer) {
           .layout = layout_of("problem", c.layout),
           .head_offset = c.head_offset,
           .num_heads_total = c.num_heads_total,
-          .shared_inputs = c.shared_inputs != 0};
+          .shared_inputs = c.shared_inputs != 0,
+          .partial_keys = c.partial_keys != 0};
 }
 
 girih::Tensor tensor_of(const char* name, const girih_tensor* pointer,
@@ -482,6 +482,29 @@ girih::jit::CombineArgs combine_args_of(const girih_combine_args* pointer) {
   return args;
 }
 
+girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
+  const girih_estimate_args c = known_part("girih_estimate_args", "args", pointer);
+  check_reserved("args", c.reserved);
+  const bool given = (c.given & GIRIH_GIVEN_SOFTMAX_SCALE) != 0;
+  if ((c.given & ~static_cast<unsigned>(GIRIH_GIVEN_SOFTMAX_SCALE)) != 0) {
+    refuse(fmt::format("args.given is {}: it must be 0 or GIRIH_GIVEN_SOFTMAX_SCALE ({})", c.given,
+                       +GIRIH_GIVEN_SOFTMAX_SCALE));
+  }
+  if (!given && c.softmax_scale != 0) {
+    refuse("args.softmax_scale is set without GIRIH_GIVEN_SOFTMAX_SCALE in args.given");
+  }
+  girih::jit::EstimateArgs args{.q = tensor_of("q", c.q),
+                                .k = tensor_of("k", c.k),
+                                .layout = layout_of("args", c.layout),
+                                .num_vertical = c.num_vertical,
+                                .num_slash = c.num_slash,
+                                .vertical = c.vertical,
+                                .slash = c.slash,
+                                .stream = c.stream};
+  if (given) args.softmax_scale = c.softmax_scale;
+  return args;
+}
+
 }  // namespace
 
 // --- The interface ------------------------------------------------------------------------------
@@ -590,4 +613,15 @@ girih_status girih_combine(const girih_combine_args* args) {
 
 girih_status girih_bind_combine(const girih_options* options) {
   return guarded([&] { girih::jit::bind_combine(options_of(options)); });
+}
+
+girih_status girih_estimate_slashes(const girih_estimate_args* args) {
+  return guarded([&] { girih::jit::estimate_slashes(estimate_args_of(args)); });
+}
+
+girih_status girih_bind_estimate(girih_dtype dtype, int32_t head_dim,
+                                 const girih_options* options) {
+  return guarded([&] {
+    girih::jit::bind_estimate(dtype_of("argument", dtype), head_dim, options_of(options));
+  });
 }

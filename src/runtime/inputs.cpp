@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 #include <variant>
 
 #include "girih/error.hpp"
+#include "girih/shared/expression.cuh"
 #include "girih/shared/geometry.cuh"
 
 namespace girih::runtime {
@@ -27,12 +30,61 @@ std::string names_of(std::span<const InputInfo> wanted) {
   return names;
 }
 
+// A place for so many words in the workspace; null where only the size is asked for.
+uint32* reserve_words(InputPlan& plan, char* workspace, std::int64_t words) {
+  if (plan.workspace_bytes == 0) plan.workspace_bytes = kWorkspaceHeadBytes;
+  const std::size_t offset = plan.workspace_bytes;
+  const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(uint32);
+  plan.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return workspace == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace + offset);
+}
+
+// The work of finding an expression's tiles, in as few planes as it can tell apart, and where they
+// are read.
+void plan_tiles(const plan::ConditionTiles& tiles, int place, const InputExtents& extents,
+                char* workspace, InputPlan& plan) {
+  if (extents.batch == 0 || extents.seqlen_q == 0 || extents.seqlen_k == 0) return;
+  const int heads = tiles.by_head ? extents.num_heads : tiles.by_head_kv ? extents.num_heads_kv : 1;
+  const bool own = tiles.by_batch || (tiles.by_length && extents.ragged);
+  BuildTilesParams params{};
+  params.condition = tiles.condition;
+  std::copy(tiles.places.begin(), tiles.places.end(), params.places);
+  params.planes_per_batch = heads;
+  params.num_planes = heads * (own ? extents.batch : 1);
+  params.heads_per_plane = extents.num_heads / heads;
+  params.shared_by_batch = own ? 0 : 1;
+  params.num_rows = ceil_div(extents.seqlen_q, TileBits::kBlock);
+  params.words_per_row = ceil_div(ceil_div(extents.seqlen_k, TileBits::kBlock), 32);
+  const std::int64_t plane = std::int64_t{2} * params.num_rows * params.words_per_row;
+  if (plane > kMaxWords / params.num_planes) {
+    refuse(
+        fmt::format("an expression has {} planes of {} x {} tiles: their bits would take more "
+                    "than {} bytes of workspace",
+                    params.num_planes, params.num_rows, 32 * params.words_per_row,
+                    kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+  }
+  params.bits = reserve_words(plan, workspace, params.num_planes * plane);
+
+  InputView& view = plan.views[static_cast<std::size_t>(place)];
+  view.data = params.bits;
+  view.batch_stride = own ? heads * plane : 0;
+  view.head_stride = plane;
+  view.row_stride = params.words_per_row;
+  view.heads_per_plane = params.heads_per_plane;
+  plan.tile_builds[static_cast<std::size_t>(plan.num_tile_builds++)] = params;
+}
+
 // Checks and lays out one input.
 class InputPlanner {
  public:
-  InputPlanner(const InputInfo& wanted, int index, const InputExtents& extents, char* workspace,
-               InputPlan& plan)
-      : wanted_(wanted), index_(index), extents_(extents), workspace_(workspace), plan_(plan) {}
+  InputPlanner(const InputInfo& wanted, int index, int place, const InputExtents& extents,
+               char* workspace, InputPlan& plan)
+      : wanted_(wanted),
+        index_(index),
+        place_(place),
+        extents_(extents),
+        workspace_(workspace),
+        plan_(plan) {}
 
   void operator()(const BlockList& list) {
     check_blocks(list);
@@ -158,8 +210,7 @@ class InputPlanner {
     params.seqlen_k = extents_.seqlen_k;
     params.num_distances = extents_.num_distances;
     const std::int64_t plane = std::int64_t{1 + params.num_blocks} * params.words_per_row;
-    const std::int64_t distance_words = ceil_div(params.num_distances, 32);
-    if (plane + distance_words > kMaxWords / params.num_planes) {
+    if (plane > kMaxWords / params.num_planes) {
       refuse(
           fmt::format("the input '{}' has {} planes for {} queries x {} keys: their windows "
                       "would take more than {} bytes of workspace",
@@ -167,7 +218,11 @@ class InputPlanner {
                       kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
     }
     params.bits = reserve(params.num_planes * plane);
-    params.distance_bits = reserve(params.num_planes * distance_words);
+    const std::int64_t planes = params.num_planes;
+    constexpr std::int64_t kLinkWords = sizeof(SlashLink) / sizeof(uint32);
+    params.sorted = reinterpret_cast<int*>(reserve(planes * params.sorted_capacity()));
+    params.gap_bits = reserve(planes * params.gap_words());
+    params.links = reinterpret_cast<SlashLink*>(reserve(planes * kLinkWords * params.most_links()));
 
     InputView& view = plan_.views[index_];
     view.data = params.bits;
@@ -217,6 +272,7 @@ class InputPlanner {
   }
 
   void operator()(const Values& values) {
+    if (wanted_.is_tensor()) return index_tensor(values);
     const bool of_keys = wanted_.kind == InputInfo::Kind::key_values;
     if (!of_keys && wanted_.kind != InputInfo::Kind::head_values) wrong_kind("values");
     if (values.type != Values::Type::float32) wrong_kind("int32 values");
@@ -415,14 +471,67 @@ class InputPlanner {
     return {blocks.batch_stride, blocks.head_stride, blocks.row_stride};
   }
 
-  // A place for so many words in the workspace; null where only the size is asked for.
-  uint32* reserve(std::int64_t words) {
-    if (plan_.workspace_bytes == 0) plan_.workspace_bytes = kWorkspaceHeadBytes;
-    const std::size_t offset = plan_.workspace_bytes;
-    const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(uint32);
-    plan_.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
-    return workspace_ == nullptr ? nullptr : reinterpret_cast<uint32*>(workspace_ + offset);
+  // What an expression reads by its own indices.
+  void index_tensor(const Values& values) {
+    const bool integers = wanted_.kind == InputInfo::Kind::int_tensor;
+    if ((values.type == Values::Type::int32) != integers) {
+      wrong_kind(integers ? "float32 values" : "int32 values");
+    }
+    if (values.rank != wanted_.rank) {
+      fail("a rank of", values.rank,
+           fmt::format("{}: the pattern wants {}", wanted_.rank, wanted_.description()));
+    }
+    const Dimensions dimensions = aligned(values, wanted_.rank);
+    check_pointer("data", values.data, 4);
+    TensorView view{};
+    view.data = values.data;
+    constexpr std::int64_t kMostElements = std::numeric_limits<int>::max();
+    std::int64_t reach = 0;  // of the last element
+    for (int i = 0; i < wanted_.rank; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      check_dimension(i, dimensions.shape[at]);
+      const std::int64_t stride = dimensions.shape[at] == 1 ? 0 : dimensions.stride[at];
+      const std::int64_t steps = std::max<std::int64_t>(dimensions.shape[at] - 1, 0);
+      if (stride > kMostElements || steps * stride > kMostElements - reach) {
+        fail("a stride of", stride,
+             fmt::format("such that no element lies {} or more behind the first",
+                         kMostElements + 1));
+      }
+      reach += steps * stride;
+      view.extents[i] = static_cast<int>(dimensions.shape[at]);
+      view.strides[i] = static_cast<int>(stride);
+    }
+    void* const place = &plan_.views[static_cast<std::size_t>(place_)];
+    std::memcpy(place, &view, sizeof(view));
   }
+
+  // Whether a tensor's dimension has an element for all that index it by themselves.
+  void check_dimension(int i, std::int64_t extent) const {
+    const struct {
+      const char* variable;
+      int needed;
+      bool may_be_shared;
+    } variables[] = {{"b", extents_.batch, true},
+                     {"h", extents_.num_heads, true},
+                     {"g", extents_.num_heads_kv, true},
+                     {"q", extents_.seqlen_q, false},
+                     {"k", extents_.seqlen_k, false}};
+    const auto refuse_extent = [&](const std::string& expected) {
+      refuse(fmt::format("the input '{}' has {} elements in dimension {}: it must have {}",
+                         wanted_.name, extent, i, expected));
+    };
+    if (reads_nothing()) return;
+    if (extent < 1) refuse_extent("at least one");
+    int bit = 0;
+    for (const auto& [variable, needed, may_be_shared] : variables) {
+      const bool indexes = (wanted_.indexed_by[static_cast<std::size_t>(i)] >> bit++ & 1) != 0;
+      if (!indexes || extent >= needed || (may_be_shared && extent == 1)) continue;
+      refuse_extent(fmt::format("at least {}, for it is indexed by {}{}", needed, variable,
+                                may_be_shared ? ", or 1, for all to share it" : ""));
+    }
+  }
+
+  uint32* reserve(std::int64_t words) { return reserve_words(plan_, workspace_, words); }
 
   // Gives the bits of a list or byte mask their place in the workspace.
   template <class BlockData>
@@ -455,6 +564,7 @@ class InputPlanner {
 
   const InputInfo& wanted_;
   int index_;
+  int place_;
   const InputExtents& extents_;
   char* workspace_;
   InputPlan& plan_;
@@ -479,7 +589,8 @@ bool share_blocks(std::span<const Input> inputs, const Problem& problem) {
 }
 
 InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
-                      const InputExtents& extents, void* workspace) {
+                      const InputExtents& extents, void* workspace,
+                      std::span<const plan::ConditionTiles> tiles) {
   InputPlan plan{};
   for (std::size_t i = 0; i < given.size(); ++i) {
     const auto same_name = [&](const Input& input) { return input.name == given[i].name; };
@@ -500,9 +611,15 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
       refuse(fmt::format("the input '{}' is missing: the pattern wants {}", wanted[i].name,
                          wanted[i].description()));
     }
-    std::visit(
-        InputPlanner(wanted[i], static_cast<int>(i), extents, static_cast<char*>(workspace), plan),
-        found->data);
+    const int index = static_cast<int>(i);
+    std::visit(InputPlanner(wanted[i], index, pattern::place_of(wanted, index), extents,
+                            static_cast<char*>(workspace), plan),
+               found->data);
+  }
+  for (std::size_t i = 0; i < tiles.size(); ++i) {
+    if (tiles[i].condition < 0) continue;  // of heads that are not here
+    plan_tiles(tiles[i], pattern::place_of_tiles(wanted, static_cast<int>(i)), extents,
+               static_cast<char*>(workspace), plan);
   }
   return plan;
 }

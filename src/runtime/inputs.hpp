@@ -1,6 +1,6 @@
 // Run-time inputs of a launch: checked against what the pattern wants, and turned into the views
-// that its kernel reads and the work of `girih_build_lists`, `girih_build_numbers` and
-// `girih_build_slash` that some of them need first.
+// that its kernel reads and the work of `girih_build_lists`, `girih_build_numbers`,
+// `girih_build_slash` and `girih_build_tiles` that some of them, and expressions, need first.
 #pragma once
 
 #include <array>
@@ -11,9 +11,12 @@
 #include "girih/build_lists.cuh"
 #include "girih/build_numbers.cuh"
 #include "girih/build_slash.cuh"
+#include "girih/build_tiles.cuh"
 #include "girih/inputs.hpp"
 #include "girih/problem.hpp"
 #include "pattern/atoms.hpp"
+#include "pattern/places.hpp"
+#include "plan/plan.hpp"
 
 namespace girih::runtime {
 
@@ -25,11 +28,12 @@ struct InputExtents {
   int seqlen_q = 0;  ///< of the longest sequence
   int seqlen_k = 0;
   int num_distances = 0;  ///< that a block of 64 queries can have to keys before it
+  bool ragged = false;    ///< whether sequences may differ in length or in where they start
 };
 
 /// In the order of what the pattern wants; formats text only when it throws.
 struct InputPlan {
-  std::array<InputView, pattern::kMaxInputs> views;
+  std::array<InputView, pattern::kMaxPlaces> views;          ///< the kernel's table
   std::array<BuildListsParams, pattern::kMaxInputs> builds;  ///< of lists and byte masks
   std::array<int, pattern::kMaxInputs> build_input;          ///< which input each is for
   int num_builds = 0;
@@ -39,6 +43,8 @@ struct InputPlan {
   std::array<BuildSlashParams, pattern::kMaxInputs> slash_builds;  ///< of columns and slashes
   std::array<int, pattern::kMaxInputs> slash_input;                ///< which input each is for
   int num_slash_builds = 0;
+  std::array<BuildTilesParams, pattern::kMaxConditions> tile_builds;  ///< of expressions
+  int num_tile_builds = 0;
   std::size_t workspace_bytes = 0;
 };
 
@@ -52,8 +58,10 @@ constexpr std::size_t kIgnoredCountsBytes = pattern::kMaxInputs * sizeof(int);
 constexpr std::size_t kWorkspaceHeadBytes = 256;
 
 /// @param workspace where the bits of lists go; may be null when only the size is asked for.
+/// @param tiles of the plan.
 /// @throws Error invalid_argument naming the input, the value and what it should be.
 InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
-                      const InputExtents& extents, void* workspace);
+                      const InputExtents& extents, void* workspace,
+                      std::span<const plan::ConditionTiles> tiles = {});
 
 }  // namespace girih::runtime

@@ -13,6 +13,7 @@
 #include "cuda/module.hpp"
 #include "cuda/stream_counters.hpp"
 #include "girih/error.hpp"
+#include "pattern/places.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
@@ -95,6 +96,11 @@ int num_distances(const FwdParams& params) {
   return max(keys, 0) + SlashPlane::kRows - 1;
 }
 
+bool is_ragged(const FwdParams& params) {
+  return params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr ||
+         params.seqused_k != nullptr || params.leftpad_k != nullptr;
+}
+
 // Fills in the order of tiles: heads go together whose keys and values are not more than
 // `section_bytes`.
 void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
@@ -137,12 +143,14 @@ struct Kernel::Impl {
   KernelInfo info;
   std::vector<int> head_table;
   std::vector<InputInfo> inputs;
+  std::vector<plan::ConditionTiles> tiles;
   std::vector<pattern::Grid> grids;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
   CUfunction build_lists = nullptr;    // null where the pattern has no lists
   CUfunction build_numbers = nullptr;  // or no indices of tokens
   CUfunction build_slash = nullptr;    // or no columns and slashes
+  CUfunction build_tiles = nullptr;    // or no expressions
   CUfunction plan_splits = nullptr;    // or where no tiles are split
   CUfunction merge_splits = nullptr;
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
@@ -153,6 +161,8 @@ struct Kernel::Impl {
   int key_box = 0;  // of the Hopper kernel
   bool gathers = false;
   runtime::SplitShape split_shape;
+  std::optional<plan::Bricks> bricks;  // that its tiles are
+  GridPoint grid{};                    // that they are of
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
@@ -162,8 +172,9 @@ struct Kernel::Impl {
                                  .batch = params.num_batch_heads / problem.num_heads,
                                  .seqlen_q = params.geometry.seqlen_q,
                                  .seqlen_k = params.geometry.seqlen_k,
-                                 .num_distances = num_distances(params)},
-                                workspace.data);
+                                 .num_distances = num_distances(params),
+                                 .ragged = is_ragged(params)},
+                                workspace.data, tiles);
   }
 
   void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {
@@ -182,21 +193,21 @@ struct Kernel::Impl {
     for (int i = 0; i < plan.num_slash_builds; ++i) {
       BuildSlashParams& build = plan.slash_builds[i];
       if (ignored != nullptr) build.num_ignored = ignored + plan.slash_input[i];
-      constexpr std::int64_t kMostCtas = 1 << 16;
-      constexpr int kBlocksPerCta = kBuildSlashThreads / 32;
-      const std::int64_t blocks = std::int64_t{build.num_planes} * build.num_blocks;
-      const std::int64_t ctas[] = {build.num_planes, (blocks + kBlocksPerCta - 1) / kBlocksPerCta};
       using Phase = BuildSlashParams::Phase;
-      for (const Phase phase : {Phase::sort, Phase::windows}) {
+      for (const Phase phase : {Phase::sort, Phase::link, Phase::windows}) {
         build.phase = phase;
+        constexpr int64 kMostCtas = 1 << 16;
         void* parameters[] = {&build, &params};
-        launch(build_slash, static_cast<int>(std::min(ctas[static_cast<int>(phase)], kMostCtas)),
+        launch(build_slash, static_cast<int>(std::min(build_slash_ctas(build), kMostCtas)),
                kBuildSlashThreads, 0, stream, parameters);
       }
     }
   }
 
   FwdParams ordered(FwdParams params) const {
+    if (bricks) {  // rows of bricks, which overlap the grid's end, one brick after the other
+      params.geometry.seqlen_q = bricks_of(grid, bricks->queries).volume() * query_tile.rows;
+    }
     plan_order(params, problem, query_tile, section_bytes);
     return params;
   }
@@ -231,6 +242,19 @@ struct Kernel::Impl {
       void* parameters[] = {&params, const_cast<int*>(head_table.data()), plan.views.data(),
                             &memory, &current};
       launch(plan_splits, num_ctas, kSplitThreads, 0, stream, parameters);
+    }
+  }
+
+  // A CTA for 64 rows and 32 tiles of keys.
+  void build_tiles_of(runtime::InputPlan& plan, FwdParams& params, CUstream stream) const {
+    for (int i = 0; i < plan.num_tile_builds; ++i) {
+      BuildTilesParams& build = plan.tile_builds[static_cast<std::size_t>(i)];
+      constexpr std::int64_t kMostCtas = 1 << 16;
+      const std::int64_t words =
+          std::int64_t{build.num_planes} * build.num_rows * build.words_per_row;
+      void* parameters[] = {&build, &params, plan.views.data()};
+      launch(build_tiles, static_cast<int>(std::min(words, kMostCtas)), kBuildTilesThreads, 0,
+             stream, parameters);
     }
   }
 
@@ -280,6 +304,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   const runtime::SplitPlan splits = impl.splits_of(ordered, plan, workspace);
   check_workspace(workspace, splits.workspace_bytes);
   impl.build_numbers_of(plan, args.stream);
+  impl.build_tiles_of(plan, params, args.stream);
   if (plan.num_builds + plan.num_slash_builds == 0) return;
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
@@ -336,6 +361,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
+  if (impl.bricks) runtime::refuse_partial_keys(args);
   params = impl.ordered(params);
   runtime::SplitPlan splits = impl.splits_of(params, inputs, workspace);
   check_workspace(workspace, splits.workspace_bytes);
@@ -345,9 +371,10 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, num_works) : num_works;
   void* parameters[7] = {&params, const_cast<int*>(impl.head_table.data())};
   int count = 2;
-  if (!impl.inputs.empty()) parameters[count++] = inputs.views.data();
+  if (!impl.inputs.empty() || !impl.tiles.empty()) parameters[count++] = inputs.views.data();
   FwdTensorMaps maps;
   FwdRowMaps row_maps;
+  FwdBrickMaps brick_maps;
   int* counter = nullptr;
   if (impl.counters != nullptr) {  // the Hopper kernel: a CTA takes one tile after the other
     num_ctas = std::min(num_ctas, impl.num_sms);
@@ -358,6 +385,10 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
     if (impl.gathers) {
       row_maps = runtime::row_maps(args, params, impl.problem);
       parameters[count++] = &row_maps;
+    }
+    if (impl.bricks) {
+      brick_maps = runtime::brick_maps(args, params, impl.problem, impl.grid, *impl.bricks);
+      parameters[count++] = &brick_maps;
     }
     if (impl.plan_splits != nullptr) parameters[count++] = &splits.memory;
   }
@@ -370,7 +401,8 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
 
 // Launches, with a workspace from the driver's pool where the pattern's inputs need one.
 static void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
-  const std::size_t bytes = pattern.inputs().empty() ? 0 : kernel.workspace_bytes(args);
+  const bool prepares = !pattern.inputs().empty() || !pattern::conditions_of(pattern).empty();
+  const std::size_t bytes = prepares ? kernel.workspace_bytes(args) : 0;
   if (bytes == 0) return kernel.launch(args);
   const cuda::Api& api = cuda::driver();
   CUdeviceptr memory = 0;
@@ -444,6 +476,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->problem = problem;
   impl->head_table = plan.head_table;
   impl->inputs = pattern.inputs();
+  impl->tiles = plan.tiles;
   impl->grids = pattern::grids_of(pattern);
   impl->device = device.handle;
   impl->section_bytes = section_bytes(pattern, device.l2_bytes);
@@ -452,6 +485,8 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};
   impl->key_box = plan.spec.key_box;
   impl->gathers = plan.spec.gathers;
+  impl->bricks = plan.spec.bricks;
+  impl->grid = plan.grid;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
   }
@@ -469,6 +504,7 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
     impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
   }
   if (plan.spec.builds_slashes) impl->build_slash = loaded.module->load(codegen::kBuildSlashSymbol);
+  if (plan.spec.builds_tiles()) impl->build_tiles = loaded.module->load(codegen::kBuildTilesSymbol);
   if (plan.spec.splits) {
     impl->plan_splits = loaded.module->load(codegen::kPlanSplitsSymbol);
     impl->merge_splits = loaded.module->load(codegen::kMergeSplitsSymbol);
@@ -539,6 +575,8 @@ Kernel Program::State::bind_tuned(const Problem& problem, const Args& args,
 
 void Program::operator()(const Args& args) const {
   Problem problem = runtime::problem_of(args);
+  problem.partial_keys =
+      (args.seqused_k || args.leftpad_k) && !pattern::grids_of(state_->pattern).empty();
   const Problem plain = problem;
   problem.shared_inputs = runtime::share_blocks(args.inputs, problem);
   {

@@ -16,10 +16,12 @@
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
 // tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
-// heads are pruned (see attn/prune_sm90.cuh), kSplits where query tiles may be split (see
-// attn/splits_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
+// heads are pruned (see attn/prune_sm90.cuh), QueryBrick and KeyBrick where tiles are bricks of a
+// grid (attn/bricks_sm90.cuh), kSplits where query tiles may be split (attn/splits_sm90.cuh), Heads
+// (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
+#include "girih/attn/bricks_sm90.cuh"
 #include "girih/attn/gather_slash.cuh"
 #include "girih/attn/prune_sm90.cuh"
 #include "girih/attn/scan.cuh"
@@ -63,6 +65,7 @@ struct FwdSm90 {
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;
+  static constexpr bool kBricks = kVisitsBricks<Config>;
   static constexpr bool kSplits = kSplitsTiles<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
@@ -72,9 +75,10 @@ struct FwdSm90 {
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
   // the scheduler's seeks.
-  // Scores that are modified need them too.
+  // Scores that are modified need them too, and decisions on tiles.
   static constexpr int kFragmentRegisters =
-      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0);
+      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0) +
+      (ClassModifiers<Classes>::kExpressions ? 20 : 0) + (kPrune ? 16 : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
@@ -92,9 +96,11 @@ struct FwdSm90 {
   static_assert(!kPrune || (kBlockM == kPruneRows && kBoxes == 1 && !Config::kPackHeads &&
                             !Config::kPassOver),
                 "all consumers visit the same key tiles and decide together on each");
+  static_assert(!kBricks || (kBoxes == 1 && !Config::kPackHeads && !kPrune && !kGathers));
 
-  static_assert(!kSplits || (!kPrune && !kGathers));
+  static_assert(!kSplits || (!kPrune && !kGathers && !kBricks));
 
+  using Bricks = BricksSm90<FwdSm90, Config>;
   using Splits = SplitsSm90<FwdSm90>;
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
@@ -123,7 +129,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work : PrunedTile<kPrune>, PartOfTile<kSplits> {
+  struct Work : PrunedTile<kPrune>, BrickTile<Config>, PartOfTile<kSplits> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -155,7 +161,9 @@ struct FwdSm90 {
   // bit for each warpgroup, which says that the mask lets it see the next key tile.
   struct Visit {
     uint32 flags;
-    int boxes[kBoxes];  // in steps of kBoxStep keys; those beyond the last show nothing
+    // In steps of kBoxStep keys; those beyond the last show nothing. Of bricks their places,
+    // packed.
+    int boxes[kBoxes];
   };
   static __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {
     return flags >> 2 * warpgroup & 3;
@@ -168,6 +176,7 @@ struct FwdSm90 {
   static constexpr int kSeesNextBit = 8;
   static constexpr uint32 kGivenMask = 1 << 11;   // GatheredKeys::seen says who sees what
   static constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
+  static constexpr uint32 kExtraKeys = 1 << 13;   // no brick: rows behind the grid
   static constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 
   // How far ahead of the copies key tiles are looked for. More would take the next query tile
@@ -183,6 +192,12 @@ struct FwdSm90 {
   static constexpr int kScanParts = kMostPassed == 0 && !Config::kPackHeads ? 1 : kNumMmaWarpgroups;
   static constexpr int kRowsPerPart = kScanParts == 1 ? kRowsPerHead : 64;
   using Scan = KeyScan<kScanParts>;
+
+  // Maps that only some kernels have.
+  struct OtherMaps {
+    const FwdRowMaps* rows;
+    const FwdBrickMaps* bricks;
+  };
 
   // A key tile whose V is to be loaded; which one, its K's stage still says.
   struct Pending {
@@ -415,8 +430,9 @@ struct FwdSm90 {
   }
 
   // A visit is announced when the next one's first box has been found, or that there is none.
-  static __device__ __forceinline__ void find_visits(Control& control, const Work& work,
+  static __device__ __forceinline__ void find_visits(Control& control, Work& work,
                                                      Announcer& announcer) {
+    if constexpr (kBricks) return Bricks::find_visits(control, work, announcer);
     if constexpr (kGathers) {
       if (work.first_row >= 0 && SlashClasses<Classes>::contain(work.head_class[0])) {
         gather_visits(control, work, announcer);
@@ -493,17 +509,12 @@ struct FwdSm90 {
       flags = kBoth;
       box = first + lane * kKeyBox;
     }
-    const auto emit = [&](int row, int count) {
-      const bool masked = row >= Gather::kMasked;
-      const Keys& given = gathered.staging.given[masked ? row - Gather::kMasked : 0];
+    const auto emit = [&](int row, int first, int count) {
       uint32 parts = 0, full = 0;
       uint32 seen[2];
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        const int columns = (row + 1 >> part & 1) != 0 ? count * kKeyBox : 0;
-        seen[part] = !masked               ? KeyWord{32 * lane}.below(columns)
-                     : lane < Keys::kWords ? given.seen[part][lane]
-                                           : 0;
+        seen[part] = gathered.staging.seen(row, first, count, part, lane);
         const uint32 every = KeyWord{32 * lane}.below(kBlockN);
         parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
         full |= __all_sync(0xffffffff, seen[part] == every) ? 1u << part : 0u;
@@ -520,11 +531,11 @@ struct FwdSm90 {
       // What is left of the tile repeats the last, masked.
       const bool single = row == Gather::kSingle;
       if (single) {
+        const Keys& given = gathered.staging.single;
         for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = given.keys[min(i, count - 1)];
         box = 0;
       } else {
-        const int* boxes = masked ? given.keys : gathered.staging.boxes[row];
-        box = boxes[min(lane, count - 1)];
+        box = gathered.staging.box(row, first + min(lane, count - 1));
       }
       flags =
           kGivenMask | (single ? kSingleKeys : 0) | (two_bits_each(parts) + two_bits_each(full));
@@ -546,19 +557,30 @@ struct FwdSm90 {
   }
 
   // Starts the copy of a V; with `kept`, of that visit's.
-  static __device__ __forceinline__ void load_values(const FwdTensorMaps& maps,
-                                                     const FwdRowMaps* row_maps, Control& control,
+  static __device__ __forceinline__ void load_values(const FwdParams& params,
+                                                     const FwdTensorMaps& maps,
+                                                     const OtherMaps& others, Control& control,
                                                      unsigned char* shared, const Pending& pending,
                                                      uint32& tail_parity,
                                                      const Visit* kept = nullptr) {
     const int stage = pending.ring.stage;
     const Visit& visit = kept == nullptr ? control.tiles[stage] : *kept;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
+    if constexpr (kBricks) {
+      wait(control.v_empty[stage], pending.ring.parity ^ 1);
+      if (elect_one()) {
+        Bricks::template load_keys<kPanelsV>(shared_address(tile), others.bricks->v, maps.v,
+                                             control.v_full[stage], params.v_strides.head,
+                                             pending.keys, visit);
+      }
+      __syncwarp();
+      return;
+    }
     if constexpr (kGathers) {
       if (visit.flags & kSingleKeys) {  // of the sequence, all of them
         wait(control.v_empty[stage], pending.ring.parity ^ 1);
         if (elect_one()) {
-          load_rows<kPanelsV>(shared_address(tile), row_maps->v, control.v_full[stage],
+          load_rows<kPanelsV>(shared_address(tile), others.rows->v, control.v_full[stage],
                               pending.keys, gathered_of(control).tiles[stage].keys);
         }
         __syncwarp();
@@ -614,7 +636,7 @@ struct FwdSm90 {
 
   // Loads Q, K and V of what is visited, as soon as stages are free.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
-                                              const FwdRowMaps* row_maps, Control& control,
+                                              const OtherMaps& others, Control& control,
                                               unsigned char* shared) {
     const int lane = fresh_thread_index() % 32;
     Ring<kNumVisits> visits;
@@ -633,7 +655,7 @@ struct FwdSm90 {
 #pragma unroll 1
     while (true) {
       if (!kPrune && due.rows != Pending::kNone) {
-        load_values(maps, row_maps, control, shared, due, tail_parity);
+        load_values(params, maps, others, control, shared, due, tail_parity);
         due.rows = Pending::kNone;
       }
       const uint64& announced = control.visit_full[visits.stage];
@@ -653,6 +675,10 @@ struct FwdSm90 {
         if (elect_one()) {
           if (none_left) {
             arrive(control.q_full[queries.stage]);
+          } else if constexpr (kBricks) {
+            Bricks::template load<typename Config::QueryBrick, kPanels>(
+                shared_address(shared) + queries.stage * kLayout.q_stage_bytes, others.bricks->q,
+                control.q_full[queries.stage], params.q_strides.head, work.queries, work.origin);
           } else {
             load_panels<kBlockM, kRowsPerHead, kPanels>(
                 shared_address(shared) + queries.stage * kLayout.q_stage_bytes, maps.q,
@@ -686,8 +712,12 @@ struct FwdSm90 {
         control.tiles[keys.stage] = visit;
         const uint32 tile =
             shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes;
-        if (kGathers && (flags & kSingleKeys)) {
-          load_rows<kPanels>(tile, row_maps->k, control.k_full[keys.stage], sequence,
+        if constexpr (kBricks) {
+          Bricks::template load_keys<kPanels>(tile, others.bricks->k, maps.k,
+                                              control.k_full[keys.stage], params.k_strides.head,
+                                              sequence, visit);
+        } else if (kGathers && (flags & kSingleKeys)) {
+          load_rows<kPanels>(tile, others.rows->k, control.k_full[keys.stage], sequence,
                              gathered_of(control).tiles[keys.stage].keys);
         } else {
           load_panels<kBlockN, kKeyBox, kPanels>(
@@ -740,7 +770,7 @@ struct FwdSm90 {
       const uint32 vote = votes;
       votes += may_skip;
       if (may_skip && !control.votes.decision(vote)) continue;
-      load_values(maps, nullptr, control, shared, pending, tail_parity, &visit);
+      load_values(params, maps, {nullptr, nullptr}, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }
   }
@@ -757,7 +787,9 @@ struct FwdSm90 {
       if (work.first_row < 0) return;
       wait(control.out_full[stage], queries.parity);
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
-      if (work.is_part()) {
+      if constexpr (kBricks) {
+        Bricks::store(work, params.out_strides.row, tile);
+      } else if (work.is_part()) {
         // Its consumers have stored it.
       } else if (params.cu_seqlens_q == nullptr ||
                  work.first_row + kRowsPerHead <= work.geometry.seqlen_q) {
@@ -879,7 +911,12 @@ struct FwdSm90 {
       WarpMask<16, kBlockN> mask;
       const auto key = [&](int column) { return tile.key(column); };
       const int first_row = work.first_row_of(warpgroup) + warp_row;
-      if (kGathers && (tile.flags & kGivenMask)) {
+      if constexpr (kBricks) {
+        const int brick_row = 64 * warpgroup + warp_row;
+        const bool hides = evaluate_brick<Config>(mask, work, tile.box, tile.flags & kExtraKeys,
+                                                  work.geometry.seqlen_k, brick_row);
+        if (!hides) return;
+      } else if (kGathers && (tile.flags & kGivenMask)) {
 #pragma unroll
         for (int i = 0; i < mask.kWordsPerLane; ++i) {
           mask.words[i] = given->seen[warpgroup][mask.kLanesPerRow * i + lane / 16];
@@ -943,7 +980,10 @@ struct FwdSm90 {
         }
       }
       const int head_row = work.first_row + row % kRowsPerHead;
-      if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
+      if constexpr (kBricks) {
+        const int token = work.token_of(Bricks::neighborhood_of(work), row);
+        if (work.lse != nullptr && thread % 4 == 0 && token >= 0) work.lse[token] = lse;
+      } else if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
       }
 #pragma unroll
@@ -1114,10 +1154,11 @@ struct FwdSm90 {
 
   // `inputs`: the pattern's, by slot; null where it has none. `counter` is 0, and is again in the
   // end; launches that may run at once have different ones, or null. `row_maps` where kGathers,
-  // `splits` where kSplits.
+  // `brick_maps` where kBricks, `splits` where kSplits.
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
                                              const InputView* inputs, const FwdTensorMaps& maps,
                                              int* counter, const FwdRowMaps* row_maps = nullptr,
+                                             const FwdBrickMaps* brick_maps = nullptr,
                                              const SplitMemory* splits = nullptr) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
@@ -1162,7 +1203,7 @@ struct FwdSm90 {
     if (warpgroup == 0) {
       shrink_registers<kProducerRegisters>();
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
-      if (warp == 0) load(params, maps, row_maps, control, shared);
+      if (warp == 0) load(params, maps, {row_maps, brick_maps}, control, shared);
       if (warp == 1) store(params, maps, control, shared);
       if (warp == 2) schedule(params, heads, inputs, counter, control, splits);
       if constexpr (kPrune) {

@@ -4,8 +4,12 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <functional>
+#include <iterator>
 #include <vector>
 
 #define __CUDACC__
@@ -26,6 +30,7 @@ struct Group {
   int waiting = 0;
   long generation = 0;
   unsigned slots[32] = {};
+  unsigned published[32][8] = {};
 };
 
 class Cta {
@@ -111,6 +116,14 @@ unsigned exchange(unsigned own, Read&& read) {
   return result;
 }
 
+// What all lanes of a warp show one another; valid until they wait again.
+inline const unsigned (&publish(const unsigned (&own)[8]))[32][8] {
+  Group& warp = cta.warp();
+  std::copy(std::begin(own), std::end(own), warp.published[thread_index.x % 32]);
+  cta.wait(warp);
+  return warp.published;
+}
+
 }  // namespace emulation
 
 #define threadIdx emulation::thread_index
@@ -129,13 +142,50 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 }
 inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
 
-inline unsigned __shfl_sync(unsigned, unsigned value, int source) {
-  return emulation::exchange(value, [&](const unsigned* values) { return values[source % 32]; });
+template <class T>  // int or unsigned
+T __shfl_sync(unsigned, T value, int source) {
+  return static_cast<T>(emulation::exchange(
+      static_cast<unsigned>(value), [&](const unsigned* values) { return values[source % 32]; }));
 }
-inline unsigned __shfl_up_sync(unsigned, unsigned value, int delta) {
+template <class T>
+T __shfl_up_sync(unsigned, T value, int delta) {
   const int source = threadIdx.x % 32 - delta;
-  return emulation::exchange(
-      value, [&](const unsigned* values) { return source < 0 ? value : values[source]; });
+  const unsigned own = static_cast<unsigned>(value);
+  return static_cast<T>(emulation::exchange(
+      own, [&](const unsigned* values) { return source < 0 ? own : values[source]; }));
+}
+
+inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+
+inline float __shfl_xor_sync(unsigned, float value, int lanes) {
+  const int source = (threadIdx.x % 32) ^ lanes;
+  return std::bit_cast<float>(emulation::exchange(
+      std::bit_cast<unsigned>(value), [&](const unsigned* values) { return values[source]; }));
+}
+
+struct alignas(16) uint4 {
+  unsigned x = 0, y = 0, z = 0, w = 0;
+};
+struct uint2 {
+  unsigned x = 0, y = 0;
+};
+
+template <class Join>
+int reduce(int value, Join&& join) {
+  return static_cast<int>(
+      emulation::exchange(static_cast<unsigned>(value), [&](const unsigned* values) {
+        int result = static_cast<int>(values[0]);
+        for (int lane = 1; lane < 32; ++lane) {
+          result = join(result, static_cast<int>(values[lane]));
+        }
+        return static_cast<unsigned>(result);
+      }));
+}
+inline int __reduce_min_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return a < b ? a : b; });
+}
+inline int __reduce_max_sync(unsigned, int value) {
+  return reduce(value, [](int a, int b) { return a < b ? b : a; });
 }
 
 inline int __popc(unsigned word) { return __builtin_popcount(word); }

@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
               const __grid_constant__ girih::InputTable<3> inputs,
               const __grid_constant__ girih::FwdTensorMaps maps, int* counter,
               const __grid_constant__ girih::SplitMemory splits) {
-  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter, nullptr, &splits);
+  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter, nullptr, nullptr, &splits);
 }
 
 extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)

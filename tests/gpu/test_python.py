@@ -174,6 +174,32 @@ class TokenIndicesTest(unittest.TestCase):
             expected, _ = reference(q, k, v, mask)
             torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
 
+    def test_conditions_and_scores_read_tensors_by_their_indices(self):
+        q, k, v = tensors()
+        ids = torch.randint(0, 3, (2, 100), device="cuda", dtype=torch.int32)
+        far = torch.randn(4, 12, device="cuda")
+        rows, keys = torch.arange(70, device="cuda")[:, None], torch.arange(100, device="cuda")
+        p = rows + 30
+        same = (ids[:, None, 30:, None] == ids[:, None, None, :]).expand(2, 4, 70, 100)
+        pattern = 'expr("ids[b][p] == ids[b][k]") & causal'
+        out = girih.attention(q, k, v, pattern, inputs={"ids": girih.Values(ids)})
+        expected, _ = reference(q, k, v, same & (keys <= p))
+        torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+        heads = lambda x: x.float().transpose(1, 2)  # noqa: E731
+        scores = heads(q) @ heads(k).repeat_interleave(2, dim=1).transpose(2, 3) / 8
+        scores = scores * 0.5 + far[:, ((p - keys) // 8).clamp(0, 11)]
+        scores = scores.masked_fill(keys > p, -math.inf)
+        expected = torch.softmax(scores, -1) @ heads(v).repeat_interleave(2, dim=1)
+        out, lse = girih.attention(q, k, v, 'causal with score("s * 0.5 + far[h][(p - k) / 8]")',
+                                   inputs={"far": far}, return_lse=True)
+        torch.testing.assert_close(out.float(), expected.transpose(1, 2), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(lse, torch.logsumexp(scores, -1), rtol=1e-3, atol=1e-3)
+        with self.assertRaisesRegex(girih.Error, "unknown name 'x'"):
+            girih.attention(q, k, v, 'expr("k < x")')
+        with self.assertRaisesRegex(girih.Error, "the pattern wants int32"):
+            girih.attention(q, k, v, pattern, inputs={"ids": girih.Values(far)})
+
     def test_intervals_of_rows_are_flashmask(self):
         q, k, v = tensors()
         rows, keys = torch.arange(70, device="cuda")[:, None], torch.arange(100, device="cuda")
@@ -281,6 +307,51 @@ class SlashListsTest(unittest.TestCase):
                     self.assertIn(300, slash)
         few = girih.estimate_slashes(q[:, :10], k[:, :50], 1000, 6096)
         self.assertEqual((few.vertical.shape, few.slash.shape), ((1, 4, 50), (1, 4, 50)))
+
+    def test_estimates_are_those_of_pytorch_in_float64(self):
+        torch.manual_seed(5)
+        q, k = (torch.randn(2, 5000, heads, 128, device="cuda", dtype=torch.bfloat16)
+                for heads in (8, 2))
+        lists = girih.estimate_slashes(2 * q, k, 300, 700)
+        for b in range(2):
+            sums = reference_sums(2 * q[b], k[b])
+            for of, entries, forced in ((sums[0], lists.vertical, 30), (sums[1], lists.slash, 100)):
+                of[:, :forced] = float("inf")
+                taken = torch.zeros_like(of, dtype=torch.bool)
+                taken.scatter_(1, entries[b].long(), True)
+                self.assertTrue((taken.sum(1) == entries.shape[2]).all())
+                least = of.masked_fill(~taken, float("inf")).amin(1)
+                most = of.masked_fill(taken, 0).amax(1)
+                self.assertTrue((most <= least * 1.0001).all())
+
+    def test_estimates_can_be_captured(self):
+        q, k = (torch.randn(1, 2000, 4, 64, device="cuda", dtype=torch.float16) for _ in range(2))
+        girih.bind_estimate(torch.float16, 64)
+        expected = girih.estimate_slashes(q, k, 50, 150)
+        lists = girih.SlashLists(*(torch.zeros(1, 4, number, device="cuda", dtype=torch.int32)
+                                   for number in (50, 150)))
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            girih.estimate_slashes(q, k, 50, 150, lists=lists)
+        graph.replay()
+        torch.cuda.synchronize()
+        self.assertTrue(torch.equal(lists.vertical, expected.vertical))
+        self.assertTrue(torch.equal(lists.slash, expected.slash))
+
+
+def reference_sums(q, k):
+    """What the last 64 queries of each head see of every key, and at every distance, in float64:
+    [heads, keys] each. q, k: [seqlen, heads, head_dim]."""
+    rows = min(64, len(q), len(k))
+    distance = (torch.arange(len(k) - rows, len(k), device="cuda")[:, None]
+                - torch.arange(len(k), device="cuda"))
+    keys = k.double().repeat_interleave(q.shape[1] // k.shape[1], 1).permute(1, 2, 0)
+    scores = q[len(q) - rows:].double().transpose(0, 1) @ keys * q.shape[2] ** -0.5
+    seen = scores.masked_fill_(distance < 0, float("-inf")).softmax(2)
+    diagonals = torch.zeros_like(seen[:, 0]).index_add_(
+        1, distance.clamp(min=0).flatten(), seen.flatten(1))
+    return seen.sum(1), diagonals
 
 
 class InputTest(unittest.TestCase):

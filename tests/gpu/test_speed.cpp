@@ -11,6 +11,7 @@
 
 #include "compile/nvrtc.hpp"
 #include "cuda/module.hpp"
+#include "plan/plan.hpp"
 #include "support.hpp"
 
 using namespace girih;
@@ -329,5 +330,48 @@ TEST_CASE("causal documents reach 0.8 of dense causal attention's speed on what 
     CHECK(reached >= 0.8 * own);
   } else {
     MESSAGE("skipped: the figure is for sm_90");
+  }
+}
+
+TEST_CASE("neighborhoods in bricks reach 0.85 of dense attention's speed on the tiles they visit") {
+  const verify::Device device;
+  if (device.arch() != "sm_90") {
+    MESSAGE("skipped: only the kernel for sm_90 has bricks");
+    return;
+  }
+  const Problem problem{.head_dim = 128, .num_heads = 24, .num_heads_kv = 24};
+  const auto milliseconds = [&](const Pattern& pattern, int seqlen) {
+    Case c;
+    c.problem = problem;
+    c.seqlen_q = c.seqlen_k = seqlen;
+    Workload workload(c);
+    workload.fill_normal(1);
+    const jit::Args args = workload.args();
+    const jit::Kernel kernel = jit::compile(pattern, problem);
+    return verify::median(
+        verify::time_launches({.warmups = 3, .repeats = 15}, [&] { kernel.launch(args); }));
+  };
+  for (const auto& [text, seqlen, most_computed] :
+       {std::tuple{"neighborhood(256x256, window=80)", 256 * 256, 1.30},
+        {"neighborhood(30x48x80, window=(18, 24, 24))", 30 * 48 * 80, 1.51}}) {
+    const Pattern pattern = Pattern::parse(text);
+    const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(device.arch()));
+    REQUIRE(plan.spec.bricks);
+    const TileConfig& tile = plan.spec.tile;
+    const auto heads = plan::brick_heads(pattern, problem);
+    const plan::BrickTiles tiles = plan::count_tiles(heads, *plan.spec.bricks);
+    const double computed =
+        static_cast<double>(tiles.visited()) * tile.block_m * tile.block_n;  // elements
+    const double visible = 24.0 * seqlen * (seqlen == 256 * 256 ? 80 * 80 : 18 * 24 * 24);
+    const double dense_ms = milliseconds(dense(), 32768), ms = milliseconds(pattern, seqlen);
+    const double own_dense = 4.0 * 128 * 24 * 32768 * 32768 / (dense_ms * 1e9);
+    const double on_tiles = 4.0 * 128 * computed / (ms * 1e9);
+    MESSAGE(fmt::format(
+        "{}, 24 heads: {:.3f} ms, {:.0f} TFLOP/s on visible elements, {:.0f} on tiles, of which "
+        "{:.3f} times as many are visited; dense {:.0f} TFLOP/s: {:.3f} of it",
+        text, ms, 4.0 * 128 * visible / (ms * 1e9), on_tiles, computed / visible, own_dense,
+        on_tiles / own_dense));
+    CHECK(computed <= most_computed * visible);
+    CHECK(on_tiles >= 0.85 * own_dense);
   }
 }

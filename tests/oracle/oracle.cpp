@@ -262,6 +262,8 @@ std::string text(const Expr& expr) {
       return "vertical_slash(" + expr.slash.name + ")";
     case Kind::columns:
       return "columns(" + expr.columns.name + ")";
+    case Kind::condition:
+      return "expr(\"" + expr.condition.text + "\")";
     case Kind::all_of:
     case Kind::any_of:
     case Kind::negation:
@@ -339,6 +341,8 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
         if (first <= q && q < behind) return true;
       }
       return false;
+    case Kind::condition:
+      return expr.condition.holds(sizes, q, k);
     case Kind::all_of:
       return std::all_of(expr.operands.begin(), expr.operands.end(), holds);
     case Kind::any_of:
@@ -350,7 +354,7 @@ bool visible(const Expr& expr, const Sizes& sizes, long long q, long long k) {
 }
 
 bool depends_on_head(const Expr& expr) {
-  return expr.kind == Kind::strided ||
+  return expr.kind == Kind::strided || expr.condition.by_head ||
          std::any_of(expr.operands.begin(), expr.operands.end(), depends_on_head);
 }
 

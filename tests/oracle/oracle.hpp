@@ -76,6 +76,13 @@ struct Columns {
   std::vector<std::vector<std::pair<long long, long long>>> rows = {};  ///< by key
 };
 
+/// What expr("text") says, as the test that wrote the text reads it.
+struct Condition {
+  std::string text = {};
+  std::function<bool(const Sizes& sizes, long long q, long long k)> holds = {};
+  bool by_head = false;
+};
+
 struct Expr {
   enum class Kind {
     dense,
@@ -99,6 +106,7 @@ struct Expr {
     index_gt,
     vertical_slash,
     columns,
+    condition,
     all_of,
     any_of,
     negation
@@ -112,6 +120,7 @@ struct Expr {
   Indices indices = {};
   VerticalSlash slash = {};
   Columns columns = {};
+  Condition condition = {};
 };
 
 /// Pattern text; every operand that is not an atom in parentheses.

@@ -17,7 +17,8 @@ mask of the same shape, timed before and after the others in each round:
   F8      half of the heads causal, half streaming: time over own dense causal
   F9      causal windows: TFLOP/s over own dense causal
   F10     MInference's vertical-slash heads, three layers of its Llama-3.1-8B configuration: time
-          over own dense causal times the visible share
+          over own dense causal times the visible share; of the time that this saves, what the
+          estimate of their lists and building them takes
   F11     the portable kernel
   F12     one causal head beside 31 streaming ones: time over what its tiles take in a dense launch
   prune   key tiles of 64 and 128 below a threshold, as many in a hundred: time over own dense causal
@@ -603,6 +604,11 @@ def f10(bench):
                      dense,
                      lambda own, dense, share=share_visible: own.ms / (dense.ms * share),
                      1.35, 1.15, lower=True)
+        most = [max(numbers) for numbers in list(zip(*MINFERENCE[layer]))[1:]]
+        estimate_ms = median_ms(lambda: girih.estimate_slashes(*qkv[:2], *most))
+        bench.record("F10", "estimate %.2f ms + lists of saved" % estimate_ms, listed, dense,
+                     lambda own, dense, ms=estimate_ms: (ms + own.setup_ms) / (dense.ms - own.ms),
+                     0.1, lower=True)
 
 
 def f11(bench):

@@ -19,8 +19,8 @@ import sys
 import threading
 
 __all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "SlashLists",
-           "Thresholds", "TokenIndices", "attention", "bind_combine", "combine", "compile",
-           "estimate_slashes", "version"]
+           "Thresholds", "Thresholds", "TokenIndices", "attention", "bind_combine", "bind_estimate", "combine",
+           "compile", "estimate_slashes", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -76,7 +76,7 @@ class _Problem(_Struct):
     _fields_ = [("size", _size_t), ("dtype", _int32), ("head_dim", _int32),
                 ("num_heads", _int32), ("num_heads_kv", _int32), ("head_dim_v", _int32),
                 ("layout", _int32), ("head_offset", _int32), ("num_heads_total", _int32),
-                ("shared_inputs", _int32), ("reserved", _int32)]
+                ("shared_inputs", _int32), ("partial_keys", _int32)]
 
 
 class _KernelInfo(_Struct):
@@ -130,6 +130,14 @@ class _CombineArgs(_Struct):
                 ("reserved", _int32)]
 
 
+class _EstimateArgs(_Struct):
+    _fields_ = [("size", _size_t), ("q", ctypes.POINTER(_Tensor)), ("k", ctypes.POINTER(_Tensor)),
+                ("vertical", _void_p), ("slash", _void_p), ("stream", _void_p),
+                ("num_vertical", _int32), ("num_slash", _int32), ("layout", _int32),
+                ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
+                ("reserved", _int32)]
+
+
 _P = ctypes.POINTER
 _FUNCTIONS = {  # name: result, arguments
     "girih_version": (_char_p, []),
@@ -147,6 +155,8 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_attention": (_int32, [_void_p, _P(_Args)]),
     "girih_combine": (_int32, [_P(_CombineArgs)]),
     "girih_bind_combine": (_int32, [_P(_Options)]),
+    "girih_estimate_slashes": (_int32, [_P(_EstimateArgs)]),
+    "girih_bind_estimate": (_int32, [_int32, _int32, _P(_Options)]),
 }
 
 
@@ -380,35 +390,6 @@ class SlashLists:
                       num_tokens=self.vertical.shape[-1], k_data=slash, k_num_tokens=number)
 
 
-def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale=None):
-    """SlashLists of the columns and diagonals that the last 64 queries see most, as MInference
-    estimates them: the first 30 keys and the 100 least distances are always among them. For each
-    sequence and query head; num_vertical and num_slash are for all of them. PyTorch tensors, in
-    layout "bshd" or "bhsd".
-    """
-    import torch
-    if layout not in ("bshd", "bhsd"):
-        _refuse("layout %r: estimate_slashes takes bshd and bhsd" % (layout,))
-    q, k = (x.transpose(1, 2) if layout == "bshd" else x for x in (q, k))
-    heads, seqlen_q, seqlen_k = q.shape[1], q.shape[2], k.shape[2]
-    scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
-    rows = min(64, seqlen_q, seqlen_k)
-    distance = (torch.arange(seqlen_k - rows, seqlen_k, device=q.device)[:, None]
-                - torch.arange(seqlen_k, device=q.device))
-    lists = [], []
-    for head in range(heads):
-        keys = k[:, head * k.shape[1] // heads].float()
-        scores = q[:, head, seqlen_q - rows:].float() @ keys.transpose(1, 2) * scale
-        seen = scores.masked_fill_(distance < 0, float("-inf")).softmax(2)
-        diagonals = torch.zeros_like(seen[:, 0]).index_add_(
-            1, distance.clamp(min=0).flatten(), seen.flatten(1))
-        for sums, forced, number, chosen in ((seen.sum(1), 30, num_vertical, lists[0]),
-                                             (diagonals, 100, num_slash, lists[1])):
-            sums[:, :forced] = float("inf")
-            chosen.append(sums.topk(min(number, seqlen_k), 1).indices.int())
-    return SlashLists(*(torch.stack(entries, 1).contiguous() for entries in lists))
-
-
 class Thresholds:
     """Scores below which prune skips key tiles.
 
@@ -429,6 +410,24 @@ class Thresholds:
         return _Input(kind=_THRESHOLDS, heads=shape[0], num_columns=shape[1],
                       kv_block_size=self.kv,
                       data=_array(name + ".values", self.values, "float32", shape, device))
+
+
+class Values:
+    """A tensor that an expression of the pattern indexes: int32 of expr("t[b][k] > 0"), which a plain
+    int32 tensor is not, or float32 of score("s + t[h]"). One to four dimensions, one for each index,
+    by their strides; an index outside of one counts as the nearest inside.
+    """
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def _input(self, name, device):
+        dtype = _dtype_name(self.tensor.dtype)
+        if dtype not in ("int32", "float32"):
+            _refuse("%s is %s: it must be int32, of expr, or float32, of score" % (name, dtype))
+        result = _values(name, self.tensor, device)
+        result.type = 1 if dtype == "int32" else 0
+        return result
 
 
 class ColumnIntervals:
@@ -532,11 +531,11 @@ def _input(name, value, device):
     """What a launch is given for the input of this name."""
     where = "inputs[%r]" % name
     if isinstance(value, (BlockBits, BlockList, BlockTable, ColumnIntervals, SlashLists, Thresholds,
-                          TokenIndices)):
+                          TokenIndices, Values)):
         result = value._input(where, device)
     elif not hasattr(value, "data_ptr"):
         _refuse("%s is %s: it must be a tensor on the GPU, a BlockList, BlockTable, BlockBits, "
-                "TokenIndices, SlashLists, Thresholds or ColumnIntervals"
+                "TokenIndices, SlashLists, Thresholds, ColumnIntervals or Values"
                 % (where, type(value).__name__))
     elif _dtype_name(value.dtype) in ("bool", "uint8"):
         result = _rows(where, value, device, kind=_BLOCK_MASK, num_kv_blocks=value.shape[-1])
@@ -725,7 +724,7 @@ class Program:
         return "girih.compile(%r)" % self.text
 
     def bind(self, *, dtype, head_dim, num_heads, num_heads_kv=0, head_dim_v=0, layout="bshd",
-             head_offset=0, num_heads_total=0, shared_inputs=False, device=None):
+             head_offset=0, num_heads_total=0, shared_inputs=False, partial_keys=False, device=None):
         """Compiles, or finds in the cache, and loads ahead of time; gives a Kernel.
 
         dtype: a torch dtype, "bf16" or "fp16". num_heads_kv: as num_heads where not given.
@@ -734,13 +733,14 @@ class Program:
         program takes the tensors' heads for the whole model's. shared_inputs: a promise that the query
         heads of one KV head see the same blocks of the inputs, so that they may share a tile; whoever
         breaks it gets right results, slowly. A call of the program sees that in the inputs' shapes.
+        partial_keys: says that launches may give seqused_k or leftpad_k; only neighborhoods must know.
         device: PyTorch's current one where not given. Calls of the program for the same problem use the same kernel from then on, also
         while a CUDA graph is captured.
         """
         problem = _Problem(dtype=_dtype("dtype", dtype), head_dim=head_dim, head_dim_v=head_dim_v,
                            num_heads=num_heads, num_heads_kv=num_heads_kv, layout=_layout(layout),
                            head_offset=head_offset, num_heads_total=num_heads_total,
-                           shared_inputs=shared_inputs)
+                           shared_inputs=shared_inputs, partial_keys=partial_keys)
         torch, handle = sys.modules.get("torch"), _void_p()
         if torch is not None and not torch.cuda.is_available():
             torch = None  # the library says what is missing
@@ -822,6 +822,8 @@ def attention(q, k, v, pattern="dense", **arguments):
       columns(c): ColumnIntervals(start, end, ...), int32 [batch, heads, seqlen_k].
       alibi(a), sink_logit(z): float32 [batch, heads]; bias(b): float32 [batch, heads, seqlen_k], the
         last dimension contiguous.
+      expr("t[b][q] == t[b][k]"): Values(t), int32 with a dimension for each index; score("s + t[h]"):
+        float32, the same.
       batch: the number of sequences; heads: num_heads or num_heads_kv. Where either is 1 or left
       out, batch first, all share.
     empty_lse: lse of a row that sees nothing, -inf or inf; its out is 0.
@@ -887,14 +889,67 @@ def combine(outs, lses, *, out=None, lse=None, layout="bshd", empty_lse=-math.in
     return out, lse
 
 
-def bind_combine(device=None, **options):
-    """Compiles, or finds in the cache, and loads ahead of time what combine() launches, so that it
-    can be captured into a CUDA graph. options: as compile() takes them, without a tile.
-    device: PyTorch's current one where not given."""
+def _in_device(device, call):
+    """In the context of a device; PyTorch's current one where not given."""
     torch = sys.modules.get("torch")
     if torch is not None and not torch.cuda.is_available():
         torch = None  # the library says what is missing
     if torch is not None and device is None:
         device = torch.cuda.current_device()
+    _in_context(torch, device, call)
+
+
+def bind_combine(device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what combine() launches, so that it
+    can be captured into a CUDA graph. options: as compile() takes them, without a tile.
+    device: PyTorch's current one where not given."""
     options = _options(**options)
-    _in_context(torch, device, lambda: _library().girih_bind_combine(options))
+    _in_device(device, lambda: _library().girih_bind_combine(options))
+
+
+def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale=None, lists=None,
+                     stream=None):
+    """SlashLists of the columns and distances that the last 64 queries see most, as MInference
+    estimates them: the first 30 keys and the 100 least distances are always among them. For each
+    sequence and query head; num_vertical and num_slash are for all of them.
+
+    q, k: as attention() takes them, in layout "bshd" or "bhsd"; head_dim a multiple of 16.
+    softmax_scale: 1 / sqrt(head_dim) where not given.
+    lists: SlashLists [batch, heads, num_vertical] and [batch, heads, num_slash] to write to, whose
+      rows end with -1 where there are fewer keys. Where not given they are made, with rows no
+      longer than there are keys.
+
+    Does not wait for the GPU. Raises girih.Error.
+    """
+    torch = _torch_of(q)
+    device = q.device if torch else None
+    of_q, of_k = _tensor("q", q, layout, device), _tensor("k", k, layout, device)
+    batch, heads, rows = (0, 1, 2) if layout == "bhsd" else (0, 2, 1)
+    shape = (of_q.shape[batch], of_q.shape[heads])
+    if lists is None:
+        if torch is None:
+            _refuse("q is no PyTorch tensor: give lists= to be written to")
+        num_vertical, num_slash = (max(min(number, of_k.shape[rows]), 0)
+                                   for number in (num_vertical, num_slash))
+        lists = SlashLists(*(torch.empty(shape + (number,), dtype=torch.int32, device=device)
+                             for number in (num_vertical, num_slash)))
+    if stream is None and torch:
+        stream = torch.cuda.current_stream(device)
+    args = _EstimateArgs(
+        q=ctypes.pointer(of_q), k=ctypes.pointer(of_k), layout=_layout(layout),
+        num_vertical=num_vertical, num_slash=num_slash,
+        vertical=_array("lists.vertical", lists.vertical, "int32", shape + (num_vertical,), device),
+        slash=_array("lists.slash", lists.slash, "int32", shape + (num_slash,), device),
+        given=0 if softmax_scale is None else _GIVEN_SOFTMAX_SCALE,
+        softmax_scale=softmax_scale or 0, stream=getattr(stream, "cuda_stream", stream))
+    _in_context(torch, device, lambda: _library().girih_estimate_slashes(args))
+    return lists
+
+
+def bind_estimate(dtype, head_dim, device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what estimate_slashes() launches for
+    a type and width, so that it can be captured into a CUDA graph. options: as compile() takes
+    them, without a tile. device: PyTorch's current one where not given."""
+    options = _options(**options)
+    dtype = _dtype("dtype", dtype)
+    _in_device(device, lambda: _library().girih_bind_estimate(dtype, head_dim, options))

@@ -117,6 +117,56 @@ InputData random_values(std::string name, int batch, int heads, int seqlen_k, do
   return data;
 }
 
+static InputData tensor_for(const InputInfo& wanted, const TensorExtents& extents) {
+  const int indexed[] = {extents.batch, extents.num_heads, extents.num_heads_kv, extents.seqlen_q,
+                         extents.seqlen_k};
+  InputData data{.kind = wanted.kind, .name = wanted.name};
+  for (int i = 0; i < wanted.rank; ++i) {
+    int extent = 0;
+    for (std::size_t v = 0; v < std::size(indexed); ++v) {
+      if ((wanted.indexed_by[static_cast<std::size_t>(i)] >> v & 1) != 0)
+        extent = std::max(extent, indexed[v]);
+    }
+    data.shape.push_back(std::max(extent == 0 ? extents.free : extent, 1));
+  }
+  return data;
+}
+
+static std::size_t num_elements(const InputData& tensor) {
+  std::size_t count = 1;
+  for (const int extent : tensor.shape) count *= static_cast<std::size_t>(extent);
+  return count;
+}
+
+InputData random_int_tensor(const InputInfo& wanted, const TensorExtents& extents, int count,
+                            std::uint64_t seed) {
+  InputData data = tensor_for(wanted, extents);
+  std::mt19937_64 random(seed);
+  data.numbers.resize(num_elements(data));
+  for (std::int32_t& number : data.numbers) {
+    number = static_cast<std::int32_t>(random() % static_cast<unsigned>(count));
+  }
+  return data;
+}
+
+InputData document_tensor(const InputInfo& wanted, const TensorExtents& extents, double mean,
+                          std::uint64_t seed) {
+  InputData data = tensor_for(wanted, extents);
+  const int tokens = data.shape.back();
+  const int rows = static_cast<int>(num_elements(data)) / tokens;
+  data.numbers = random_documents(wanted.name, rows, 1, tokens, tokens, mean, seed).numbers;
+  return data;
+}
+
+InputData random_float_tensor(const InputInfo& wanted, const TensorExtents& extents,
+                              double deviation, std::uint64_t seed) {
+  InputData data = tensor_for(wanted, extents);
+  std::mt19937_64 random(seed);
+  data.values.resize(num_elements(data));
+  for (float& value : data.values) value = static_cast<float>(deviation * normal(random));
+  return data;
+}
+
 InputData alibi_slopes(std::string name, int heads) {
   InputData data = indices_for(std::move(name), 1, heads, 0, 0);
   data.kind = InputInfo::Kind::head_values;
@@ -318,6 +368,16 @@ DeviceInput::DeviceInput(const InputData& data) {
   }
   if (data.kind == InputInfo::Kind::key_values) {
     input_.data = Values(upload(data.values), {batch, heads, data.seqlen_k});
+    return;
+  }
+  if (!data.shape.empty()) {
+    Values values;
+    const bool integers = data.kind == InputInfo::Kind::int_tensor;
+    values.type = integers ? Values::Type::int32 : Values::Type::float32;
+    values.data = integers ? static_cast<const void*>(upload(data.numbers)) : upload(data.values);
+    values.rank = static_cast<int>(data.shape.size());
+    std::copy(data.shape.begin(), data.shape.end(), values.shape.begin());
+    input_.data = values;
     return;
   }
   if (data.kind == InputInfo::Kind::indices) {

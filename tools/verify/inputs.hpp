@@ -48,8 +48,11 @@ struct InputData {
   int num_intervals = 0;
   std::vector<std::int32_t> bounds = {};
 
-  /// Of head_values [batch, heads], of key_values [batch, heads, seqlen_k].
+  /// Of head_values [batch, heads], of key_values [batch, heads, seqlen_k], of float_tensor
+  /// `shape`.
   std::vector<float> values = {};
+
+  std::vector<int> shape = {};  ///< of tensors; the elements of int_tensor are `numbers`
 
   /// Index of the plane of sequence b and query head h of num_heads.
   int plane(int b, int h, int num_heads) const {
@@ -95,6 +98,22 @@ InputData random_columns(std::string name, int batch, int heads, int seqlen_q, i
 /// Normal values with this standard deviation, one a head, or where seqlen_k is not 0 one a key.
 InputData random_values(std::string name, int batch, int heads, int seqlen_k, double deviation,
                         std::uint64_t seed);
+
+/// What decides the extents of a tensor that expressions index: the largest of what indexes a
+/// dimension by itself, or `free` where nothing does.
+struct TensorExtents {
+  int batch = 1, num_heads = 1, num_heads_kv = 1, seqlen_q = 1, seqlen_k = 1;
+  int free = 64;
+};
+/// Elements drawn from [0, count), each for itself.
+InputData random_int_tensor(const InputInfo& wanted, const TensorExtents& extents, int count,
+                            std::uint64_t seed);
+/// Along the last dimension documents as random_documents has them.
+InputData document_tensor(const InputInfo& wanted, const TensorExtents& extents, double mean,
+                          std::uint64_t seed);
+/// Normal values with this standard deviation.
+InputData random_float_tensor(const InputInfo& wanted, const TensorExtents& extents,
+                              double deviation, std::uint64_t seed);
 
 /// ALiBi's slopes: 2^(-8 (h + 1) / heads) for head h.
 InputData alibi_slopes(std::string name, int heads);

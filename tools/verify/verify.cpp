@@ -6,10 +6,12 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <random>
 #include <unordered_set>
 
 #include "girih/error.hpp"
+#include "pattern/expression.hpp"
 #include "verify/parallel.hpp"
 
 namespace girih::verify {
@@ -319,6 +321,61 @@ std::vector<float> softcaps_of(const Pattern& pattern, std::span<const int> clas
   return softcaps;
 }
 
+namespace {
+
+// score("...") by its tree, in float64.
+class ScoreReading {
+ public:
+  ScoreReading(const std::string& text, const Case& c)
+      : expression_(pattern::parse_expression(text, pattern::ExpressionUse::score)),
+        problem_(c.problem),
+        sequences_(sequences_of(c)) {
+    for (const pattern::Expression::Tensor& tensor : expression_.tensors()) {
+      const auto found = std::find_if(c.inputs.begin(), c.inputs.end(), [&](const InputData& data) {
+        return data.name == tensor.name;
+      });
+      if (found != c.inputs.end()) tensors_.push_back(*found);
+    }
+  }
+
+  double at(double score, Row row, int key) const {
+    const Sequence& s = sequences_[static_cast<std::size_t>(row.b)];
+    const int head = problem_.head_offset + row.h;
+    return expression_.evaluate({.b = row.b,
+                                 .h = head,
+                                 .g = head / problem_.group_size(),
+                                 .q = row.q,
+                                 .k = key,
+                                 .p = row.q + s.q_start - s.k_start,
+                                 .Sq = s.seqlen_q,
+                                 .Sk = s.seqlen_k,
+                                 .s = score,
+                                 .local_h = row.h,
+                                 .local_g = row.h / problem_.group_size()},
+                                [&](int tensor, std::span<const int> indices) {
+                                  return element(tensors_.at(static_cast<std::size_t>(tensor)),
+                                                 indices);
+                                });
+  }
+
+ private:
+  static double element(const InputData& tensor, std::span<const int> indices) {
+    std::size_t at = 0;
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      at = at * static_cast<std::size_t>(tensor.shape[i]) +
+           static_cast<std::size_t>(std::clamp(indices[i], 0, tensor.shape[i] - 1));
+    }
+    return static_cast<double>(tensor.values[at]);
+  }
+
+  pattern::Expression expression_;
+  Problem problem_;
+  std::vector<Sequence> sequences_;
+  std::vector<InputData> tensors_;
+};
+
+}  // namespace
+
 ScoreChanges changes_of(const Pattern& pattern, const Case& c) {
   struct Values {
     const InputData* data = nullptr;
@@ -330,6 +387,7 @@ ScoreChanges changes_of(const Pattern& pattern, const Case& c) {
   };
   struct OfClass {
     Values alibi, bias, sink_logit;
+    std::shared_ptr<const ScoreReading> score;
   };
   const auto values_of = [&](const std::string& name) {
     const auto found = std::find_if(c.inputs.begin(), c.inputs.end(),
@@ -340,9 +398,13 @@ ScoreChanges changes_of(const Pattern& pattern, const Case& c) {
   bool scores = false, sinks = false;
   for (const Pattern::HeadClass& head_class : pattern.classes()) {
     const Modifiers& modifiers = head_class.modifiers;
-    classes.push_back(
-        {values_of(modifiers.alibi), values_of(modifiers.bias), values_of(modifiers.sink_logit)});
-    scores |= classes.back().alibi.data != nullptr || classes.back().bias.data != nullptr;
+    classes.push_back({values_of(modifiers.alibi), values_of(modifiers.bias),
+                       values_of(modifiers.sink_logit), nullptr});
+    if (!modifiers.score.empty()) {
+      classes.back().score = std::make_shared<const ScoreReading>(modifiers.score, c);
+    }
+    scores |= classes.back().alibi.data != nullptr || classes.back().bias.data != nullptr ||
+              classes.back().score != nullptr;
     sinks |= classes.back().sink_logit.data != nullptr;
   }
   const auto class_of = [classes, of_head = pattern.class_of_head(c.problem)](int head) {
@@ -358,7 +420,7 @@ ScoreChanges changes_of(const Pattern& pattern, const Case& c) {
       const int distance = row.q + diagonals[static_cast<std::size_t>(row.b)] - key;
       if (own.alibi.data) score -= own.alibi.at(row, num_heads, 0) * std::abs(distance);
       if (own.bias.data) score += own.bias.at(row, num_heads, key);
-      return score;
+      return own.score ? own.score->at(score, row, key) : score;
     };
   }
   if (sinks) {

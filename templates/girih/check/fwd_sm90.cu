@@ -32,7 +32,8 @@ extern "C" __global__ void __launch_bounds__(girih::FwdSm90<girih::Config>::kNum
               const __grid_constant__ girih::InputTable<2> inputs,
               const __grid_constant__ girih::FwdTensorMaps maps, int* counter,
               const __grid_constant__ girih::SplitMemory splits) {
-  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter, nullptr, &splits);
+  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter, nullptr, nullptr,
+                                     &splits);
 }
 
 extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)

@@ -25,6 +25,22 @@ __device__ __forceinline__ void tma_load(uint32 shared, const TensorMap& map, ui
       : "memory");
 }
 
+// The same in a tensor over a grid, of five dimensions.
+struct GridBoxOrigin {
+  int column;
+  int c, b, a;
+  int batch;
+};
+
+__device__ __forceinline__ void tma_load_grid(uint32 shared, const TensorMap& map, uint32 barrier,
+                                              GridBoxOrigin at) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(at.column), "r"(at.c), "r"(at.b), "r"(at.a), "r"(at.batch)
+      : "memory");
+}
+
 // Takes a box away; elements outside the tensor are not written.
 __device__ __forceinline__ void tma_store(const TensorMap& map, uint32 shared, BoxOrigin at) {
   asm volatile(

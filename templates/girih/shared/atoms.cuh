@@ -563,6 +563,15 @@ struct Neighborhood : KeySearch<Neighborhood> {
   GIRIH_HD int extent(int axis) const { return max(numbers[kGrid + axis], 1); }
   GIRIH_HD int tokens() const { return extent(0) * extent(1) * extent(2); }
 
+  // Of an axis without dilation: the coordinates that some row sees whose own lies in
+  // [first, last], and those that all such rows see.
+  GIRIH_HD Span hull(int axis, int first, int last) const {
+    return {window_begin(axis, first, extent(axis)), window_end(axis, last, extent(axis))};
+  }
+  GIRIH_HD Span core(int axis, int first, int last) const {
+    return {window_begin(axis, last, extent(axis)), window_end(axis, first, extent(axis))};
+  }
+
   // The keys behind the grid are visible: next keys are searched for within it.
   GIRIH_HD NextKeys next_keys(const Geometry&, QueryRows rows, int k) const {
     const int behind = tokens();

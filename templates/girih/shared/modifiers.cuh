@@ -60,6 +60,11 @@ constexpr bool is_sink = requires(const Modifier& modifier) {
   modifier.logit();
 };
 
+template <class Modifier>
+constexpr bool is_expression = requires {
+  typename Modifier::Expression;
+};
+
 // Some modifiers, applied in this order.
 template <class... Modifiers>
 struct ModifierChain {
@@ -93,6 +98,7 @@ struct With : Mask {
   static constexpr int kNumNumbers = Mask::kNumNumbers + Chain::kNumNumbers;
   static constexpr bool kScores = (!is_sink<Modifiers> || ...);
   static constexpr bool kSink = (is_sink<Modifiers> || ...);
+  static constexpr bool kExpression = (is_expression<Modifiers> || ...);
   GIRIH_HD static Chain chain(const int* numbers, const Geometry& g) {
     return Chain(numbers + Mask::kNumNumbers, g);
   }
@@ -111,9 +117,14 @@ struct ClassModifiers<HeadClasses<Structures...>> {
   static constexpr bool has_sink = requires {
     requires Structure::kSink;
   };
+  template <class Structure>
+  static constexpr bool has_expression = requires {
+    requires Structure::kExpression;
+  };
 
   static constexpr bool kScores = (modifies_scores<Structures> || ...);
   static constexpr bool kSinks = (has_sink<Structures> || ...);
+  static constexpr bool kExpressions = (has_expression<Structures> || ...);
 
   // body(modifiers) where the class changes scores. The branch is uniform.
   template <class Body>

@@ -2,13 +2,16 @@
 // and include nothing outside this folder.
 #pragma once
 
-// GIRIH_ROLLED stands before a loop whose copies would cost more registers than they save time.
+// GIRIH_ROLLED stands before a loop whose copies would cost more registers than they save time,
+// GIRIH_UNROLLED before one whose counter must be known to the compiler.
 #ifdef __CUDACC__
 #define GIRIH_HD __host__ __device__ __forceinline__
 #define GIRIH_ROLLED _Pragma("unroll 1")
+#define GIRIH_UNROLLED _Pragma("unroll")
 #else
 #define GIRIH_HD inline
 #define GIRIH_ROLLED
+#define GIRIH_UNROLLED
 #endif
 
 namespace girih {

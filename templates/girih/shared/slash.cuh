@@ -15,6 +15,19 @@ struct SlashPlane {
     return round_up(ceil_div(seqlen_k, 32) + 1, 4);
   }
 
+  // Nobody in a block of rows sees keys from here on; may be negative.
+  GIRIH_HD static int keys_seen(const Geometry& g, int block) {
+    const int last_row = min((block + 1) * kRows, g.seqlen_q) - 1;
+    return min(g.seqlen_k, g.diagonal(last_row) + 1);
+  }
+  // Words of a block's windows from there on are anything. Before them are zeros for the keys that
+  // other blocks of its query tile see: a tile of up to 512 rows reads as many for all of them.
+  GIRIH_HD static int words_written(const Geometry& g, int block, int words_per_row) {
+    constexpr int kWordsBeyond = 512 / 32;
+    const int words = ceil_div(max(keys_seen(g, block), 0), 32) + kWordsBeyond;
+    return min(round_up(words, 2), words_per_row);
+  }
+
   const uint32* columns;
   int row_stride;  // words
 
@@ -80,12 +93,21 @@ struct GatheredKeys {
   int keys[kBlockN];
 };
 
+// Boxes that wait until they fill a key tile, with what each lane adds to these, in each row of
+// them and in that of boxes with masks.
+GIRIH_HD constexpr int most_slash_boxes(int block_n) {
+  return round_up(block_n / kSlashBox + 2 * 32, 2);
+}
+GIRIH_HD constexpr int most_masked_boxes(int block_n) { return block_n / kSlashBox + 32; }
+
 // What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
-// stages, and two that are being gathered, with three rows of boxes.
+// stages, and of single keys that are gathered, with rows of boxes and the plane of bits.
 constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
-  return 4 * (tile * (kGatheredVisits + num_stages + 2) + 3 * (block_n / kSlashBox));
+  const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
+  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) +
+         static_cast<int>(sizeof(SlashPlane));
 }
 
 }  // namespace girih

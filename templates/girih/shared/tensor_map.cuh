@@ -25,4 +25,12 @@ struct FwdRowMaps {
   TensorMap v;
 };
 
+// q, k and v over a grid (shared/bricks.cuh), in boxes of 64 columns of a brick. Dimensions are the
+// columns of all heads, the grid's axes from the last to the first, and batch.
+struct FwdBrickMaps {
+  TensorMap q;
+  TensorMap k;
+  TensorMap v;
+};
+
 }  // namespace girih

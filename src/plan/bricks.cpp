@@ -1,0 +1,166 @@
+#include "plan/bricks.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <string_view>
+#include <tuple>
+
+#include "pattern/atoms.hpp"
+
+namespace girih::plan {
+namespace {
+
+bool is_neighborhood(const Mask& mask) {
+  return mask.op() == Mask::Op::atom &&
+         std::string_view(pattern::atom_table()[mask.atom_index()].name) ==
+             Neighborhood::kInfo.name;
+}
+
+bool takes_bricks(const std::vector<int>& numbers, const std::vector<int>& first) {
+  int long_axes = 0;
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    const int extent = numbers[Neighborhood::kGrid + axis];
+    if (extent != first[Neighborhood::kGrid + axis] || extent > kMostGridExtent) return false;
+    if (numbers[Neighborhood::kDilation + axis] != 1) return false;
+    long_axes += extent > 1;
+  }
+  return long_axes > 1;
+}
+
+// Of an axis, summed over all bricks of rows or their parts: key bricks that are visited, and full.
+struct AxisCounts {
+  std::int64_t visited = 0, full = 0;
+};
+
+AxisCounts count_axis(const Neighborhood& n, int axis, int rows, int keys) {
+  AxisCounts counts;
+  for (int first = 0; first < n.extent(axis); first += rows) {
+    Span visible, full;
+    view_axis(n, axis, first, rows, keys, visible, full);
+    counts.visited += max(visible.hi - visible.lo, 0);
+    counts.full += max(full.hi - full.lo, 0);
+  }
+  return counts;
+}
+
+// Remembers what axes count.
+class Counter {
+ public:
+  explicit Counter(const Neighborhood& n) : n_(n) {}
+  AxisCounts of(GridPoint rows, GridPoint keys) {
+    AxisCounts product{1, 1};
+    for (int axis = 0; axis < kMaxAxes; ++axis) {
+      const auto [at, fresh] = known_.try_emplace({axis, rows.on(axis), keys.on(axis)});
+      if (fresh) at->second = count_axis(n_, axis, rows.on(axis), keys.on(axis));
+      product.visited *= at->second.visited;
+      product.full *= at->second.full;
+    }
+    return product;
+  }
+
+ private:
+  Neighborhood n_;
+  std::map<std::tuple<int, int, int>, AxisCounts> known_;
+};
+
+std::vector<GridPoint> boxes_of(int tokens, bool (*suits)(GridPoint)) {
+  std::vector<GridPoint> boxes;
+  for (int c = 1; c <= min(tokens, kMostBrickExtent); c *= 2) {
+    for (int b = 1; tokens % c == 0 && b <= min(tokens / c, kMostBrickExtent); ++b) {
+      const GridPoint box{tokens / c / b, b, c};
+      if (box.volume() == tokens && suits(box)) boxes.push_back(box);
+    }
+  }
+  return boxes;
+}
+
+bool has_places_for(const Neighborhood& n, GridPoint keys) {
+  const GridPoint bricks = bricks_of(grid_of(n), keys);
+  return max(max(bricks.a, bricks.b), bricks.c) <= kMostBricksOnAxis;
+}
+
+}  // namespace
+
+std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem) {
+  if (problem.layout == Layout::thd || problem.partial_keys) return {};
+  std::map<std::vector<int>, int> windows;
+  for (const int c : pattern.class_of_head(problem)) {
+    const Pattern::HeadClass& head_class = pattern.classes()[c];
+    Modifiers others = head_class.modifiers;
+    others.softcap = 0;
+    if (!is_neighborhood(head_class.mask) || others != Modifiers{}) return {};
+    ++windows[head_class.mask.numbers()];
+  }
+  std::vector<BrickHeads> heads;
+  for (const auto& [numbers, count] : windows) {
+    if (!takes_bricks(numbers, windows.begin()->first)) return {};
+    heads.push_back({numbers, count});
+  }
+  return heads;
+}
+
+BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys) {
+  BrickTiles tiles;
+  const GridPoint part = part_of(bricks.queries);
+  for (const BrickHeads& head : heads) {
+    const Neighborhood n(head.numbers.data());
+    Counter counter(n);
+    const AxisCounts own = counter.of(bricks.queries, bricks.keys);
+    const std::int64_t queries = bricks_of(grid_of(n), bricks.queries).volume();
+    const std::int64_t all = queries * bricks_of(grid_of(n), bricks.keys).volume();
+    const int block_n = bricks.keys.volume();
+    const int whole = extra_keys / block_n, cut = extra_keys % block_n != 0 ? 1 : 0;
+    tiles.full += head.count * (own.full + queries * whole);
+    tiles.partial += head.count * (own.visited - own.full + queries * cut);
+    tiles.empty += head.count * (all - own.visited);
+    const std::int64_t seen_by_parts = counter.of(part, bricks.keys).visited;
+    tiles.parts +=
+        head.count * (static_cast<double>(seen_by_parts) * part.volume() / bricks.queries.volume() +
+                      static_cast<double>(queries * (whole + cut)));
+  }
+  return tiles;
+}
+
+std::optional<Bricks> choose_bricks(std::span<const BrickHeads> heads, int block_m, int block_n) {
+  if (heads.empty()) return std::nullopt;
+  std::vector<Counter> counters;
+  std::int64_t dense = 0;
+  for (const BrickHeads& head : heads) {
+    const Neighborhood n(head.numbers.data());
+    counters.emplace_back(n);
+    dense +=
+        std::int64_t{head.count} * ceil_div(n.tokens(), block_m) * ceil_div(n.tokens(), block_n);
+  }
+  std::optional<Bricks> best;
+  std::pair<std::int64_t, std::int64_t> least{dense, 0};  // tiles, and visits of their parts
+  const std::vector<GridPoint> key_boxes = boxes_of(block_n, is_key_brick);
+  for (const GridPoint queries : boxes_of(block_m, is_query_brick)) {
+    for (const GridPoint keys : key_boxes) {
+      if (!has_places_for(Neighborhood(heads[0].numbers.data()), keys)) continue;
+      std::pair<std::int64_t, std::int64_t> visits{0, 0};
+      for (size_t i = 0; i < heads.size(); ++i) {
+        visits.first += heads[i].count * counters[i].of(queries, keys).visited;
+        if (visits.first > least.first) break;
+        visits.second += heads[i].count * counters[i].of(part_of(queries), keys).visited;
+      }
+      if (visits >= least) continue;
+      least = visits;
+      best = Bricks{queries, keys};
+    }
+  }
+  return best;
+}
+
+std::string to_string(const Neighborhood& neighborhood, GridPoint brick) {
+  std::string text;
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    if (neighborhood.numbers[Neighborhood::kGrid + axis] == 0) continue;
+    text += fmt::format("{}{}", text.empty() ? "" : "x", brick.on(axis));
+  }
+  return text;
+}
+
+}  // namespace girih::plan

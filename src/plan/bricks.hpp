@@ -1,0 +1,49 @@
+// Which bricks of a neighborhood's grid a Hopper kernel takes for its tiles (shared/bricks.cuh).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "girih/pattern.hpp"
+#include "girih/problem.hpp"
+#include "girih/shared/bricks.cuh"
+
+namespace girih::plan {
+
+/// Heads that have the same windows on the grid.
+struct BrickHeads {
+  std::vector<int> numbers;  ///< a Neighborhood's
+  int count = 0;
+};
+
+/// Boxes of the grid, of as many tokens as the kernel's tiles have rows and keys.
+struct Bricks {
+  GridPoint queries{0, 0, 0};
+  GridPoint keys{0, 0, 0};
+  friend bool operator==(const Bricks&, const Bricks&) = default;
+};
+
+/// What the heads of a launch of one sequence do with bricks, and with keys behind the grid.
+struct BrickTiles {
+  std::int64_t full = 0, partial = 0, empty = 0;
+  double parts = 0;  ///< of tiles, that the 64 rows of a warpgroup see
+  std::int64_t visited() const { return full + partial; }
+};
+
+/// The heads, by their windows, where bricks can be tiles: all have nothing but a neighborhood, on
+/// one grid of two or three axes, without dilation. Else empty.
+std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem);
+
+BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys = 0);
+
+/// The bricks that let query tiles visit the fewest key tiles; of such, parts of 64 rows. None
+/// where that is no less than dense attention visits, or no box has so many tokens.
+std::optional<Bricks> choose_bricks(std::span<const BrickHeads> heads, int block_m, int block_n);
+
+/// "8x16", without axes that the grid does not have.
+std::string to_string(const Neighborhood& neighborhood, GridPoint brick);
+
+}  // namespace girih::plan

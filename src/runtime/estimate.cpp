@@ -1,0 +1,303 @@
+#include "runtime/estimate.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <shared_mutex>
+#include <tuple>
+
+#include "codegen/emit.hpp"
+#include "girih/error.hpp"
+#include "runtime/cubin.hpp"
+#include "runtime/tensors.hpp"
+
+namespace girih::runtime {
+namespace {
+
+constexpr int kForcedKeys = 30;
+constexpr int kForcedDistances = 100;
+constexpr int kLeastKeysPerPart = 512;  // two more tiles are computed for each part
+constexpr int kMostSharedBytes = 99 << 10;
+
+void check_list(const char* name, int number, const std::int32_t* list) {
+  if (number < 0 || number > kMaxNumber) {
+    refuse(fmt::format("num_{} is {}: it must be from 0 to {}", name, number, kMaxNumber));
+  }
+  if (number > 0 && list == nullptr) refuse(fmt::format("{} is null", name));
+  check_aligned_to_4(name, list);
+}
+
+}  // namespace
+
+static void check_width(DType dtype, int head_dim) {
+  if (dtype != DType::float16 && dtype != DType::bfloat16) {
+    refuse(fmt::format("q is {}: it must be float16 or bfloat16", to_string(dtype)));
+  }
+  if (head_dim < 16 || head_dim > 256 || head_dim % 16 != 0) {
+    throw Error(Errc::unsupported,
+                fmt::format("head_dim {} is not supported by estimates: multiples of 16 from 16 to "
+                            "256 are; pad to {}",
+                            head_dim, std::clamp(round_up(std::max(head_dim, 1), 16), 16, 256)));
+  }
+}
+
+int most_estimate_heads(int head_dim) {
+  for (const int heads : {4, 2}) {
+    if (estimate_shared_bytes(head_dim, heads) <= kMostSharedBytes) return heads;
+  }
+  return 1;
+}
+
+EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
+  if (args.layout == Layout::thd) {
+    throw Error(Errc::unsupported,
+                "estimates are not supported for layout thd: take bshd or bhsd, a sequence or "
+                "batch at a time");
+  }
+  const Dims dims = dims_of(args.layout);
+  const Shape& q = args.q.shape;
+  const Shape& k = args.k.shape;
+  const std::int64_t batch = q[dims.batch], heads = q[dims.head], heads_kv = k[dims.head];
+  check_range("the batch", batch, 0);
+  check_range("seqlen_q", q[dims.row], 0);
+  check_range("seqlen_k", k[dims.row], 0);
+  check_range("num_heads", heads, 1);
+  check_range("num_heads_kv", heads_kv, 1);
+  check_range("head_dim", q[kDim], 1);
+  check_width(args.q.dtype, static_cast<int>(q[kDim]));
+  if (args.k.dtype != args.q.dtype) {
+    refuse(fmt::format("k is {}, but q is {}", to_string(args.k.dtype), to_string(args.q.dtype)));
+  }
+  if (heads % heads_kv != 0) {
+    refuse(fmt::format("num_heads {} is not a multiple of num_heads_kv {}", heads, heads_kv));
+  }
+  check_tensor("q", args.q, dims, q, false);
+  check_tensor("k", args.k, dims, shape_of(dims, batch, k[dims.row], heads_kv, q[kDim]), false);
+  if (heads > kMaxNumber / std::max<std::int64_t>(batch, 1)) {
+    refuse(fmt::format("{} sequences x {} heads are more than {}: split the batch", batch, heads,
+                       kMaxNumber));
+  }
+  check_list("vertical", args.num_vertical, args.vertical);
+  check_list("slash", args.num_slash, args.slash);
+  const float scale = args.softmax_scale.value_or(
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(q[kDim]))));
+  if (!std::isfinite(scale) || scale < 0.0f) {
+    refuse(fmt::format("softmax_scale {} must be finite and not negative", scale));
+  }
+
+  EstimatePlan plan{};
+  plan.dtype = args.q.dtype;
+  plan.head_dim = static_cast<int>(q[kDim]);
+  EstimateParams& p = plan.estimate;
+  p.q = args.q.data;
+  p.k = args.k.data;
+  p.q_strides = strides_of(args.q, dims);
+  p.k_strides = strides_of(args.k, dims);
+  p.seqlen_q = static_cast<int>(q[dims.row]);
+  p.seqlen_k = static_cast<int>(k[dims.row]);
+  p.num_planes = static_cast<int>(batch * heads);
+  p.num_heads = static_cast<int>(heads);
+  p.group_size = static_cast<int>(heads / heads_kv);
+  constexpr double kLog2E = 1.4426950408889634;
+  p.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
+  p.heads_per_cta = most_estimate_heads(plan.head_dim);
+  while (p.group_size % p.heads_per_cta != 0) p.heads_per_cta /= 2;
+  // A CTA for every multiprocessor, if there are keys enough.
+  const int groups = std::max(p.num_planes / p.heads_per_cta, 1);
+  const int parts = std::max(num_sms / groups, 1) * p.parts_per_cta();
+  p.keys_per_part =
+      std::max(round_up(ceil_div(p.seqlen_k, parts), kEstimateTileKeys), kLeastKeysPerPart);
+  p.num_parts = ceil_div(p.seqlen_k, p.keys_per_part);
+  p.sums_stride = round_up(p.seqlen_k, 4);
+  plan.shared_bytes = estimate_shared_bytes(plan.head_dim, p.heads_per_cta);
+  plan.parts_bytes = sizeof(SoftmaxPart) * static_cast<std::size_t>(p.num_planes) *
+                     static_cast<std::size_t>(p.num_parts) * kEstimateRows;
+  plan.sums_bytes = sizeof(float) * static_cast<std::size_t>(p.num_planes) * SelectParams::kLists *
+                    static_cast<std::size_t>(p.sums_stride);
+  plan.select.num_planes = p.num_planes;
+  plan.select.count = p.seqlen_k;
+  plan.select.stride = p.sums_stride;
+  plan.select.lists[0] = {args.vertical, args.num_vertical, kForcedKeys};
+  plan.select.lists[1] = {args.slash, args.num_slash, kForcedDistances};
+  return plan;
+}
+
+}  // namespace girih::runtime
+
+namespace girih::jit {
+namespace {
+
+using runtime::EstimatePlan;
+using runtime::Source;
+
+// A context's loaded kernels for a type and width.
+struct Bound {
+  std::shared_ptr<runtime::Loaded> loaded;
+  CUfunction estimate = nullptr, select = nullptr;
+  int num_sms = 0;
+};
+
+struct BoundKernels {
+  using Key = std::tuple<unsigned long long, DType, int>;  // context, type, width
+  std::shared_mutex mutex;
+  std::map<Key, Bound> kernels;
+
+  const Bound* find(DType dtype, int head_dim) {
+    const std::shared_lock lock(mutex);
+    const auto found = kernels.find({runtime::current_context_id(), dtype, head_dim});
+    return found == kernels.end() ? nullptr : &found->second;
+  }
+};
+
+BoundKernels& bound_kernels() {
+  static auto* kernels = new BoundKernels;  // outlives the driver
+  return *kernels;
+}
+
+int most_shared_bytes(int head_dim) {
+  return estimate_shared_bytes(head_dim, runtime::most_estimate_heads(head_dim));
+}
+
+Source estimate_source(const plan::Arch& arch, DType dtype, int head_dim,
+                       const runtime::Settings& settings) {
+  runtime::check_width(dtype, head_dim);
+  return runtime::make_source({.arch = arch.plain().name(),
+                               .text = codegen::emit_estimate(arch.plain(), dtype, head_dim),
+                               .symbol = codegen::kEstimateSymbol,
+                               .pattern = "estimate of columns and slashes",
+                               .warmed_by = "`girih warm --estimate`",
+                               .shared_bytes = most_shared_bytes(head_dim),
+                               .threads = kEstimateThreads},
+                              settings);
+}
+
+KernelInfo info_of(const cache::Entry& entry, bool hit) {
+  return {.arch = entry.arch,
+          .kernel = "estimate",
+          .key = entry.key,
+          .tile = {},
+          .tile_source = "",
+          .registers = entry.registers,
+          .spill_bytes = entry.spill_bytes,
+          .stack_bytes = entry.stack_bytes,
+          .shared_bytes = entry.shared_bytes,
+          .threads = entry.threads,
+          .compile_ms = entry.compile_ms,
+          .cache_hit = hit,
+          .compiler = entry.compiler};
+}
+
+void launch(CUfunction function, int num_ctas, int threads, int shared_bytes, CUstream stream,
+            void* params) {
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(num_ctas);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = static_cast<unsigned>(threads);
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = static_cast<unsigned>(shared_bytes);
+  config.hStream = stream;
+  void* parameters[] = {params};
+  cuda::check(cuda::driver().cuLaunchKernelEx(&config, function, parameters, nullptr),
+              "launching an estimate");
+}
+
+void launch_all(const Bound& bound, EstimatePlan& plan, CUstream stream) {
+  if (plan.estimate.seqlen_k > 0) {
+    for (const auto phase : {EstimateParams::Phase::rows, EstimateParams::Phase::sums}) {
+      plan.estimate.phase = phase;
+      launch(bound.estimate, plan.estimate.num_ctas(), kEstimateThreads, plan.shared_bytes, stream,
+             &plan.estimate);
+    }
+  }
+  constexpr int kMostCtas = 1 << 16;
+  launch(bound.select, std::min(SelectParams::kLists * plan.select.num_planes, kMostCtas),
+         kSelectThreads, 0, stream, &plan.select);
+}
+
+}  // namespace
+
+void bind_estimate(DType dtype, int head_dim, const Options& options) {
+  const runtime::Device device = runtime::current_device();
+  const runtime::Settings settings = runtime::resolve(options);
+  const Source source = estimate_source(device.arch, dtype, head_dim, settings);
+  Bound bound{.loaded = runtime::loaded_slot(source.key), .num_sms = device.id.num_sms};
+  {
+    runtime::Loaded& loaded = *bound.loaded;
+    const std::lock_guard lock(loaded.mutex);
+    runtime::load(loaded, source, settings);
+    if (loaded.prepared.insert(device.context_id).second) {
+      loaded.module->prepare(device.handle, most_shared_bytes(head_dim));
+    }
+    bound.estimate = loaded.module->function();
+    bound.select = loaded.module->load(codegen::kSelectSymbol);
+  }
+  BoundKernels& kernels = bound_kernels();
+  const std::unique_lock lock(kernels.mutex);
+  kernels.kernels.try_emplace({device.context_id, dtype, head_dim}, std::move(bound));
+}
+
+void estimate_slashes(const EstimateArgs& args) {
+  EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must before binding
+  if (plan.estimate.num_planes == 0) return;
+  const Bound* bound = bound_kernels().find(plan.dtype, plan.head_dim);
+  if (bound == nullptr) {
+    runtime::refuse_while_capturing(
+        args.stream,
+        "estimates for this type and width are not bound in this context yet, and "
+        "binding",
+        "call bind_estimate");
+    bind_estimate(plan.dtype, plan.head_dim);
+    bound = bound_kernels().find(plan.dtype, plan.head_dim);
+  }
+  plan = runtime::estimate_plan(args, bound->num_sms);
+
+  const cuda::Api& api = cuda::driver();
+  CUdeviceptr memory = 0;
+  const std::size_t bytes = plan.sums_bytes + plan.parts_bytes;
+  if (bytes > 0) {
+    cuda::check(api.cuMemAllocAsync(&memory, bytes, args.stream),
+                fmt::format("taking {} bytes for an estimate from the memory pool", bytes));
+  }
+  plan.select.values = plan.estimate.sums = reinterpret_cast<float*>(memory);
+  plan.estimate.parts = reinterpret_cast<SoftmaxPart*>(memory + plan.sums_bytes);
+  const auto give_back = [&] {
+    return bytes == 0 ? CUDA_SUCCESS : api.cuMemFreeAsync(memory, args.stream);
+  };
+  try {
+    launch_all(*bound, plan, args.stream);
+  } catch (...) {
+    give_back();
+    throw;
+  }
+  cuda::check(give_back(), "giving an estimate's memory back to the pool");
+}
+
+Artifact build_estimate(DType dtype, int head_dim, const std::string& arch, const Options& options,
+                        Emit emit) {
+  const runtime::Settings settings = runtime::resolve(options);
+  const Source source = estimate_source(plan::Arch::parse(arch), dtype, head_dim, settings);
+  Artifact artifact;
+  artifact.source = source.text;
+  artifact.info.arch = source.arch;
+  artifact.info.kernel = "estimate";
+  artifact.info.key = source.key.hex;
+  artifact.info.shared_bytes = source.shared_bytes;
+  artifact.info.threads = source.threads;
+  if (emit == Emit::source) return artifact;
+  if (emit == Emit::ptx) {
+    compiler::Output output = runtime::compile_source(source, settings);
+    artifact.info = info_of(runtime::make_entry(source, output), false);
+    artifact.ptx = std::move(output.ptx);
+    artifact.log = std::move(output.log);
+    return artifact;
+  }
+  runtime::Obtained obtained = runtime::obtain_cubin(source, settings);
+  artifact.info = info_of(obtained.entry, obtained.hit);
+  artifact.cubin = std::move(obtained.entry.cubin);
+  artifact.log = std::move(obtained.log);
+  return artifact;
+}
+
+}  // namespace girih::jit

@@ -1,0 +1,144 @@
+// A query tile that is a brick of a grid (shared/bricks.cuh), as a kernel's warps know it: where
+// its rows are in the grid, which key tiles it visits, and masks. Rows are numbered as if bricks
+// followed one another in memory: brick i has the rows [i * kBlockM, (i + 1) * kBlockM).
+#pragma once
+
+#include "girih/attn/mask.cuh"
+#include "girih/ptx/warp.cuh"
+#include "girih/shared/bricks.cuh"
+
+namespace girih {
+
+// Config has QueryBrick and KeyBrick where tiles are bricks.
+template <class Config>
+constexpr bool kVisitsBricks = requires {
+  typename Config::QueryBrick;
+};
+
+// What is known of a query brick.
+template <class Config, bool kVisits = kVisitsBricks<Config>>
+struct BrickTile {};
+template <class Config>
+struct BrickTile<Config, true> {
+  using Rows = typename Config::QueryBrick;
+  static constexpr int kNumSpans = Rows::a + Rows::b + Rows::c;
+
+  GridPoint origin;         // of the brick, in tokens
+  uint32 spans[kNumSpans];  // what its planes, lines and columns of rows see: pack_row_span()
+
+  // By a warp.
+  __device__ __forceinline__ void describe(const Neighborhood& n, int brick) {
+    const int lane = fresh_thread_index() % 32;
+    const GridPoint first =
+        scaled(place_in(bricks_of(grid_of(n), Rows::box()), brick), Rows::box());
+    if (lane == 0) origin = first;
+#pragma unroll 1
+    for (int i = lane; i < kNumSpans; i += 32) {
+      const int axis = i < Rows::a ? 0 : i < Rows::a + Rows::b ? 1 : 2;
+      const int before = axis == 0 ? 0 : axis == 1 ? Rows::a : Rows::a + Rows::b;
+      spans[i] = pack_row_span(n, axis, first.on(axis) + i - before);
+    }
+    __syncwarp();
+  }
+
+  // The token of a row, or -1 where the brick goes beyond the grid.
+  __device__ __forceinline__ int token_of(const Neighborhood& n, int row) const {
+    const GridPoint at = sum(origin, place_in(Rows::box(), row));
+    if (at.a >= n.extent(0) || at.b >= n.extent(1) || at.c >= n.extent(2)) return -1;
+    return (at.a * n.extent(1) + at.b) * n.extent(2) + at.c;
+  }
+};
+
+// The key tiles that a query brick visits: bricks in row-major order, then the keys behind the
+// grid. By a warp, of which a lane holds what one part of 64 rows sees.
+template <class Config>
+struct BrickWalk {
+  using Rows = typename Config::QueryBrick;
+  using Keys = typename Config::KeyBrick;
+  static constexpr int kBlockN = Config::kBlockN;
+  static constexpr int kParts = Config::kBlockM / kBrickPartRows;
+
+  BrickView view;
+  GridPoint begin, end;  // of the bricks that some part sees
+  GridPoint at;
+  int extra = -1;  // behind the grid the tile's first key
+  int num_tokens;
+  int seqlen_k;
+
+  // The tile that the walk is at: a bit for each part that sees some of it, or all.
+  uint32 seen;
+  uint32 full;
+
+  __device__ __forceinline__ BrickWalk(const Neighborhood& n, GridPoint origin, int keys)
+      : num_tokens(n.tokens()), seqlen_k(keys) {
+    constexpr GridPoint kPart = part_of(Rows::box());
+    constexpr GridPoint kPartsOnAxis{Rows::a / kPart.a, Rows::b / kPart.b, 1};
+    const int part = fresh_thread_index() % 32 % kParts;
+    const GridPoint first = scaled(place_in(kPartsOnAxis, part), kPart);
+    view = brick_view(n, sum(origin, first), kPart, Keys::box());
+    begin = {least(view.visible[0].lo), least(view.visible[1].lo), least(view.visible[2].lo)};
+    end = {most(view.visible[0].hi), most(view.visible[1].hi), most(view.visible[2].hi)};
+    at = begin;
+    look();
+  }
+
+  // The tile's place as visits have it.
+  __device__ __forceinline__ int place() const { return extra >= 0 ? extra : pack_place(at); }
+  __device__ __forceinline__ bool behind_grid() const { return extra >= 0; }
+
+  // False behind the last tile. There is a first one, for a brick's first row is in the grid.
+  __device__ __forceinline__ bool advance() {
+    if (extra >= 0) {
+      extra += kBlockN;
+    } else if (++at.c == end.c) {
+      at.c = begin.c;
+      if (++at.b == end.b) {
+        at.b = begin.b;
+        if (++at.a == end.a) extra = num_tokens;
+      }
+    }
+    look();
+    return extra < seqlen_k;
+  }
+
+ private:
+  __device__ __forceinline__ void look() {
+    const bool whole = extra + kBlockN <= seqlen_k;
+    const bool is_part = fresh_thread_index() % 32 < kParts;
+    seen = __ballot_sync(0xffffffff, is_part && (extra >= 0 || view.sees(at)));
+    full = __ballot_sync(0xffffffff, is_part && (extra >= 0 ? whole : view.sees_all_of(at)));
+  }
+  __device__ __forceinline__ static int least(int value) {
+    return __reduce_min_sync(0xffffffff, value);
+  }
+  __device__ __forceinline__ static int most(int value) {
+    return __reduce_max_sync(0xffffffff, value);
+  }
+};
+
+// Words of the mask of a visited tile for the 16 rows from the query brick's row `first_row` on;
+// false when it hides nothing. By a warp.
+template <class Config>
+__device__ __forceinline__ bool evaluate_brick(WarpMask<16, Config::kBlockN>& mask,
+                                               const BrickTile<Config>& tile, int place,
+                                               bool behind_grid, int seqlen_k, int first_row) {
+  using Rows = typename Config::QueryBrick;
+  using Keys = typename Config::KeyBrick;
+  const int lane = threadIdx.x % 32;
+  const GridPoint row = place_in(Rows::box(), first_row + lane % 16);
+  const BrickRow<Keys> keys(tile.spans[row.a], tile.spans[Rows::a + row.b],
+                            tile.spans[Rows::a + Rows::b + row.c],
+                            scaled(unpack_place(place), Keys::box()));
+  bool hides = false;
+#pragma unroll
+  for (int i = 0; i < mask.kWordsPerLane; ++i) {
+    const int word = mask.kLanesPerRow * i + lane / 16;
+    const uint32 every = KeyWord{32 * word}.below(Config::kBlockN);
+    mask.words[i] = keys.word(word);
+    if (behind_grid) mask.words[i] = KeyWord{place + 32 * word}.below(seqlen_k) & every;
+    hides |= mask.words[i] != every;
+  }
+  return __any_sync(0xffffffff, hides);
+}
+
+}  // namespace girih

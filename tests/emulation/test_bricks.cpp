@@ -1,0 +1,193 @@
+// Tiles that are bricks of a grid, on emulated warps: the visits of every query brick and the words
+// of their masks, put back in the grid's order, must be what the definition says of every row.
+#include <doctest/doctest.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "warps.hpp"
+// The code under test.
+#include "girih/attn/bricks.cuh"
+#include "oracle/oracle.hpp"
+
+namespace {
+
+using namespace girih;
+
+template <class Query, class Key>
+struct Config {
+  using QueryBrick = Query;
+  using KeyBrick = Key;
+  static constexpr int kBlockM = Query::box().volume();
+  static constexpr int kBlockN = Key::box().volume();
+};
+
+std::vector<int> numbers_of(const std::vector<oracle::Axis>& axes) {
+  std::vector<int> numbers = {0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0};
+  for (std::size_t i = 0; i < axes.size(); ++i) {
+    const std::size_t axis = 3 - axes.size() + i;
+    numbers[axis] = static_cast<int>(axes[i].extent);
+    numbers[3 + axis] = static_cast<int>(axes[i].window);
+    numbers[6 + axis] = static_cast<int>(axes[i].stride);
+    numbers[12 + axis] = axes[i].causal;
+  }
+  return numbers;
+}
+
+template <class Config>
+struct Visit {
+  int place;
+  bool behind_grid;
+  uint32 seen, full;
+  uint32 words[Config::kBlockM][round_up(ceil_div(Config::kBlockN, 32), 2)];
+  bool hides[Config::kBlockM / 16];
+};
+
+template <class Config>
+std::vector<Visit<Config>> visits_of(const Neighborhood& n, BrickTile<Config>& tile, int brick,
+                                     int seqlen_k) {
+  std::vector<Visit<Config>> visits;
+  emulation::cta.run(32, [&] {
+    const int lane = threadIdx.x;
+    tile.describe(n, brick);
+    BrickWalk<Config> walk(n, tile.origin, seqlen_k);
+    std::size_t count = 0;
+    for (bool more = true; more; more = walk.advance()) {
+      if (lane == 0) visits.push_back({walk.place(), walk.behind_grid(), walk.seen, walk.full});
+      __syncwarp();
+      Visit<Config>& visit = visits[count++];
+      for (int first = 0; first < Config::kBlockM; first += 16) {
+        WarpMask<16, Config::kBlockN> mask;
+        visit.hides[first / 16] =
+            evaluate_brick<Config>(mask, tile, visit.place, visit.behind_grid, seqlen_k, first);
+        for (int i = 0; i < mask.kWordsPerLane; ++i) {
+          visit.words[first + lane % 16][mask.kLanesPerRow * i + lane / 16] = mask.words[i];
+        }
+      }
+      __syncwarp();
+    }
+  });
+  return visits;
+}
+
+// Of a key tile, its tokens: -1 where there is none.
+template <class Config>
+std::vector<int> tokens_of(const Neighborhood& n, const Visit<Config>& visit, int seqlen_k) {
+  std::vector<int> tokens;
+  for (int i = 0; i < Config::kBlockN; ++i) {
+    if (visit.behind_grid) {
+      tokens.push_back(visit.place + i < seqlen_k ? visit.place + i : -1);
+      continue;
+    }
+    using Keys = typename Config::KeyBrick;
+    const GridPoint at =
+        sum(scaled(unpack_place(visit.place), Keys::box()), place_in(Keys::box(), i));
+    const bool inside = at.a < n.extent(0) && at.b < n.extent(1) && at.c < n.extent(2);
+    tokens.push_back(inside ? (at.a * n.extent(1) + at.b) * n.extent(2) + at.c : -1);
+  }
+  return tokens;
+}
+
+// Empty where all is well.
+template <class Config>
+std::string failure_of(const std::vector<oracle::Axis>& axes, int extra) {
+  const oracle::Expr expr{oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, axes};
+  const std::vector<int> numbers = numbers_of(axes);
+  const Neighborhood n(numbers.data());
+  const int seqlen_k = n.tokens() + extra;
+  const oracle::Sizes sizes = oracle::bottom_right(n.tokens(), seqlen_k);
+  std::vector<int> times(static_cast<std::size_t>(n.tokens()));  // that a row was met
+  const int bricks = bricks_of(grid_of(n), Config::QueryBrick::box()).volume();
+  for (int brick = 0; brick < bricks; ++brick) {
+    BrickTile<Config> tile;
+    const auto visits = visits_of<Config>(n, tile, brick, seqlen_k);
+    const std::string place = oracle::text(expr) + ", brick " + std::to_string(brick);
+    std::vector<std::vector<int>> keys;
+    for (const auto& visit : visits) keys.push_back(tokens_of(n, visit, seqlen_k));
+    // Of each visit and part, how many pairs of rows and keys are seen, and are not.
+    std::vector<std::vector<int>> seen(visits.size(), {0, 0, 0}), hidden = seen;
+    for (int row = 0; row < Config::kBlockM; ++row) {
+      const int token = tile.token_of(n, row);
+      if (token < 0) continue;
+      ++times[static_cast<std::size_t>(token)];
+      std::vector<int> sees(static_cast<std::size_t>(seqlen_k));
+      const int part = row / kBrickPartRows;
+      for (std::size_t v = 0; v < visits.size(); ++v) {
+        const Visit<Config>& visit = visits[v];
+        for (int i = 0; i < Config::kBlockN; ++i) {
+          const bool bit = (visit.words[row][i / 32] >> i % 32 & 1) != 0;
+          const int key = keys[v][static_cast<std::size_t>(i)];
+          const bool counts = (visit.seen >> part & 1) != 0;
+          const bool all = (visit.full >> part & 1) != 0;
+          if (bit && key < 0) return place + ": a key that does not exist is seen";
+          if (bit && !counts) return place + ": a tile that some row sees is passed over";
+          if (!bit && all) return place + ": a tile counts as full that is not";
+          if (!bit && !visit.hides[row / 16]) return place + ": a mask that hides is left out";
+          if (bit) ++sees[static_cast<std::size_t>(key)];
+          ++(bit ? seen : hidden)[v][static_cast<std::size_t>(part)];
+        }
+      }
+      for (int k = 0; k < seqlen_k; ++k) {
+        const int expected = oracle::visible(expr, sizes, token, k) ? 1 : 0;
+        if (sees[static_cast<std::size_t>(k)] == expected) continue;
+        return place + ", row " + std::to_string(token) + ": key " + std::to_string(k) +
+               " is seen " + std::to_string(sees[static_cast<std::size_t>(k)]) + " times, not " +
+               std::to_string(expected);
+      }
+    }
+    for (std::size_t v = 0; v < visits.size(); ++v) {
+      for (std::size_t part = 0; part < Config::kBlockM / kBrickPartRows; ++part) {
+        const int some = seen[v][part], others = hidden[v][part];
+        if (some + others == 0) continue;  // no row
+        if ((visits[v].seen >> part & 1) != (some > 0 ? 1u : 0u)) {
+          return place + ": a tile that no row sees is visited";
+        }
+        if ((visits[v].full >> part & 1) != (others == 0 ? 1u : 0u)) {
+          return place + ": a full tile counts as partial";
+        }
+      }
+    }
+  }
+  for (const int count : times) {
+    if (count != 1) return oracle::text(expr) + ": a row is not in one brick";
+  }
+  return "";
+}
+
+oracle::Axis random_axis(std::mt19937& random, int most) {
+  const auto below = [&](int bound) {
+    return static_cast<int>(random() % static_cast<unsigned>(bound));
+  };
+  oracle::Axis axis;
+  axis.extent = 1 + below(most);
+  axis.window = 1 + below(static_cast<int>(axis.extent));
+  const int kind = below(3);
+  axis.stride = kind == 0 ? axis.window : kind == 1 ? 1 + below(static_cast<int>(axis.window)) : 1;
+  axis.causal = below(3) == 0;
+  return axis;
+}
+
+template <class Config>
+void check_random(unsigned seed, int most_a, int most_b, int most_c) {
+  std::mt19937 random(seed);
+  for (int i = 0; i < 12; ++i) {
+    std::vector<oracle::Axis> axes = {random_axis(random, most_b), random_axis(random, most_c)};
+    if (i % 4 != 0) axes.insert(axes.begin(), random_axis(random, most_a));
+    const int extra = i % 3 == 0 ? static_cast<int>(random() % 200) : 0;
+    REQUIRE(failure_of<Config>(axes, extra) == "");
+  }
+}
+
+}  // namespace
+
+TEST_CASE("bricks show every row exactly its keys, and visit nothing else") {
+  check_random<Config<BrickOf<1, 16, 8>, BrickOf<1, 8, 16>>>(1, 3, 40, 30);
+  check_random<Config<BrickOf<8, 4, 4>, BrickOf<6, 4, 4>>>(2, 14, 9, 11);
+  check_random<Config<BrickOf<8, 1, 16>, BrickOf<5, 1, 16>>>(3, 11, 5, 40);
+  check_random<Config<BrickOf<1, 4, 32>, BrickOf<1, 7, 16>>>(4, 2, 21, 40);
+  check_random<Config<BrickOf<12, 4, 4>, BrickOf<5, 4, 4>>>(5, 14, 9, 11);
+  check_random<Config<BrickOf<4, 4, 8>, BrickOf<4, 8, 4>>>(6, 9, 13, 12);
+  check_random<Config<BrickOf<2, 32, 2>, BrickOf<11, 1, 16>>>(7, 13, 40, 17);
+  check_random<Config<BrickOf<6, 8, 4>, BrickOf<1, 2, 32>>>(8, 9, 12, 40);
+}

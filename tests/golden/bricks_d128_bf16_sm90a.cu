@@ -1,0 +1,31 @@
+// Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
+#include "girih/fwd_sm90.cuh"
+
+namespace girih {
+struct Config {
+  using Element = Bf16;
+  static constexpr int kHeadDim = 128;
+  static constexpr int kHeadDimV = 128;
+  static constexpr int kBlockM = 128;
+  static constexpr int kBlockN = 96;
+  static constexpr int kNumStages = 3;
+  static constexpr int kNumQStages = 2;
+  static constexpr int kKeyBox = 96;
+  static constexpr bool kPackHeads = false;
+  static constexpr bool kPassOver = false;
+  using QueryBrick = BrickOf<8, 4, 4>;
+  using KeyBrick = BrickOf<6, 4, 4>;
+  static constexpr bool kSoftcap = false;
+  using Classes = HeadClasses<  //
+      Leaf<Neighborhood>>;
+  using Heads = HeadTable<1, Classes::kNumNumbers>;
+};
+}  // namespace girih
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    girih_fwd(const __grid_constant__ girih::FwdParams params,
+              const __grid_constant__ girih::Config::Heads heads,
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter,
+              const __grid_constant__ girih::FwdBrickMaps brick_maps) {
+  girih::FwdSm90<girih::Config>::run(params, heads, nullptr, maps, counter, nullptr, &brick_maps);
+}

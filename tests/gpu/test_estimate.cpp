@@ -1,0 +1,187 @@
+// Estimates of columns and slashes on a GPU: the lists against sums in float64, where sums that are
+// nearly equal may stand for one another, and what captured and repeated launches give.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../oracle/estimate.hpp"
+#include "girih/estimate.hpp"
+#include "support.hpp"
+
+using namespace gpu_tests;
+using girih::DType;
+using girih::Layout;
+using girih::Tensor;
+using girih::jit::EstimateArgs;
+using girih::verify::Buffer;
+
+namespace {
+
+struct Extents {
+  int batch, rows, heads, head_dim;
+};
+
+// A contiguous tensor of random numbers, on both sides.
+struct Operand {
+  Extents extents;
+  Layout layout;
+  DType dtype;
+  std::vector<float> values;
+  Buffer buffer;
+  Tensor tensor;
+
+  Operand(std::mt19937_64& random, const Extents& e, Layout order, DType type, float deviation)
+      : extents(e),
+        layout(order),
+        dtype(type),
+        buffer(static_cast<std::size_t>(e.batch) * e.rows * e.heads * e.head_dim * 2) {
+    std::normal_distribution<float> normal(0.0f, deviation);
+    std::vector<std::uint16_t> bits;
+    for (std::size_t i = 0; i < buffer.size() / 2; ++i) {
+      bits.push_back(girih::verify::narrow(type, normal(random)));
+      values.push_back(girih::verify::widen(type, bits.back()));
+    }
+    buffer.upload(bits.data(), buffer.size());
+    tensor = Tensor::contiguous(
+        buffer.data(), type,
+        order == Layout::bhsd ? std::array<std::int64_t, 4>{e.batch, e.heads, e.rows, e.head_dim}
+                              : std::array<std::int64_t, 4>{e.batch, e.rows, e.heads, e.head_dim});
+  }
+
+  oracle::Matrix head(int b, int h, int first_row) const {
+    oracle::Matrix rows;
+    for (int row = first_row; row < extents.rows; ++row) {
+      const std::int64_t index = layout == Layout::bhsd
+                                     ? (std::int64_t{b} * extents.heads + h) * extents.rows + row
+                                     : (std::int64_t{b} * extents.rows + row) * extents.heads + h;
+      const auto at = values.begin() + index * extents.head_dim;
+      rows.emplace_back(at, at + extents.head_dim);
+    }
+    return rows;
+  }
+};
+
+struct Lists {
+  Buffer vertical, slash;
+  Lists(std::size_t planes, int num_vertical, int num_slash)
+      : vertical(planes * static_cast<std::size_t>(num_vertical) * 4),
+        slash(planes * static_cast<std::size_t>(num_slash) * 4) {}
+  static std::vector<int> download(const Buffer& buffer) {
+    std::vector<int> entries(buffer.size() / 4);
+    buffer.download(entries.data(), buffer.size());
+    return entries;
+  }
+};
+
+std::vector<int> plane_of(const std::vector<int>& entries, int plane, int number) {
+  const auto at = entries.begin() + static_cast<std::ptrdiff_t>(plane) * number;
+  return {at, at + number};
+}
+
+// `planes_checked` of the sequences' heads, spread over all.
+void check_estimate(std::uint64_t seed, int batch, int seqlen_q, int seqlen_k, int heads,
+                    int heads_kv, int head_dim, DType dtype, Layout layout, int num_vertical,
+                    int num_slash, int planes_checked) {
+  std::mt19937_64 random(seed);
+  const Operand q(random, {batch, seqlen_q, heads, head_dim}, layout, dtype, 2.0f);
+  const Operand k(random, {batch, seqlen_k, heads_kv, head_dim}, layout, dtype, 1.0f);
+  const int planes = batch * heads;
+  const Lists first(static_cast<std::size_t>(planes), num_vertical, num_slash);
+  const Lists second(static_cast<std::size_t>(planes), num_vertical, num_slash);
+  for (const Lists* lists : {&first, &second}) {
+    girih::jit::estimate_slashes({.q = q.tensor,
+                                  .k = k.tensor,
+                                  .layout = layout,
+                                  .num_vertical = num_vertical,
+                                  .num_slash = num_slash,
+                                  .vertical = static_cast<std::int32_t*>(lists->vertical.data()),
+                                  .slash = static_cast<std::int32_t*>(lists->slash.data())});
+  }
+  girih::verify::synchronize();
+  ++kernels_bound;
+  const std::vector<int> vertical = Lists::download(first.vertical);
+  const std::vector<int> slash = Lists::download(first.slash);
+  CHECK(vertical == Lists::download(second.vertical));
+  CHECK(slash == Lists::download(second.slash));
+
+  const std::string name =
+      fmt::format("{} x {}, batch {}, heads {}:{}, head_dim {}, {}, {}", seqlen_q, seqlen_k, batch,
+                  heads, heads_kv, head_dim, girih::to_string(dtype), girih::to_string(layout));
+  CAPTURE(name);
+  for (int i = 0; i < planes_checked; ++i) {
+    const int plane = planes_checked == 1 ? planes - 1 : i * (planes - 1) / (planes_checked - 1);
+    const int b = plane / heads, h = plane % heads;
+    CAPTURE(plane);
+    const oracle::Sums sums =
+        oracle::estimate_sums(q.head(b, h, std::max(seqlen_q - 64, 0)),
+                              k.head(b, h / (heads / heads_kv), 0), 1.0 / std::sqrt(head_dim));
+    constexpr double kTolerance = 1e-4;  // of a sum of exponentials in float32
+    CHECK(oracle::problem_of(plane_of(vertical, plane, num_vertical), sums.of_keys, 30,
+                             kTolerance) == "");
+    CHECK(oracle::problem_of(plane_of(slash, plane, num_slash), sums.of_distances, 100,
+                             kTolerance) == "");
+    rows_checked += std::min({64, seqlen_q, seqlen_k});
+  }
+}
+
+}  // namespace
+
+TEST_CASE("estimates of columns and slashes take the largest sums of every head") {
+  struct Shape {
+    int batch, seqlen_q, seqlen_k, heads, heads_kv, head_dim, num_vertical, num_slash;
+  };
+  constexpr Shape kShapes[] = {
+      {1, 2000, 2000, 4, 1, 128, 100, 200},   {2, 1024, 1023, 8, 2, 64, 30, 150},
+      {2, 64, 5175, 6, 2, 96, 500, 300},      {1, 700, 333, 2, 1, 256, 400, 50},
+      {1, 15, 900, 3, 3, 192, 64, 101},       {3, 1, 1, 2, 2, 16, 3, 3},
+      {1, 300, 40000, 8, 8, 128, 1000, 6096}, {1, 100, 8192, 16, 1, 80, 1, 0},
+  };
+  std::uint64_t turn = 0;
+  for (const Shape& s : kShapes) {
+    for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
+      const DType dtype = turn++ % 4 < 2 ? DType::bfloat16 : DType::float16;
+      check_estimate(turn, s.batch, s.seqlen_q, s.seqlen_k, s.heads, s.heads_kv, s.head_dim, dtype,
+                     layout, s.num_vertical, s.num_slash, std::min(s.batch * s.heads, 4));
+    }
+  }
+}
+
+TEST_CASE("estimates of MInference's counts take the largest sums at 131072") {
+  check_estimate(1, 1, 128, 1 << 17, 32, 8, 128, DType::bfloat16, Layout::bshd, 1000, 6096, 2);
+}
+
+TEST_CASE("sanitizer: estimates of columns and slashes stay within their tensors") {
+  check_estimate(2, 2, 100, 1500, 4, 2, 64, DType::bfloat16, Layout::bshd, 40, 120, 2);
+  check_estimate(3, 1, 20, 70, 2, 2, 80, DType::float16, Layout::bhsd, 80, 20, 1);
+}
+
+TEST_CASE("girih's own estimate is what vertical_slash takes") {
+  std::mt19937_64 random(4);
+  const int seqlen = 3000, heads = 4;
+  const Operand q(random, {1, seqlen, heads, 64}, Layout::bshd, DType::bfloat16, 1.0f);
+  const Lists lists(heads, 50, 120);
+  EstimateArgs estimate{.q = q.tensor, .k = q.tensor, .num_vertical = 50, .num_slash = 120};
+  estimate.vertical = static_cast<std::int32_t*>(lists.vertical.data());
+  estimate.slash = static_cast<std::int32_t*>(lists.slash.data());
+  girih::jit::estimate_slashes(estimate);
+  const auto kernel = girih::jit::compile(
+      girih::Pattern::parse("vertical_slash(v)"),
+      {.dtype = DType::bfloat16, .head_dim = 64, .num_heads = heads, .num_heads_kv = heads});
+  const Buffer out(static_cast<std::size_t>(seqlen) * heads * 64 * 2);
+  girih::jit::Args args;
+  args.q = args.k = args.v = q.tensor;
+  args.out = Tensor::contiguous(out.data(), DType::bfloat16, {1, seqlen, heads, 64});
+  args.inputs = {{"v", girih::SlashLists{.vertical = estimate.vertical,
+                                         .slash = estimate.slash,
+                                         .num_vertical = 50,
+                                         .num_slash = 120,
+                                         .heads = heads}}};
+  const Buffer memory(kernel.workspace_bytes(args));
+  CHECK_NOTHROW(kernel.build_lists(args, {memory.data(), memory.size()}, girih::jit::Check::yes));
+  ++kernels_bound;
+}

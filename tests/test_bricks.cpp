@@ -1,0 +1,294 @@
+// Bricks of grids as tiles: which are chosen and how many tiles they visit, against brute force;
+// who gets them; what the copy engine is told of a tensor.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "codegen/emit.hpp"
+#include "girih/error.hpp"
+#include "oracle/oracle.hpp"
+#include "plan/bricks.hpp"
+#include "plan/plan.hpp"
+#include "runtime/arguments.hpp"
+#include "runtime/tensors.hpp"
+
+using namespace girih;
+using plan::Bricks;
+using plan::BrickTiles;
+
+namespace {
+
+constexpr const char* kImage = "neighborhood(256x256, window=80)";
+constexpr const char* kVideo = "neighborhood(30x48x80, window=(18, 24, 24))";
+
+plan::Plan plan_for(const std::string& pattern, Problem problem = {}, const TileConfig& tile = {},
+                    const std::string& arch = "sm_90") {
+  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile);
+}
+
+std::vector<plan::BrickHeads> heads_of(const std::string& pattern, const Problem& problem = {}) {
+  return plan::brick_heads(Pattern::parse(pattern), problem);
+}
+
+double computed_of_visible(const std::string& pattern, int block_m, int block_n, double visible) {
+  const auto heads = heads_of(pattern);
+  const auto bricks = plan::choose_bricks(heads, block_m, block_n);
+  REQUIRE(bricks);
+  const auto visited = static_cast<double>(plan::count_tiles(heads, *bricks).visited());
+  return visited * block_m * block_n / visible;
+}
+
+// By the definition, pair by pair.
+BrickTiles count_by_pairs(const std::vector<oracle::Axis>& axes, const Bricks& bricks) {
+  const oracle::Expr expr{oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, axes};
+  const int tokens = static_cast<int>(oracle::grid_tokens(expr));
+  const oracle::Sizes sizes = oracle::bottom_right(tokens, tokens);
+  GridPoint grid{1, static_cast<int>(axes[axes.size() - 2].extent),
+                 static_cast<int>(axes.back().extent)};
+  if (axes.size() == 3) grid.a = static_cast<int>(axes[0].extent);
+  const auto brick_of = [&](int token, GridPoint box) {
+    const GridPoint at = place_in(grid, token), count = bricks_of(grid, box);
+    return (at.a / box.a * count.b + at.b / box.b) * count.c + at.c / box.c;
+  };
+  const int queries = bricks_of(grid, bricks.queries).volume();
+  const int keys = bricks_of(grid, bricks.keys).volume();
+  std::vector<std::int64_t> pairs(static_cast<std::size_t>(queries) * keys), rows(queries);
+  for (int q = 0; q < tokens; ++q) {
+    const int row_brick = brick_of(q, bricks.queries);
+    ++rows[static_cast<std::size_t>(row_brick)];
+    for (int k = 0; k < tokens; ++k) {
+      if (!oracle::visible(expr, sizes, q, k)) continue;
+      ++pairs[static_cast<std::size_t>(row_brick) * keys + brick_of(k, bricks.keys)];
+    }
+  }
+  BrickTiles tiles;
+  for (int i = 0; i < queries; ++i) {
+    for (int j = 0; j < keys; ++j) {
+      const std::int64_t seen = pairs[static_cast<std::size_t>(i) * keys + j];
+      const std::int64_t all = rows[static_cast<std::size_t>(i)] * bricks.keys.volume();
+      ++(seen == 0 ? tiles.empty : seen == all ? tiles.full : tiles.partial);
+    }
+  }
+  return tiles;
+}
+
+}  // namespace
+
+TEST_CASE("tiles of bricks are counted as by the definition") {
+  std::mt19937_64 random(5);
+  const std::vector<Bricks> choices = {{{1, 16, 8}, {1, 8, 16}},
+                                       {{8, 4, 4}, {6, 4, 4}},
+                                       {{2, 8, 8}, {4, 4, 4}},
+                                       {{4, 4, 8}, {1, 4, 32}}};
+  for (int i = 0; i < 40; ++i) {
+    oracle::Expr expr = oracle::random_neighborhood(random, 700);
+    for (oracle::Axis& axis : expr.axes) axis.dilation = 1;
+    const auto heads = heads_of(oracle::text(expr));
+    if (heads.empty()) continue;  // one axis
+    for (const Bricks& bricks : choices) {
+      const BrickTiles counted = plan::count_tiles(heads, bricks);
+      const BrickTiles expected = count_by_pairs(expr.axes, bricks);
+      INFO(oracle::text(expr), ", ", bricks.queries.a, "x", bricks.queries.b, "x",
+           bricks.queries.c);
+      REQUIRE(counted.full == expected.full);
+      REQUIRE(counted.partial == expected.partial);
+      REQUIRE(counted.empty == expected.empty);
+      CHECK(counted.parts <= static_cast<double>(counted.visited()));
+    }
+  }
+}
+
+TEST_CASE("no other box visits fewer tiles than the bricks that are chosen") {
+  for (const std::string& pattern :
+       {std::string(kImage), std::string(kVideo), std::string("neighborhood(56x56, window=7)"),
+        std::string("neighborhood(9x64x64, window=(3, 16, 16), stride=(1, 4, 4))")}) {
+    const auto heads = heads_of(pattern);
+    for (const int block_n : {64, 96, 128}) {
+      const auto chosen = plan::choose_bricks(heads, 128, block_n);
+      REQUIRE(chosen);
+      CHECK(chosen->queries.volume() == 128);
+      CHECK(chosen->keys.volume() == block_n);
+      const std::int64_t visited = plan::count_tiles(heads, *chosen).visited();
+      for (int qa = 1; qa <= 128; ++qa) {
+        for (int qb = 1; qb <= 128; ++qb) {
+          const GridPoint queries{qa, qb, 128 / qa / qb};
+          if (queries.volume() != 128 || !is_query_brick(queries)) continue;
+          for (int ka = 1; ka <= block_n; ++ka) {
+            for (int kb = 1; kb <= block_n; ++kb) {
+              const GridPoint keys{ka, kb, block_n / ka / kb};
+              if (keys.volume() != block_n || !is_key_brick(keys)) continue;
+              CHECK(plan::count_tiles(heads, {queries, keys}).visited() >= visited);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("bricks of an image and of a video compute little more than is visible") {
+  const double image = 65536.0 * 80 * 80, video = 115200.0 * 18 * 24 * 24;
+  CHECK(computed_of_visible(kImage, 128, 128, image) == doctest::Approx(1.294).epsilon(0.001));
+  CHECK(computed_of_visible(kImage, 128, 64, image) == doctest::Approx(1.216).epsilon(0.001));
+  CHECK(computed_of_visible(kVideo, 128, 128, video) == doctest::Approx(1.776).epsilon(0.001));
+  CHECK(computed_of_visible(kVideo, 128, 96, video) == doctest::Approx(1.505).epsilon(0.001));
+  // What the plan takes.
+  const plan::Plan image_plan = plan_for(kImage), video_plan = plan_for(kVideo);
+  CHECK(image_plan.spec.tile == TileConfig{128, 128, 2, 12, 2});
+  CHECK(image_plan.spec.bricks == Bricks{{1, 16, 8}, {1, 8, 16}});
+  CHECK(image_plan.spec.pass_over);  // a warpgroup's 64 rows see 6 % fewer
+  CHECK(image_plan.grid == GridPoint{1, 256, 256});
+  CHECK(video_plan.spec.tile == TileConfig{128, 96, 3, 12, 2});
+  CHECK(video_plan.spec.bricks == Bricks{{8, 4, 4}, {6, 4, 4}});
+  CHECK_FALSE(video_plan.spec.pass_over);
+}
+
+TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
+  const auto bricks = [](const std::string& pattern, const Problem& problem = {},
+                         const TileConfig& tile = {}) {
+    return plan_for(pattern, problem, tile).spec.bricks.has_value();
+  };
+  const Problem heads{.num_heads = 4, .num_heads_kv = 2};
+  CHECK(bricks("neighborhood(13x21, window=5)"));
+  CHECK(bricks("neighborhood(5x9x11, window=3, stride=(1, 3, 2), causal=(true, false, false))"));
+  CHECK(bricks("neighborhood(64x64, window=9) with softcap(30)"));
+  CHECK(bricks("heads(0: neighborhood(64x64, window=9), else: neighborhood(64x64, window=(20, 3)))",
+               heads));
+  CHECK(bricks(kImage, {.head_dim = 256}));
+  CHECK(bricks(kImage, {.layout = Layout::bhsd}));
+  CHECK(bricks(kImage, {}, {.block_m = 192}));
+  CHECK(bricks(kImage, {}, {.block_n = 64}));
+  CHECK(plan_for(kImage, {}, {.block_n = 64}).spec.tile.block_n == 64);
+
+  CHECK_FALSE(bricks("neighborhood(4096, window=99)"));
+  CHECK_FALSE(bricks("neighborhood(1x4096x1, window=(1, 99, 1))"));
+  CHECK_FALSE(bricks("neighborhood(64x64, window=9, dilation=(1, 2))"));
+  CHECK_FALSE(bricks("neighborhood(64x64, window=64)"));  // all is visible
+  CHECK_FALSE(bricks("neighborhood(2x70000, window=(1, 99))"));
+  CHECK_FALSE(bricks("neighborhood(64x64, window=9) | sink(1)"));
+  CHECK_FALSE(bricks("neighborhood(64x64, window=9) with alibi(s)"));
+  CHECK_FALSE(bricks("neighborhood(64x64, window=9) with sink_logit(z)"));
+  CHECK_FALSE(bricks("heads(0: neighborhood(64x64, window=9), else: causal)", heads));
+  CHECK_FALSE(bricks(
+      "heads(0: neighborhood(64x64, window=9), else: neighborhood(32x128, window=9))", heads));
+  CHECK_FALSE(bricks(kImage, {.layout = Layout::thd}));
+  CHECK_FALSE(bricks(kImage, {.partial_keys = true}));
+  CHECK_FALSE(bricks(kImage, {}, {.portable = true}));
+  CHECK_FALSE(plan_for(kImage, {}, {}, "sm_100").spec.bricks.has_value());
+}
+
+TEST_CASE("a kernel of bricks names them, and others know nothing of them") {
+  const std::string source = codegen::emit(plan_for(kVideo).spec);
+  for (const char* part :
+       {"  using QueryBrick = BrickOf<8, 4, 4>;\n", "  using KeyBrick = BrickOf<6, 4, 4>;\n",
+        "const __grid_constant__ girih::FwdBrickMaps brick_maps)",
+        "run(params, heads, nullptr, maps, counter, nullptr, &brick_maps)"}) {
+    CHECK(source.find(part) != source.npos);
+  }
+  const std::string row_major = codegen::emit(plan_for(kVideo, {.partial_keys = true}).spec);
+  CHECK(row_major.find("rick") == row_major.npos);
+  // Windows are numbers: two grids that want the same bricks share a kernel.
+  CHECK(codegen::emit(plan_for("neighborhood(512x256, window=80)").spec) ==
+        codegen::emit(plan_for(kImage).spec));
+}
+
+TEST_CASE("a visit holds every place of a brick that the plan allows") {
+  for (const GridPoint place :
+       {GridPoint{0, 0, 0}, {1023, 0, 1023}, {1, 1023, 2}, {1023, 1023, 1023}}) {
+    CHECK(unpack_place(pack_place(place)) == place);
+  }
+}
+
+namespace {
+
+Tensor tensor_of(Layout layout, int batch, int tokens, int heads, int head_dim) {
+  const auto shape = runtime::shape_of(runtime::dims_of(layout), batch, tokens, heads, head_dim);
+  static std::uint16_t data;
+  return Tensor::contiguous(&data, DType::bfloat16, shape);
+}
+
+}  // namespace
+
+TEST_CASE("boxes of a tensor over a grid hold a brick's tokens of one head") {
+  const GridPoint grid{5, 9, 11}, brick{6, 4, 4};
+  for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
+    Problem problem{.head_dim = 128, .num_heads = 3, .num_heads_kv = 3, .layout = layout};
+    const Tensor tensor = tensor_of(layout, 2, grid.volume() + 7, 3, 128);
+    const runtime::Dims dims = runtime::dims_of(layout);
+    const cuda::TiledTensor tiled = runtime::tensor_over_grid(
+        tensor, tensor.data, runtime::strides_of(tensor, dims), problem, grid, brick);
+    CHECK(tiled.num_dimensions == 5);
+    CHECK(tiled.box == cuda::TiledTensor::PerDimension{64, 4, 4, 6, 1});
+    CHECK(tiled.extents[1] == 11);
+    CHECK(tiled.extents[2] == 9);
+    CHECK(tiled.extents[3] == 5);
+    CHECK(tiled.extents[4] == 2);
+    CHECK(tiled.strides[0] == 1);
+    // Element by element: where the engine finds a head's column of a token.
+    const auto address = [&](std::array<std::int64_t, 4> index) {
+      std::int64_t sum = 0;
+      for (std::size_t i = 0; i < 4; ++i) sum += index[i] * tensor.stride[i];
+      return sum;
+    };
+    const std::int64_t head_stride = tensor.stride[static_cast<std::size_t>(dims.head)];
+    for (int b = 0; b < 2; ++b) {
+      for (int head = 0; head < 3; ++head) {
+        for (int token = 0; token < grid.volume(); ++token) {
+          const GridPoint at = place_in(grid, token);
+          const int column = 64 + token % 64;
+          std::array<std::int64_t, 4> index{};
+          index[static_cast<std::size_t>(dims.batch)] = b;
+          index[static_cast<std::size_t>(dims.row)] = token;
+          index[static_cast<std::size_t>(dims.head)] = head;
+          index[runtime::kDim] = column;
+          const std::int64_t first = head * head_stride + column;
+          CHECK(first < tiled.extents[0]);
+          CHECK(first + at.c * tiled.strides[1] + at.b * tiled.strides[2] +
+                    at.a * tiled.strides[3] + b * tiled.strides[4] ==
+                address(index));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("tensors over a grid that the copy engine cannot take are refused") {
+  const Problem problem{.head_dim = 64, .num_heads = 2, .num_heads_kv = 2};
+  const GridPoint grid{4, 8, 8}, brick{2, 8, 8};
+  const Tensor tensor = tensor_of(Layout::bshd, 1, 256, 2, 64);
+  const auto refusal = [&](const Strides& strides) -> std::string {
+    try {
+      runtime::tensor_over_grid(tensor, tensor.data, strides, problem, grid, brick);
+    } catch (const Error& error) {
+      CHECK(error.code() == Errc::invalid_argument);
+      return error.what();
+    }
+    return "";
+  };
+  const std::int64_t far = std::int64_t{1} << 32;
+  CHECK(refusal({0, 128, 64}) == "");
+  CHECK(refusal({0, 128, far})
+            .find("a tensor has stride 4294967296 between its 2 heads: the "
+                  "kernel for Hopper that visits bricks of a grid takes heads "
+                  "within 2^31 elements; bind the portable one") == 0);
+  CHECK(refusal({0, far * 4, 64}).find("takes planes of the grid within 549755813880") !=
+        std::string::npos);
+  CHECK(refusal({0, -128, 64}).find("takes strides from 0 to") != std::string::npos);
+
+  jit::Args args;
+  CHECK_NOTHROW(runtime::refuse_partial_keys(args));
+  int lengths = 0;
+  args.leftpad_k = &lengths;
+  try {
+    runtime::refuse_partial_keys(args);
+    FAIL("leftpad_k was taken");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()) ==
+          "leftpad_k was given, but the kernel visits bricks of a whole grid: bind with "
+          "problem.partial_keys, or the portable kernel (tile.portable)");
+  }
+}
