@@ -171,26 +171,28 @@ struct SplitsSm90 {
                                                     int num_parts, uint16* out, float empty_lse) {
     const int lane = threadIdx.x % 32;
     float highest = kMinusInfinity;
+#pragma unroll 1
     for (int part = lane; part < num_parts; part += 32) {
       const float lse = part_lse[part * kBlockM];
       if (!isinf(lse)) highest = fmaxf(highest, lse);
     }
-#pragma unroll
-    for (int delta = 16; delta > 0; delta /= 2) {
-      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, delta));
-    }
-    constexpr float kLog2E = 1.44269504088896341f;
     const auto weight = [&](int part) {
+      constexpr float kLog2E = 1.44269504088896341f;
       const float lse = part_lse[part * kBlockM];
       return isinf(lse) ? 0.0f : exp2_approx((lse - highest) * kLog2E);
     };
+#pragma unroll 1
+    for (int delta = 16; delta > 0; delta /= 2) {
+      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, delta));
+    }
     float sum = 0.0f;
+#pragma unroll 1
     for (int part = lane; part < num_parts; part += 32) sum += weight(part);
-#pragma unroll
+#pragma unroll 1
     for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(0xffffffff, sum, delta);
     const float factor = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
 
-#pragma unroll
+#pragma unroll 1
     for (int column = 4 * lane; column < kHeadDimV; column += 128) {
       float4 merged = {};
 #pragma unroll 8

@@ -17,7 +17,7 @@ constexpr int kSplitTileCost = 3;
 constexpr int kMergeCost = 8;
 constexpr int kLeastHeavyVisits = 32;  // tiles with no more stay where they are
 constexpr int kLeastPartVisits = 8;
-constexpr int kMostParts = 128;       // of a tile
+constexpr int kMostParts = 64;        // of a tile
 constexpr int kMostHeavyTiles = 512;  // there are fewer than two for each multiprocessor
 
 // What stands for the visits of a tile without rows, and of one that goes first.
