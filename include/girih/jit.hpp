@@ -115,9 +115,9 @@ struct KernelInfo {
 class Kernel {
  public:
   /// Enqueues one attention forward on args.stream. Block lists, byte masks, indices of tokens,
-  /// slashes and the tiles of expressions must have been built into the workspace by this kernel, on
-  /// this stream or before it. Where block lists or byte masks were built, results of parts of rows
-  /// go into the workspace too: launches that may run at once need one each.
+  /// slashes and the tiles of expressions must have been built into the workspace by this kernel,
+  /// on this stream or before it. Where block lists or byte masks were built, results of parts of
+  /// rows go into the workspace too: launches that may run at once need one each.
   /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
   void launch(const Args& args, Workspace workspace = {}) const;
 
