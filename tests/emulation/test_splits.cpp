@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -10,7 +12,7 @@
 
 #include "warps.hpp"
 // The code under test.
-#include "girih/attn/split_rows.cuh"
+#include "girih/attn/splits_sm90.cuh"
 
 namespace {
 
@@ -233,7 +235,155 @@ Times times_of(const std::vector<int>& visits, int most_visits) {
           plan.header.num_items};
 }
 
+// What merging asks of a kernel: 64 rows of each of two heads in a tile.
+struct PackedKernel {
+  struct Work : PartOfTile<true> {};
+  using Heads = int;
+  using Element = Bf16;
+  static constexpr int kBlockM = 128, kHeadDimV = 48, kHeadsPerTile = 2, kRowsPerHead = 64;
+};
+
 }  // namespace
+
+TEST_CASE(
+    "works are the parts of split tiles and every other tile, and parts merge into their rows") {
+  using Splits = SplitsSm90<PackedKernel>;
+  constexpr int kHeads = 4, kRows = 250, kDim = PackedKernel::kHeadDimV;
+  constexpr int kSlotRows = PackedKernel::kBlockM;
+  std::mt19937 random(4);
+  std::vector<int> visits(12, 1);           // 3 blocks of rows of 2 packs of heads of 2 sequences
+  visits[1] = visits[5] = visits[6] = 300;  // the first has no rows
+  visits[9] = 40;
+  Planned plan(visits, 300);
+  plan.params.num_m_blocks = 3;
+  plan.params.num_batch_heads = 4;
+  plan.params.heads_per_section = 2;
+  plan.choose(1);
+  REQUIRE(plan.header.num_split_tiles == 4);
+
+  // Two packed sequences.
+  const int cu_seqlens_q[] = {0, 100, kRows};
+  FwdParams& params = plan.params;
+  params.num_heads = kHeads;
+  params.geometry.seqlen_q = 150;
+  params.cu_seqlens_q = cu_seqlens_q;
+  params.out_strides = {0, kHeads * kDim, kDim};
+  params.lse_strides = {0, 1, kRows};
+  params.empty_lse = HUGE_VALF;
+  std::vector<uint16> out(kRows * kHeads * kDim, 0x7fc0);
+  std::vector<float> lse(kHeads * kRows, -7.0f);
+  params.out = out.data();
+  params.lse = lse.data();
+
+  // Results of parts: random ones, some of which say that a row sees nothing.
+  const auto num_slots = static_cast<std::size_t>(plan.memory.capacity);
+  std::vector<float> part_lse(num_slots * kSlotRows);
+  std::vector<float4> storage(num_slots * kSlotRows * kDim / 4);
+  auto* const part_out = reinterpret_cast<float*>(storage.data());
+  const auto normal = [&] { return static_cast<float>(below(random, 2001) - 1000) / 250.0f; };
+  for (float& value : part_lse) {
+    value = below(random, 3) == 0 ? (below(random, 2) == 0 ? HUGE_VALF : -HUGE_VALF) : 9 * normal();
+  }
+  for (std::size_t i = 0; i < num_slots * kSlotRows * kDim; ++i) part_out[i] = normal();
+  plan.memory.lse = part_lse.data();
+  plan.memory.out = part_out;
+  for (int i = 0; i < plan.header.num_split_tiles; ++i) {  // rows that no part sees
+    const SplitTile& split = plan.tiles[static_cast<std::size_t>(i)];
+    for (int part = 0; part < split.num_parts; ++part) {
+      part_lse[static_cast<std::size_t>((split.first_slot + part) * kSlotRows + 5)] = -HUGE_VALF;
+    }
+  }
+
+  // Every work once, the parts of a tile with slots of their own.
+  const int num_items = Splits::num_items(params, plan.memory);
+  REQUIRE(num_items == plan.header.num_items);
+  std::vector<int> times(visits.size(), 0);
+  std::vector<bool> used(num_slots, false);
+  for (int index = 0; index < num_items + params.num_tiles; ++index) {
+    PackedKernel::Work work;
+    const int tile = Splits::describe(work, plan.memory, num_items, index);
+    if (tile < 0) continue;
+    const bool heavy = visits[static_cast<std::size_t>(tile)] > 1;
+    CHECK(work.is_part() == heavy);
+    CHECK((index < num_items) == heavy);
+    ++times[static_cast<std::size_t>(tile)];
+    if (!heavy) {
+      CHECK((work.first_box == 0 && work.end_box == kNoBox));
+      continue;
+    }
+    const auto slot = static_cast<std::size_t>(work.part_lse - part_lse.data()) / kSlotRows;
+    CHECK(work.part_out == part_out + slot * kSlotRows * kDim);
+    CHECK_FALSE(used[slot]);
+    used[slot] = true;
+  }
+  for (int i = 0; i < plan.header.num_split_tiles; ++i) {
+    const SplitTile& split = plan.tiles[static_cast<std::size_t>(i)];
+    CHECK(times[static_cast<std::size_t>(split.tile)] == split.num_parts);
+  }
+
+  gridDim.x = 2;
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+    emulation::cta.run(kSplitThreads, [&] { Splits::merge(params, plan.memory); });
+  }
+
+  // The same in double, wherever rows exist, and nothing elsewhere.
+  std::vector<bool> merged(kHeads * kRows, false);
+  double worst_lse = 0, worst_out = 0;
+  for (int i = 0; i < plan.header.num_split_tiles; ++i) {
+    const SplitTile& split = plan.tiles[static_cast<std::size_t>(i)];
+    const int in_section = split.tile % 6, section = split.tile / 6;
+    const int m_block = 2 - in_section / 2, batch_pack = 2 * section + in_section % 2;
+    const int batch = batch_pack / 2, pack = batch_pack % 2;
+    const int seqlen_q = cu_seqlens_q[batch + 1] - cu_seqlens_q[batch];
+    for (int row = 0; row < kSlotRows; ++row) {
+      const int q = 64 * m_block + row % 64, head = 2 * pack + row / 64;
+      if (q >= seqlen_q) continue;
+      const auto slot_row = [&](int part) {
+        return static_cast<std::size_t>((split.first_slot + part) * kSlotRows + row);
+      };
+      double sum = 0;
+      double expected[kDim] = {};
+      for (int part = 0; part < split.num_parts; ++part) {
+        if (std::isinf(part_lse[slot_row(part)])) continue;
+        const double weight = std::exp(static_cast<double>(part_lse[slot_row(part)]));
+        sum += weight;
+        for (int d = 0; d < kDim; ++d) {
+          expected[d] +=
+              weight *
+              static_cast<double>(part_out[slot_row(part) * kDim + static_cast<std::size_t>(d)]);
+        }
+      }
+      const int at = cu_seqlens_q[batch] + q;
+      merged[static_cast<std::size_t>(head * kRows + at)] = true;
+      const float own_lse = lse[static_cast<std::size_t>(head * kRows + at)];
+      if (sum == 0) {
+        CHECK(own_lse == HUGE_VALF);
+      } else {
+        worst_lse = std::max(worst_lse, std::fabs(static_cast<double>(own_lse) - std::log(sum)));
+      }
+      for (int d = 0; d < kDim; ++d) {
+        const uint16 bits = out[static_cast<std::size_t>((at * kHeads + head) * kDim + d)];
+        const double value = std::bit_cast<float>(static_cast<uint32>(bits) << 16);
+        const double wanted = sum == 0 ? 0 : expected[d] / sum;
+        worst_out = std::max(worst_out, std::fabs(value - wanted) - std::fabs(wanted) / 256);
+      }
+    }
+  }
+  CHECK(worst_lse < 1e-5);
+  CHECK(worst_out < 1e-4);
+  std::int64_t touched = 0;
+  for (int head = 0; head < kHeads; ++head) {
+    for (int at = 0; at < kRows; ++at) {
+      if (merged[static_cast<std::size_t>(head * kRows + at)]) continue;
+      touched += lse[static_cast<std::size_t>(head * kRows + at)] != -7.0f;
+      for (int d = 0; d < kDim; ++d) {
+        touched += out[static_cast<std::size_t>((at * kHeads + head) * kDim + d)] != 0x7fc0;
+      }
+    }
+  }
+  CHECK(touched == 0);
+  CHECK(std::count(merged.begin(), merged.end(), true) > 100);
+}
 
 TEST_CASE("parts of a split tile are all its visits once, and as many in each but the last") {
   std::mt19937 random(1);

@@ -2,6 +2,7 @@
 // instead of tiles, results of parts, and merging those.
 #pragma once
 
+#include "girih/attn/mask.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/split_rows.cuh"
