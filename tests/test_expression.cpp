@@ -73,7 +73,10 @@ TEST_CASE("an expression's text is canonical: as few parentheses as C needs, one
   CHECK(canonical("((s))*(2.)") == "s * 2.0");
   CHECK(canonical(" s+\tt [ (k) ]\n") == "s + t[k]");
   CHECK(canonical("+s*1e3f") == "s * 1000.0");
-  CHECK(canonical("float(k)") == "k");
+  CHECK(canonical("float((k))") == "float(k)");
+  CHECK(canonical("float(s) + int(k)") == "s + k");
+  CHECK(canonical("s * (float(k) / Sk)") == "s * (float(k) / Sk)");
+  CHECK(canonical("float(k) / 2 == float(q) / 2", kMask) == "float(k) / 2 == float(q) / 2");
   CHECK(canonical("(k)") == "k");
   CHECK(canonical("q / 64 == k / 64", kMask) == "q / 64 == k / 64");
   CHECK(canonical("doc[b][q]==doc[b][k]&&k<=p", kMask) == "doc[b][q] == doc[b][k] && k <= p");
@@ -89,7 +92,7 @@ TEST_CASE("random expressions print, parse and print the same, and mean the same
     static constexpr const char* kIntegers[] = {"b", "h", "g", "q", "k", "p", "Sq", "Sk", "7", "0"};
     if (depth == 0)
       return integer || below(3) == 0 ? kIntegers[below(10)] : below(2) ? "s" : "0.75";
-    switch (below(integer ? 7 : 6)) {
+    switch (below(7)) {
       case 0:
         return "-" + inner(integer);
       case 1:
@@ -105,7 +108,8 @@ TEST_CASE("random expressions print, parse and print the same, and mean the same
       case 5:
         return integer ? "abs" + inner(true) : "t[" + inner(true) + "]";
       default:
-        return inner(true) + " % " + inner(true);
+        if (!integer) return "float" + inner(true);
+        return below(2) ? inner(true) + " % " + inner(true) : "int" + inner(false);
     }
   };
   for (int i = 0; i < 3000; ++i) {
@@ -113,6 +117,7 @@ TEST_CASE("random expressions print, parse and print the same, and mean the same
     const Expression once = Expression::parse(text, kScore);
     CAPTURE(text);
     REQUIRE(canonical(once.text()) == once.text());
+    REQUIRE(Expression::parse(once.text(), kScore).code() == once.code());
     const ExpressionPoint at{below(3),  below(9), below(5), below(99),         below(99),
                              below(99), 99,       99,       0.5 * below(9) - 2};
     const double a = value(text, kScore, at), b = value(once.text(), kScore, at);

@@ -339,7 +339,10 @@ class ExpressionParser {
                             function.num_operands == 1 ? "one number" : "two numbers"));
     }
     expect(")");
-    if (index == kToReal) return as_real(operands[0], at[0]);
+    if (index == kToReal && type(operands[0]) == Type::integer) {
+      return add(Op::to_real, Type::real, {operands[0]}, Expression::kWritten);
+    }
+    if (index == kToReal) return operands[0];
     if (index == kToInteger && type(operands[0]) == Type::integer) return operands[0];
     if (function.of_reals) {
       const Type result = index == kToInteger ? Type::integer : Type::real;
@@ -454,7 +457,7 @@ void Expression::print(std::string& out, int index) const {
   const Node& node = nodes_[static_cast<std::size_t>(index)];
   const auto operand = [&](int i, int least) {
     const Node* inner = &nodes_[static_cast<std::size_t>(node.operands[i])];
-    while (inner->op == Op::to_real) {
+    while (inner->op == Op::to_real && inner->index != kWritten) {
       inner = &nodes_[static_cast<std::size_t>(inner->operands[0])];
     }
     const bool parentheses = precedence(inner->op) < least;
@@ -489,8 +492,10 @@ void Expression::print(std::string& out, int index) const {
       }
       out += ')';
       break;
-    case Op::to_real:  // happens by itself, except at the root, where it changes nothing
+    case Op::to_real:
+      out += node.index == kWritten ? "float(" : "";
       print(out, node.operands[0]);
+      out += node.index == kWritten ? ")" : "";
       break;
     case Op::negate:
     case Op::logical_not:

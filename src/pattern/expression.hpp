@@ -83,7 +83,7 @@ class Expression {
     variable,  // index: into kVariables
     element,   // index: of the tensor; its indices are operands
     call,      // index: into kFunctions
-    to_real,   // an integer among reals
+    to_real,   // an integer among reals; index: kWritten where the text says so
     negate,
     logical_not,
     multiply,
@@ -102,6 +102,7 @@ class Expression {
     choose
   };
   static constexpr int kMaxRank = 4;
+  static constexpr int kWritten = 1;
   struct Node {
     Op op = Op::integer;
     Type type = Type::integer;

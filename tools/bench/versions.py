@@ -16,6 +16,7 @@ Needs PyTorch and libgirih.so (found as tools/python/girih.py says).
 
 import argparse
 import concurrent.futures
+import math
 import pathlib
 import re
 import statistics
@@ -51,6 +52,9 @@ CASES = {
     "shared64": ("blocks(m, q=64, kv=64)", 32, 8, 128, 32768, 0.25),
     "shared32": ("blocks(m, q=64, kv=32)", 32, 8, 128, 32768, 0.25),
     "shared16": ("blocks(m, q=64, kv=16)", 32, 8, 128, 32768, 0.25),
+    "documents": ("causal & segments(doc)", 32, 8, 128, 32768, None),
+    "image": ("neighborhood(256x256, window=80)", 24, 24, 128, 65536, None),
+    "video": ("neighborhood(30x48x80, window=(18, 24, 24))", 24, 24, 128, 115200, None),
     **{"prune%dx%d" % (kv, 100 - 100 * kept): ("causal with prune(t, kv=%d)" % kv, 32, 8, 128, 32768,
                                                kept)
        for kv in (64, 128) for kept in (1.0, 0.5, 0.3, 0.0)},
@@ -62,6 +66,12 @@ def program(pattern, version):
     options = dict(option.split("=") for option in options.split(",") if option)
     return girih.Program(pattern, template_dir=folder, tune="off",
                          **{name: int(value) for name, value in options.items()})
+
+
+def documents(seqlen):
+    """Numbers of documents, of log-normal lengths of 4096 tokens on average, one behind another."""
+    lengths = (4096 * math.exp(-0.5) * torch.randn(seqlen).exp()).int() + 1
+    return torch.arange(seqlen, dtype=torch.int32).repeat_interleave(lengths)[:seqlen].cuda()
 
 
 def launches(case, kernels):
@@ -77,6 +87,8 @@ def launches(case, kernels):
         k *= torch.where(kept, 1.0, 1 / 16).repeat_interleave(kv, 1).unsqueeze(-1).to(k.dtype)
         thresholds = torch.full((heads, 1), 2.0, device="cuda")  # maxima are about 4, or a 16th
         arguments["inputs"] = {"t": girih.Thresholds(thresholds, kv)}
+    elif "segments" in pattern:
+        arguments["inputs"] = {"doc": girih.TokenIndices(documents(seqlen).unsqueeze(0))}
     elif density is not None:
         q_block, kv_block = (int(size) for size in re.findall(r"=(\d+)", pattern))
         mask = torch.rand(
@@ -88,9 +100,9 @@ def launches(case, kernels):
     for kernel in kernels:
         out = torch.full_like(q, float("nan"))
         own = dict(arguments)
-        if "m" in arguments.get("inputs", {}):
-            own["workspace"] = q.new_empty(kernel.workspace_bytes(q, k, v, **arguments),
-                                           dtype=torch.uint8)
+        workspace_bytes = kernel.workspace_bytes(q, k, v, **arguments)
+        if workspace_bytes > 0:
+            own["workspace"] = q.new_empty(workspace_bytes, dtype=torch.uint8)
             kernel.build_lists(q, k, v, **own)
         calls.append((lambda kernel=kernel, out=out, own=own: kernel(q, k, v, out=out, **own), out))
     return calls

@@ -18,9 +18,9 @@ import os
 import sys
 import threading
 
-__all__ = ["BlockBits", "BlockList", "BlockTable", "Error", "Kernel", "Program", "SlashLists",
-           "Thresholds", "Thresholds", "TokenIndices", "attention", "bind_combine", "bind_estimate", "combine",
-           "compile", "estimate_slashes", "version"]
+__all__ = ["BlockBits", "BlockList", "BlockTable", "ColumnIntervals", "Error", "Kernel", "Program",
+           "SlashLists", "Thresholds", "TokenIndices", "Values", "attention", "bind_combine",
+           "bind_estimate", "combine", "compile", "estimate_slashes", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -689,7 +689,7 @@ class Kernel:
         """As attention(), without a pattern; never compiles. workspace: that of build_lists; where
         one is needed and none is given, lists are built anew, in memory from PyTorch."""
         call = _Call(q, k, v, **arguments)
-        if workspace is None and call.inputs:
+        if workspace is None:
             size = self._workspace_bytes(call)
             if size > 0 and (call.torch is None or arguments.get("stream") is not None):
                 _refuse("a launch with a stream= of its own, or without PyTorch, needs workspace=: "

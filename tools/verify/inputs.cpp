@@ -1,10 +1,14 @@
 #include "verify/inputs.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <span>
 
+#include "girih/error.hpp"
 #include "girih/shared/atoms.cuh"
 #include "girih/shared/slash.cuh"
 #include "girih/shared/token_numbers.cuh"
@@ -132,9 +136,19 @@ static InputData tensor_for(const InputInfo& wanted, const TensorExtents& extent
   return data;
 }
 
+// Kernels take as many.
 static std::size_t num_elements(const InputData& tensor) {
+  constexpr std::size_t kMost = 0x7fffffff;
   std::size_t count = 1;
-  for (const int extent : tensor.shape) count *= static_cast<std::size_t>(extent);
+  for (const int extent : tensor.shape) {
+    count *= static_cast<std::size_t>(extent);
+    if (count <= kMost) continue;
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("the tensor '{}' of [{}] would have more than {} elements: take shorter "
+                    "sequences, or index fewer dimensions by q and k",
+                    tensor.name, fmt::join(tensor.shape, ", "), kMost));
+  }
   return count;
 }
 
