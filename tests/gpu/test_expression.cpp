@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -64,12 +65,16 @@ InputData documents(std::string name, int batch, int tokens, double mean, std::u
   return girih::verify::document_tensor(wanted, {.batch = batch, .seqlen_k = tokens}, mean, seed);
 }
 
-// Three classes of heads by what every sequence sees, b first.
+// Three classes of a rank's heads by what every sequence sees, b first; each rank has the same.
 using Classes = std::function<std::vector<oracle::Expr>(int b)>;
 
 void check_classes(const Case& c, const Classes& classes, const std::string& description,
                    const TileConfig& tile = {}) {
-  const std::vector<Binding> bindings = {{pattern_text(classes(0), kHashes), c.problem, tile}};
+  std::vector<oracle::Expr> model;
+  for (int head = 0; head < c.problem.heads_total(); head += c.problem.num_heads) {
+    std::ranges::copy(classes(0), std::back_inserter(model));
+  }
+  const std::vector<Binding> bindings = {{pattern_text(model, kHashes), c.problem, tile}};
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
   if (!bound[0].kernel) return;
