@@ -233,15 +233,12 @@ struct Kernel::Impl {
     if (memory.header == nullptr) return;
     constexpr int kWarps = kSplitThreads / 32;
     const int for_tiles = std::min(ceil_div(params.num_tiles, kWarps), 8 * num_sms);
-    for (const auto& [phase, num_ctas] : {std::pair{SplitPhase::sample, kSplitSamples / kWarps},
-                                          {SplitPhase::count, for_tiles},
-                                          {SplitPhase::choose, 1},
-                                          {SplitPhase::place, kMostHeavyTiles / kWarps}}) {
-      if (phase == SplitPhase::sample && memory.sample_step == 1) continue;
+    for (const SplitPhase phase : {SplitPhase::count, SplitPhase::choose}) {
       SplitPhase current = phase;
       void* parameters[] = {&params, const_cast<int*>(head_table.data()), plan.views.data(),
                             &memory, &current};
-      launch(plan_splits, num_ctas, kSplitThreads, 0, stream, parameters);
+      launch(plan_splits, phase == SplitPhase::count ? for_tiles : 1, kSplitThreads, 0, stream,
+             parameters);
     }
   }
 

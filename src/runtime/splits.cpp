@@ -28,7 +28,6 @@ SplitPlan plan_splits(const SplitShape& shape, const FwdParams& params,
   memory.capacity = capacity;
   memory.num_sms = shape.num_sms;
   memory.most_visits = most_visits;
-  memory.sample_step = split_sample_step(params.num_tiles);
   return plan;
 }
 

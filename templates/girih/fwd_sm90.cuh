@@ -397,10 +397,12 @@ struct FwdSm90 {
       bool described = none_left;
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
-        if (!none_left) {
-          int tile = index;
-          if constexpr (kSplits) tile = Splits::describe(work, *splits, num_items, index);
-          described = (!kSplits || tile >= 0) && describe(work, params, heads, inputs, tile);
+        int tile = index;
+        if constexpr (kSplits) {
+          tile = Splits::describe(work, params, *splits, num_items, index);
+        }
+        if (!none_left && (!kSplits || tile >= 0)) {
+          described = describe(work, params, heads, inputs, tile);
         }
       }
       described = __shfl_sync(0xffffffff, described, 0);
@@ -411,21 +413,6 @@ struct FwdSm90 {
         if (none_left) return;
       }
       index = take_query_tile(num_works, counter, round);
-    }
-  }
-
-  // The run of boxes that box n of `count` starts for a part of a query tile's rows.
-  static __device__ __forceinline__ Run seek_boxes(const Work& work, KeyTiles boxes, int count,
-                                                   int part, int n) {
-    const int begin = work.first_row_of(part);
-    const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
-    if (rows.begin >= rows.end) return {count, TileKind::empty};
-    const int head = Work::head_of(part);
-    if constexpr (kHeadsPerTile == 1) {
-      return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
-    } else {
-      return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part), rows,
-                           boxes, n);
     }
   }
 
@@ -441,16 +428,22 @@ struct FwdSm90 {
     }
     const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
     const int count = work.first_row < 0 ? 0 : boxes.count();
-    const auto seek = [&](int part, int n) { return seek_boxes(work, boxes, count, part, n); };
+    const auto seek = [&](int part, int n) -> Run {
+      const int begin = work.first_row_of(part);
+      const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
+      if (rows.begin >= rows.end) return {count, TileKind::empty};
+      const int head = Work::head_of(part);
+      if constexpr (kHeadsPerTile == 1) {
+        return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
+      } else {
+        return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part),
+                             rows, boxes, n);
+      }
+    };
     const int lane = fresh_thread_index() % 32;
     Scan scan;
-    int end = count;
-    if constexpr (kSplits) {
-      if (count > 0) {
-        scan.next_look = work.first_box;
-        end = min(end, work.end_box);
-      }
-    }
+    scan.next_look = work.first_box;
+    const int end = min(count, work.end_box);
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
     int found_boxes = 0;

@@ -19,6 +19,7 @@ namespace {
 using namespace girih;
 
 constexpr int kNumSms = 132;
+int split_tiles_seen = 0;
 
 int below(std::mt19937& random, int bound) {
   return static_cast<int>(random() % static_cast<unsigned>(bound));
@@ -44,19 +45,28 @@ struct Planned {
     memory.tiles = tiles.data();
     memory.items = items.data();
     memory.num_sms = num_sms;
+    memory.most_visits = most_visits;
+    for (const int v : visits) header.cost += static_cast<uint64>(split_cost(v));
   }
 
-  void choose(int boxes_per_visit) {
-    emulation::cta.run(kSplitThreads, [&] { ChooseSplits::run(memory, params, boxes_per_visit); });
-    REQUIRE(memory.is_for(params));
+  void choose() {
+    emulation::cta.run(kSplitThreads, [&] { ChooseSplits::run(memory, params); });
+    check();
+  }
+
+  // Parts have slots of their own, and tiles that go first are marked.
+  void check() const {
+    REQUIRE(memory.is_for(params) == (header.num_items > 0));
     REQUIRE(items.back().tile == -7);  // behind the last
-    int num_slots = 0;
+    std::vector<int> slots;
     for (int i = 0; i < header.num_items; ++i) {
       const SplitItem& item = items[static_cast<std::size_t>(i)];
-      REQUIRE(item.slot == (item.slot < 0 ? -1 : num_slots));
-      num_slots += item.slot >= 0;
+      REQUIRE(visits[static_cast<std::size_t>(item.tile)] == kGoesFirst);
+      if (item.slot >= 0) slots.push_back(item.slot);
     }
-    REQUIRE(num_slots <= memory.capacity);
+    std::sort(slots.begin(), slots.end());
+    for (std::size_t i = 0; i < slots.size(); ++i) REQUIRE(slots[i] == static_cast<int>(i));
+    REQUIRE(static_cast<int>(slots.size()) <= memory.capacity);
   }
 
   int end_of(int item) const {
@@ -66,82 +76,112 @@ struct Planned {
   }
 };
 
-// The boxes that the parts of a query tile's rows see.
-template <int kParts>
-struct Boxes {
-  std::vector<bool> seen[kParts];
+// What planning asks of a kernel. Head i has class i % 4; packs are of class 0 alone.
+template <int kHeads, int kBox>
+struct ListKernel {
+  struct Work : PartOfTile<true> {};
+  using Element = Bf16;
+  using Classes = HeadClasses<Leaf<Blocks>, All<Leaf<Causal>, Leaf<Blocks>>,
+                              With<Any<Leaf<Window>, Leaf<Blocks>>, Alibi>, Leaf<Causal>>;
+  using Heads = HeadTable<4, Classes::kNumNumbers>;
+  static constexpr int kBlockM = 128, kBlockN = 128, kScanBox = kBox, kHeadDimV = 64;
+  static constexpr int kHeadsPerTile = kHeads, kRowsPerHead = kBlockM / kHeads;
+};
 
-  Boxes(std::mt19937& random, int count, int percent) {
-    for (std::vector<bool>& part : seen) {
-      for (int n = 0; n < count; ++n) {
-        const bool stays = n > 0 && below(random, 100) < 60;
-        part.push_back(stays ? part.back() : below(random, 100) < percent);
+struct Blocking {
+  int q, kv;
+};
+
+// Random lists of two sequences and four heads, planned and compared with what every tile's rows
+// list, column by column.
+template <class Kernel>
+void check_lists(std::mt19937& random, Blocking size) {
+  constexpr int kHeads = 4, kBatch = 2, kPack = Kernel::kHeadsPerTile;
+  const int seqlen_q = 1 + below(random, 3000), seqlen_k = 4200 + below(random, 60000);
+  const int rows = ceil_div(seqlen_q, size.q), columns = ceil_div(seqlen_k, size.kv);
+  const int words = ceil_div(columns, 32) + 1;
+  std::vector<uint32> bits(static_cast<std::size_t>(kBatch * kHeads * rows * words));
+  for (int row = 0; row < kBatch * kHeads * rows; ++row) {
+    const int percent = below(random, 12) == 0 ? 50 + below(random, 51) : below(random, 2);
+    for (int i = 0; i < 32 * words; ++i) {  // bits behind the last column mean nothing
+      if (below(random, 100) < percent) {
+        bits[static_cast<std::size_t>(row * words + i / 32)] |= 1u << i % 32;
       }
     }
   }
+  InputView view{bits.data(), int64{kHeads} * rows * words, int64{rows} * words, words, kPack};
+  const int used_k[] = {seqlen_k, below(random, seqlen_k)};
+  const int cu_seqlens_q[] = {0, seqlen_q, seqlen_q + below(random, seqlen_q)};
 
-  int count() const { return static_cast<int>(seen[0].size()); }
-  bool visited(int n) const {
-    bool some = false;
-    for (const std::vector<bool>& part : seen) some |= part[static_cast<std::size_t>(n)];
-    return some;
+  FwdParams params{};
+  params.geometry.seqlen_q = seqlen_q;
+  params.geometry.seqlen_k = seqlen_k;
+  params.bottom_right = true;
+  params.cu_seqlens_q = cu_seqlens_q;
+  params.seqused_k = used_k;
+  params.num_heads = kHeads;
+  params.num_batch_heads = params.heads_per_section = kBatch * kHeads / kPack;
+  params.num_m_blocks = ceil_div(seqlen_q, Kernel::kRowsPerHead);
+  params.num_tiles = params.num_m_blocks * params.num_batch_heads;
+  typename Kernel::Heads heads{};
+  for (int head = 0; head < kHeads; ++head) {
+    const int of = kPack > 1 ? 0 : head;
+    heads.rows[head].head_class = of;
+    int* const numbers = heads.rows[head].numbers + (of == 2 ? 2 : 0);
+    if (of < 3) numbers[0] = 0, numbers[1] = size.q, numbers[2] = size.kv;
   }
-  Run seek(int part, int n) const {
-    const std::vector<bool>& own = seen[part];
-    int end = n + 1;
-    const bool kind = own[static_cast<std::size_t>(n)];
-    while (end < count() && own[static_cast<std::size_t>(end)] == kind) ++end;
-    return {end, kind ? TileKind::partial : TileKind::empty};
-  }
-};
 
-// What a warp visits of boxes from `first` to before `end`.
-template <int kParts>
-std::vector<int> visited(const Boxes<kParts>& boxes, int first, int end) {
-  std::vector<int> found;
-  emulation::cta.run(32, [&] {
-    KeyScan<kParts> scan;
-    scan.next_look = first;
-    typename KeyScan<kParts>::Found next;
-    const auto seek = [&](int part, int n) { return boxes.seek(part, n); };
-    while (scan.next(seek, min(boxes.count(), end), next)) {
-      if (threadIdx.x == 0) found.push_back(next.n);
-    }
-  });
-  return found;
-}
-
-template <int kParts>
-int place(const Boxes<kParts>& boxes, const SplitTile* split, SplitItem* items) {
-  int result = 0;
-  emulation::cta.run(32, [&] {
-    const auto seek = [&](int part, int n) { return boxes.seek(part, n); };
-    const int found = place_parts<KeyScan<kParts>>(seek, boxes.count(), split, items);
-    if (threadIdx.x == 0) result = found;
-  });
-  return result;
-}
-
-template <int kParts>
-void check_parts(std::mt19937& random) {
-  const int boxes_per_visit = 1 << below(random, 4);
-  const int num_tiles = 1 + below(random, 30);
-  const int most_boxes = 300 + below(random, 3000);
-  std::vector<Boxes<kParts>> boxes;
-  std::vector<int> visits;
-  for (int tile = 0; tile < num_tiles; ++tile) {
-    const bool long_row = below(random, 4) == 0;
-    boxes.emplace_back(random, most_boxes, long_row ? 20 + below(random, 81) : below(random, 3));
-    const int found = place(boxes.back(), nullptr, nullptr);
-    int expected = 0;
-    for (int n = 0; n < boxes.back().count(); ++n) expected += boxes.back().visited(n);
-    REQUIRE(found == expected);
-    visits.push_back(below(random, 9) == 0 ? kNoRows : ceil_div(found, boxes_per_visit));
-  }
-  Planned plan(visits, ceil_div(most_boxes, boxes_per_visit));
+  Planned plan(std::vector<int>(static_cast<std::size_t>(params.num_tiles), 123456789),
+               ceil_div(seqlen_k, Kernel::kBlockN));
   if (plan.memory.capacity == 0) return;
-  plan.choose(boxes_per_visit);
-  std::vector<int> split_of(static_cast<std::size_t>(num_tiles), -1);
+  plan.params = params;
+  plan.header = {};
+  const auto run = [&](SplitPhase phase, int num_ctas) {
+    gridDim.x = num_ctas;
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+      emulation::cta.run(kSplitThreads, [&] {
+        SplitsSm90<Kernel>::plan(params, heads, &view, plan.memory, phase);
+      });
+    }
+    blockIdx.x = 0;
+  };
+  run(SplitPhase::count, 3);
+
+  // The columns that each tile lists, in order.
+  std::vector<std::vector<int>> listed;
+  uint64 cost = 0;
+  for (int tile = 0; tile < params.num_tiles; ++tile) {
+    const int m_block = params.num_m_blocks - 1 - tile / params.num_batch_heads;
+    const int head = tile % params.num_batch_heads * kPack % kHeads;
+    const int batch = tile % params.num_batch_heads * kPack / kHeads;
+    const int own_q = cu_seqlens_q[batch + 1] - cu_seqlens_q[batch], own_k = used_k[batch];
+    const int first = m_block * Kernel::kRowsPerHead;
+    std::vector<int>& own = listed.emplace_back();
+    const int end = std::min(first + Kernel::kRowsPerHead, own_q);
+    if (first < end) {
+      const int plane = batch * kHeads + head / kPack;
+      const bool causal = heads.rows[head].head_class == 1;
+      const int last_key = causal ? std::min(own_k, end + own_k - own_q) - 1 : own_k - 1;
+      for (int c = 0; c * size.kv <= last_key && heads.rows[head].head_class < 3; ++c) {
+        bool any = false;
+        for (int row = first / size.q; row <= (end - 1) / size.q; ++row) {
+          const auto word = static_cast<std::size_t>((plane * rows + row) * words + c / 32);
+          any |= (bits[word] >> c % 32 & 1) != 0;
+        }
+        if (any) own.push_back(c);
+      }
+      cost += static_cast<uint64>(
+          split_cost(ceil_div(static_cast<int>(own.size()) * size.kv, Kernel::kBlockN)));
+    }
+    REQUIRE(plan.visits[static_cast<std::size_t>(tile)] ==
+            ceil_div(static_cast<int>(own.size()) * size.kv, Kernel::kBlockN));
+  }
+  REQUIRE(plan.header.cost == cost);
+
+  const std::vector<int> visits = plan.visits;
+  run(SplitPhase::choose, 1);
+  plan.check();
+  std::vector<int> split_of(visits.size(), -1);
   for (int i = 0; i < plan.header.num_split_tiles; ++i) {
     const SplitTile& split = plan.tiles[static_cast<std::size_t>(i)];
     const auto tile = static_cast<std::size_t>(split.tile);
@@ -149,33 +189,20 @@ void check_parts(std::mt19937& random) {
     split_of[tile] = i;
     REQUIRE(split.num_parts >= 2);
     REQUIRE(split.num_parts <= kMostParts);
-
-    // Also before its parts are placed, each key is in one.
-    std::vector<int> whole;
+    const std::vector<int>& own = listed[tile];
+    const int size_of_part = std::max(split.part_visits * Kernel::kBlockN / size.kv, 1);
     for (int part = 0; part < split.num_parts; ++part) {
-      const int item = split.first_item + part;
-      const int first = plan.items[static_cast<std::size_t>(item)].first_box;
-      for (const int n : visited(boxes[tile], first, plan.end_of(item))) whole.push_back(n);
+      const SplitItem& item = plan.items[static_cast<std::size_t>(split.first_item + part)];
+      REQUIRE(item.tile == split.tile);
+      REQUIRE(item.slot == split.first_slot + part);
+      const auto first = static_cast<std::size_t>(part * size_of_part);
+      REQUIRE(first < own.size());
+      REQUIRE(item.first_box == (part == 0 ? 0 : own[first] * size.kv / Kernel::kScanBox));
     }
-    const std::vector<int> all = visited(boxes[tile], 0, kNoBox);
-    REQUIRE(whole == all);
-
-    REQUIRE(place(boxes[tile], &split, plan.items.data()) == static_cast<int>(all.size()));
-    std::vector<int> parts;
-    for (int part = 0; part < split.num_parts; ++part) {
-      const int item = split.first_item + part;
-      const SplitItem& first = plan.items[static_cast<std::size_t>(item)];
-      REQUIRE(first.tile == split.tile);
-      const std::vector<int> own = visited(boxes[tile], first.first_box, plan.end_of(item));
-      const auto size = static_cast<std::size_t>(split.boxes_per_part);
-      REQUIRE(!own.empty());
-      REQUIRE((part + 1 < split.num_parts ? own.size() == size : own.size() <= size));
-      parts.insert(parts.end(), own.begin(), own.end());
-    }
-    REQUIRE(parts == all);
+    REQUIRE(static_cast<int>(own.size()) <= split.num_parts * size_of_part);
   }
   // Every tile goes once: in parts, first, or in its turn.
-  std::vector<int> first(static_cast<std::size_t>(num_tiles), 0);
+  std::vector<int> first(visits.size(), 0);
   for (int i = 0; i < plan.header.num_items; ++i) {
     const SplitItem& item = plan.items[static_cast<std::size_t>(i)];
     const auto tile = static_cast<std::size_t>(item.tile);
@@ -185,7 +212,11 @@ void check_parts(std::mt19937& random) {
   }
   for (std::size_t tile = 0; tile < first.size(); ++tile) {
     REQUIRE(plan.visits[tile] == (first[tile] > 0 ? kGoesFirst : visits[tile]));
+    if (split_of[tile] >= 0) {
+      REQUIRE(first[tile] == plan.tiles[static_cast<std::size_t>(split_of[tile])].num_parts);
+    }
   }
+  split_tiles_seen += plan.header.num_split_tiles;
 }
 
 // When the last multiprocessor is done, in visits: each takes the next work as soon as it is done.
@@ -209,17 +240,17 @@ Times times_of(const std::vector<int>& visits, int most_visits) {
     whole.push_back(split_cost(v));
     total += split_cost(v);
   }
-  plan.choose(1);
+  plan.choose();
   std::vector<int> left = visits;
-  int next_split = 0;
+  std::vector<int> part_visits(visits.size(), 0);
+  for (int i = 0; i < plan.header.num_split_tiles; ++i) {
+    const SplitTile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    part_visits[static_cast<std::size_t>(tile.tile)] = tile.part_visits;
+  }
   for (int i = 0; i < plan.header.num_items; ++i) {
     const SplitItem& item = plan.items[static_cast<std::size_t>(i)];
     const auto tile = static_cast<std::size_t>(item.tile);
-    int part = visits[tile];
-    if (item.slot >= 0) {
-      if (plan.tiles[static_cast<std::size_t>(next_split)].tile != item.tile) ++next_split;
-      part = min(left[tile], plan.tiles[static_cast<std::size_t>(next_split)].boxes_per_part);
-    }
+    const int part = item.slot < 0 ? visits[tile] : min(left[tile], part_visits[tile]);
     split.push_back(split_cost(part));
     left[tile] -= part;
     REQUIRE(left[tile] >= 0);
@@ -258,7 +289,7 @@ TEST_CASE(
   plan.params.num_m_blocks = 3;
   plan.params.num_batch_heads = 4;
   plan.params.heads_per_section = 2;
-  plan.choose(1);
+  plan.choose();
   REQUIRE(plan.header.num_split_tiles == 4);
 
   // Two packed sequences.
@@ -301,7 +332,7 @@ TEST_CASE(
   std::vector<bool> used(num_slots, false);
   for (int index = 0; index < num_items + params.num_tiles; ++index) {
     PackedKernel::Work work;
-    const int tile = Splits::describe(work, plan.memory, num_items, index);
+    const int tile = Splits::describe(work, params, plan.memory, num_items, index);
     if (tile < 0) continue;
     const bool heavy = visits[static_cast<std::size_t>(tile)] > 1;
     CHECK(work.is_part() == heavy);
@@ -385,13 +416,18 @@ TEST_CASE(
   CHECK(std::count(merged.begin(), merged.end(), true) > 100);
 }
 
-TEST_CASE("parts of a split tile are all its visits once, and as many in each but the last") {
+TEST_CASE("parts of a split tile begin where as many blocks are listed in each but the last") {
   std::mt19937 random(1);
-  for (int i = 0; i < 15; ++i) {
-    check_parts<1>(random);
-    check_parts<2>(random);
-    check_parts<3>(random);
+  split_tiles_seen = 0;
+  for (int i = 0; i < 6; ++i) {
+    check_lists<ListKernel<1, 128>>(random, {128, 128});
+    check_lists<ListKernel<1, 32>>(random, {128, 32});
+    check_lists<ListKernel<1, 64>>(random, {64, 128});
+    check_lists<ListKernel<1, 128>>(random, {16, 64});
+    check_lists<ListKernel<2, 16>>(random, {64, 16});
+    check_lists<ListKernel<2, 64>>(random, {32, 64});
   }
+  CHECK(split_tiles_seen > 50);
 }
 
 TEST_CASE("a full row beside rows of one block takes what an even share of all takes") {
@@ -465,7 +501,7 @@ TEST_CASE("rows of equal length stay whole where there are enough of them") {
 
 TEST_CASE("a plan is for what it was made for, and short sequences have none") {
   Planned plan({500, 1, 1, 1}, 500);
-  plan.choose(1);
+  plan.choose();
   CHECK(plan.header.num_items > 1);
   for (int FwdParams::*member :
        {&FwdParams::num_tiles, &FwdParams::num_m_blocks, &FwdParams::heads_per_section}) {
@@ -487,35 +523,6 @@ TEST_CASE("a plan is for what it was made for, and short sequences have none") {
   CHECK(split_capacity(kNumSms, 0, 1000) == 0);
   CHECK(split_capacity(kNumSms, 1, 100000) == kMostParts);
   CHECK(split_capacity(kNumSms, 2, 80) == 20);
-}
-
-TEST_CASE("samples are of different tiles, and tell short lists from long ones") {
-  for (const int num_tiles : {1, 4095, 4096, 5000, 32768, 100001}) {
-    const int step = split_sample_step(num_tiles);
-    CHECK((step == 1) == (num_tiles < 8 * kSplitSamples));
-    int last = -1, rhythm = 0;
-    for (int sample = 0; sample < num_tiles / step; ++sample) {
-      const int tile = sampled_tile(sample, step);
-      REQUIRE(tile > last);
-      REQUIRE(tile < num_tiles);
-      rhythm += tile % step == 0;
-      last = tile;
-    }
-    if (step > 1) CHECK(rhythm < num_tiles / step / 4);
-  }
-  SplitHeader header{};
-  SplitMemory memory{};
-  memory.header = &header;
-  memory.num_sms = kNumSms;
-  memory.most_visits = 1024;
-  memory.sample_step = 64;
-  header.sampled_cost = uint64{512} * split_cost(50);  // of 32768 tiles
-  CHECK(samples_show_no_heavy_tile(memory));
-  header.sampled_cost = uint64{512} * split_cost(1);
-  CHECK_FALSE(samples_show_no_heavy_tile(memory));
-  header.sampled_cost = uint64{512} * split_cost(50);
-  memory.sample_step = 1;
-  CHECK_FALSE(samples_show_no_heavy_tile(memory));
 }
 
 TEST_CASE("shares of costs of any size are exact up to their limit") {

@@ -12,8 +12,6 @@ template <int kParts>
 struct KeyScan {
   static constexpr int kTiles = 32 / kParts;  // looked at together
   static constexpr uint32 kAllParts = (1u << kParts) - 1;
-  static constexpr uint32 kFirstParts = kParts == 1 ? ~0u : kParts == 2 ? 0x55555555 : 0x09249249;
-  static_assert(kParts <= 3);
 
   int next_look = 0;   // the first tile that was not looked at yet
   int looked_at = 0;   // where the last look began
@@ -26,22 +24,6 @@ struct KeyScan {
     uint32 visible;
     uint32 full;
   };
-
-  // Of `count` tiles all of the next ones that some part sees, as a bit for each, whose tile
-  // tile_of() says; 0 when there are none left. By a whole warp, the same in all lanes.
-  template <class Seek>
-  __device__ __forceinline__ uint32 next_all(const Seek& seek, int count) {
-    do {
-      if (next_look >= count) return 0;
-      look(seek, count);
-    } while (visible == 0);
-    uint32 of_tiles = 0;  // bit kParts * i
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) of_tiles |= visible >> part;
-    visible = 0;
-    return of_tiles & kFirstParts;
-  }
-  __device__ __forceinline__ int tile_of(int bit) const { return looked_at + bit / kParts; }
 
   // The next of `count` tiles that some part sees; by a whole warp, the same in all lanes. False
   // when there is none. seek(part, n) is the run of tiles that tile n starts for a part.

@@ -1,5 +1,5 @@
-// Split query tiles in the Hopper kernel: counting what tiles visit, the works that a launch has
-// instead of tiles, results of parts, and merging those.
+// Split query tiles in the Hopper kernel: planning them, the works that a launch has instead of
+// tiles, results of parts, and merging those.
 #pragma once
 
 #include "girih/attn/mask.cuh"
@@ -7,6 +7,7 @@
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/split_rows.cuh"
 #include "girih/ptx/convert.cuh"
+#include "girih/ptx/warp.cuh"
 
 namespace girih {
 
@@ -19,6 +20,7 @@ constexpr bool kSplitsTiles = requires {
 // A part of a query tile's description that only kernels have which split.
 template <bool kSplits>
 struct PartOfTile {
+  static constexpr int first_box = 0, end_box = kNoBox;
   static __device__ constexpr bool is_part() { return false; }
 };
 template <>
@@ -41,53 +43,38 @@ struct SplitsSm90 {
 
   // --- Planning; a kernel of its own
 
+  // Counts what tiles visit, a warp a tile; or chooses, by one CTA, and places parts.
   static __device__ __forceinline__ void plan(const FwdParams& params,
                                               const typename Kernel::Heads& heads,
                                               const InputView* inputs, const SplitMemory& memory,
                                               SplitPhase phase) {
-    constexpr int kBoxesPerVisit = Kernel::kBlockN / Kernel::kScanBox;
-    const bool samples = phase == SplitPhase::sample;
-    if (!samples && samples_show_no_heavy_tile(memory)) return;
-    if (phase == SplitPhase::choose) {
-      ChooseSplits::run(memory, params, kBoxesPerVisit);
-      return;
-    }
-    __shared__ __align__(16) unsigned char works[kWarps][sizeof(Work)];
-    const int warp = threadIdx.x / 32;
-    Work& work = *reinterpret_cast<Work*>(works[warp]);
-    const bool places = phase == SplitPhase::place;
-    const int num_tiles = places    ? memory.header->num_split_tiles
-                          : samples ? params.num_tiles / memory.sample_step
-                                    : params.num_tiles;
+    const bool counts = phase == SplitPhase::count;
+    if (!counts && !ChooseSplits::run(memory, params)) return;
+    const int num_tiles = counts ? params.num_tiles : memory.header->num_split_tiles;
     const int step = gridDim.x * kWarps;
+    uint64 cost = 0;
 #pragma unroll 1
-    for (int i = blockIdx.x * kWarps + warp; i < num_tiles; i += step) {
-      const SplitTile* const split = places ? memory.tiles + i : nullptr;
-      const int tile = places ? split->tile : samples ? sampled_tile(i, memory.sample_step) : i;
-      bool described = false;
-      if (fresh_thread_index() % 32 == 0) {
-        described = Kernel::describe(work, params, heads, inputs, tile);
-      }
-      described = __shfl_sync(0xffffffff, described, 0);
-      __syncwarp();
-      int visits = kNoRows;
-      if (described) {
-        const KeyTiles boxes{Kernel::kScanBox, work.geometry.seqlen_k};
-        const int count = boxes.count();
-        const auto seek = [&](int part, int n) {
-          return Kernel::seek_boxes(work, boxes, count, part, n);
-        };
-        const int found = place_parts<typename Kernel::Scan>(seek, count, split, memory.items);
-        visits = ceil_div(found, kBoxesPerVisit);
-      }
-      if (fresh_thread_index() % 32 == 0) {
-        if (phase == SplitPhase::count) memory.visits[tile] = visits;
-        if (samples) {
-          atomicAdd(&memory.header->sampled_cost, static_cast<uint64>(split_cost(visits)));
-        }
-      }
-      __syncwarp();
+    for (int i = blockIdx.x * kWarps + threadIdx.x / 32; i < num_tiles; i += step) {
+      const SplitTile* const split = counts ? nullptr : memory.tiles + i;
+      const int tile = counts ? i : split->tile;
+      const QueryTile at = query_tile(params, tile, Kernel::kHeadsPerTile);
+      Geometry geometry = sequence_of(params, at.batch).geometry;
+      geometry.inputs = inputs;
+      geometry.batch = at.batch;
+      geometry.local_head = at.head;
+      const int first_row = at.m_block * Kernel::kRowsPerHead;
+      const auto& head = heads.rows[Kernel::Heads::kCapacity == 1 ? 0 : at.head];
+      const TileColumns columns = TileColumns::of(
+          typename Kernel::Classes{}, Kernel::Classes::kCount == 1 ? 0 : head.head_class,
+          head.numbers, geometry,
+          {first_row, min(first_row + Kernel::kRowsPerHead, geometry.seqlen_q)});
+      const int found = columns.walk(split, memory.items, Kernel::kBlockN, Kernel::kScanBox);
+      if (!counts) continue;
+      const int visits = ceil_div(found * columns.kv_block, Kernel::kBlockN);
+      memory.visits[tile] = visits;
+      if (first_row < geometry.seqlen_q) cost += split_cost(visits);
     }
+    if (counts && threadIdx.x % 32 == 0) atomicAdd(&memory.header->cost, cost);
   }
 
   // --- Scheduling
@@ -99,14 +86,17 @@ struct SplitsSm90 {
 
   // The tile that work `index` is of: what goes first comes first, then all tiles in their order.
   // Negative where it is one of those that went first.
-  static __device__ __forceinline__ int describe(Work& work, const SplitMemory& memory,
-                                                 int num_items, int index) {
+  static __device__ __forceinline__ int describe(Work& work, const FwdParams& params,
+                                                 const SplitMemory& memory, int num_items,
+                                                 int index) {
     work.first_box = 0;
     work.end_box = kNoBox;
     work.part_out = work.part_lse = nullptr;
     if (index >= num_items) {
       const int tile = index - num_items;
-      return num_items > 0 && memory.visits[tile] == kGoesFirst ? -1 : tile;
+      const bool went_first =
+          num_items > 0 && tile < params.num_tiles && memory.visits[tile] == kGoesFirst;
+      return went_first ? -1 : tile;
     }
     const SplitItem item = memory.items[index];
     work.first_box = item.first_box;
@@ -170,42 +160,30 @@ struct SplitsSm90 {
   // Returns the row's lse. A part of which it sees nothing says so by an infinite one.
   static __device__ __forceinline__ float merge_row(const float* part_lse, const float* part_out,
                                                     int num_parts, uint16* out, float empty_lse) {
-    const int lane = threadIdx.x % 32;
-    float highest = kMinusInfinity;
+    constexpr float kLog2E = 1.44269504088896341f;
+    float highest = kMinusInfinity, sum = 0.0f;
 #pragma unroll 1
-    for (int part = lane; part < num_parts; part += 32) {
-      const float lse = part_lse[part * kBlockM];
-      if (!isinf(lse)) highest = fmaxf(highest, lse);
-    }
-    const auto weight = [&](int part) {
-      constexpr float kLog2E = 1.44269504088896341f;
-      const float lse = part_lse[part * kBlockM];
-      return isinf(lse) ? 0.0f : exp2_approx((lse - highest) * kLog2E);
-    };
-#pragma unroll 1
-    for (int delta = 16; delta > 0; delta /= 2) {
-      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, delta));
-    }
-    float sum = 0.0f;
-#pragma unroll 1
-    for (int part = lane; part < num_parts; part += 32) sum += weight(part);
-#pragma unroll 1
-    for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(0xffffffff, sum, delta);
-    const float factor = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
-
-#pragma unroll 1
-    for (int column = 4 * lane; column < kHeadDimV; column += 128) {
+    for (int column = threadIdx.x % 32 * 4; column < kHeadDimV; column += 128) {
       float4 merged = {};
-#pragma unroll 8
+      highest = kMinusInfinity;
+      sum = 0.0f;
+#pragma unroll 4
       for (int part = 0; part < num_parts; ++part) {
-        const float w = weight(part);
-        const float4 own = *reinterpret_cast<const float4*>(
-            part_out + int64{part} * (kBlockM * kHeadDimV) + column);
-        merged.x += w * own.x;
-        merged.y += w * own.y;
-        merged.z += w * own.z;
-        merged.w += w * own.w;
+        const float lse = part_lse[part * kBlockM];
+        const float4 own =
+            *reinterpret_cast<const float4*>(part_out + part * (kBlockM * kHeadDimV) + column);
+        if (isinf(lse)) continue;
+        const float higher = fmaxf(highest, lse);
+        const float shrink = exp2_approx((highest - higher) * kLog2E);
+        const float weight = exp2_approx((lse - higher) * kLog2E);
+        highest = higher;
+        sum = sum * shrink + weight;
+        merged.x = merged.x * shrink + weight * own.x;
+        merged.y = merged.y * shrink + weight * own.y;
+        merged.z = merged.z * shrink + weight * own.z;
+        merged.w = merged.w * shrink + weight * own.w;
       }
+      const float factor = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
       using Element = typename Kernel::Element;
       *reinterpret_cast<uint2*>(out + column) =
           make_uint2(pack<Element>(merged.x * factor, merged.y * factor),

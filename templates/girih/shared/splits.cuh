@@ -20,9 +20,7 @@ constexpr int kLeastPartVisits = 8;
 constexpr int kMostParts = 64;        // of a tile
 constexpr int kMostHeavyTiles = 512;  // there are fewer than two for each multiprocessor
 
-// What stands for the visits of a tile without rows, and of one that goes first.
-constexpr int kNoRows = -2;
-constexpr int kGoesFirst = -1;
+constexpr int kGoesFirst = -1;  // stands for the visits of a tile that does
 
 constexpr int kNoBox = 2147483647;
 
@@ -39,7 +37,7 @@ struct SplitTile {
   int first_item;
   int first_slot;
   int num_parts;
-  int boxes_per_part;  // visited ones
+  int part_visits;
 };
 
 // Begins with what the plan was made for: a launch with something else goes without.
@@ -49,7 +47,7 @@ struct SplitHeader {
 
   int num_items;
   int num_split_tiles;
-  uint64 sampled_cost;  // of one in sample_step tiles
+  uint64 cost;  // of all tiles
 };
 
 // Where everything lies in global memory.
@@ -63,7 +61,6 @@ struct SplitMemory {
   int capacity;         // slots
   int num_sms;
   int most_visits;  // of a tile, possibly
-  int sample_step;  // 1: no samples, all tiles are counted
 
   // A header for this launch, without items.
   GIRIH_HD SplitHeader header_for(const FwdParams& params) const {
@@ -80,20 +77,8 @@ struct SplitMemory {
   }
 };
 
-// The steps of planning, each a launch; before the first the header is zero. Where samples show
-// that all tiles are much more than a single one can be, nothing else happens.
-enum class SplitPhase : int { sample, count, choose, place };
-
-// Counting fewer tiles takes no longer than counting so many samples.
-constexpr int kSplitSamples = 512;
-GIRIH_HD constexpr int split_sample_step(int num_tiles) {
-  return num_tiles < 8 * kSplitSamples ? 1 : num_tiles / kSplitSamples;
-}
-// One tile of every sample_step, no rhythm of heads.
-GIRIH_HD constexpr int sampled_tile(int sample, int sample_step) {
-  const uint32 hash = static_cast<uint32>(sample) * 2654435761u >> 8;
-  return sample * sample_step + static_cast<int>(hash % static_cast<uint32>(sample_step));
-}
+// The steps of planning, each a launch; before the first the header is zero.
+enum class SplitPhase : int { count, choose };
 
 // Parts that a launch may have: 0 where no tile can have enough visits. Twice the multiprocessors
 // are enough for any tiles.
@@ -103,7 +88,7 @@ GIRIH_HD constexpr int split_capacity(int num_sms, int num_tiles, int most_visit
   return num_tiles > 2 * num_sms / parts ? 2 * num_sms : num_tiles * parts;
 }
 
-GIRIH_HD constexpr int split_cost(int visits) { return visits < 0 ? 0 : visits + kSplitTileCost; }
+GIRIH_HD constexpr int split_cost(int visits) { return visits + kSplitTileCost; }
 
 // What each multiprocessor has to do, of a cost of all tiles below 2^48, and at most 2^27. Divided
 // in two steps: a division of 64 bits would be a call.
@@ -118,12 +103,6 @@ GIRIH_HD constexpr int split_share(uint64 cost, int num_sms) {
 
 // Tiles with more visits go first, and may be cut.
 GIRIH_HD constexpr int heavy_limit(int share) { return max(share / 2, kLeastHeavyVisits); }
-
-GIRIH_HD constexpr bool samples_show_no_heavy_tile(const SplitMemory& memory) {
-  if (memory.sample_step == 1) return false;
-  const uint64 cost = memory.header->sampled_cost * static_cast<uint64>(memory.sample_step);
-  return heavy_limit(split_share(cost, memory.num_sms)) >= memory.most_visits;
-}
 
 // The sizes of parts to choose from, in visits: from 4/3 of the share down to a fifth of it.
 constexpr int kSplitGoals = 32;
