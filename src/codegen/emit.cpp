@@ -252,6 +252,7 @@ std::string emit(const plan::KernelSpec& spec) {
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
   if (spec.builds_tiles()) source += "#include \"girih/build_tiles.cuh\"\n";
   if (spec.has_scores()) source += "#include \"girih/shared/score.cuh\"\n";
+  if (spec.splits) source += "#include \"girih/attn/splits_sm90.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
   source += expressions_of(spec) + config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);

@@ -23,13 +23,13 @@
 
 #include "girih/attn/bricks_sm90.cuh"
 #include "girih/attn/gather_slash.cuh"
+#include "girih/attn/part_of_tile.cuh"
 #include "girih/attn/prune_sm90.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/scores.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
-#include "girih/attn/splits_sm90.cuh"
 #include "girih/ptx/mbarrier.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
@@ -66,7 +66,6 @@ struct FwdSm90 {
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;
   static constexpr bool kBricks = kVisitsBricks<Config>;
-  static constexpr bool kSplits = kSplitsTiles<Config>;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -97,8 +96,7 @@ struct FwdSm90 {
                             !Config::kPassOver),
                 "all consumers visit the same key tiles and decide together on each");
   static_assert(!kBricks || (kBoxes == 1 && !Config::kPackHeads && !kPrune && !kGathers));
-
-  static_assert(!kSplits || (!kPrune && !kGathers && !kBricks));
+  static_assert(!SplitsTiles<Config> || (!kPrune && !kGathers && !kBricks));
 
   using Bricks = BricksSm90<FwdSm90, Config>;
   using Splits = SplitsSm90<FwdSm90>;
@@ -129,7 +127,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work : PrunedTile<kPrune>, BrickTile<Config>, PartOfTile<kSplits> {
+  struct Work : PrunedTile<kPrune>, BrickTile<Config>, PartOfTile<Config> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -385,7 +383,7 @@ struct FwdSm90 {
     Announcer announcer;
     uint32 count = 0;
     int num_items = 0;
-    if constexpr (kSplits) num_items = Splits::num_items(params, *splits);
+    if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
     const int num_works = params.num_tiles + num_items;
     int index = blockIdx.x;
 #pragma unroll 1
@@ -398,12 +396,12 @@ struct FwdSm90 {
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
         int tile = index;
-        if constexpr (kSplits) {
+        bool own = !none_left;
+        if constexpr (SplitsTiles<Config>) {
           tile = Splits::describe(work, params, *splits, num_items, index);
+          own &= tile >= 0;
         }
-        if (!none_left && (!kSplits || tile >= 0)) {
-          described = describe(work, params, heads, inputs, tile);
-        }
+        if (own) described = describe(work, params, heads, inputs, tile);
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();
@@ -442,8 +440,11 @@ struct FwdSm90 {
     };
     const int lane = fresh_thread_index() % 32;
     Scan scan;
-    scan.next_look = work.first_box;
-    const int end = min(count, work.end_box);
+    int end = count;
+    if constexpr (SplitsTiles<Config>) {
+      scan.next_look = work.first_box;
+      end = min(end, work.end_box);
+    }
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
     int found_boxes = 0;
@@ -966,7 +967,7 @@ struct FwdSm90 {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
       const float factor = finish(softmax, r, params, work, warpgroup, lse);
-      if constexpr (kSplits) {
+      if constexpr (SplitsTiles<Config>) {
         if (work.is_part()) {
           Splits::keep(work, output, r, row, factor, lse);
           continue;
@@ -1147,7 +1148,7 @@ struct FwdSm90 {
 
   // `inputs`: the pattern's, by slot; null where it has none. `counter` is 0, and is again in the
   // end; launches that may run at once have different ones, or null. `row_maps` where kGathers,
-  // `brick_maps` where kBricks, `splits` where kSplits.
+  // `brick_maps` where kBricks, `splits` where SplitsTiles.
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
                                              const InputView* inputs, const FwdTensorMaps& maps,
                                              int* counter, const FwdRowMaps* row_maps = nullptr,

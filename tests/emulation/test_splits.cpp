@@ -76,10 +76,14 @@ struct Planned {
   }
 };
 
+struct SplittingConfig {
+  static constexpr bool kSplits = true;
+};
+
 // What planning asks of a kernel. Head i has class i % 4; packs are of class 0 alone.
 template <int kHeads, int kBox>
 struct ListKernel {
-  struct Work : PartOfTile<true> {};
+  struct Work : PartOfTile<SplittingConfig> {};
   using Element = Bf16;
   using Classes = HeadClasses<Leaf<Blocks>, All<Leaf<Causal>, Leaf<Blocks>>,
                               With<Any<Leaf<Window>, Leaf<Blocks>>, Alibi>, Leaf<Causal>>;
@@ -255,6 +259,8 @@ Times times_of(const std::vector<int>& visits, int most_visits) {
     left[tile] -= part;
     REQUIRE(left[tile] >= 0);
   }
+  // They come in any order; the longest last is worst.
+  std::sort(split.begin(), split.end());
   for (std::size_t tile = 0; tile < visits.size(); ++tile) {
     if (plan.visits[tile] == kGoesFirst) {
       REQUIRE(left[tile] == 0);
@@ -268,7 +274,7 @@ Times times_of(const std::vector<int>& visits, int most_visits) {
 
 // What merging asks of a kernel: 64 rows of each of two heads in a tile.
 struct PackedKernel {
-  struct Work : PartOfTile<true> {};
+  struct Work : PartOfTile<SplittingConfig> {};
   using Heads = int;
   using Element = Bf16;
   static constexpr int kBlockM = 128, kHeadDimV = 48, kHeadsPerTile = 2, kRowsPerHead = 64;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "girih/attn/mask.cuh"
+#include "girih/attn/part_of_tile.cuh"
 #include "girih/attn/schedule.cuh"
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/split_rows.cuh"
@@ -10,28 +11,6 @@
 #include "girih/ptx/warp.cuh"
 
 namespace girih {
-
-// Whether a kernel may split tiles at all; an entry of one that does says kSplits.
-template <class Config>
-constexpr bool kSplitsTiles = requires {
-  Config::kSplits;
-};
-
-// A part of a query tile's description that only kernels have which split.
-template <bool kSplits>
-struct PartOfTile {
-  static constexpr int first_box = 0, end_box = kNoBox;
-  static __device__ constexpr bool is_part() { return false; }
-};
-template <>
-struct PartOfTile<true> {
-  int first_box;  // that it may visit
-  int end_box;
-  float* part_out;  // [block_m, head_dim_v], where its result goes; null: the whole tile
-  float* part_lse;  // [block_m]
-
-  __device__ __forceinline__ bool is_part() const { return part_out != nullptr; }
-};
 
 // Kernel is a FwdSm90.
 template <class Kernel>

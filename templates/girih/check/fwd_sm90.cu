@@ -1,5 +1,6 @@
 // An entry of the Hopper kernel, for clangd to open; the tests compile it with NVRTC. It holds
 // every atom and every operator.
+#include "girih/attn/splits_sm90.cuh"
 #include "girih/build_lists.cuh"
 #include "girih/fwd_sm90.cuh"
 
