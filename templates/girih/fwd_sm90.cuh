@@ -127,7 +127,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work : PrunedTile<kPrune>, BrickTile<Config>, PartOfTile<Config> {
+  struct TileOfWork : PrunedTile<kPrune>, BrickTile<Config> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -152,6 +152,7 @@ struct FwdSm90 {
       return first_row + (kHeadsPerTile == 1 ? 64 * warpgroup : 0);
     }
   };
+  struct Work : TileOfWork, PartOfTile<Config> {};  // in this order: masks read the tile
   static constexpr int kNumWorks = 4;
 
   // A key tile that a query tile visits, as the scheduler finds it. The flags hold a TileKind for
@@ -396,12 +397,12 @@ struct FwdSm90 {
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
         int tile = index;
-        bool own = !none_left;
         if constexpr (SplitsTiles<Config>) {
           tile = Splits::describe(work, params, *splits, num_items, index);
-          own &= tile >= 0;
         }
-        if (own) described = describe(work, params, heads, inputs, tile);
+        if (!none_left && (!SplitsTiles<Config> || tile >= 0)) {
+          described = describe(work, params, heads, inputs, tile);
+        }
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();

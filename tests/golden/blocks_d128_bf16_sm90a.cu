@@ -1,5 +1,6 @@
 // Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
 #include "girih/build_lists.cuh"
+#include "girih/attn/splits_sm90.cuh"
 #include "girih/fwd_sm90.cuh"
 
 namespace girih {

@@ -16,16 +16,16 @@ concept SplitsTiles = requires {
   Config::kSplits;
 };
 
-// A part of a query tile's description that only kernels have which split.
+// Of a query tile's description what only kernels have that split.
 template <class Config>
 struct PartOfTile {
   static __device__ constexpr bool is_part() { return false; }
 };
 template <SplitsTiles Config>
-struct PartOfTile<Config> {
+struct alignas(16) PartOfTile<Config> {
   int first_box;  // that it may visit
   int end_box;
-  float* part_out;  // [block_m, head_dim_v], where its result goes; null: the whole tile
+  float* part_out;  // [block_m, head_dim_v], where its result goes; null: it is the whole tile
   float* part_lse;  // [block_m]
 
   __device__ __forceinline__ bool is_part() const { return part_out != nullptr; }
