@@ -335,7 +335,8 @@ struct FwdSm90 {
   // others go to whoever asks next; without a counter they go round, back and forth, so that
   // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
   // tile leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int take_query_tile(int num_works, int* counter, int round) {
+  static __device__ __forceinline__ int take_query_tile(const FwdParams& params, int num_items,
+                                                        int* counter, int round) {
     if (counter == nullptr) {
       const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       return round * gridDim.x + place;
@@ -343,7 +344,7 @@ struct FwdSm90 {
     int taken = 0;
     if (fresh_thread_index() % 32 == 0) {
       taken = atomicAdd(counter, 1);
-      if (taken == num_works - 1) *counter = 0;
+      if (taken == params.num_tiles + num_items - 1) *counter = 0;
     }
     return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
@@ -385,11 +386,10 @@ struct FwdSm90 {
     uint32 count = 0;
     int num_items = 0;
     if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
-    const int num_works = params.num_tiles + num_items;
     int index = blockIdx.x;
 #pragma unroll 1
     for (int round = 1;; ++round) {
-      const bool none_left = index >= num_works;
+      const bool none_left = index >= params.num_tiles + num_items;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
@@ -411,7 +411,7 @@ struct FwdSm90 {
         find_visits(control, work, announcer);
         if (none_left) return;
       }
-      index = take_query_tile(num_works, counter, round);
+      index = take_query_tile(params, num_items, counter, round);
     }
   }
 

@@ -137,13 +137,16 @@ Case split_case(int head_dim, int num_classes, int batch, Lengths lengths,
   return c;
 }
 
-// What a kernel makes of a case whose lists it builds first.
+// What a kernel makes of a case whose lists it builds first, where there was something else.
 std::vector<std::uint16_t> run(const girih::jit::Kernel& kernel, girih::verify::Workload& workload,
                                const girih::verify::Buffer& memory, int max_ctas) {
   girih::jit::Args args = workload.args();
   args.max_ctas = max_ctas;
   const girih::jit::Workspace workspace{memory.data(), memory.size()};
   workload.poison_outputs();
+  girih::cuda::check(
+      DRIVER(cuMemsetD8)(reinterpret_cast<CUdeviceptr>(memory.data()), 0xff, memory.size()),
+      "poisoning the workspace");
   kernel.build_lists(args, workspace);
   kernel.launch(args, workspace);
   girih::verify::synchronize();
