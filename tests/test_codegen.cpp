@@ -562,7 +562,13 @@ Compiled compile_entry(const std::string& what, const std::string& source,
   request.arch = arch;
   request.options = compiler::default_options();
   const compiler::Output output = compiler::compile(request);
-  return {what, "", output.resources, output.log, output.cubin, true};
+  return {.what = what,
+          .error = "",
+          .resources = output.resources,
+          .log = output.log,
+          .cubin = output.cubin,
+          .builds_lists = true,
+          .splits = source.find("kSplits") != source.npos};
 }
 
 TEST_CASE("committed entries compile with NVRTC") {

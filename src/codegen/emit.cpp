@@ -129,6 +129,9 @@ constexpr const char* kHopperConfig = R"(
   static constexpr bool kPackHeads = {};
   static constexpr bool kPassOver = {};)";
 
+constexpr const char* kElaborateConfig = R"(
+  static constexpr bool kElaborate = true;)";
+
 constexpr const char* kBricksConfig = R"(
   using QueryBrick = BrickOf<{}, {}, {}>;
   using KeyBrick = BrickOf<{}, {}, {}>;)";
@@ -178,7 +181,8 @@ std::string build_tiles_of(const plan::KernelSpec& spec) {
 
 std::string hopper_config_of(const plan::KernelSpec& spec) {
   const std::string config =
-      fmt::format(kHopperConfig, spec.key_box, spec.pack_heads, spec.pass_over);
+      fmt::format(kHopperConfig, spec.key_box, spec.pack_heads, spec.pass_over) +
+      (spec.elaborate ? kElaborateConfig : "");
   if (!spec.bricks) return config;
   const GridPoint &queries = spec.bricks->queries, &keys = spec.bricks->keys;
   return config +

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <initializer_list>
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
@@ -121,41 +122,49 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
                                         : KeysPerRow::many;
 }
 
-// Many atoms, or one whose code needs many registers.
-bool is_elaborate(const std::vector<std::string>& structures) {
+bool any_contains(const std::vector<std::string>& structures,
+                  std::initializer_list<const char*> names) {
+  return std::any_of(structures.begin(), structures.end(), [&](const std::string& structure) {
+    return std::any_of(names.begin(), names.end(),
+                       [&](const char* name) { return structure.find(name) != structure.npos; });
+  });
+}
+
+bool has_many_atoms(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
   for (const std::string& structure : structures) {
-    for (const char* large :
-         {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<Segments", "Leaf<Index",
-          "Leaf<VerticalSlash", "Leaf<Columns", "Expr<", "Score<", ", 0x"}) {  // an input
-      if (structure.find(large) != structure.npos) return true;
-    }
     for (size_t at = 0; (at = structure.find("Leaf<", at)) != structure.npos; ++at) ++atoms;
   }
   return atoms > kFewAtoms;
 }
 
-bool has_neighborhoods(const std::vector<std::string>& structures) {
-  return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
-    return text.find("Leaf<Neighborhood>") != text.npos;
-  });
+bool has_token_indices(const std::vector<std::string>& structures) {
+  return any_contains(structures, {"Leaf<Segments", "Leaf<Index"});
+}
+
+// Many atoms, or one other than these whose code needs many registers.
+bool is_otherwise_elaborate(const std::vector<std::string>& structures) {
+  return has_many_atoms(structures) ||
+         any_contains(structures,
+                      {"Leaf<Strided", "Leaf<Neighborhood", "Leaf<Blocks", "Leaf<VerticalSlash",
+                       "Leaf<Columns", "Expr<", "Score<", ", 0x"});  // an input
 }
 
 bool modifies_scores(const std::vector<std::string>& structures) {
-  return std::any_of(structures.begin(), structures.end(), [](const std::string& text) {
-    return text.find(", Alibi") != text.npos || text.find(", Bias") != text.npos ||
-           text.find(", Score<") != text.npos;
-  });
+  return any_contains(structures, {", Alibi", ", Bias", ", Score<"});
 }
 
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
+  const bool token_indices = has_token_indices(spec.structures);
+  const bool otherwise_elaborate = is_otherwise_elaborate(spec.structures);
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
                        .scores = modifies_scores(spec.structures),
                        .score_expressions = spec.has_scores(),
-                       .elaborate = is_elaborate(spec.structures),
-                       .neighborhoods = has_neighborhoods(spec.structures)};
+                       .elaborate = token_indices || otherwise_elaborate,
+                       .token_indices = token_indices && !otherwise_elaborate,
+                       .neighborhoods = any_contains(spec.structures, {"Leaf<Neighborhood>"})};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
   traits.mixed_neighborhoods = traits.neighborhoods && !alone;
   for (const std::string& structure : spec.structures) {  // as kIsVerticalSlash has it
@@ -361,33 +370,47 @@ bool may_split(const KernelSpec& spec) {
   return spec.builds_lists && !sinks && !spec.prune && !spec.gathers && !spec.bricks;
 }
 
-// A tile of the Hopper kernel and bricks for it: as many keys as make least work of what is
-// visited, unless their number was requested. A key tile costs as much as so many keys beyond its
-// own, by the speed of smaller tiles (tools/bench/NOTES.md). Without bricks where tokens in a row
-// do as well.
-constexpr int kKeysOfTileCost = 24;
+// What visiting tiles costs, in keys of a row: a tile some keys beyond its own, and more where it
+// is masked; with three warpgroups for its rows a row costs less. By what was measured on images
+// and videos (tools/bench/NOTES.md).
+double cost_of(const BrickTiles& tiles, int block_m, int block_n) {
+  constexpr int kKeysOfTile = 8, kKeysOfMask = 60;
+  constexpr double kRowOfThree = 0.75;
+  return (static_cast<double>(tiles.visited()) * (block_n + kKeysOfTile) +
+          static_cast<double>(tiles.partial) * kKeysOfMask) *
+         block_m * (block_m == 192 ? kRowOfThree : 1);
+}
 
+// A tile of the Hopper kernel and bricks for it, those that cost least; what was requested of the
+// tile stays. Without bricks where tokens in a row do as well.
 std::optional<Bricks> plan_bricks(std::span<const BrickHeads> heads, const Arch& arch,
                                   const Problem& problem, const PatternTraits& traits,
                                   const TileConfig& requested, TileConfig& tile) {
   if (heads.empty() || family_of(tile) != KernelFamily::fwd_sm90) return std::nullopt;
   std::optional<Bricks> best;
+  TileConfig best_tile;
   double least = 0;
-  const int fewest_keys = requested.block_n != 0 ? tile.block_n : std::min(48, tile.block_n);
-  for (int block_n = tile.block_n; block_n >= fewest_keys; block_n -= 16) {
-    const std::optional<Bricks> bricks = choose_bricks(heads, tile.block_m, block_n);
-    if (!bricks) continue;
-    const double cost =
-        static_cast<double>(count_tiles(heads, *bricks).visited()) * (block_n + kKeysOfTileCost);
-    if (best && cost >= least) continue;
-    best = bricks;
-    least = cost;
-  }
-  if (best && requested.block_n == 0) {
+  for (const int block_m : {128, 192}) {
     TileConfig own = requested;
-    own.block_n = best->keys.volume();
-    tile = choose_tile(arch, problem, traits, own);
+    if (own.block_m == 0) own.block_m = block_m;
+    if (own.block_m != block_m) continue;
+    const TileConfig widest = choose_tile(arch, problem, traits, own);
+    if (family_of(widest) != KernelFamily::fwd_sm90 ||
+        !reasons_against(widest, problem, arch).empty()) {
+      continue;
+    }
+    const int fewest_keys = requested.block_n != 0 ? widest.block_n : std::min(48, widest.block_n);
+    for (own.block_n = widest.block_n; own.block_n >= fewest_keys; own.block_n -= 16) {
+      const std::optional<Bricks> bricks = choose_bricks(heads, block_m, own.block_n);
+      if (!bricks) continue;
+      const double cost = cost_of(count_tiles(heads, *bricks), block_m, own.block_n);
+      if (best && cost >= least) continue;
+      best = bricks;
+      best_tile = choose_tile(arch, problem, traits, own);
+      least = cost;
+    }
   }
+  if (best) tile = best_tile;
   return best;
 }
 
@@ -526,6 +549,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.spec.head_dim_v = problem.width_v();
   plan.spec.tile = tile;
   if (hopper) {
+    plan.spec.elaborate = traits.elaborate && tile.block_m == 192;
     plan.spec.pack_heads = packs_heads(problem, traits, tile.block_m);
     plan.spec.key_box = key_box(problem, traits, tile.block_m, tile.block_n);
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks

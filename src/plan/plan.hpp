@@ -30,6 +30,7 @@ struct KernelSpec {
   bool pack_heads = false;  ///< whether its warpgroups have the same rows of different query heads
   bool gathers = false;     ///< whether it gathers keys of vertical_slash (shared/slash.cuh)
   bool pass_over = true;    ///< whether they pass over key tiles that only others see
+  bool elaborate = false;   ///< whether masks need registers that three of them usually have
   std::optional<Bricks> bricks;  ///< that its tiles are; else tiles are rows and keys in a row
   bool softcap = false;          ///< whether some head has one
   bool prune = false;            ///< whether some head is pruned

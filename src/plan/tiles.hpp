@@ -27,6 +27,7 @@ struct PatternTraits {
   bool scores = false;               ///< whether some class modifies scores otherwise
   bool score_expressions = false;    ///< whether by expressions
   bool elaborate = false;            ///< whether its masks take many registers
+  bool token_indices = false;        ///< whether only those of indices of tokens do
   bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
   bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
   bool slashes = false;              ///< whether one is vertical_slash alone

@@ -11,8 +11,11 @@ namespace girih::plan {
 namespace {
 
 // Registers of a consumer's thread for scores, probabilities and output, by what was compiled
-// without spills: of 160 with three consumer warpgroups and 232 with two.
+// without spills: of 160 with three consumer warpgroups, 152 with elaborate masks, and 232 with
+// two.
 constexpr int kMostFragmentsOfThree = 128;
+constexpr int kMostFragmentsOfThreeElaborate = 112;
+constexpr int kMostFragmentsOfThreeNeighborhoods = 124;  // alone
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
@@ -33,6 +36,19 @@ int fragment_registers(const TileConfig& tile, const Problem& problem) {
 
 int most_fragments(const TileConfig& tile) {
   return tile.block_m == 192 ? kMostFragmentsOfThree : kMostFragments;
+}
+
+int most_fragments(const TileConfig& tile, const PatternTraits& pattern) {
+  const bool elaborate = pattern.elaborate || pattern.prune_kv > 0;
+  if (!elaborate) return most_fragments(tile);
+  if (tile.block_m == 192) {
+    return pattern.neighborhoods && !pattern.mixed_neighborhoods
+               ? kMostFragmentsOfThreeNeighborhoods
+               : kMostFragmentsOfThreeElaborate;
+  }
+  return pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
+         : pattern.softcap           ? kMostFragmentsElaborateSoftcap
+                                     : kMostFragmentsElaborate;
 }
 
 }  // namespace
@@ -82,16 +98,14 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   const int width = std::max(problem.head_dim, problem.width_v());
   const bool prune = pattern.prune_kv > 0;
   const bool elaborate = pattern.elaborate || prune;
-  const bool three = width <= 128 && !elaborate && !pattern.softcap;
+  const bool three = width <= 128 && !prune && !pattern.softcap &&
+                     (!elaborate || (pattern.token_indices && !pattern.scores));
   const bool short_rows =
       pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
-  int limit = !elaborate                    ? most_fragments(tile)
-              : pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
-              : pattern.softcap             ? kMostFragmentsElaborateSoftcap
-                                            : kMostFragmentsElaborate;
+  int limit = most_fragments(tile, pattern);
   if (pattern.scores && tile.block_m == 128) {
     limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
                                                         : kMostFragmentsScores);

@@ -334,8 +334,8 @@ struct FwdSm80 {
       }
 
       bool used = true;
-      const int existing_rows =
-          producer.geometry.seqlen_q - producer.first_row - warp * kRowsPerWarp;
+      const int existing_rows =  // from the thread's first one on
+          producer.geometry.seqlen_q - producer.first_row - warp * kRowsPerWarp - lane / 4;
       if constexpr (kTileMaxima) {
         float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
         const float scale = scale_log2_of(params, producer);

@@ -16,7 +16,8 @@
 // each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
 // head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
 // tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
-// heads are pruned (see attn/prune_sm90.cuh), QueryBrick and KeyBrick where tiles are bricks of a
+// heads are pruned (see attn/prune_sm90.cuh), kElaborate where masks take the scheduler many
+// registers beside three consumer warpgroups, QueryBrick and KeyBrick where tiles are bricks of a
 // grid (attn/bricks_sm90.cuh), kSplits where query tiles may be split (attn/splits_sm90.cuh), Heads
 // (a HeadTable) and Classes (HeadClasses).
 #pragma once
@@ -38,6 +39,13 @@
 #include "girih/tile/swizzle.cuh"
 
 namespace girih {
+
+// Whether masks take the scheduler more registers than three consumer warpgroups usually leave it;
+// an entry of such a kernel says kElaborate.
+template <class Config>
+constexpr bool kIsElaborate = requires {
+  Config::kElaborate;
+};
 
 template <class Config>
 struct FwdSm90 {
@@ -73,18 +81,18 @@ struct FwdSm90 {
 
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
-  // the scheduler's seeks.
-  // Scores that are modified need them too, and decisions on tiles.
+  // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles.
   static constexpr int kFragmentRegisters =
       fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0) +
-      (ClassModifiers<Classes>::kExpressions ? 20 : 0) + (kPrune ? 16 : 0);
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3                        ? 160
+      (ClassModifiers<Classes>::kExpressions ? 20 : 0) + (kPrune ? 24 : 0);
+  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3
+                                                ? (kIsElaborate<Config> ? 152 : 160)
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
                                             : kFragmentRegisters > 160                    ? 224
                                             : kFragmentRegisters > 144                    ? 216
                                                                                           : 208;
   static constexpr int kProducerRegisters =
-      kNumMmaWarpgroups == 3 ? 32 : 3 * 168 - 2 * kConsumerRegisters;
+      kNumMmaWarpgroups == 3 ? 4 * 128 - 3 * kConsumerRegisters : 3 * 168 - 2 * kConsumerRegisters;
 
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "wgmma sums 16 elements at a time");
   static_assert(kBlockN % 16 == 0 && kBlockN <= 256, "the widths of wgmma");
@@ -762,9 +770,7 @@ struct FwdSm90 {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
-      const uint32 vote = votes;
-      votes += may_skip;
-      if (may_skip && !control.votes.decision(vote)) continue;
+      if (may_skip && !control.votes.decision(votes++)) continue;
       load_values(params, maps, {nullptr, nullptr}, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }

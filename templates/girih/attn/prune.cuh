@@ -30,16 +30,15 @@ struct PrunedTile<true> {
   PruneRule rule;
 };
 
-// A thread's highest scores of the two rows of a fragment, of those that are among its first
-// num_rows: those beyond a sequence's last row are another's, or nobody's. -inf where there is
-// none.
+// A thread's highest scores of the two rows of a fragment. Of the rows from its first one on,
+// num_rows exist: those beyond a sequence's last row are another's, or nobody's. -inf where there
+// is none.
 struct HighestScores {
   float of_row[2];
 
   __device__ __forceinline__ float of_both(int num_rows) const {
-    const int row = threadIdx.x % 32 / 4;
-    const float first = row < num_rows ? of_row[0] : kMinusInfinity;
-    return row + 8 < num_rows ? fmaxf(first, of_row[1]) : first;
+    const float first = num_rows > 0 ? of_row[0] : kMinusInfinity;
+    return num_rows > 8 ? fmaxf(first, of_row[1]) : first;
   }
 };
 
@@ -79,7 +78,7 @@ highest_positive_of(const float (&scores)[kKeyFragments][4]) {
 }
 
 // Whether a score of this thread's, times the scale, reaches the threshold, which is no NaN: it is
-// natural, the scale in base 2. What is masked is -inf.
+// natural, the scale in base 2. What is masked is -inf. num_rows as above.
 template <int kKeyFragments>
 __device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4], int num_rows,
                                         float scale_log2, float threshold) {
@@ -97,7 +96,7 @@ __device__ __forceinline__ float* tile_maxima_row(const FwdParams& params, float
   return of_head + int64{first_row / kPruneRows} * ceil_div(params.geometry.seqlen_k, block_n);
 }
 
-// Raises a maximum in global memory to the scores of a warp's first rows; they are scaled in base
+// Raises a maximum in global memory to a warp's scores, num_rows as above; they are scaled in base
 // 2, it is natural. Floats of one sign are ordered as integers are, or the other way round.
 template <int kKeyFragments>
 __device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKeyFragments][4],
@@ -118,8 +117,8 @@ __device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKey
 }
 
 // Votes of kVoters warps on key tiles, one after the other, in shared memory: a tile is kept where
-// some warp's scores reach the threshold. Who knows that it is kept goes on without the others'
-// votes; kSlots is more than how many votes one warp may be ahead of another, or of who reads them.
+// some warp's scores reach the threshold. Whose own do goes on without the others' votes; kSlots is
+// more than how many votes one warp may be ahead of another, or of who reads them.
 template <bool kPrune, int kVoters, int kSlots>
 struct PruneVotes {
   __device__ __forceinline__ void init() {}
@@ -140,28 +139,21 @@ struct PruneVotes<true, kVoters, kSlots> {
 
   // Casts a warp's vote and returns what all of them decide. All lanes call it, `reaches` is
   // theirs.
-  __device__ __forceinline__ bool vote(uint32 number, bool reaches) {
+  __device__ __forceinline__ bool vote(uint32 number, bool reaches, int lane) {
     const bool keep = __any_sync(0xffffffff, reaches);
     const int slot = number % kSlots;
-    if (threadIdx.x % 32 == 0) {
+    if (lane == 0) {
       if (keep) atomicMax(&kept_by[slot], number + 1);
       mbarrier_arrive(shared_address(&all[slot]));
     }
-    __syncwarp();
     return keep || decision(number);
   }
 
-  // Waits for what the voters decide, without being one of them; by a whole warp.
-  __device__ __forceinline__ bool decision(uint32 number) {
+  // Waits for what the voters decide; by a whole warp.
+  __device__ __forceinline__ bool decision(uint32 number) const {
     const int slot = number % kSlots;
-    bool keep = false;
-    while (true) {
-      const bool ended = mbarrier_has_ended(shared_address(&all[slot]), number / kSlots % 2);
-      // Read behind the end, this is final. An atomic, for others may write at the same time.
-      if (threadIdx.x % 32 == 0) keep = atomicMax(&kept_by[slot], 0u) == number + 1;
-      keep = __shfl_sync(0xffffffff, keep, 0);
-      if (keep || ended) return keep;
-    }
+    mbarrier_wait(shared_address(&all[slot]), number / kSlots % 2);
+    return static_cast<const volatile uint32&>(kept_by[slot]) == number + 1;
   }
 };
 

@@ -28,11 +28,12 @@ struct PrunedConsumer {
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 % 4 * 16;
   typename Kernel::template Ring<Kernel::kNumStages> keys = {}, values = {};
-  Tile tile = {};    // the latest whose scores are known
-  uint32 count = 0;  // of query tiles
+  Tile tile = {};         // the latest whose scores were begun
+  bool may_skip = false;  // it
+  uint32 count = 0;       // of query tiles
   uint32 votes = 0;
   PruneRule rule = {};  // the query tile's
-  int rows = 0;         // of the warp's, that exist
+  int rows = 0;         // from the thread's first one on, that exist
   Scores scores = {};
   typename Kernel::Probabilities probabilities = {};
   typename Kernel::Output output = {};
@@ -48,6 +49,9 @@ struct PrunedConsumer {
   // Of the next key tile.
   __device__ __forceinline__ void start_scores() {
     Kernel::wait(control.k_full[keys.stage], keys.parity);
+    const typename Kernel::Visit& visit = control.tiles[keys.stage];
+    tile = {visit.flags, visit.boxes[0]};
+    may_skip = rule.may_skip(tile.box);
     Kernel::score(scores,
                   RowOperand<Kernel::kBlockM>(
                       shared + count % Kernel::kNumQStages * Kernel::kLayout.q_stage_bytes +
@@ -58,13 +62,11 @@ struct PrunedConsumer {
   // Behind that product: takes the key tile, masks its scores, and tells whether it is kept.
   __device__ __forceinline__ bool take_tile() {
     pin_registers(scores);
-    const typename Kernel::Visit& visit = control.tiles[keys.stage];
-    tile = {visit.flags, visit.boxes[0]};
     Kernel::release(control.k_empty[keys.stage], lane);
     keys.advance();
     Kernel::modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
-    if (!rule.may_skip(tile.box)) return true;
-    return control.votes.vote(votes++, reaches(scores, rows, scale_log2, rule.threshold));
+    if (!may_skip) return true;
+    return control.votes.vote(votes++, reaches(scores, rows, scale_log2, rule.threshold), lane);
   }
 
   __device__ __forceinline__ void start_values() {
@@ -127,7 +129,7 @@ struct PrunedConsumer {
       Kernel::clear(output);
       softmax.reset();
       rule = work().rule;
-      rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row;
+      rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
       }
       named_barrier_sync<128>(Kernel::kWarpgroupBarrier + warpgroup);  // Q's rows have been read
