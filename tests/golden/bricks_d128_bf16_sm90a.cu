@@ -6,15 +6,16 @@ struct Config {
   using Element = Bf16;
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
-  static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 96;
+  static constexpr int kBlockM = 192;
+  static constexpr int kBlockN = 80;
   static constexpr int kNumStages = 3;
   static constexpr int kNumQStages = 2;
-  static constexpr int kKeyBox = 96;
+  static constexpr int kKeyBox = 80;
   static constexpr bool kPackHeads = false;
-  static constexpr bool kPassOver = false;
-  using QueryBrick = BrickOf<8, 4, 4>;
-  using KeyBrick = BrickOf<6, 4, 4>;
+  static constexpr bool kPassOver = true;
+  static constexpr bool kElaborate = true;
+  using QueryBrick = BrickOf<6, 8, 4>;
+  using KeyBrick = BrickOf<5, 4, 4>;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       Leaf<Neighborhood>>;
@@ -22,7 +23,7 @@ struct Config {
 };
 }  // namespace girih
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(512, 1)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads,
               const __grid_constant__ girih::FwdTensorMaps maps, int* counter,

@@ -7,13 +7,14 @@ struct Config {
   using Element = Bf16;
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
-  static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 128;
-  static constexpr int kNumStages = 2;
+  static constexpr int kBlockM = 192;
+  static constexpr int kBlockN = 64;
+  static constexpr int kNumStages = 4;
   static constexpr int kNumQStages = 2;
-  static constexpr int kKeyBox = 128;
+  static constexpr int kKeyBox = 64;
   static constexpr bool kPackHeads = false;
   static constexpr bool kPassOver = true;
+  static constexpr bool kElaborate = true;
   static constexpr bool kSoftcap = false;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Leaf<Segments>>>;
@@ -21,7 +22,7 @@ struct Config {
 };
 }  // namespace girih
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(512, 1)
     girih_fwd(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads,
               const __grid_constant__ girih::InputTable<1> inputs,

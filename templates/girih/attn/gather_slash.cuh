@@ -38,10 +38,9 @@ struct SlashGather {
   static constexpr uint32 kAll = 3;  // both blocks
 
   // Each lane looks through so many keys by itself: with fewer there are more windows cut, each of
-  // which takes one more box, with more lanes have nothing to do.
-  __device__ __forceinline__ static int keys_of_lane(int end) {
-    return end > 1 << 15 ? 2048 : end > 1 << 14 ? 1024 : 512;  // few: query tiles keep in step
-  }
+  // which takes one more box; with more a key tile's boxes lie so far apart that query tiles at a
+  // time read other keys, and these no longer stay in L2.
+  static constexpr int kKeysOfLane = 64;
 
   // What was gathered so far, in shared memory, in rows: boxes that the first block sees, the
   // second or both; boxes of which they see parts; single keys.
@@ -89,9 +88,9 @@ struct SlashGather {
     if (fresh_thread_index() % 32 == 0) staging.plane = plane;
     __syncwarp();
 #pragma unroll 1
-    for (int begin = 0; begin < end; begin += 32 * keys_of_lane(end)) {
-      int key = begin + static_cast<int>(fresh_thread_index() % 32) * keys_of_lane(end);
-      const int lane_end = min(key + keys_of_lane(end), end);
+    for (int begin = 0; begin < end; begin += 32 * kKeysOfLane) {
+      int key = begin + static_cast<int>(fresh_thread_index() % 32) * kKeysOfLane;
+      const int lane_end = min(key + kKeysOfLane, end);
 #pragma unroll 1
       while (__any_sync(0xffffffff, key < lane_end)) {
         uint32 in_first = 0, in_second = 0;  // of the 32 keys from `key` on
@@ -118,7 +117,7 @@ struct SlashGather {
           }
         }
       }
-      const int columns_end = min(begin + 32 * keys_of_lane(end), end);
+      const int columns_end = min(begin + 32 * kKeysOfLane, end);
 #pragma unroll 1
       for (int word = begin / 32; 32 * word < columns_end; word += 32) {
         add_columns(first_block, second_exists, word + fresh_thread_index() % 32, columns_end,
