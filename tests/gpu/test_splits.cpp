@@ -167,7 +167,7 @@ TEST_CASE("split rows: one of all keys beside rows of one block shows exactly it
               false);
   Case c = split_case(64, 1, 1, {700, 9000});
   c.empty_lse = HUGE_VALF;
-  check_masks(c, {256, 128}, BlockForm::list, true);
+  check_masks(c, {128, 128}, BlockForm::list, true);
 }
 
 TEST_CASE("split rows: few query tiles of many keys show exactly theirs") {
