@@ -181,6 +181,47 @@ TEST_CASE("block lists of 32 heads and 131072 tokens are built in no time") {
   }
 }
 
+TEST_CASE("a row of all keys beside rows of one block does not keep one multiprocessor busy") {
+  const verify::Device device;
+  constexpr int kBlocks = 1024, kHeads = 4;
+  Case c;
+  c.problem = {.head_dim = 128, .num_heads = kHeads, .num_heads_kv = kHeads};
+  c.seqlen_q = c.seqlen_k = 128 * kBlocks;
+  const jit::Kernel kernel = jit::compile(Pattern::parse("blocks(m, q=128, kv=128)"), c.problem);
+  // Without a full row, with one, and in a form of which nothing is built, so that none is split.
+  double milliseconds[3], build_ms[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    c.inputs = {verify::random_blocks("m", 1, kHeads, kBlocks, kBlocks, 0.0, 0, 1)};
+    std::vector<std::uint8_t>& visible = c.inputs[0].visible;
+    for (int row = 0; row < kHeads * kBlocks; ++row) {
+      const auto first = visible.begin() + std::int64_t{row} * kBlocks;
+      first[row * 7 % kBlocks] = 1;
+      if (i > 0 && row % kBlocks == kBlocks / 3) std::fill_n(first, kBlocks, std::uint8_t{1});
+    }
+    c.inputs[0].form = i < 2 ? verify::BlockForm::list : verify::BlockForm::bits;
+    Workload workload(c);
+    workload.fill_normal(1);
+    const jit::Args args = workload.args();
+    const verify::Buffer memory(kernel.workspace_bytes(args));
+    const jit::Workspace workspace{memory.data(), memory.size()};
+    build_ms[i] = verify::median(verify::time_launches(
+        {.warmups = 3, .repeats = 15}, [&] { kernel.build_lists(args, workspace); }));
+    milliseconds[i] = verify::median(verify::time_launches(
+        {.warmups = 3, .repeats = 15}, [&] { kernel.launch(args, workspace); }));
+  }
+  MESSAGE(
+      fmt::format("{}: rows of one block {:.3f} ms, with a full row {:.3f} ms, not split "
+                  "{:.3f} ms; lists built in {:.3f} and {:.3f} ms",
+                  kernel.info().kernel, milliseconds[0], milliseconds[1], milliseconds[2],
+                  build_ms[0], build_ms[1]));
+  if (device.arch() == "sm_90") {
+    CHECK(milliseconds[1] <= 0.35 * milliseconds[2]);
+    CHECK(milliseconds[1] <= milliseconds[0] + 0.15);
+  } else {
+    MESSAGE("skipped: only the kernel for sm_90 splits rows");
+  }
+}
+
 TEST_CASE("what pruning skips saves time, and deciding costs little") {
   const verify::Device device;
   constexpr int kLength = 32768, kHeads = 32, kHeadsKv = 8;
