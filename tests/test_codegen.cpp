@@ -59,6 +59,7 @@ struct Compiled {
   bool builds_numbers = false;  // or one for indices and columns,
   bool builds_slashes = false;  // or one for slashes
   bool builds_tiles = false;    // or one for expressions
+  bool splits = false;          // whether there are two more for split query tiles
 };
 
 void check_compiled(const Compiled& compiled) {
@@ -74,6 +75,8 @@ void check_compiled(const Compiled& compiled) {
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildNumbersSymbol) == compiled.builds_numbers);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildSlashSymbol) == compiled.builds_slashes);
   CHECK(holds_symbol(compiled.cubin, codegen::kBuildTilesSymbol) == compiled.builds_tiles);
+  CHECK(holds_symbol(compiled.cubin, codegen::kPlanSplitsSymbol) == compiled.splits);
+  CHECK(holds_symbol(compiled.cubin, codegen::kMergeSplitsSymbol) == compiled.splits);
 }
 
 struct GoldenEntry {
@@ -182,6 +185,9 @@ void check_cases(const std::string& arch, const std::vector<MatrixCase>& cases) 
             pattern.find("(doc)") != pattern.npos || pattern.find("columns(") != pattern.npos;
         result.builds_slashes = pattern.find("vertical_slash") != pattern.npos;
         result.builds_tiles = pattern.find("expr(") != pattern.npos;
+        result.splits =
+            plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile)
+                .spec.splits;
       } catch (const std::exception& error) {
         result.error = error.what();
       }
@@ -355,6 +361,7 @@ void check_prune(const std::string& arch, const TileConfig& tile = {}) {
               ", else: causal & blocks(m, q=64, kv=64) with " + prune + ")",
           head_dim);
       add("heads(0-9: causal with " + prune + ", sink_logit(z), else: dense)", head_dim);
+      if (kv == 128) continue;
       add("heads(0-9: vertical_slash(v), 10-19: neighborhood(30x40, window=9), else: " +
               ("causal & vertical_slash(v) with " + prune) + ")",
           head_dim);
@@ -559,7 +566,13 @@ Compiled compile_entry(const std::string& what, const std::string& source,
   request.arch = arch;
   request.options = compiler::default_options();
   const compiler::Output output = compiler::compile(request);
-  return {what, "", output.resources, output.log, output.cubin, true};
+  return {.what = what,
+          .error = "",
+          .resources = output.resources,
+          .log = output.log,
+          .cubin = output.cubin,
+          .builds_lists = true,
+          .splits = source.find("kSplits") != source.npos};
 }
 
 TEST_CASE("committed entries compile with NVRTC") {

@@ -314,13 +314,15 @@ GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const
 // columns and slashes among the inputs, and the tiles of expr("..."), in `workspace`: once for any
 // number of launches with the same ones, and of slashes and expressions with the same lengths and
 // positions, and the same elements of their tensors. `check` other than 0 waits for the stream and
-// refuses entries out of range, which are ignored otherwise.
+// refuses entries out of range, which are ignored otherwise. Also plans
+// which rows of lists and masks are split: for this kernel and, to be fast, for these lengths.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 
 // Enqueues one attention forward on args->stream; does not wait for it. Never compiles or
 // allocates. `workspace`: at least girih_workspace_bytes of device memory aligned to 16 bytes, into
-// which girih_build_lists has built; NULL where that is 0.
+// which girih_build_lists has built for this kernel; NULL where that is 0. Launches that may run at
+// once need one each where block lists, tables or masks were built.
 GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_args* args,
                                       void* workspace, size_t workspace_bytes);
 

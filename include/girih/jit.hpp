@@ -116,13 +116,17 @@ class Kernel {
  public:
   /// Enqueues one attention forward on args.stream. Block lists, byte masks, indices of tokens,
   /// intervals of columns, slashes and the tiles of expressions must have been built into the
-  /// workspace, on this stream or before it.
+  /// workspace by this kernel, on this stream or before it. Where block lists or byte masks were
+  /// built, results of parts of rows go into the workspace too: launches that may run at once need
+  /// one each.
   /// @throws Error invalid_argument before anything is launched; driver when the launch fails.
   void launch(const Args& args, Workspace workspace = {}) const;
 
   /// Scratch that build_lists and launch need for these arguments. Patterns without block lists,
   /// byte masks, indices of tokens, intervals of columns, slashes or expr(...) need none: bits,
   /// numbers, thresholds and Values are read where they lie.
+  /// Block lists of long sequences take up to 2 * block_m * (head_dim_v + 1) floats for each
+  /// multiprocessor of Hopper, 17 MB at head_dim_v 128.
   std::size_t workspace_bytes(const Args& args) const;
 
   /// Enqueues on args.stream what prepares the block lists, byte masks, indices of tokens,
@@ -131,6 +135,10 @@ class Kernel {
   /// same lengths and positions, and the same elements of their tensors. Does nothing where there
   /// are none. With Check::yes it waits for the stream and refuses lists with entries out of range,
   /// which are ignored otherwise.
+  ///
+  /// On Hopper also finds out which rows of block lists or byte masks see so much that they would
+  /// keep one multiprocessor busy when the others are done: their keys are divided. That is by
+  /// the lengths and positions of these args; a launch with others is as right, but may be slower.
   /// @throws Error as launch.
   void build_lists(const Args& args, Workspace workspace, Check check = Check::no) const;
 

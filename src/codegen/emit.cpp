@@ -72,6 +72,24 @@ extern "C" __global__ void __launch_bounds__(girih::kCombineThreads)
 }}
 )";
 
+// Plans which query tiles are split, and merges their parts.
+constexpr const char* kSplitKernels = R"(
+extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
+    {}(const __grid_constant__ girih::FwdParams params,
+                      const __grid_constant__ girih::Config::Heads heads,
+                      const __grid_constant__ girih::InputTable<{}> inputs,
+                      const __grid_constant__ girih::SplitMemory splits,
+                      girih::SplitPhase phase) {{
+  girih::FwdSm90<girih::Config>::Splits::plan(params, heads, inputs.views, splits, phase);
+}}
+
+extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
+    {}(const __grid_constant__ girih::FwdParams params,
+                       const __grid_constant__ girih::SplitMemory splits) {{
+  girih::FwdSm90<girih::Config>::Splits::merge(params, splits);
+}}
+)";
+
 constexpr const char* kEstimate = R"(#include "girih/estimate_slash.cuh"
 #include "girih/select_largest.cuh"
 
@@ -98,7 +116,7 @@ struct Config {{
   static constexpr int kBlockN = {block_n};
   static constexpr int kNumStages = {num_stages};
   static constexpr int {last_name} = {last_value};{hopper}
-  static constexpr bool kSoftcap = {softcap};{prune}
+  static constexpr bool kSoftcap = {softcap};{prune}{splits}
   using Classes = HeadClasses<  //
       {structures}>;
   using Heads = HeadTable<{head_capacity}, Classes::kNumNumbers{prune_number}>;
@@ -121,6 +139,9 @@ constexpr const char* kBricksConfig = R"(
 constexpr const char* kPruneConfig = R"(
   static constexpr bool kPrune = true;)";
 
+constexpr const char* kSplitsConfig = R"(
+  static constexpr bool kSplits = true;)";
+
 constexpr const char* kTileMaximaConfig = R"(
   static constexpr bool kTileMaxima = true;)";
 
@@ -136,8 +157,8 @@ constexpr const char* kFwdSm90 = R"(
 extern "C" __global__ void __launch_bounds__({threads}, {min_ctas})
     {symbol}(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads{inputs_parameter},
-              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{maps_parameter}) {{
-  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{other_maps});
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter{other_parameter}) {{
+  girih::FwdSm90<girih::Config>::run(params, heads, {inputs}, maps, counter{other_argument});
 }}
 )";
 
@@ -168,19 +189,23 @@ std::string hopper_config_of(const plan::KernelSpec& spec) {
          fmt::format(kBricksConfig, queries.a, queries.b, queries.c, keys.a, keys.b, keys.c);
 }
 
-// Maps that only some kernels of fwd_sm90 have: their parameter, and the argument of run().
-struct OtherMaps {
+// What only some kernels of fwd_sm90 have: the parameter, and the argument of run().
+struct OnlySome {
   const char* parameter = "";
   const char* argument = "";
 };
 
-OtherMaps other_maps_of(const plan::KernelSpec& spec) {
+OnlySome only_some_of(const plan::KernelSpec& spec) {
   if (spec.gathers) {
     return {",\n              const __grid_constant__ girih::FwdRowMaps row_maps", ", &row_maps"};
   }
   if (spec.bricks) {
     return {",\n              const __grid_constant__ girih::FwdBrickMaps brick_maps",
             ", nullptr, &brick_maps"};
+  }
+  if (spec.splits) {
+    return {",\n              const __grid_constant__ girih::SplitMemory splits",
+            ", nullptr, nullptr, &splits"};
   }
   return {};
 }
@@ -199,6 +224,7 @@ std::string config_of(const plan::KernelSpec& spec) {
                      fmt::arg("prune", spec.prune         ? kPruneConfig
                                        : spec.tile_maxima ? kTileMaximaConfig
                                                           : ""),
+                     fmt::arg("splits", spec.splits ? kSplitsConfig : ""),
                      fmt::arg("prune_number", spec.prune ? " + 1" : ""),
                      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
                      fmt::arg("head_capacity", spec.head_capacity));
@@ -214,8 +240,8 @@ std::string kernel_of(const plan::KernelSpec& spec) {
       fmt::runtime(spec.family == plan::KernelFamily::fwd_sm90 ? kFwdSm90 : kFwdSm80),
       fmt::arg("threads", 32 * spec.tile.num_warps), fmt::arg("min_ctas", spec.min_ctas_per_sm),
       fmt::arg("symbol", kKernelSymbol), fmt::arg("inputs_parameter", inputs_parameter),
-      fmt::arg("maps_parameter", other_maps_of(spec).parameter),
-      fmt::arg("other_maps", other_maps_of(spec).argument),
+      fmt::arg("other_parameter", only_some_of(spec).parameter),
+      fmt::arg("other_argument", only_some_of(spec).argument),
       fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
 }
 
@@ -230,12 +256,16 @@ std::string emit(const plan::KernelSpec& spec) {
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
   if (spec.builds_tiles()) source += "#include \"girih/build_tiles.cuh\"\n";
   if (spec.has_scores()) source += "#include \"girih/shared/score.cuh\"\n";
+  if (spec.splits) source += "#include \"girih/attn/splits_sm90.cuh\"\n";
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
   source += expressions_of(spec) + config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
   if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
   if (spec.builds_slashes) source += fmt::format(kBuildSlash, kBuildSlashSymbol);
   if (spec.builds_tiles()) source += build_tiles_of(spec);
+  if (spec.splits) {
+    source += fmt::format(kSplitKernels, kPlanSplitsSymbol, spec.num_inputs, kMergeSplitsSymbol);
+  }
   return source;
 }
 

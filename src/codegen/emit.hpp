@@ -16,6 +16,10 @@ inline constexpr const char* kBuildNumbersSymbol = "girih_build_numbers";
 inline constexpr const char* kBuildSlashSymbol = "girih_build_slash";
 inline constexpr const char* kBuildTilesSymbol = "girih_build_tiles";
 
+/// Those that plan which query tiles are split, and merge their parts.
+inline constexpr const char* kPlanSplitsSymbol = "girih_plan_splits";
+inline constexpr const char* kMergeSplitsSymbol = "girih_merge_splits";
+
 /// The one kernel of merging partial results.
 inline constexpr const char* kCombineSymbol = "girih_combine";
 

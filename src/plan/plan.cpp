@@ -386,6 +386,16 @@ void plan_gathering(const PatternTraits& traits, const TileConfig& tile, int sha
   spec.gathers = gathers();
 }
 
+// Rows of run-time lists may differ by any factor. A logit without a value would join the sum of
+// every part, decisions on tiles are votes on the whole row's, and gathered keys have no order that
+// parts could be ranges of.
+bool may_split(const KernelSpec& spec) {
+  const bool sinks =
+      std::any_of(spec.structures.begin(), spec.structures.end(),
+                  [](const std::string& text) { return text.find(", SinkLogit") != text.npos; });
+  return spec.builds_lists && !sinks && !spec.prune && !spec.gathers && !spec.bricks;
+}
+
 // What visiting tiles costs, in keys of a row: a tile some keys beyond its own, and more where it
 // is masked; with three warpgroups for its rows a row costs less. By what was measured on images
 // and videos (tools/bench/NOTES.md).
@@ -581,6 +591,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
       plan.spec.pass_over =
           width > kWidestWithSpareRegisters || passes_over(brick_heads, *plan.spec.bricks);
     }
+    plan.spec.splits = may_split(plan.spec);
   }
   plan.keys = traits.keys;
   plan.q_block_size = traits.q_block_size;

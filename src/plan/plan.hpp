@@ -34,6 +34,7 @@ struct KernelSpec {
   std::optional<Bricks> bricks;  ///< that its tiles are; else tiles are rows and keys in a row
   bool softcap = false;          ///< whether some head has one
   bool prune = false;            ///< whether some head is pruned
+  bool splits = false;           ///< whether fwd_sm90 may split query tiles (shared/splits.cuh)
   bool tile_maxima = false;      ///< whether tile maxima are wanted, not attention; of fwd_sm80
   int min_ctas_per_sm = 1;       ///< what the register allocation aims at
   /// The structures of the pattern's head classes as C++ types, sorted: two patterns with the same

@@ -94,7 +94,7 @@ class Trial {
   std::string compare(const jit::Kernel& kernel) {
     check(driver().cuMemsetD8Async(out_->address(), 0, 2 * elements_, args_.stream),
           "clearing outputs");
-    if (!workspace_) build_lists(kernel);
+    build_lists(kernel);
     launch(kernel);
     const std::size_t count = std::min(elements_, kMostCompared);
     std::vector<std::uint16_t> out(count);
@@ -120,7 +120,8 @@ class Trial {
     return {};
   }
 
-  std::vector<double> time(const jit::Kernel& kernel) const {
+  std::vector<double> time(const jit::Kernel& kernel) {
+    build_lists(kernel);
     const auto once = [&] { return timer_(args_.stream, [&] { launch(kernel); }); };
     std::vector<double> times{once()};
     while (times.front() < kLongMs && times.size() < 3) times.push_back(once());
@@ -128,11 +129,14 @@ class Trial {
   }
 
  private:
-  // Of any tile, for all read the same lists.
+  // Each tile anew: which query tiles are split depends on it.
   void build_lists(const jit::Kernel& kernel) {
-    cuda::Buffer workspace(kernel.workspace_bytes(args_));
-    kernel.build_lists(args_, {workspace.data(), workspace.size()});
-    workspace_ = std::move(workspace);
+    const std::size_t bytes = kernel.workspace_bytes(args_);
+    if (!workspace_ || workspace_->size() < bytes) {
+      workspace_.reset();
+      workspace_ = cuda::Buffer(bytes);
+    }
+    kernel.build_lists(args_, {workspace_->data(), workspace_->size()});
   }
 
   void launch(const jit::Kernel& kernel) const {

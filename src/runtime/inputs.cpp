@@ -32,7 +32,7 @@ std::string names_of(std::span<const InputInfo> wanted) {
 
 // A place for so many words in the workspace; null where only the size is asked for.
 uint32* reserve_words(InputPlan& plan, char* workspace, std::int64_t words) {
-  if (plan.workspace_bytes == 0) plan.workspace_bytes = kAlignment;  // holds the ignored counts
+  if (plan.workspace_bytes == 0) plan.workspace_bytes = kWorkspaceHeadBytes;
   const std::size_t offset = plan.workspace_bytes;
   const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(uint32);
   plan.workspace_bytes = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -581,7 +581,7 @@ class InputPlanner {
   char* workspace_;
   InputPlan& plan_;
 };
-static_assert(kIgnoredCountsBytes <= kAlignment);
+static_assert(kWorkspaceHeadBytes % kAlignment == 0);
 
 }  // namespace
 

@@ -54,6 +54,9 @@ bool share_blocks(std::span<const Input> inputs, const Problem& problem);
 /// The start of a workspace: for each input, how many of its entries were ignored.
 constexpr std::size_t kIgnoredCountsBytes = pattern::kMaxInputs * sizeof(int);
 
+/// What a workspace holds before the first input's part.
+constexpr std::size_t kWorkspaceHeadBytes = 256;
+
 /// @param workspace where the bits of lists go; may be null when only the size is asked for.
 /// @param tiles of the plan.
 /// @throws Error invalid_argument naming the input, the value and what it should be.

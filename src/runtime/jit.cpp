@@ -21,6 +21,7 @@
 #include "runtime/cubin.hpp"
 #include "runtime/inputs.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/splits.hpp"
 #include "runtime/tile_choice.hpp"
 #include "support/log.hpp"
 
@@ -146,10 +147,12 @@ struct Kernel::Impl {
   std::vector<pattern::Grid> grids;
   std::shared_ptr<Loaded> loaded;
   CUfunction function = nullptr;
-  CUfunction build_lists = nullptr;                // null where the pattern has no lists
-  CUfunction build_numbers = nullptr;              // or no indices of tokens
-  CUfunction build_slash = nullptr;                // or no columns and slashes
-  CUfunction build_tiles = nullptr;                // or no expressions
+  CUfunction build_lists = nullptr;    // null where the pattern has no lists
+  CUfunction build_numbers = nullptr;  // or no indices of tokens
+  CUfunction build_slash = nullptr;    // or no columns and slashes
+  CUfunction build_tiles = nullptr;    // or no expressions
+  CUfunction plan_splits = nullptr;    // or where no tiles are split
+  CUfunction merge_splits = nullptr;
   const cuda::StreamCounters* counters = nullptr;  // of the Hopper kernel's context; else null
   CUdevice device = 0;
   std::int64_t section_bytes = 0;
@@ -157,6 +160,7 @@ struct Kernel::Impl {
   QueryTileShape query_tile;
   int key_box = 0;  // of the Hopper kernel
   bool gathers = false;
+  runtime::SplitShape split_shape;
   std::optional<plan::Bricks> bricks;  // that its tiles are
   GridPoint grid{};                    // that they are of
 
@@ -200,6 +204,44 @@ struct Kernel::Impl {
     }
   }
 
+  FwdParams ordered(FwdParams params) const {
+    if (bricks) {  // rows of bricks, which overlap the grid's end, one brick after the other
+      params.geometry.seqlen_q = bricks_of(grid, bricks->queries).volume() * query_tile.rows;
+    }
+    plan_order(params, problem, query_tile, section_bytes);
+    return params;
+  }
+
+  // Whether lists are built, and query tiles split by what they show.
+  bool splits_with(const runtime::InputPlan& plan) const {
+    return plan_splits != nullptr && plan.num_builds > 0;
+  }
+
+  runtime::SplitPlan splits_of(const FwdParams& ordered_params, const runtime::InputPlan& plan,
+                               Workspace workspace) const {
+    if (!splits_with(plan)) return {.memory = {}, .workspace_bytes = plan.workspace_bytes};
+    return runtime::plan_splits(split_shape, ordered_params, plan.workspace_bytes, workspace.data);
+  }
+
+  void plan_splits_of(FwdParams& params, runtime::InputPlan& plan, SplitMemory memory,
+                      Workspace workspace, CUstream stream) const {
+    // What an earlier plan left there is none.
+    const auto address = reinterpret_cast<CUdeviceptr>(workspace.data);
+    cuda::check(cuda::driver().cuMemsetD8Async(address + runtime::kSplitHeaderOffset, 0,
+                                               sizeof(SplitHeader), stream),
+                "clearing the workspace");
+    if (memory.header == nullptr) return;
+    constexpr int kWarps = kSplitThreads / 32;
+    const int for_tiles = std::min(ceil_div(params.num_tiles, kWarps), 8 * num_sms);
+    for (const SplitPhase phase : {SplitPhase::count, SplitPhase::choose}) {
+      SplitPhase current = phase;
+      void* parameters[] = {&params, const_cast<int*>(head_table.data()), plan.views.data(),
+                            &memory, &current};
+      launch(plan_splits, phase == SplitPhase::count ? for_tiles : 1, kSplitThreads, 0, stream,
+             parameters);
+    }
+  }
+
   // A CTA for 64 rows and 32 tiles of keys.
   void build_tiles_of(runtime::InputPlan& plan, FwdParams& params, CUstream stream) const {
     for (int i = 0; i < plan.num_tile_builds; ++i) {
@@ -233,7 +275,8 @@ const KernelInfo& Kernel::info() const { return impl_->info; }
 
 std::size_t Kernel::workspace_bytes(const Args& args) const {
   const FwdParams params = runtime::forward_params(args, impl_->problem, impl_->grids);
-  return impl_->plan_inputs(args, params, {}).workspace_bytes;
+  const runtime::InputPlan inputs = impl_->plan_inputs(args, params, {});
+  return impl_->splits_of(impl_->ordered(params), inputs, {}).workspace_bytes;
 }
 
 static void check_workspace(const Workspace& workspace, std::size_t needed) {
@@ -254,7 +297,9 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
-  check_workspace(workspace, plan.workspace_bytes);
+  FwdParams ordered = impl.ordered(params);
+  const runtime::SplitPlan splits = impl.splits_of(ordered, plan, workspace);
+  check_workspace(workspace, splits.workspace_bytes);
   impl.build_numbers_of(plan, args.stream);
   impl.build_tiles_of(plan, params, args.stream);
   if (plan.num_builds + plan.num_slash_builds == 0) return;
@@ -278,6 +323,9 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
     void* parameters[] = {&build};
     impl.launch(impl.build_lists, static_cast<int>(num_ctas), kBuildListsThreads, 0, args.stream,
                 parameters);
+  }
+  if (impl.splits_with(plan)) {
+    impl.plan_splits_of(ordered, plan, splits.memory, workspace, args.stream);
   }
   if (check == Check::no) return;
 
@@ -310,18 +358,15 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
   FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
-  check_workspace(workspace, inputs.workspace_bytes);
-  if (impl.bricks) {
-    runtime::refuse_partial_keys(args);
-    // Rows of bricks, which overlap the grid's end, one brick after the other.
-    params.geometry.seqlen_q =
-        bricks_of(impl.grid, impl.bricks->queries).volume() * impl.query_tile.rows;
-  }
-  plan_order(params, impl.problem, impl.query_tile, impl.section_bytes);
+  if (impl.bricks) runtime::refuse_partial_keys(args);
+  params = impl.ordered(params);
+  runtime::SplitPlan splits = impl.splits_of(params, inputs, workspace);
+  check_workspace(workspace, splits.workspace_bytes);
   if (params.num_tiles == 0) return;
 
-  int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, params.num_tiles) : params.num_tiles;
-  void* parameters[6] = {&params, const_cast<int*>(impl.head_table.data())};
+  const int num_works = params.num_tiles + splits.memory.capacity;  // at most
+  int num_ctas = args.max_ctas > 0 ? std::min(args.max_ctas, num_works) : num_works;
+  void* parameters[7] = {&params, const_cast<int*>(impl.head_table.data())};
   int count = 2;
   if (!impl.inputs.empty() || !impl.tiles.empty()) parameters[count++] = inputs.views.data();
   FwdTensorMaps maps;
@@ -342,9 +387,13 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
       brick_maps = runtime::brick_maps(args, params, impl.problem, impl.grid, *impl.bricks);
       parameters[count++] = &brick_maps;
     }
+    if (impl.plan_splits != nullptr) parameters[count++] = &splits.memory;
   }
   impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
               parameters);
+  if (splits.memory.header == nullptr) return;
+  void* merge_parameters[] = {&params, &splits.memory};
+  impl.launch(impl.merge_splits, 2 * impl.num_sms, kSplitThreads, 0, args.stream, merge_parameters);
 }
 
 // Launches, with a workspace from the driver's pool where the pattern's inputs need one.
@@ -453,6 +502,12 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
   }
   if (plan.spec.builds_slashes) impl->build_slash = loaded.module->load(codegen::kBuildSlashSymbol);
   if (plan.spec.builds_tiles()) impl->build_tiles = loaded.module->load(codegen::kBuildTilesSymbol);
+  if (plan.spec.splits) {
+    impl->plan_splits = loaded.module->load(codegen::kPlanSplitsSymbol);
+    impl->merge_splits = loaded.module->load(codegen::kMergeSplitsSymbol);
+    impl->split_shape = {plan.spec.tile.block_m, plan.spec.tile.block_n, plan.spec.head_dim_v,
+                         impl->num_sms};
+  }
   impl->info = info_of(loaded.entry, plan, choice.source, hit);
   return Kernel(std::move(impl));
 }

@@ -18,11 +18,13 @@
 // tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
 // heads are pruned (see attn/prune_sm90.cuh), kElaborate where masks take the scheduler many
 // registers beside three consumer warpgroups, QueryBrick and KeyBrick where tiles are bricks of a
-// grid (attn/bricks_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
+// grid (attn/bricks_sm90.cuh), kSplits where query tiles may be split (attn/splits_sm90.cuh), Heads
+// (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/bricks_sm90.cuh"
 #include "girih/attn/gather_slash.cuh"
+#include "girih/attn/part_of_tile.cuh"
 #include "girih/attn/prune_sm90.cuh"
 #include "girih/attn/scan.cuh"
 #include "girih/attn/schedule.cuh"
@@ -102,8 +104,10 @@ struct FwdSm90 {
                             !Config::kPassOver),
                 "all consumers visit the same key tiles and decide together on each");
   static_assert(!kBricks || (kBoxes == 1 && !Config::kPackHeads && !kPrune && !kGathers));
+  static_assert(!SplitsTiles<Config> || (!kPrune && !kGathers && !kBricks));
 
   using Bricks = BricksSm90<FwdSm90, Config>;
+  using Splits = SplitsSm90<FwdSm90>;
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];
@@ -131,7 +135,7 @@ struct FwdSm90 {
   }
 
   // A query tile, as the scheduler describes it.
-  struct Work : PrunedTile<kPrune>, BrickTile<Config> {
+  struct TileOfWork : PrunedTile<kPrune>, BrickTile<Config> {
     int first_row;      // in its sequence; negative when no tile is left
     BoxOrigin queries;  // of the tile
     BoxOrigin keys;     // of the sequence
@@ -156,6 +160,7 @@ struct FwdSm90 {
       return first_row + (kHeadsPerTile == 1 ? 64 * warpgroup : 0);
     }
   };
+  struct Work : TileOfWork, PartOfTile<Config> {};  // in this order: masks read the tile
   static constexpr int kNumWorks = 4;
 
   // A key tile that a query tile visits, as the scheduler finds it. The flags hold a TileKind for
@@ -296,11 +301,11 @@ struct FwdSm90 {
     }
   }
 
-  // Fills in the query tile `index`; false when it has no rows.
+  // Fills in a query tile; false when it has no rows.
   static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
                                                   const Heads& heads, const InputView* inputs,
-                                                  int index) {
-    const QueryTile at = query_tile(params, index, kHeadsPerTile);
+                                                  int tile) {
+    const QueryTile at = query_tile(params, tile, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
     const int first_row = at.m_block * kRowsPerHead;
     if (first_row >= sequence.geometry.seqlen_q) return false;
@@ -338,8 +343,8 @@ struct FwdSm90 {
   // others go to whoever asks next; without a counter they go round, back and forth, so that
   // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
   // tile leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int take_query_tile(const FwdParams& params, int* counter,
-                                                        int round) {
+  static __device__ __forceinline__ int take_query_tile(const FwdParams& params, int num_items,
+                                                        int* counter, int round) {
     if (counter == nullptr) {
       const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       return round * gridDim.x + place;
@@ -347,7 +352,7 @@ struct FwdSm90 {
     int taken = 0;
     if (fresh_thread_index() % 32 == 0) {
       taken = atomicAdd(counter, 1);
-      if (taken == params.num_tiles - 1) *counter = 0;
+      if (taken == params.num_tiles + num_items - 1) *counter = 0;
     }
     return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
@@ -384,20 +389,28 @@ struct FwdSm90 {
   // Takes query tiles, describes them and finds the key tiles that they visit; by a warp.
   static __device__ __forceinline__ void schedule(const FwdParams& params, const Heads& heads,
                                                   const InputView* inputs, int* counter,
-                                                  Control& control) {
+                                                  Control& control, const SplitMemory* splits) {
     Announcer announcer;
     uint32 count = 0;
+    int num_items = 0;
+    if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
     int index = blockIdx.x;
 #pragma unroll 1
     for (int round = 1;; ++round) {
-      const bool none_left = index >= params.num_tiles;
+      const bool none_left = index >= params.num_tiles + num_items;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
       bool described = none_left;
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
-        if (!none_left) described = describe(work, params, heads, inputs, index);
+        int tile = index;
+        if constexpr (SplitsTiles<Config>) {
+          tile = Splits::describe(work, params, *splits, num_items, index);
+        }
+        if (!none_left && (!SplitsTiles<Config> || tile >= 0)) {
+          described = describe(work, params, heads, inputs, tile);
+        }
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();
@@ -406,7 +419,7 @@ struct FwdSm90 {
         find_visits(control, work, announcer);
         if (none_left) return;
       }
-      index = take_query_tile(params, counter, round);
+      index = take_query_tile(params, num_items, counter, round);
     }
   }
 
@@ -436,6 +449,11 @@ struct FwdSm90 {
     };
     const int lane = fresh_thread_index() % 32;
     Scan scan;
+    int end = count;
+    if constexpr (SplitsTiles<Config>) {
+      scan.next_look = work.first_box;
+      end = min(end, work.end_box);
+    }
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
     int found_boxes = 0;
@@ -451,7 +469,7 @@ struct FwdSm90 {
 #pragma unroll 1
     while (true) {
       typename Scan::Found next;
-      const bool more = scan.next(seek, count, next);
+      const bool more = scan.next(seek, end, next);
       if (!more || found_boxes == kBoxesFound) {
         if (found_boxes < kBoxesFound) full = 0;
         flags |=
@@ -772,6 +790,8 @@ struct FwdSm90 {
       unsigned char* tile = shared + stage * kLayout.q_stage_bytes;
       if constexpr (kBricks) {
         Bricks::store(work, params.out_strides.row, tile);
+      } else if (work.is_part()) {
+        // Its consumers have stored it.
       } else if (params.cu_seqlens_q == nullptr ||
                  work.first_row + kRowsPerHead <= work.geometry.seqlen_q) {
         if (elect_one()) {
@@ -954,6 +974,12 @@ struct FwdSm90 {
       const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
       float lse;
       const float factor = finish(softmax, r, params, work, warpgroup, lse);
+      if constexpr (SplitsTiles<Config>) {
+        if (work.is_part()) {
+          Splits::keep(work, output, r, row, factor, lse);
+          continue;
+        }
+      }
       const int head_row = work.first_row + row % kRowsPerHead;
       if constexpr (kBricks) {
         const int token = work.token_of(Bricks::neighborhood_of(work), row);
@@ -1129,11 +1155,12 @@ struct FwdSm90 {
 
   // `inputs`: the pattern's, by slot; null where it has none. `counter` is 0, and is again in the
   // end; launches that may run at once have different ones, or null. `row_maps` where kGathers,
-  // `brick_maps` where kBricks.
+  // `brick_maps` where kBricks, `splits` where SplitsTiles.
   static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
                                              const InputView* inputs, const FwdTensorMaps& maps,
                                              int* counter, const FwdRowMaps* row_maps = nullptr,
-                                             const FwdBrickMaps* brick_maps = nullptr) {
+                                             const FwdBrickMaps* brick_maps = nullptr,
+                                             const SplitMemory* splits = nullptr) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -1179,7 +1206,7 @@ struct FwdSm90 {
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
       if (warp == 0) load(params, maps, {row_maps, brick_maps}, control, shared);
       if (warp == 1) store(params, maps, control, shared);
-      if (warp == 2) schedule(params, heads, inputs, counter, control);
+      if (warp == 2) schedule(params, heads, inputs, counter, control, splits);
       if constexpr (kPrune) {
         if (warp == 3) load_kept_values(params, maps, control, shared);
       }

@@ -17,6 +17,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 namespace emulation {
 
@@ -174,6 +175,15 @@ struct alignas(16) uint4 {
 struct uint2 {
   unsigned x = 0, y = 0;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+struct alignas(16) float4 {
+  float x = 0, y = 0, z = 0, w = 0;
+};
+struct float2 {
+  float x = 0, y = 0;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+using std::isinf;
 
 template <class Join>
 int reduce(int value, Join&& join) {
@@ -219,4 +229,12 @@ T atomicMin(T* address, T value) {
   const T before = *address;
   *address = std::min(before, value);
   return before;
+}
+
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return emulation::exchange(value, [](const unsigned* values) {
+    unsigned least = values[0];
+    for (int lane = 1; lane < 32; ++lane) least = values[lane] < least ? values[lane] : least;
+    return least;
+  });
 }

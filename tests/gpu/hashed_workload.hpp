@@ -99,16 +99,22 @@ class HashedWorkload {
   };
 
   // Launches with poisoned outputs and compares what is expected of each sequence, or of all
-  // alike where it is given once.
-  Outcome check(const girih::jit::Kernel& kernel, const std::vector<Expected>& expected) {
+  // alike where it is given once. Lists may be built with the arguments of another workload, which
+  // has the same ones.
+  Outcome check(const girih::jit::Kernel& kernel, const std::vector<Expected>& expected,
+                const HashedWorkload* builder = nullptr) {
     workload_.poison_outputs();
     const girih::jit::Args args = workload_.args();
-    const girih::verify::Buffer memory(kernel.workspace_bytes(args));
+    const girih::jit::Args build_args = builder == nullptr ? args : builder->workload_.args();
+    const girih::verify::Buffer memory(
+        std::max(kernel.workspace_bytes(args), kernel.workspace_bytes(build_args)));
     const girih::jit::Workspace workspace{memory.data(), memory.size()};
-    kernel.build_lists(args, workspace);
+    kernel.build_lists(build_args, workspace);
     kernel.launch(args, workspace);
     girih::verify::synchronize();
     workload_.download_outputs();
+    workspace_head_.resize(std::min<std::size_t>(memory.size(), 256));
+    memory.download(workspace_head_.data(), workspace_head_.size());
 
     Outcome outcome;
     const auto batch = static_cast<std::size_t>(workload_.parameters.batch);
@@ -125,6 +131,8 @@ class HashedWorkload {
   }
 
   Case& parameters() { return workload_.parameters; }
+  // The first bytes of the last check's workspace.
+  const std::vector<unsigned char>& workspace_head() const { return workspace_head_; }
 
  private:
   void check_sequence(int b, const Expected& expected, Outcome& outcome) {
@@ -250,6 +258,7 @@ class HashedWorkload {
   int words_;
   std::vector<std::uint32_t> bits_;  // [batch, num_heads_kv, head_dim, words]
   std::uint64_t seed_;
+  std::vector<unsigned char> workspace_head_;
 };
 
 inline Case mask_case(const Problem& problem, int batch, Lengths lengths) {

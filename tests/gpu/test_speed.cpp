@@ -181,6 +181,47 @@ TEST_CASE("block lists of 32 heads and 131072 tokens are built in no time") {
   }
 }
 
+TEST_CASE("a row of all keys beside rows of one block does not keep one multiprocessor busy") {
+  const verify::Device device;
+  constexpr int kBlocks = 1024, kHeads = 4;
+  Case c;
+  c.problem = {.head_dim = 128, .num_heads = kHeads, .num_heads_kv = kHeads};
+  c.seqlen_q = c.seqlen_k = 128 * kBlocks;
+  const jit::Kernel kernel = jit::compile(Pattern::parse("blocks(m, q=128, kv=128)"), c.problem);
+  // Without a full row, with one, and in a form of which nothing is built, so that none is split.
+  double milliseconds[3], build_ms[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    c.inputs = {verify::random_blocks("m", 1, kHeads, kBlocks, kBlocks, 0.0, 0, 1)};
+    std::vector<std::uint8_t>& visible = c.inputs[0].visible;
+    for (int row = 0; row < kHeads * kBlocks; ++row) {
+      const auto first = visible.begin() + std::int64_t{row} * kBlocks;
+      first[row * 7 % kBlocks] = 1;
+      if (i > 0 && row % kBlocks == kBlocks / 3) std::fill_n(first, kBlocks, std::uint8_t{1});
+    }
+    c.inputs[0].form = i < 2 ? verify::BlockForm::list : verify::BlockForm::bits;
+    Workload workload(c);
+    workload.fill_normal(1);
+    const jit::Args args = workload.args();
+    const verify::Buffer memory(kernel.workspace_bytes(args));
+    const jit::Workspace workspace{memory.data(), memory.size()};
+    build_ms[i] = verify::median(verify::time_launches(
+        {.warmups = 3, .repeats = 15}, [&] { kernel.build_lists(args, workspace); }));
+    milliseconds[i] = verify::median(verify::time_launches(
+        {.warmups = 3, .repeats = 15}, [&] { kernel.launch(args, workspace); }));
+  }
+  MESSAGE(
+      fmt::format("{}: rows of one block {:.3f} ms, with a full row {:.3f} ms, not split "
+                  "{:.3f} ms; lists built in {:.3f} and {:.3f} ms",
+                  kernel.info().kernel, milliseconds[0], milliseconds[1], milliseconds[2],
+                  build_ms[0], build_ms[1]));
+  if (device.arch() == "sm_90") {
+    CHECK(milliseconds[1] <= 0.35 * milliseconds[2]);
+    CHECK(milliseconds[1] <= milliseconds[0] + 0.15);
+  } else {
+    MESSAGE("skipped: only the kernel for sm_90 splits rows");
+  }
+}
+
 TEST_CASE("what pruning skips saves time, and deciding costs little") {
   const verify::Device device;
   constexpr int kLength = 32768, kHeads = 32, kHeadsKv = 8;
@@ -287,7 +328,7 @@ TEST_CASE("causal documents are not far from dense causal attention's speed on w
   CHECK(build_ms <= 0.1);
   if (device.arch() == "sm_90") {
     // A tenth below what was measured; 0.8 is aimed at (tools/bench/RESULTS.md, Open figures).
-    CHECK(reached >= 0.62 * own);
+    CHECK(reached >= 0.64 * own);
   } else {
     MESSAGE("skipped: the figure is for sm_90");
   }
@@ -314,8 +355,8 @@ TEST_CASE("neighborhoods in bricks visit few tiles, nearly as fast as dense atte
   // Speeds are a twentieth below what was measured; 0.85 is aimed at (tools/bench/RESULTS.md, Open
   // figures).
   for (const auto& [text, seqlen, most_computed, least_of_dense] :
-       {std::tuple{"neighborhood(256x256, window=80)", 256 * 256, 1.30, 0.81},
-        {"neighborhood(30x48x80, window=(18, 24, 24))", 30 * 48 * 80, 1.51, 0.70}}) {
+       {std::tuple{"neighborhood(256x256, window=80)", 256 * 256, 1.33, 0.86},
+        {"neighborhood(30x48x80, window=(18, 24, 24))", 30 * 48 * 80, 1.67, 0.78}}) {
     const Pattern pattern = Pattern::parse(text);
     const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(device.arch()));
     REQUIRE(plan.spec.bricks);

@@ -44,6 +44,7 @@ CASES = {
     "blocks32k": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.25),
     "blocks05": ("blocks(m, q=128, kv=128)", 32, 32, 128, 32768, 0.05),
     "blocks8k": ("blocks(m, q=128, kv=128)", 32, 32, 128, 8192, 0.115),
+    "fullrow": ("blocks(m, q=128, kv=128)", 4, 4, 128, 131072, 0.0),
     "blocks64": ("blocks(m, q=64, kv=64)", 32, 32, 128, 32768, 0.25),
     "blocks128x64": ("blocks(m, q=128, kv=64)", 32, 32, 128, 32768, 0.25),
     "blocks32": ("blocks(m, q=64, kv=32)", 32, 32, 128, 32768, 0.25),
@@ -90,8 +91,11 @@ def launches(case, kernels):
         arguments["inputs"] = {"doc": girih.TokenIndices(documents(seqlen).unsqueeze(0))}
     elif density is not None:
         q_block, kv_block = (int(size) for size in re.findall(r"=(\d+)", pattern))
-        arguments["inputs"] = {"m": torch.rand(
-            1, kv_heads, seqlen // q_block, seqlen // kv_block, device="cuda") < density}
+        mask = torch.rand(
+            1, kv_heads, seqlen // q_block, seqlen // kv_block, device="cuda") < density
+        if density == 0:  # a block a row, and one row of all keys
+            mask[..., 0] = mask[:, :, mask.shape[2] // 3] = True
+        arguments["inputs"] = {"m": mask}
     calls = []
     for kernel in kernels:
         out = torch.full_like(q, float("nan"))

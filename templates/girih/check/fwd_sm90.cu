@@ -1,5 +1,6 @@
 // An entry of the Hopper kernel, for clangd to open; the tests compile it with NVRTC. It holds
 // every atom and every operator.
+#include "girih/attn/splits_sm90.cuh"
 #include "girih/build_lists.cuh"
 #include "girih/fwd_sm90.cuh"
 
@@ -16,6 +17,7 @@ struct Config {
   static constexpr bool kPackHeads = false;
   static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = true;
+  static constexpr bool kSplits = true;
   using Classes = HeadClasses<  //
       All<Leaf<Causal>, Any<Leaf<Sink>, Leaf<Window>>>, All<Leaf<Causal>, Leaf<Strided>>,
       Any<Leaf<FirstQueries>, Leaf<LastQueries>, Leaf<LastKeys>, Leaf<BlockWindow>>,
@@ -29,11 +31,27 @@ extern "C" __global__ void __launch_bounds__(girih::FwdSm90<girih::Config>::kNum
     girih_fwd(const __grid_constant__ girih::FwdParams params,
               const __grid_constant__ girih::Config::Heads heads,
               const __grid_constant__ girih::InputTable<2> inputs,
-              const __grid_constant__ girih::FwdTensorMaps maps, int* counter) {
-  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter);
+              const __grid_constant__ girih::FwdTensorMaps maps, int* counter,
+              const __grid_constant__ girih::SplitMemory splits) {
+  girih::FwdSm90<girih::Config>::run(params, heads, inputs.views, maps, counter, nullptr, nullptr,
+                                     &splits);
 }
 
 extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
     girih_build_lists(const __grid_constant__ girih::BuildListsParams params) {
   girih::BuildLists::run(params);
+}
+
+extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
+    girih_plan_splits(const __grid_constant__ girih::FwdParams params,
+                      const __grid_constant__ girih::Config::Heads heads,
+                      const __grid_constant__ girih::InputTable<2> inputs,
+                      const __grid_constant__ girih::SplitMemory splits, girih::SplitPhase phase) {
+  girih::FwdSm90<girih::Config>::Splits::plan(params, heads, inputs.views, splits, phase);
+}
+
+extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
+    girih_merge_splits(const __grid_constant__ girih::FwdParams params,
+                       const __grid_constant__ girih::SplitMemory splits) {
+  girih::FwdSm90<girih::Config>::Splits::merge(params, splits);
 }
