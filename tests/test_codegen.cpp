@@ -361,10 +361,11 @@ void check_prune(const std::string& arch, const TileConfig& tile = {}) {
               ", else: causal & blocks(m, q=64, kv=64) with " + prune + ")",
           head_dim);
       add("heads(0-9: causal with " + prune + ", sink_logit(z), else: dense)", head_dim);
-      if (kv == 128) continue;
-      add("heads(0-9: vertical_slash(v), 10-19: neighborhood(30x40, window=9), else: " +
-              ("causal & vertical_slash(v) with " + prune) + ")",
-          head_dim);
+      if (kv == 64) {
+        add("heads(0-9: vertical_slash(v), 10-19: neighborhood(30x40, window=9), else: " +
+                ("causal & vertical_slash(v) with " + prune) + ")",
+            head_dim);
+      }
       add("heads(0-9: causal with softcap(30), " + prune + ", else: causal with alibi(a), bias(b))",
           head_dim);
     }
