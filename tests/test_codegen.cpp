@@ -257,6 +257,19 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
         cases.push_back({pattern, problem, tile});
     }
   }
+  if (arch == "sm_90" && !tile.portable) {  // three warpgroups beside elaborate masks
+    for (const int head_dim : {64, 128}) {
+      const Problem problem{.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8};
+      cases.push_back(
+          {"neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)", problem, tile});
+      cases.push_back({"neighborhood(256x256, window=80)", problem, tile});
+      cases.push_back(
+          {"heads(0-7: causal & segments(doc), else: causal & segments(doc) & "
+           "(sink(64) | window(left=999)))",
+           problem, tile});
+      cases.push_back({"blocks(m, q=64, kv=64)", problem, {.block_m = 192}});
+    }
+  }
   check_cases(arch, cases);
 }
 

@@ -676,8 +676,9 @@ TEST_CASE(
   CHECK(
       message.starts_with("score expressions of cost 413 are not supported in a kernel: the "
                           "limit is 400"));
-  CHECK(message.ends_with("give heads with different scores launches of their own"));
-  // The same score counts once, and one of heads that are elsewhere not at all.
+  CHECK(message.ends_with("give heads with different scores or masks launches of their own"));
+  // The same score counts once for each form of mask, and one of heads that are elsewhere not at
+  // all.
   const auto heads = [&](const std::string& a, const std::string& b) {
     return fmt::format("heads(0-3: {}, else: {})", a, b);
   };
@@ -685,6 +686,9 @@ TEST_CASE(
   all.num_heads = all.num_heads_kv = 8;
   CHECK_NOTHROW(plan_for(heads(score(0, 8), score(0, 8)), all));
   CHECK(std::string(error_of([&] { plan_for(heads(score(0, 5), score(5, 5)), all); }).what())
+            .find("cost 458") != std::string::npos);
+  const std::string dense = "dense" + score(0, 5).substr(std::string("causal").size());
+  CHECK(std::string(error_of([&] { plan_for(heads(score(0, 5), dense), all); }).what())
             .find("cost 458") != std::string::npos);
   Problem first = problem;
   first.num_heads_total = 8;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <initializer_list>
+#include <map>
 
 #include "girih/error.hpp"
 #include "girih/shared/params.cuh"
@@ -258,12 +259,15 @@ void make_set(std::vector<Value>& values) {
 // NVRTC's time grows faster than what is computed at every element (tools/bench/NOTES.md).
 constexpr int kMostScoreCost = 400;
 
+// Every structure has code of its own for its heads' scores.
 void check_score_cost(const Pattern& pattern, const std::vector<int>& classes) {
-  std::vector<std::string> scores;
-  for (const int c : classes) scores.push_back(pattern.classes()[c].modifiers.score);
-  make_set(scores);
+  std::map<std::string, std::string> score_of_structure;
+  for (const int c : classes) {
+    const Pattern::HeadClass& head_class = pattern.classes()[c];
+    score_of_structure.emplace(structure_of(head_class), head_class.modifiers.score);
+  }
   int cost = 0;
-  for (const std::string& score : scores) {
+  for (const auto& [structure, score] : score_of_structure) {
     if (score.empty()) continue;
     cost += pattern::parse_expression(score, pattern::ExpressionUse::score).cost();
   }
@@ -274,7 +278,7 @@ void check_score_cost(const Pattern& pattern, const std::vector<int>& classes) {
                   "some ten seconds of compiling, where log counts 56, a quotient 32, or 48 of "
                   "whole numbers and 4 by a constant, tanh 44, sqrt 40, exp 32, exp2 12, each "
                   "index of a tensor 8, a sum 1; read from a tensor what does not depend on s, or "
-                  "give heads with different scores launches of their own",
+                  "give heads with different scores or masks launches of their own",
                   cost, kMostScoreCost));
 }
 
@@ -416,7 +420,9 @@ std::optional<Bricks> plan_bricks(std::span<const BrickHeads> heads, const Arch&
   std::optional<Bricks> best;
   TileConfig best_tile;
   double least = 0;
+  const bool narrow = std::max(problem.head_dim, problem.width_v()) <= 128;
   for (const int block_m : {128, 192}) {
+    if (block_m == 192 && !narrow && requested.block_m == 0) continue;
     TileConfig own = requested;
     if (own.block_m == 0) own.block_m = block_m;
     if (own.block_m != block_m) continue;

@@ -42,7 +42,7 @@ int most_fragments(const TileConfig& tile, const PatternTraits& pattern) {
   const bool elaborate = pattern.elaborate || pattern.prune_kv > 0;
   if (!elaborate) return most_fragments(tile);
   if (tile.block_m == 192) {
-    return pattern.neighborhoods && !pattern.mixed_neighborhoods
+    return pattern.neighborhoods && !pattern.mixed_neighborhoods && !pattern.softcap
                ? kMostFragmentsOfThreeNeighborhoods
                : kMostFragmentsOfThreeElaborate;
   }
@@ -98,8 +98,13 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   const int width = std::max(problem.head_dim, problem.width_v());
   const bool prune = pattern.prune_kv > 0;
   const bool elaborate = pattern.elaborate || prune;
-  const bool three = width <= 128 && !prune && !pattern.softcap &&
-                     (!elaborate || (pattern.token_indices && !pattern.scores));
+  const bool many_keys_requested =
+      fwd_sm90_fragment_registers(requested.block_n, problem.width_v()) >
+      kMostFragmentsOfThreeElaborate;
+  const bool three =
+      width <= 128 && !prune && !pattern.softcap &&
+      (!elaborate || (pattern.token_indices && !pattern.scores && !many_keys_requested &&
+                      (requested.num_warps == 0 || requested.num_warps == warps_of(192))));
   const bool short_rows =
       pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
   TileConfig tile;

@@ -392,7 +392,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   impl.launch(impl.function, num_ctas, impl.info.threads, impl.info.shared_bytes, args.stream,
               parameters);
   if (splits.memory.header == nullptr) return;
-  void* merge_parameters[] = {&params, &splits.memory};
+  void* merge_parameters[] = {&params, &splits.memory, &counter};
   impl.launch(impl.merge_splits, 2 * impl.num_sms, kSplitThreads, 0, args.stream, merge_parameters);
 }
 

@@ -686,8 +686,9 @@ class Kernel:
         """Prepares block lists, tables and masks, TokenIndices, ColumnIntervals and SlashLists among the
         inputs, and the tiles of expr("..."), in `workspace`, a contiguous tensor: once for any number
         of launches with the same ones, and of SlashLists and expressions with the same lengths and
-        positions, and the same elements of their tensors. check=True waits for that, and refuses
-        entries out of range, which are ignored otherwise."""
+        positions, and the same elements of their tensors. The workspace is this kernel's alone, and
+        launches that may run at once need one each: they write to it. check=True waits for that, and
+        refuses entries out of range, which are ignored otherwise."""
         call = _Call(q, k, v, **arguments)
         memory = _memory(workspace, call.device)
         call.run(lambda: _library().girih_build_lists(self._handle, call.args, *memory, check))

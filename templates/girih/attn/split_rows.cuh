@@ -41,6 +41,8 @@ constexpr bool kEndsAtDiagonal<With<Mask, Modifiers...>> = kEndsAtDiagonal<Mask>
 struct TileColumns {
   BitRows rows{};  // as many columns as may be visible; without a list none
   int kv_block = 1;
+  bool is_listed = false;
+  int num_keys = 0;  // that causality alone lets it see
 
   // Of the rows of a head, by its class and numbers.
   template <class... Structures>
@@ -53,13 +55,17 @@ struct TileColumns {
           ? void((list_at = kListAt<Structures>, ends_at_diagonal = kEndsAtDiagonal<Structures>))
           : void()),
      ...);
-    if (list_at < 0 || rows.begin >= rows.end) return {};
+    TileColumns columns;
+    if (rows.begin >= rows.end) return columns;
+    columns.num_keys =
+        ends_at_diagonal ? min(max(g.diagonal(rows.end - 1) + 1, 0), g.seqlen_k) : g.seqlen_k;
+    columns.is_listed = list_at >= 0;
+    if (!columns.is_listed) return columns;
     const Blocks blocks(numbers + list_at);
-    TileColumns columns{blocks.bit_rows(g, rows), blocks.kv_block};
-    if (ends_at_diagonal) {
-      const int end = max(g.diagonal(rows.end - 1) + 1, 0);
-      columns.rows.num_columns = min(columns.rows.num_columns, ceil_div(end, blocks.kv_block));
-    }
+    columns.rows = blocks.bit_rows(g, rows);
+    columns.kv_block = blocks.kv_block;
+    columns.rows.num_columns =
+        min(columns.rows.num_columns, ceil_div(columns.num_keys, blocks.kv_block));
     return columns;
   }
 
@@ -118,8 +124,9 @@ struct ChooseSplits {
     const int share = split_share(memory.header->cost, memory.num_sms);
     const int limit = heavy_limit(share);
     if (limit >= memory.most_visits) return false;
-    if (thread == 0) shared.num_heavy = shared.num_items = shared.num_slots = 0;
-    if (thread == 0) shared.num_split_tiles = 0;
+    if (thread == 0) {
+      shared.num_heavy = shared.num_items = shared.num_slots = shared.num_split_tiles = 0;
+    }
     __syncthreads();
 #pragma unroll 4
     for (int tile = thread; tile < params.num_tiles; tile += kSplitThreads) {

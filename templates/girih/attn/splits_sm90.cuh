@@ -51,7 +51,8 @@ struct SplitsSm90 {
       if (!counts) continue;
       const int visits = ceil_div(found * columns.kv_block, Kernel::kBlockN);
       memory.visits[tile] = visits;
-      if (first_row < geometry.seqlen_q) cost += split_cost(visits);
+      if (first_row >= geometry.seqlen_q) continue;
+      cost += split_cost(columns.is_listed ? visits : ceil_div(columns.num_keys, Kernel::kBlockN));
     }
     if (counts && threadIdx.x % 32 == 0) atomicAdd(&memory.header->cost, cost);
   }
@@ -108,7 +109,11 @@ struct SplitsSm90 {
   }
 
   // Merges the parts of every split tile, a warp a row; a kernel of its own, after the other.
-  static __device__ __forceinline__ void merge(const FwdParams& params, const SplitMemory& memory) {
+  // Leaves the other's counter of query tiles as the next launch needs it, whatever became of the
+  // plan while that ran.
+  static __device__ __forceinline__ void merge(const FwdParams& params, const SplitMemory& memory,
+                                               int* counter) {
+    if (counter != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *counter = 0;
     if (!memory.is_for(params)) return;
     const int num_rows = memory.header->num_split_tiles * kBlockM;
     const int step = gridDim.x * kWarps;
@@ -136,7 +141,8 @@ struct SplitsSm90 {
   }
 
  private:
-  // Returns the row's lse. A part of which it sees nothing says so by an infinite one.
+  // Returns the row's lse. A part of which it sees nothing says so by an infinite one. Weights are
+  // as exact as lse is: to 1e-4 where it is 1000.
   static __device__ __forceinline__ float merge_row(const float* part_lse, const float* part_out,
                                                     int num_parts, uint16* out, float empty_lse) {
     constexpr float kLog2E = 1.44269504088896341f;

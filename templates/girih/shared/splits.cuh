@@ -40,7 +40,7 @@ struct SplitTile {
   int part_visits;
 };
 
-// Begins with what the plan was made for: a launch with something else goes without.
+// Begins with what the plan was made for: a launch whose tiles have other numbers goes without.
 struct SplitHeader {
   const int* visits;
   int num_tiles, num_m_blocks, heads_per_section, capacity;
