@@ -262,7 +262,6 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
       const Problem problem{.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8};
       cases.push_back(
           {"neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)", problem, tile});
-      cases.push_back({"neighborhood(256x256, window=80)", problem, tile});
       cases.push_back(
           {"heads(0-7: causal & segments(doc), else: causal & segments(doc) & "
            "(sink(64) | window(left=999)))",

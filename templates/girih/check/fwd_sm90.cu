@@ -52,6 +52,6 @@ extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
 
 extern "C" __global__ void __launch_bounds__(girih::kSplitThreads, 2)
     girih_merge_splits(const __grid_constant__ girih::FwdParams params,
-                       const __grid_constant__ girih::SplitMemory splits) {
-  girih::FwdSm90<girih::Config>::Splits::merge(params, splits);
+                       const __grid_constant__ girih::SplitMemory splits, int* counter) {
+  girih::FwdSm90<girih::Config>::Splits::merge(params, splits, counter);
 }
