@@ -206,7 +206,7 @@ std::vector<std::string> reasons_against_prune(const TileConfig& tile, int prune
                     "on; leave it 0",
                     tile.block_n, prune_kv));
   }
-  constexpr int kMostStages = 7;  // warps that are further apart would confuse two decisions
+  constexpr int kMostStages = 7;  // how far apart warps may be: fewer tiles than kNumVotes
   if (tile.num_stages > kMostStages) {
     reasons.push_back(fmt::format("num_stages {} is not supported with prune: 2 to {} are",
                                   tile.num_stages, kMostStages));

@@ -38,9 +38,13 @@ int most_fragments(const TileConfig& tile) {
   return tile.block_m == 192 ? kMostFragmentsOfThree : kMostFragments;
 }
 
+// Pruning takes registers, too.
+bool is_elaborate(const PatternTraits& pattern) {
+  return pattern.elaborate || pattern.prune_kv > 0;
+}
+
 int most_fragments(const TileConfig& tile, const PatternTraits& pattern) {
-  const bool elaborate = pattern.elaborate || pattern.prune_kv > 0;
-  if (!elaborate) return most_fragments(tile);
+  if (!is_elaborate(pattern)) return most_fragments(tile);
   if (tile.block_m == 192) {
     return pattern.neighborhoods && !pattern.mixed_neighborhoods && !pattern.softcap
                ? kMostFragmentsOfThreeNeighborhoods
@@ -97,7 +101,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                                            const TileConfig& requested) {
   const int width = std::max(problem.head_dim, problem.width_v());
   const bool prune = pattern.prune_kv > 0;
-  const bool elaborate = pattern.elaborate || prune;
+  const bool elaborate = is_elaborate(pattern);
   const bool many_keys_requested =
       fwd_sm90_fragment_registers(requested.block_n, problem.width_v()) >
       kMostFragmentsOfThreeElaborate;
