@@ -30,6 +30,10 @@ inline std::atomic<std::int64_t> kernels_bound = 0;
 
 constexpr std::int64_t kRowsPerThread = 64;  // fewer do not pay for starting one
 
+constexpr girih::TileConfig kPortable{.portable = true};
+/// The kernel that the plan takes on this GPU, and the one for every GPU.
+constexpr girih::TileConfig kKernels[] = {{}, kPortable};
+
 // --- Expressions
 
 inline oracle::Expr dense() { return {oracle::Expr::Kind::dense, {}, {}}; }

@@ -231,7 +231,7 @@ struct Ranks {
 // of the first; or all of a rank's merged at once, as after an all-gather.
 enum class Way { ring, ring_of_results, all_gather };
 
-void check_parallel(const Ranks& ranks, Way way, DType dtype) {
+void check_parallel(const Ranks& ranks, Way way, DType dtype, const girih::TileConfig& tile = {}) {
   Case c;
   c.problem = make_problem(dtype, 64, 8, 4, 96);
   c.batch = 2;
@@ -239,7 +239,8 @@ void check_parallel(const Ranks& ranks, Way way, DType dtype) {
   Workload workload(c);
   workload.fill_normal(5);
   workload.poison_outputs();
-  const girih::jit::Program program = girih::jit::compile(Pattern::parse(kChunkedPattern));
+  const girih::jit::Program program =
+      girih::jit::compile(Pattern::parse(kChunkedPattern), {.tile = tile});
   const Args whole = workload.args();
   program.bind(c.problem).launch(whole);
   girih::verify::synchronize();
@@ -308,9 +309,10 @@ void check_parallel(const Ranks& ranks, Way way, DType dtype) {
       }
     }
   }
-  CHECK_MESSAGE(wrong == 0,
-                fmt::format("{} numbers wrong with {} sequence and {} tensor ranks, {}", wrong,
-                            ranks.sequence, ranks.tensor, girih::to_string(dtype)));
+  CHECK_MESSAGE(
+      wrong == 0,
+      fmt::format("{} numbers wrong with {} sequence and {} tensor ranks, {}, tile {}", wrong,
+                  ranks.sequence, ranks.tensor, girih::to_string(dtype), describe(tile)));
 }
 
 }  // namespace
@@ -379,6 +381,8 @@ TEST_CASE("chunks of a ring, merged one after the other, give what one launch gi
     for (const int ranks : {1, 2, 3, 7}) check_parallel({ranks, 1}, Way::ring, dtype);
     check_parallel({4, 1}, Way::ring_of_results, dtype);
   }
+  check_parallel({3, 1}, Way::ring, DType::bfloat16, kPortable);
+  check_parallel({4, 1}, Way::ring_of_results, DType::float16, kPortable);
 }
 
 TEST_CASE("gathered chunks, merged at once, give what one launch gives on every tensor rank") {
@@ -387,6 +391,8 @@ TEST_CASE("gathered chunks, merged at once, give what one launch gives on every 
     check_parallel({8, 1}, Way::all_gather, dtype);
     check_parallel({2, 4}, Way::ring, dtype);
   }
+  check_parallel({3, 2}, Way::all_gather, DType::float16, kPortable);
+  check_parallel({2, 4}, Way::ring, DType::bfloat16, kPortable);
 }
 
 TEST_CASE("sanitizer: random parts are merged") { check_random_merges(8, 20); }

@@ -240,18 +240,20 @@ TEST_CASE("a rank's conditions count the model's heads, and its tensors its own"
   const InputData own = int_tensor("own", {3 * kHashes}, 200, 3);
   const Case c = case_of(problem, 2, {300, 300}, {own}, 8);
   const int offset = problem.head_offset;
-  check_classes(
-      c,
-      [=](int) {
-        const oracle::Expr expr = condition(
-            "k < own[h] + h",
-            [=](const auto& s, auto, auto k) {
-              return k < element(own, {s.head - offset}) + s.head;
-            },
-            true);
-        return std::vector<oracle::Expr>{expr, both(causal(), expr), negation(expr)};
-      },
-      "a rank");
+  for (const TileConfig& tile : kKernels) {
+    check_classes(
+        c,
+        [=](int) {
+          const oracle::Expr expr = condition(
+              "k < own[h] + h",
+              [=](const auto& s, auto, auto k) {
+                return k < element(own, {s.head - offset}) + s.head;
+              },
+              true);
+          return std::vector<oracle::Expr>{expr, both(causal(), expr), negation(expr)};
+        },
+        "a rank", tile);
+  }
 }
 
 TEST_CASE("conditions of 131072 tokens pass over their empty tiles and show exactly the others") {
@@ -264,14 +266,18 @@ TEST_CASE("conditions of 131072 tokens pass over their empty tiles and show exac
   std::vector<int> rows;
   for (int q = 0; q < length; q += 997) rows.push_back(q);
   rows.push_back(length - 1);
-  const std::vector<Binding> bindings = {{oracle::text(expr), problem, {}}};
+  std::vector<Binding> bindings;
+  for (const TileConfig& tile : kKernels) bindings.push_back({oracle::text(expr), problem, tile});
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
-  if (!bound[0].kernel) return;
   const Case c = case_of(problem, 1, {length, length}, {}, 9);
   HashedWorkload workload(c, c.seed);
   const Expected expected({expr}, sizes_of(c)[0], rows);
-  CHECK_OUTCOME(workload.check(*bound[0].kernel, {expected}), "131072 tokens");
+  for (std::size_t i = 0; i < bindings.size(); ++i) {
+    if (!bound[i].kernel) continue;
+    CHECK_OUTCOME(workload.check(*bound[i].kernel, {expected}),
+                  "131072 tokens, tile " + describe(bindings[i].tile));
+  }
 }
 
 TEST_CASE("a program finds tiles by itself, and launches with kept tiles give the same bits") {
@@ -427,8 +433,10 @@ TEST_CASE("scores follow packed sequences, positions and a rank's heads") {
     return s + value_at(own, {row.b, row.h}) * (row.q + offs[b] - key) / keys[b] +
            0.25 * (row.h + 6) - row.b;
   };
-  check_scores("causal with score(\"s + own[b][h] * (p - k) / Sk + 0.25 * h - b\")", {causal()},
-               packed, gpu_reference);
+  for (const TileConfig& tile : kKernels) {
+    check_scores("causal with score(\"s + own[b][h] * (p - k) / Sk + 0.25 * h - b\")", {causal()},
+                 packed, gpu_reference, tile);
+  }
 
   Case moved = mask_case(make_problem(DType::float16, 64, 6, 2), 1, {100, 200});
   moved.q_start = 5000;
@@ -436,8 +444,10 @@ TEST_CASE("scores follow packed sequences, positions and a rank's heads") {
   moved.changes.score = [](double s, Row row, int key) {
     return s - 0.125 * std::abs(row.q + 50 - key) + (row.q >= 50 ? 1 : 0);
   };
-  check_scores("causal with score(\"s - 0.125 * abs(p - k) + (q >= Sq / 2 ? 1 : 0)\")", {causal()},
-               moved, gpu_reference);
+  for (const TileConfig& tile : kKernels) {
+    check_scores("causal with score(\"s - 0.125 * abs(p - k) + (q >= Sq / 2 ? 1 : 0)\")",
+                 {causal()}, moved, gpu_reference, tile);
+  }
 }
 
 TEST_CASE("sanitizer: scores over tensors are right") {

@@ -98,37 +98,29 @@ const std::vector<Problem> kProblems = {
     make_problem(DType::float16, 64, kHashes, 2),
 };
 
-}  // namespace
-
-TEST_CASE("every atom and its negation shows exactly its keys at every length") {
+// Every atom alone in a launch, and its negation, in all heads.
+void check_every_atom(const std::vector<Problem>& problems, const std::vector<Lengths>& lengths,
+                      const TileConfig& tile) {
   const std::vector<oracle::Expr> atoms = every_atom();
   std::vector<Binding> bindings;
-  for (const Problem& problem : kProblems) {
+  for (const Problem& problem : problems) {
     for (const oracle::Expr& atom : atoms) {
-      bindings.push_back({pattern_text({atom}, kHashes), problem, {}});
+      bindings.push_back({pattern_text({atom}, kHashes), problem, tile});
     }
   }
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
 
-  std::mt19937 random(11);
-  std::vector<Lengths> lengths = kLengths;
-  for (std::size_t i = 0; i < kLengths.size() - 2; ++i) {  // true lengths, short of the maximum
-    const auto shorter = [&](int length) {
-      return std::max(1, length - static_cast<int>(random() % 21));
-    };
-    lengths.push_back({shorter(kLengths[i].q), shorter(kLengths[i].k)});
-  }
   for (const Lengths& length : lengths) {
     const auto expected_of_atom = [&](std::size_t a, std::size_t p) {
       return Expected({atoms[a]},
-                      with_heads(oracle::bottom_right(length.q, length.k), kProblems[p]));
+                      with_heads(oracle::bottom_right(length.q, length.k), problems[p]));
     };
     std::vector<std::vector<Expected>> expected;
     for (std::size_t a = 0; a < atoms.size(); ++a) expected.push_back({expected_of_atom(a, 0)});
-    for (std::size_t p = 0; p < kProblems.size(); ++p) {
+    for (std::size_t p = 0; p < problems.size(); ++p) {
       const int batch = length.q <= 1024 ? 2 : 1;
-      HashedWorkload workload(mask_case(kProblems[p], batch, length), 100 + p);
+      HashedWorkload workload(mask_case(problems[p], batch, length), 100 + p);
       for (std::size_t a = 0; a < atoms.size(); ++a) {
         const std::size_t index = p * atoms.size() + a;
         if (!bound[index].kernel) continue;
@@ -137,11 +129,32 @@ TEST_CASE("every atom and its negation shows exactly its keys at every length") 
           expected[a] = {expected_of_atom(a, p)};
         }
         const auto outcome = workload.check(*bound[index].kernel, expected[a]);
-        CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}", bindings[index].pattern,
-                                           describe(kProblems[p]), length.q, length.k));
+        CHECK_OUTCOME(outcome,
+                      fmt::format("{} {} at {} x {}, tile {}", bindings[index].pattern,
+                                  describe(problems[p]), length.q, length.k, describe(tile)));
       }
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("every atom and its negation shows exactly its keys at every length") {
+  std::mt19937 random(11);
+  std::vector<Lengths> lengths = kLengths;
+  for (std::size_t i = 0; i < kLengths.size() - 2; ++i) {  // true lengths, short of the maximum
+    const auto shorter = [&](int length) {
+      return std::max(1, length - static_cast<int>(random() % 21));
+    };
+    lengths.push_back({shorter(kLengths[i].q), shorter(kLengths[i].k)});
+  }
+  check_every_atom(kProblems, lengths, {});
+}
+
+TEST_CASE("every atom and its negation shows exactly its keys in the portable kernel") {
+  check_every_atom({kProblems[0], kProblems[3]},
+                   {{1, 1}, {15, 15}, {113, 203}, {128, 217}, {512, 256}, {1023, 1024}, {700, 333}},
+                   kPortable);
 }
 
 namespace {
@@ -228,7 +241,7 @@ TEST_CASE("every tile that a tuner may propose shows exactly the keys of four ki
 
 TEST_CASE("every width of heads shows exactly the keys of all atoms in one launch") {
   const std::vector<TileConfig> tiles = {
-      {}, {.portable = true}, {64, 16, 3, 4}, {64, 64, 2, 4}, {128, 48, 2, 8}};
+      {}, kPortable, {64, 16, 3, 4}, {64, 64, 2, 4}, {128, 48, 2, 8}};
   std::vector<Problem> problems;
   for (const int head_dim : {16, 48, 80, 96, 160, 192, 256}) {
     const bool even = problems.size() % 2 == 0;
@@ -261,18 +274,21 @@ TEST_CASE("sequences of many lengths show exactly their keys in every layout") {
                                          make_problem(DType::float16, 64, kMixedHeads, 32),
                                          make_problem(DType::bfloat16, 80, kMixedHeads, 1, 48)};
   std::vector<Binding> bindings;
+  std::vector<Binding> portable;
   for (const Shape& shape : shapes) {
     for (Problem problem : problems) {
       problem.layout = shape.layout;
       bindings.push_back({pattern_text(classes, kHashes), problem, {}});
+      portable.push_back({bindings.back().pattern, problem, kPortable});
     }
   }
-  const std::vector<Bound> bound = bind_all(bindings);
+  const std::vector<Bound> bound = bind_all(bindings), bound_portable = bind_all(portable);
   require_bound(bindings, bound);
+  require_bound(portable, bound_portable);
 
   std::mt19937_64 random(31);
   for (std::size_t i = 0; i < bindings.size(); ++i) {
-    if (!bound[i].kernel) continue;
+    if (!bound[i].kernel || !bound_portable[i].kernel) continue;
     const Shape& shape = shapes[i / problems.size()];
     Case c = mask_case(bindings[i].problem, shape.count, shape.longest);
     std::vector<int> keys(static_cast<std::size_t>(shape.count), shape.longest.k);
@@ -289,34 +305,42 @@ TEST_CASE("sequences of many lengths show exactly their keys in every layout") {
     }
     const std::vector<Expected> expected = expected_of(classes, c);
     HashedWorkload workload(c, i);
-    for (const int max_ctas : {0, 2}) {
-      workload.parameters().max_ctas = max_ctas;
-      const auto outcome = workload.check(*bound[i].kernel, expected);
-      CHECK_OUTCOME(outcome,
-                    fmt::format("{}, {} sequences up to {} x {}, max_ctas {}", describe(c.problem),
-                                c.batch, c.seqlen_q, c.seqlen_k, max_ctas));
+    for (const bool is_portable : {false, true}) {
+      for (const int max_ctas : {0, 2}) {
+        workload.parameters().max_ctas = max_ctas;
+        const auto outcome =
+            workload.check(is_portable ? *bound_portable[i].kernel : *bound[i].kernel, expected);
+        CHECK_OUTCOME(outcome, fmt::format("{}, {} sequences up to {} x {}, max_ctas {}{}",
+                                           describe(c.problem), c.batch, c.seqlen_q, c.seqlen_k,
+                                           max_ctas, is_portable ? ", portable" : ""));
+      }
     }
   }
 }
 
-TEST_CASE("200 random expressions show exactly their keys") {
+namespace {
+
+// `count` launches of random expressions, as many in launch i as num_classes says.
+template <class NumClasses>
+void check_random_expressions(int count, std::uint64_t seed, const NumClasses& num_classes_of,
+                              const TileConfig& tile) {
   struct RandomCase {
     std::vector<oracle::Expr> classes;
     Case parameters;
   };
-  std::mt19937_64 random(2024);
+  std::mt19937_64 random(seed);
   const auto below = [&](int bound) {
     return static_cast<int>(random() % static_cast<std::uint64_t>(bound));
   };
   std::vector<RandomCase> cases;
   std::vector<Binding> bindings;
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < count; ++i) {
     RandomCase entry;
     Lengths length = kLengths[static_cast<std::size_t>(below(static_cast<int>(kLengths.size())))];
     if (i % 2 == 0) {
       length = {std::max(1, length.q - below(21)), std::max(1, length.k - below(21))};
     }
-    const int num_classes = i % 4 == 0 ? 2 + below(2) : 1;
+    const int num_classes = num_classes_of(i, below);
     while (static_cast<int>(entry.classes.size()) < num_classes) {
       oracle::Expr expr = oracle::random_expr(random, 3, std::max(length.q, length.k));
       if (!expr.operands.empty()) entry.classes.push_back(std::move(expr));
@@ -335,7 +359,7 @@ TEST_CASE("200 random expressions show exactly their keys") {
     }
     if (below(4) == 0) entry.parameters.max_ctas = 2;
     if (below(4) == 0) entry.parameters.row_gap = 64;
-    bindings.push_back({pattern_text(entry.classes, kHashes), problem, {}});
+    bindings.push_back({pattern_text(entry.classes, kHashes), problem, tile});
     cases.push_back(std::move(entry));
   }
   const std::vector<Bound> bound = bind_all(bindings);
@@ -347,10 +371,24 @@ TEST_CASE("200 random expressions show exactly their keys") {
     const oracle::Sizes sizes = sizes_of(c)[0];  // every sequence's
     HashedWorkload workload(c, i);
     const auto outcome = workload.check(*bound[i].kernel, {Expected(cases[i].classes, sizes)});
-    CHECK_OUTCOME(outcome, fmt::format("{} {} at {} x {}, q_start {}, k_start {}, max_ctas {}",
-                                       bindings[i].pattern, describe(c.problem), c.seqlen_q,
-                                       c.seqlen_k, sizes.q_start, c.k_start, c.max_ctas));
+    CHECK_OUTCOME(outcome,
+                  fmt::format("{} {} at {} x {}, q_start {}, k_start {}, max_ctas {}, tile {}",
+                              bindings[i].pattern, describe(c.problem), c.seqlen_q, c.seqlen_k,
+                              sizes.q_start, c.k_start, c.max_ctas, describe(tile)));
   }
+}
+
+}  // namespace
+
+TEST_CASE("200 random expressions show exactly their keys") {
+  check_random_expressions(
+      200, 2024, [](int i, const auto& below) { return i % 4 == 0 ? 2 + below(2) : 1; }, {});
+}
+
+TEST_CASE("200 random expressions show exactly their keys in the portable kernel") {
+  // Five in a launch: what takes time is the compiler, a kernel at a time.
+  check_random_expressions(
+      40, 2025, [](int, const auto&) { return 5; }, kPortable);
 }
 
 TEST_CASE("neighborhoods on grids of one to three axes show exactly their keys") {
@@ -375,7 +413,7 @@ TEST_CASE("neighborhoods on grids of one to three axes show exactly their keys")
     for (const int head_dim : {64, 128, 192, 256}) {
       const DType dtype = head_dim % 128 == 0 ? DType::bfloat16 : DType::float16;
       const Problem problem = make_problem(dtype, head_dim, num_heads, 4);
-      for (const TileConfig& tile : {TileConfig{}, TileConfig{.portable = true}}) {
+      for (const TileConfig& tile : kKernels) {
         bindings.push_back({pattern_text(classes, kHashes), problem, tile});
       }
     }
@@ -411,7 +449,7 @@ TEST_CASE("neighborhoods of an image and of a video show exactly their keys") {
     std::sort(rows.begin(), rows.end());
     const Problem problem = make_problem(DType::bfloat16, 128, kHashes, kHashes);
     std::vector<Binding> bindings;
-    for (const TileConfig& tile : {TileConfig{}, TileConfig{.portable = true}}) {
+    for (const TileConfig& tile : kKernels) {
       bindings.push_back({pattern_text({expr}, kHashes), problem, tile});
     }
     const std::vector<Bound> bound = bind_all(bindings);
@@ -465,18 +503,23 @@ TEST_CASE("the heads of tensor-parallel ranks show exactly the model's") {
       Problem problem = make_problem(DType::bfloat16, 64, kHashes, kHashes / group_size);
       problem.head_offset = rank * kHashes;
       problem.num_heads_total = num_heads;
-      const std::vector<Binding> bindings = {{pattern_text(classes, kHashes), problem, {}}};
+      std::vector<Binding> bindings;
+      for (const TileConfig& tile : kKernels) {
+        bindings.push_back({pattern_text(classes, kHashes), problem, tile});
+      }
       const std::vector<Bound> bound = bind_all(bindings);
       require_bound(bindings, bound);
-      if (!bound[0].kernel) continue;
       for (const Lengths length : {Lengths{203, 113}, {700, 1000}}) {
         const Case c = mask_case(problem, 2, length);
+        const Expected expected({classes[static_cast<std::size_t>(rank)]}, sizes_of(c)[0]);
         HashedWorkload workload(c, 5);
-        const auto outcome =
-            workload.check(*bound[0].kernel,
-                           {Expected({classes[static_cast<std::size_t>(rank)]}, sizes_of(c)[0])});
-        CHECK_OUTCOME(outcome, fmt::format("rank {}, {} at {} x {}", rank, describe(problem),
-                                           length.q, length.k));
+        for (std::size_t i = 0; i < bindings.size(); ++i) {
+          if (!bound[i].kernel) continue;
+          const auto outcome = workload.check(*bound[i].kernel, {expected});
+          CHECK_OUTCOME(outcome,
+                        fmt::format("rank {}, {} at {} x {}, tile {}", rank, describe(problem),
+                                    length.q, length.k, describe(bindings[i].tile)));
+        }
       }
     }
   }
@@ -516,15 +559,23 @@ TEST_CASE("every atom and its negation shows exactly its keys at 131072 x 131072
     for (const oracle::Expr& atom : atoms) {
       bindings.push_back({pattern_text({atom}, kHashes), problem, {}});
     }
+    if (problem.dtype == DType::bfloat16) {  // and the portable kernel, of one type
+      for (const oracle::Expr& atom : atoms) {
+        bindings.push_back({pattern_text({atom}, kHashes), problem, kPortable});
+      }
+    }
     const std::vector<Bound> bound = bind_all(bindings);
     require_bound(bindings, bound);
     HashedWorkload workload(mask_case(problem, 1, {length, length}), 3);
     for (std::size_t a = 0; a < atoms.size(); ++a) {
-      if (!bound[a].kernel) continue;
-      const auto outcome = workload.check(
-          *bound[a].kernel,
-          {Expected({atoms[a]}, with_heads(oracle::bottom_right(length, length), problem), rows)});
-      CHECK_OUTCOME(outcome, bindings[a].pattern + " " + describe(problem));
+      const std::vector<Expected> expected = {
+          Expected({atoms[a]}, with_heads(oracle::bottom_right(length, length), problem), rows)};
+      for (std::size_t i = a; i < bindings.size(); i += atoms.size()) {
+        if (!bound[i].kernel) continue;
+        const auto outcome = workload.check(*bound[i].kernel, expected);
+        CHECK_OUTCOME(outcome, bindings[i].pattern + " " + describe(problem) + ", tile " +
+                                   describe(bindings[i].tile));
+      }
     }
   }
 }
@@ -550,17 +601,24 @@ TEST_CASE("sanitizer: three classes of heads show exactly their keys") {
   cases.push_back(packed);
   for (const std::vector<oracle::Expr>& classes : kinds) {
     std::vector<Binding> bindings;
-    for (const Case& c : cases) bindings.push_back({pattern_text(classes, kHashes), c.problem, {}});
+    std::vector<std::size_t> case_of;
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      for (const TileConfig& tile : kKernels) {
+        if (tile.portable && i % 3 != 0 && i < 12) continue;  // one length of each type and width
+        bindings.push_back({pattern_text(classes, kHashes), cases[i].problem, tile});
+        case_of.push_back(i);
+      }
+    }
     const std::vector<Bound> bound = bind_all(bindings);
     require_bound(bindings, bound);
     for (std::size_t i = 0; i < bindings.size(); ++i) {
       if (!bound[i].kernel) continue;
-      Case& c = cases[i];
+      Case& c = cases[case_of[i]];
       c.max_ctas = 2;
       HashedWorkload workload(c, i);
       const auto outcome = workload.check(*bound[i].kernel, expected_of(classes, c));
-      CHECK_OUTCOME(outcome,
-                    fmt::format("{} at {} x {}", describe(c.problem), c.seqlen_q, c.seqlen_k));
+      CHECK_OUTCOME(outcome, fmt::format("{} at {} x {}, tile {}", describe(c.problem), c.seqlen_q,
+                                         c.seqlen_k, describe(bindings[i].tile)));
     }
   }
 }

@@ -16,6 +16,7 @@
 using namespace gpu_tests;
 using girih::DType;
 using girih::Layout;
+using girih::TileConfig;
 using girih::verify::BlockForm;
 using girih::verify::InputData;
 using Kind = oracle::Expr::Kind;
@@ -99,8 +100,8 @@ std::vector<std::vector<oracle::Expr>> alike(const InputData& data, const Case& 
 
 void check_classes(const Case& c, const InputData& data,
                    const std::vector<std::vector<oracle::Expr>>& sequences,
-                   const std::string& description) {
-  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
+                   const std::string& description, const TileConfig& tile = {}) {
+  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, tile}};
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
   if (!bound[0].kernel) return;
@@ -111,13 +112,37 @@ void check_classes(const Case& c, const InputData& data,
   with_inputs.inputs = {data};
   HashedWorkload workload(with_inputs, c.seed);
   const auto outcome = workload.check(*bound[0].kernel, expected);
-  CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k,
-                                     describe(c.problem)));
+  CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}, tile {}", description, c.seqlen_q,
+                                     c.seqlen_k, describe(c.problem), describe(tile)));
 }
 
 void check_blocks(const Case& c, const InputData& data, int q_block, int kv_block,
-                  const std::string& description) {
-  check_classes(c, data, classes_of(data, c, q_block, kv_block), description);
+                  const std::string& description, const TileConfig& tile = {}) {
+  check_classes(c, data, classes_of(data, c, q_block, kv_block), description, tile);
+}
+
+// Some rows of one class, in both kernels.
+void check_long_rows(const Case& c, const InputData& data, const std::vector<oracle::Expr>& classes,
+                     const std::string& description) {
+  std::vector<Binding> bindings;
+  for (const TileConfig& tile : kKernels) {
+    bindings.push_back({oracle::text(classes[0]), c.problem, tile});
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  std::vector<int> rows;
+  for (int q = 0; q < c.seqlen_q; q += 1021) rows.push_back(q);
+  rows.push_back(c.seqlen_q - 1);
+  const std::vector<Expected> expected = {
+      Expected(classes, with_heads(oracle::bottom_right(c.seqlen_q, c.seqlen_k), c.problem), rows)};
+  Case with_inputs = c;
+  with_inputs.inputs = {data};
+  HashedWorkload workload(with_inputs, 4);
+  for (std::size_t i = 0; i < bindings.size(); ++i) {
+    if (!bound[i].kernel) continue;
+    CHECK_OUTCOME(workload.check(*bound[i].kernel, expected),
+                  description + ", tile " + describe(bindings[i].tile));
+  }
 }
 
 Case block_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
@@ -146,9 +171,13 @@ TEST_CASE("block masks of every size, form and sharing show exactly their blocks
         const Case c = block_case(turn % 2 == 0 ? 64 : 128, 2, lengths, turn + 1);
         const InputData data = blocks_for(c, "m", q_block, kv_block, sharing, shared_by_batch, 0.3,
                                           turn % 3 == 0 ? 2 : 0, form, static_cast<int>(turn % 3));
-        check_blocks(c, data, q_block, kv_block,
-                     fmt::format("blocks {} x {}, form {}, sharing {}", q_block, kv_block,
-                                 static_cast<int>(form), i));
+        for (const TileConfig& tile : kKernels) {
+          if (tile.portable && turn % 4 != 1) continue;  // meets every size, form and sharing
+          check_blocks(c, data, q_block, kv_block,
+                       fmt::format("blocks {} x {}, form {}, sharing {}", q_block, kv_block,
+                                   static_cast<int>(form), i),
+                       tile);
+        }
       }
     }
   }
@@ -167,8 +196,11 @@ TEST_CASE("query heads that share their blocks share tiles and see exactly their
       const InputData data = blocks_for(c, "m", q_block, kv_block, Sharing::kv_heads, false, 0.3, 0,
                                         BlockForm::list, 0);
       const std::string description = fmt::format("shared blocks {} x {}", q_block, kv_block);
-      check_blocks(c, data, q_block, kv_block, description + " in three expressions");
-      check_classes(c, data, alike(data, c, q_block, kv_block, turn % 2 == 0), description);
+      for (const TileConfig& tile : kKernels) {
+        if (tile.portable && lengths.q == 300) continue;
+        check_blocks(c, data, q_block, kv_block, description + " in three expressions", tile);
+        check_classes(c, data, alike(data, c, q_block, kv_block, turn % 2 == 0), description, tile);
+      }
     }
   }
 }
@@ -181,8 +213,10 @@ TEST_CASE("a broken promise of shared inputs changes no result") {
         blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.3, 0, BlockForm::table, 0);
     c.problem.num_heads_kv = 1;
     c.problem.shared_inputs = true;
-    check_classes(c, data, alike(data, c, q_block, kv_block, false),
-                  fmt::format("blocks {} x {} of their own", q_block, kv_block));
+    for (const TileConfig& tile : kKernels) {
+      check_classes(c, data, alike(data, c, q_block, kv_block, false),
+                    fmt::format("blocks {} x {} of their own", q_block, kv_block), tile);
+    }
   }
 }
 
@@ -196,8 +230,11 @@ TEST_CASE("key tiles gathered from small blocks show exactly their keys") {
       const Case c = block_case(turn % 3 == 0 ? 192 : turn % 3 == 1 ? 64 : 128, 2, lengths, turn);
       const InputData data = blocks_for(c, "m", q_block, kv_block, Sharing::heads, turn % 2 == 0,
                                         0.2, 1, BlockForm::bits, 1);
-      check_classes(c, data, alike(data, c, q_block, kv_block, turn % 2 == 1),
-                    fmt::format("gathered blocks {} x {}", q_block, kv_block));
+      for (const TileConfig& tile : kKernels) {  // the portable kernel's are not gathered
+        if (tile.portable && lengths.q != 300) continue;
+        check_classes(c, data, alike(data, c, q_block, kv_block, turn % 2 == 1),
+                      fmt::format("gathered blocks {} x {}", q_block, kv_block), tile);
+      }
     }
   }
 }
@@ -207,10 +244,11 @@ TEST_CASE("block masks of every density, of single blocks and of one full row ar
   for (const double density : {0.0, 0.1, 0.3, 0.7, 1.0}) {
     for (const int block : {64, 128}) {
       const Case c = block_case(128, 2, {2048, 2048}, ++seed);
-      check_blocks(c,
-                   blocks_for(c, "m", block, block, Sharing::kv_heads, false, density, 0,
-                              BlockForm::list, 0),
-                   block, block, fmt::format("density {}", density));
+      const InputData data = blocks_for(c, "m", block, block, Sharing::kv_heads, false, density, 0,
+                                        BlockForm::list, 0);
+      for (const TileConfig& tile : kKernels) {
+        check_blocks(c, data, block, block, fmt::format("density {}", density), tile);
+      }
     }
   }
   for (const bool full_row : {false, true}) {
@@ -219,7 +257,9 @@ TEST_CASE("block masks of every density, of single blocks and of one full row ar
         blocks_for(c, "m", 128, 128, Sharing::kv_heads, false, 0, 0, BlockForm::table, 0);
     for (std::size_t row = 0; row < 3 * 16; ++row) data.visible[row * 16 + row * 7 % 16] = 1;
     if (full_row) std::fill_n(data.visible.begin() + 16 * 5, 16, std::uint8_t{1});
-    check_blocks(c, data, 128, 128, full_row ? "one full row" : "single blocks");
+    for (const TileConfig& tile : kKernels) {
+      check_blocks(c, data, 128, 128, full_row ? "one full row" : "single blocks", tile);
+    }
   }
 }
 
@@ -236,10 +276,11 @@ TEST_CASE("block masks follow the sequences of packed, shortened and padded batc
         c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
         c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
       }
-      check_blocks(
-          c,
-          blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, BlockForm::list, 1),
-          q_block, kv_block, "sequences of their own lengths");
+      const InputData data =
+          blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, BlockForm::list, 1);
+      for (const TileConfig& tile : kKernels) {
+        check_blocks(c, data, q_block, kv_block, "sequences of their own lengths", tile);
+      }
     }
   }
 }
@@ -253,20 +294,7 @@ TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
         blocks_for(c, "m", q_block, kv_block, Sharing::all, true, 0.05, 1, BlockForm::list, 0);
     const std::vector<oracle::Expr> classes = {
         both(causal(), plane_of(data, 0, q_block, kv_block))};
-    const std::vector<Binding> bindings = {{oracle::text(classes[0]), c.problem, {}}};
-    const std::vector<Bound> bound = bind_all(bindings);
-    require_bound(bindings, bound);
-    if (!bound[0].kernel) continue;
-    std::vector<int> rows;
-    for (int q = 0; q < length; q += 1021) rows.push_back(q);
-    rows.push_back(length - 1);
-    Case with_inputs = c;
-    with_inputs.inputs = {data};
-    HashedWorkload workload(with_inputs, 4);
-    const auto outcome = workload.check(
-        *bound[0].kernel,
-        {Expected(classes, with_heads(oracle::bottom_right(length, length), c.problem), rows)});
-    CHECK_OUTCOME(outcome, fmt::format("blocks {} x {}", q_block, kv_block));
+    check_long_rows(c, data, classes, fmt::format("blocks {} x {}", q_block, kv_block));
   }
 }
 
@@ -289,7 +317,7 @@ oracle::Expr indices_of(Kind kind, const InputData& data, int plane) {
 // reads one of its planes, and stands alone, under causality, and in an expression.
 template <class Atom>
 void check_three_classes(const Case& c, const InputData& data, const std::string& description,
-                         const Kind (&kinds)[3], const Atom& atom) {
+                         const Kind (&kinds)[3], const Atom& atom, const TileConfig& tile) {
   std::vector<std::vector<oracle::Expr>> sequences;
   for (int b = 0; b < c.batch; ++b) {
     const auto of_class = [&](int head_class) {
@@ -300,24 +328,14 @@ void check_three_classes(const Case& c, const InputData& data, const std::string
          both(causal(), of_class(1)),
          {Kind::any_of, {}, {sink(3), both(window(100, 50), negation(of_class(2)))}}});
   }
-  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, {}}};
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
-  if (!bound[0].kernel) return;
-  std::vector<Expected> expected;
-  const std::vector<oracle::Sizes> sizes = sizes_of(c);
-  for (std::size_t b = 0; b < sizes.size(); ++b) expected.emplace_back(sequences[b], sizes[b]);
-  Case with_inputs = c;
-  with_inputs.inputs = {data};
-  HashedWorkload workload(with_inputs, c.seed);
-  CHECK_OUTCOME(
-      workload.check(*bound[0].kernel, expected),
-      fmt::format("{}, {} x {}, {}", description, c.seqlen_q, c.seqlen_k, describe(c.problem)));
+  check_classes(c, data, sequences, description, tile);
 }
 
-void check_indices(const Case& c, const InputData& data, const std::string& description) {
-  check_three_classes(c, data, description, {Kind::index_ge, Kind::segments, Kind::index_gt},
-                      [&](Kind kind, int plane) { return indices_of(kind, data, plane); });
+void check_indices(const Case& c, const InputData& data, const std::string& description,
+                   const TileConfig& tile = {}) {
+  check_three_classes(
+      c, data, description, {Kind::index_ge, Kind::segments, Kind::index_gt},
+      [&](Kind kind, int plane) { return indices_of(kind, data, plane); }, tile);
 }
 
 // One of an input's planes as the oracle has it.
@@ -335,9 +353,11 @@ oracle::Expr columns_of(const InputData& data, int plane) {
   return expr;
 }
 
-void check_columns(const Case& c, const InputData& data, const std::string& description) {
-  check_three_classes(c, data, description, {Kind::columns, Kind::columns, Kind::columns},
-                      [&](Kind, int plane) { return columns_of(data, plane); });
+void check_columns(const Case& c, const InputData& data, const std::string& description,
+                   const TileConfig& tile = {}) {
+  check_three_classes(
+      c, data, description, {Kind::columns, Kind::columns, Kind::columns},
+      [&](Kind, int plane) { return columns_of(data, plane); }, tile);
 }
 
 }  // namespace
@@ -350,11 +370,14 @@ TEST_CASE("intervals of rows show exactly the keys that have the row, one or two
       for (const int intervals : {1, 2}) {
         const Case c = block_case(head_dim, 2, lengths, ++turn);
         const int most = turn % 3 == 0 ? 9 : turn % 3 == 1 ? 200 : 3000;
-        check_columns(
-            c,
+        const InputData data =
             girih::verify::random_columns("d", turn % 4 == 3 ? 1 : 2, turn % 5 == 0 ? 1 : 3,
-                                          lengths.q, lengths.k, intervals, most, turn),
-            fmt::format("{} intervals of up to {} rows", intervals, most));
+                                          lengths.q, lengths.k, intervals, most, turn);
+        for (const TileConfig& tile : kKernels) {
+          if (tile.portable && turn / 2 % 2 == 0) continue;
+          check_columns(c, data, fmt::format("{} intervals of up to {} rows", intervals, most),
+                        tile);
+        }
       }
     }
   }
@@ -373,8 +396,10 @@ TEST_CASE("intervals of rows follow the sequences of packed, shortened and padde
       c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
     }
     for (const int intervals : {1, 2}) {
-      check_columns(c, girih::verify::random_columns("d", 7, 3, 300, 420, intervals, 80, 8),
-                    "intervals in sequences of their own lengths");
+      const InputData data = girih::verify::random_columns("d", 7, 3, 300, 420, intervals, 80, 8);
+      for (const TileConfig& tile : kKernels) {
+        check_columns(c, data, "intervals in sequences of their own lengths", tile);
+      }
     }
   }
 }
@@ -385,7 +410,10 @@ TEST_CASE("sanitizer: intervals of rows show exactly the keys that have the row"
   c.lengths.q = {150, 0, 129};
   c.lengths.k = {210, 64, 1};
   c.max_ctas = 2;
-  check_columns(c, girih::verify::random_columns("d", 3, 3, 150, 210, 2, 40, 12), "sanitizer");
+  for (const TileConfig& tile : kKernels) {
+    check_columns(c, girih::verify::random_columns("d", 3, 3, 150, 210, 2, 40, 12), "sanitizer",
+                  tile);
+  }
 }
 
 TEST_CASE("numbers of tokens show exactly the keys that they allow, in order and in none") {
@@ -420,7 +448,10 @@ TEST_CASE("numbers of tokens show exactly the keys that they allow, in order and
           each(data.key_numbers, lengths.k);
           data.heads = planes;
         }
-        check_indices(c, data, fmt::format("indices in {} planes", planes));
+        for (const TileConfig& tile : kKernels) {
+          if (tile.portable && turn % 4 > 1) continue;
+          check_indices(c, data, fmt::format("indices in {} planes", planes), tile);
+        }
       }
     }
   }
@@ -438,10 +469,12 @@ TEST_CASE("numbers of tokens follow the sequences of packed, shortened and padde
       c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
       c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
     }
-    check_indices(c, girih::verify::random_documents("d", 7, 3, 300, 420, 30, 8),
-                  "documents in sequences of their own lengths");
-    check_indices(c, girih::verify::random_indices("d", 7, 1, 300, 420, 3, 9),
-                  "indices in sequences of their own lengths");
+    for (const TileConfig& tile : kKernels) {
+      check_indices(c, girih::verify::random_documents("d", 7, 3, 300, 420, 30, 8),
+                    "documents in sequences of their own lengths", tile);
+      check_indices(c, girih::verify::random_indices("d", 7, 1, 300, 420, 3, 9),
+                    "indices in sequences of their own lengths", tile);
+    }
   }
 }
 
@@ -453,20 +486,7 @@ TEST_CASE("documents show exactly their keys at 131072 x 131072") {
   for (const bool with_causal : {false, true}) {
     const oracle::Expr alone = indices_of(Kind::segments, data, 0);
     const std::vector<oracle::Expr> classes = {with_causal ? both(causal(), alone) : alone};
-    const std::vector<Binding> bindings = {{oracle::text(classes[0]), c.problem, {}}};
-    const std::vector<Bound> bound = bind_all(bindings);
-    require_bound(bindings, bound);
-    if (!bound[0].kernel) continue;
-    std::vector<int> rows;
-    for (int q = 0; q < length; q += 1021) rows.push_back(q);
-    rows.push_back(length - 1);
-    Case with_inputs = c;
-    with_inputs.inputs = {data};
-    HashedWorkload workload(with_inputs, 4);
-    const auto outcome = workload.check(
-        *bound[0].kernel,
-        {Expected(classes, with_heads(oracle::bottom_right(length, length), c.problem), rows)});
-    CHECK_OUTCOME(outcome, "documents");
+    check_long_rows(c, data, classes, "documents");
   }
 }
 
@@ -476,18 +496,23 @@ TEST_CASE("sanitizer: numbers of tokens show exactly the keys that they allow") 
   c.lengths.q = {150, 0, 129};
   c.lengths.k = {210, 64, 1};
   c.max_ctas = 2;
-  check_indices(c, girih::verify::random_documents("d", 3, 3, 150, 210, 20, 12), "sanitizer");
-  check_indices(c, girih::verify::random_indices("d", 1, 1, 150, 210, 4, 13), "sanitizer");
+  for (const TileConfig& tile : kKernels) {
+    check_indices(c, girih::verify::random_documents("d", 3, 3, 150, 210, 20, 12), "sanitizer",
+                  tile);
+    check_indices(c, girih::verify::random_indices("d", 1, 1, 150, 210, 4, 13), "sanitizer", tile);
+  }
 }
 
 TEST_CASE(
     "numbers from run-time inputs show exactly their keys, and count as the nearest allowed") {
   Case c = mask_case(make_problem(DType::bfloat16, 64, 2 * kHashes, 2), 2, {300, 420});
-  const std::vector<Binding> bindings = {
-      {"heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c.problem, {}}};
+  std::vector<Binding> bindings;
+  for (const TileConfig& tile : kKernels) {
+    bindings.push_back(
+        {"heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c.problem, tile});
+  }
   const std::vector<Bound> bound = bind_all(bindings);
   require_bound(bindings, bound);
-  if (!bound[0].kernel) return;
   const std::vector<std::int32_t> n = {17, 100, -5, 0};  // [batch, KV heads]
   const std::vector<std::int32_t> w = {30, -9};          // [batch, 1]
   c.inputs = {
@@ -503,7 +528,9 @@ TEST_CASE(
         sizes[b]);
   }
   HashedWorkload workload(c, 8);
-  CHECK_OUTCOME(workload.check(*bound[0].kernel, expected), "numbers");
+  for (const Bound& one : bound) {
+    if (one.kernel) CHECK_OUTCOME(workload.check(*one.kernel, expected), "numbers");
+  }
 }
 
 TEST_CASE("sanitizer: block masks show exactly their blocks") {
@@ -515,8 +542,11 @@ TEST_CASE("sanitizer: block masks show exactly their blocks") {
     c.lengths.q = {150, 0, 129};
     c.lengths.k = {210, 64, 1};
     c.max_ctas = 2;
-    check_blocks(c, blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, form, 0),
-                 q_block, kv_block, "sanitizer");
+    const InputData data =
+        blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, form, 0);
+    for (const TileConfig& tile : kKernels) {
+      check_blocks(c, data, q_block, kv_block, "sanitizer", tile);
+    }
     c.problem.layout = Layout::bshd;
     c.lengths = {};
     c.problem.shared_inputs = true;

@@ -106,9 +106,10 @@ void check_lists(const Case& c, const InputData& data, Mixture mixture,
   Case with_inputs = c;
   with_inputs.inputs = {data};
   HashedWorkload workload(with_inputs, c.seed);
-  CHECK_OUTCOME(workload.check(*bound[0].kernel, expected),
-                fmt::format("{}, {} x {}, {} columns, {} slashes, {}", text, c.seqlen_q, c.seqlen_k,
-                            data.num_vertical, data.num_slash, describe(c.problem)));
+  CHECK_OUTCOME(
+      workload.check(*bound[0].kernel, expected),
+      fmt::format("{}, {} x {}, {} columns, {} slashes, {}, tile {}", text, c.seqlen_q, c.seqlen_k,
+                  data.num_vertical, data.num_slash, describe(c.problem), describe(tile)));
 }
 
 Case slash_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
@@ -130,8 +131,13 @@ TEST_CASE("columns and slashes show exactly their keys, alone, beside other head
            {Mixture::alone, Mixture::with_others, Mixture::in_expressions}) {
         const Case c = slash_case(head_dim, 2, lengths, ++turn);
         const auto [num_vertical, num_slash] = kCounts[turn % std::size(kCounts)];
-        check_lists(c, lists_for(c, turn % 4 == 3 ? 1 : 2, turn % 2 == 0, num_vertical, num_slash),
-                    mixture);
+        const InputData data =
+            lists_for(c, turn % 4 == 3 ? 1 : 2, turn % 2 == 0, num_vertical, num_slash);
+        for (const girih::TileConfig& tile : kKernels) {
+          // Every mixture at the widths whose portable tiles differ most.
+          if (tile.portable && (head_dim % 128 != 0 || lengths.q > 1000)) continue;
+          check_lists(c, data, mixture, tile);
+        }
       }
     }
   }
@@ -143,7 +149,7 @@ TEST_CASE("columns and slashes show exactly their keys in the portable kernel an
     for (const int head_dim : {64, 128}) {
       const Case c = slash_case(head_dim, 2, {700, 1500}, ++turn);
       const InputData data = lists_for(c, 2, true, 200, 100);
-      check_lists(c, data, mixture, {.portable = true});
+      check_lists(c, data, mixture, kPortable);
       for (const int block_n : {64, 96, 112, 128}) {
         girih::TileConfig tile;
         tile.block_n = block_n;
@@ -167,7 +173,8 @@ TEST_CASE("columns and slashes follow the sequences of packed, shortened and pad
     }
     for (const int batch : {1, 7}) {
       for (const Mixture mixture : {Mixture::alone, Mixture::with_others}) {
-        check_lists(c, lists_for(c, batch, batch == 1, 60, 20), mixture);
+        const InputData data = lists_for(c, batch, batch == 1, 60, 20);
+        for (const girih::TileConfig& tile : kKernels) check_lists(c, data, mixture, tile);
       }
     }
   }
@@ -178,7 +185,8 @@ TEST_CASE("positions given by the launch move slashes, and columns stay") {
     Case c = slash_case(128, 1, {300, 1000}, 700 + static_cast<std::uint64_t>(q_start));
     c.q_start = q_start;
     c.k_start = q_start / 10;
-    check_lists(c, lists_for(c, 1, true, 100, 40), Mixture::alone);
+    const InputData data = lists_for(c, 1, true, 100, 40);
+    for (const girih::TileConfig& tile : kKernels) check_lists(c, data, Mixture::alone, tile);
   }
 }
 
@@ -194,15 +202,22 @@ TEST_CASE("columns and slashes of MInference's counts show exactly their keys at
         girih::verify::random_slashes("v", 1, 1, length, num_vertical, num_slash, c.seed);
     const oracle::Sizes sizes = with_heads(oracle::bottom_right(length, length), c.problem);
     const std::vector<oracle::Expr> classes = {plane_of(data, 0, sizes, rows)};
-    const std::vector<Binding> bindings = {{"vertical_slash(v)", c.problem, {}}};
+    std::vector<Binding> bindings;
+    for (const girih::TileConfig& tile : kKernels) {
+      bindings.push_back({"vertical_slash(v)", c.problem, tile});
+    }
     const std::vector<Bound> bound = bind_all(bindings);
     require_bound(bindings, bound);
-    if (!bound[0].kernel) continue;
+    const std::vector<Expected> expected = {Expected(classes, sizes, rows)};
     Case with_inputs = c;
     with_inputs.inputs = {data};
     HashedWorkload workload(with_inputs, 4);
-    CHECK_OUTCOME(workload.check(*bound[0].kernel, {Expected(classes, sizes, rows)}),
-                  fmt::format("{} columns, {} slashes", num_vertical, num_slash));
+    for (std::size_t i = 0; i < bindings.size(); ++i) {
+      if (!bound[i].kernel) continue;
+      CHECK_OUTCOME(workload.check(*bound[i].kernel, expected),
+                    fmt::format("{} columns, {} slashes, tile {}", num_vertical, num_slash,
+                                describe(bindings[i].tile)));
+    }
   }
 }
 
@@ -218,17 +233,21 @@ TEST_CASE("values under columns and slashes are right, where each head has its o
       const oracle::Sizes sizes = sizes_of(c).front();
       const auto classes =
           classes_of(data, c, 0, sizes, Mixture::with_others, all_rows(sizes.seqlen_q));
-      const girih::jit::Program program =
-          girih::jit::compile(girih::Pattern::parse(pattern_text(classes, kHashes)));
-      const girih::verify::Report report = girih::verify::verify_attention(
-          program, c, oracle_mask(classes, kHashes, c), gpu_reference);
-      ++kernels_bound;
-      rows_checked += report.rows_checked;
-      CHECK(report.rows_checked > 0);
-      CHECK_MESSAGE(report.ok(), describe(c.problem)
-                                     << ": " << report.rows_wrong << " rows wrong, error "
-                                     << report.error << " of " << report.allowed_error
-                                     << " allowed in " << report.closest);
+      for (const girih::TileConfig& tile : kKernels) {
+        if (tile.portable && dtype == DType::float16) continue;
+        const girih::jit::Program program = girih::jit::compile(
+            girih::Pattern::parse(pattern_text(classes, kHashes)), {.tile = tile});
+        const girih::verify::Report report = girih::verify::verify_attention(
+            program, c, oracle_mask(classes, kHashes, c), gpu_reference);
+        ++kernels_bound;
+        rows_checked += report.rows_checked;
+        CHECK(report.rows_checked > 0);
+        CHECK_MESSAGE(report.ok(), describe(c.problem)
+                                       << ": " << report.rows_wrong << " rows wrong, error "
+                                       << report.error << " of " << report.allowed_error
+                                       << " allowed in " << report.closest << ", tile "
+                                       << describe(tile));
+      }
     }
   }
 }
@@ -266,7 +285,9 @@ TEST_CASE("sanitizer: columns and slashes show exactly their keys") {
   c.lengths.q = {150, 0, 129};
   c.lengths.k = {210, 64, 1};
   c.max_ctas = 2;
-  check_lists(c, lists_for(c, 3, true, 30, 20), Mixture::with_others);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_lists(c, lists_for(c, 3, true, 30, 20), Mixture::with_others, tile);
+  }
   c.problem.layout = Layout::bshd;
   c.lengths = {};
   check_lists(c, lists_for(c, 1, false, 100, 3), Mixture::alone);

@@ -142,14 +142,14 @@ girih::verify::MaskRow peer_mask(const PeerCase& peer, const Case& c) {
   };
 }
 
-void check_peer_cases(const std::vector<PeerCase>& cases) {
+void check_peer_cases(const std::vector<PeerCase>& cases, const girih::TileConfig& tile = {}) {
   girih::verify::GpuReference gpu_reference;
   std::vector<Binding> bindings;
   for (const PeerCase& peer : cases) {
     bindings.push_back(
         {text_of(peer),
          make_problem(peer.dtype, peer.head_dim, peer.num_heads, peer.num_heads_kv, 0, Layout::thd),
-         {}});
+         tile});
   }
   const std::vector<Bound> bound = bind_all(bindings);  // compiles each kernel once
   for (std::size_t i = 0; i < cases.size(); ++i) {
@@ -173,31 +173,45 @@ void check_peer_cases(const std::vector<PeerCase>& cases) {
     c.max_rows = 384;
     c.seed = i;
     CHECK_MESSAGE(bound[i].kernel, bindings[i].pattern << ": " << bound[i].message);
-    const Report report =
-        girih::verify::verify_attention(girih::jit::compile(Pattern::parse(bindings[i].pattern)), c,
-                                        peer_mask(peer, c), gpu_reference);
+    const Report report = girih::verify::verify_attention(
+        girih::jit::compile(Pattern::parse(bindings[i].pattern), {.tile = tile}), c,
+        peer_mask(peer, c), gpu_reference);
     rows_checked += report.rows_checked;
     CHECK_MESSAGE(
         report.ok(),
         fmt::format("case {}: {} {}, {} x {}, density {}, batch {}: {} rows wrong, error "
-                    "{:.3g} of {:.3g} in {}, first: {}",
+                    "{:.3g} of {:.3g} in {}, first: {}, tile {}",
                     i, bindings[i].pattern, describe(c.problem), c.seqlen_q, c.seqlen_k,
                     peer.density, peer.batch, report.rows_wrong, report.error, report.allowed_error,
-                    report.closest, report.failures.empty() ? "none" : report.failures[0].what));
+                    report.closest, report.failures.empty() ? "none" : report.failures[0].what,
+                    describe(tile)));
   }
   MESSAGE(fmt::format("{} cases", cases.size()));
 }
 
 }  // namespace
 
-TEST_CASE("a sample of Block-Sparse-Attention's 14,400 forward cases is right") {
+namespace {
+
+// Every `step`-th case; a prime meets every value of every axis.
+std::vector<PeerCase> sample_of(std::size_t step) {
   const std::vector<PeerCase> all = peer_cases();
   CHECK(all.size() == 14400);
   std::vector<PeerCase> sample;
-  constexpr std::size_t kStep = 13;  // meets every value of every axis
-  for (std::size_t i = 0; i < all.size(); i += kStep) sample.push_back(all[i]);
+  for (std::size_t i = 0; i < all.size(); i += step) sample.push_back(all[i]);
+  return sample;
+}
+
+}  // namespace
+
+TEST_CASE("a sample of Block-Sparse-Attention's 14,400 forward cases is right") {
+  const std::vector<PeerCase> sample = sample_of(13);
   CHECK(sample.size() >= 1000);
   check_peer_cases(sample);
+}
+
+TEST_CASE("a smaller sample of Block-Sparse-Attention's cases is right in the portable kernel") {
+  check_peer_cases(sample_of(97), kPortable);
 }
 
 TEST_CASE("all of Block-Sparse-Attention's 14,400 forward cases are right" * doctest::skip()) {

@@ -289,8 +289,6 @@ HeadClass dense_class(int kv, bool keep_sink = false) {
   return {dense(), true, {kv, false, keep_sink}};
 }
 
-const std::vector<TileConfig> kKernels = {{}, {.portable = true}};
-
 }  // namespace
 
 TEST_CASE("pruned heads keep the right tiles at every width") {

@@ -72,21 +72,22 @@ void check_values(const std::string& text, const std::vector<oracle::Expr>& clas
       program, c, oracle_mask(classes, heads_per_class, c), gpu_reference);
   ++kernels_bound;
   rows_checked += report.rows_checked;
-  CHECK_MESSAGE(report.ok(), describe_case(c, report));
+  CHECK_MESSAGE(report.ok(), describe_case(c, report) << ", tile " << describe(tile));
   if (report.rows_total > 0) CHECK(report.rows_checked > 0);
 }
 
 void check_values(const std::vector<oracle::Expr>& classes, const Case& c,
-                  GpuReference& gpu_reference) {
-  check_values(text_of(classes, c), classes, c, gpu_reference);
+                  GpuReference& gpu_reference, const girih::TileConfig& tile = {}) {
+  check_values(text_of(classes, c), classes, c, gpu_reference, tile);
 }
 
 // Many cases: what they compile, they compile on all processors before the first is checked.
-void check_all(const std::vector<oracle::Expr>& classes, const std::vector<Case>& cases) {
+void check_all(const std::vector<oracle::Expr>& classes, const std::vector<Case>& cases,
+               const girih::TileConfig& tile = {}) {
   std::vector<Binding> bindings;
   std::set<std::string> distinct;
   for (const Case& c : cases) {
-    Binding binding{text_of(classes, c), c.problem, {}};
+    Binding binding{text_of(classes, c), c.problem, tile};
     binding.problem.layout = Layout::bshd;  // a kernel is the same for every layout
     const std::string name = binding.pattern + " " + describe(binding.problem);
     if (distinct.insert(name).second) bindings.push_back(std::move(binding));
@@ -98,7 +99,7 @@ void check_all(const std::vector<oracle::Expr>& classes, const std::vector<Case>
   GpuReference gpu_reference;
   for (const Case& c : cases) {
     try {
-      check_values(classes, c, gpu_reference);
+      check_values(classes, c, gpu_reference, tile);
     } catch (const girih::Error& error) {  // the other cases have something to say
       FAIL_CHECK(describe(c.problem) << ": " << error.what());
     }
@@ -222,8 +223,9 @@ TEST_CASE("values are right for every shape, type, width and number of KV heads"
         if (turn % 5 == 1) c.row_gap = 64;
         if (turn % 7 == 1) c.max_ctas = 2;
         c.with_lse = turn % 6 != 5;
-        check_values({expr}, c, gpu_reference);
-        check_values(text_of({expr}, c), {expr}, c, gpu_reference, {.portable = true});
+        for (const girih::TileConfig& tile : kKernels) {
+          check_values({expr}, c, gpu_reference, tile);
+        }
       }
     }
   }
@@ -236,16 +238,15 @@ TEST_CASE("heads of three kinds share a launch") {
     for (const int head_dim : {64, 128}) {
       const DType dtype = heads_kv == 5 ? DType::float16 : DType::bfloat16;
       for (const int seqlen_q : {203, 1023}) {
-        check_values(kinds,
-                     make_case(make_problem(dtype, head_dim, 15, heads_kv), 2, seqlen_q, 1024),
-                     gpu_reference);
+        const Case c = make_case(make_problem(dtype, head_dim, 15, heads_kv), 2, seqlen_q, 1024);
+        for (const girih::TileConfig& tile : kKernels) check_values(kinds, c, gpu_reference, tile);
       }
     }
   }
 }
 
 TEST_CASE("values are right at every head_dim") {
-  std::vector<Case> cases;
+  std::vector<Case> cases, portable;  // the portable kernel's types take turns
   for (int head_dim = 16; head_dim <= 256; head_dim += 16) {
     const int turn = head_dim / 16;
     for (const DType dtype : {DType::bfloat16, DType::float16}) {
@@ -253,14 +254,18 @@ TEST_CASE("values are right at every head_dim") {
       Case c = make_case(make_problem(dtype, head_dim, 6, 2), 2, 113, 203);
       c.seed = static_cast<std::uint64_t>(head_dim);
       c.row_gap = turn % 2 == 0 ? 8 : 0;
+      const bool is_turn = (dtype == DType::bfloat16) == (turn % 2 == 0);
       cases.push_back(c);
+      if (is_turn) portable.push_back(c);
       c.seqlen_q = 300;
       c.seqlen_k = 260;
       c.max_ctas = 2;
       cases.push_back(c);
+      if (is_turn) portable.push_back(c);
     }
   }
   check_all(thirds(), cases);
+  check_all(thirds(), portable, kPortable);
 }
 
 TEST_CASE("V may be wider or narrower than Q and K") {
@@ -277,7 +282,7 @@ TEST_CASE("V may be wider or narrower than Q and K") {
       cases.push_back(c);
     }
   }
-  check_all(thirds(), cases);
+  for (const girih::TileConfig& tile : kKernels) check_all(thirds(), cases, tile);
 }
 
 TEST_CASE("tensors may be slices of larger ones in every layout") {
@@ -297,29 +302,33 @@ TEST_CASE("tensors may be slices of larger ones in every layout") {
       }
     }
   }
-  check_all(thirds(), cases);
+  for (const girih::TileConfig& tile : kKernels) check_all(thirds(), cases, tile);
 }
 
 TEST_CASE("layouts and strides change no bit of the result") {
   const Problem problem = make_problem(DType::bfloat16, 96, 6, 2, 64);
-  const auto program = girih::jit::compile(Pattern::parse(pattern_text(thirds(), 2)));
-  std::vector<std::uint16_t> first;
-  for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    for (const int gap : {0, 40}) {
-      Case c = make_case(problem, 3, 130, 203);
-      c.problem.layout = layout;
-      c.row_gap = c.head_gap = gap;
-      girih::verify::Workload workload(c);
-      workload.fill_normal(1);
-      workload.poison_outputs();
-      program.bind(c.problem).launch(workload.args());
-      girih::verify::synchronize();
-      workload.download_outputs();
-      const std::vector<std::uint16_t> bits = result_bits(workload);
-      if (first.empty()) first = bits;
-      CAPTURE(describe(c.problem));
-      CHECK(bits == first);
-      CHECK(workload.touched_padding() == 0);
+  for (const girih::TileConfig& tile : kKernels) {
+    const auto program =
+        girih::jit::compile(Pattern::parse(pattern_text(thirds(), 2)), {.tile = tile});
+    std::vector<std::uint16_t> first;
+    for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
+      for (const int gap : {0, 40}) {
+        Case c = make_case(problem, 3, 130, 203);
+        c.problem.layout = layout;
+        c.row_gap = c.head_gap = gap;
+        girih::verify::Workload workload(c);
+        workload.fill_normal(1);
+        workload.poison_outputs();
+        program.bind(c.problem).launch(workload.args());
+        girih::verify::synchronize();
+        workload.download_outputs();
+        const std::vector<std::uint16_t> bits = result_bits(workload);
+        if (first.empty()) first = bits;
+        CAPTURE(describe(c.problem));
+        CAPTURE(describe(tile));
+        CHECK(bits == first);
+        CHECK(workload.touched_padding() == 0);
+      }
     }
   }
 }
@@ -358,7 +367,7 @@ TEST_CASE("packed sequences of three kinds of heads are right at random lengths"
     if (i % 5 == 1) cases[i].empty_lse = HUGE_VALF;
     if (i % 7 == 1) cases[i].with_lse = false;
   }
-  check_all(thirds(), cases);
+  for (const girih::TileConfig& tile : kKernels) check_all(thirds(), cases, tile);
 }
 
 TEST_CASE("seqused_k and leftpad_k hide keys in every layout") {
@@ -391,7 +400,7 @@ TEST_CASE("seqused_k and leftpad_k hide keys in every layout") {
       cases.push_back(extreme);
     }
   }
-  check_all(thirds(), cases);
+  for (const girih::TileConfig& tile : kKernels) check_all(thirds(), cases, tile);
 }
 
 TEST_CASE("packed sequences longer than the maximum end there, and nothing is written beyond") {
@@ -404,7 +413,7 @@ TEST_CASE("packed sequences longer than the maximum end there, and nothing is wr
     c.seqlen_k = 120;
     cases.push_back(c);
   }
-  check_all(thirds(), cases);
+  for (const girih::TileConfig& tile : kKernels) check_all(thirds(), cases, tile);
 }
 
 TEST_CASE("rows that see nothing have the lse that was asked for") {
@@ -418,7 +427,9 @@ TEST_CASE("rows that see nothing have the lse that was asked for") {
       cases.push_back(c);
     }
   }
-  check_all({causal(), negation(dense()), negation(window(40, -1))}, cases);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_all({causal(), negation(dense()), negation(window(40, -1))}, cases, tile);
+  }
 }
 
 TEST_CASE("empty lengths give zeros, minus infinity, or nothing") {
@@ -427,9 +438,12 @@ TEST_CASE("empty lengths give zeros, minus infinity, or nothing") {
     for (const int head_dim : {64, 128}) {
       const Problem problem = make_problem(dtype, head_dim, 4, 2);
       for (const oracle::Expr& expr : {dense(), causal(), negation(sink(3))}) {
-        check_values({expr}, make_case(problem, 2, 100, 0), gpu_reference);
-        check_values({expr}, make_case(problem, 2, 0, 100), gpu_reference);
-        check_values({expr}, make_case(problem, 2, 0, 0), gpu_reference);
+        for (const girih::TileConfig& tile : kKernels) {
+          if (tile.portable && (dtype == DType::bfloat16) == (head_dim == 64)) continue;
+          check_values({expr}, make_case(problem, 2, 100, 0), gpu_reference, tile);
+          check_values({expr}, make_case(problem, 2, 0, 100), gpu_reference, tile);
+          check_values({expr}, make_case(problem, 2, 0, 0), gpu_reference, tile);
+        }
       }
     }
   }
@@ -439,28 +453,32 @@ TEST_CASE("rows that see nothing are zero in the middle of others") {
   GpuReference gpu_reference;
   for (const oracle::Expr& expr :
        {negation(window(40, -1)), negation(dense()), window(0, 0), sink(0), negation(causal())}) {
-    check_values({expr}, make_case(make_problem(DType::bfloat16, 128, 4, 2), 2, 300, 200),
-                 gpu_reference);
-    check_values({expr}, make_case(make_problem(DType::float16, 64, 4, 2), 2, 200, 300),
-                 gpu_reference);
+    for (const girih::TileConfig& tile : kKernels) {
+      check_values({expr}, make_case(make_problem(DType::bfloat16, 128, 4, 2), 2, 300, 200),
+                   gpu_reference, tile);
+      check_values({expr}, make_case(make_problem(DType::float16, 64, 4, 2), 2, 200, 300),
+                   gpu_reference, tile);
+    }
   }
 }
 
 TEST_CASE("positions given by the launch move causal, window and sink") {
   GpuReference gpu_reference;
   for (const oracle::Expr& expr : {causal(), window(50, 20), streaming(120, 64), sink(130)}) {
-    Case top_left = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 256, 512);
-    top_left.q_start = 0;
-    check_values({expr}, top_left, gpu_reference);
+    for (const girih::TileConfig& tile : kKernels) {
+      Case top_left = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 256, 512);
+      top_left.q_start = 0;
+      check_values({expr}, top_left, gpu_reference, tile);
 
-    Case chunk = make_case(make_problem(DType::float16, 64, 4, 2), 2, 256, 512);
-    chunk.k_start = 100;
-    chunk.q_start = 300;
-    check_values({expr}, chunk, gpu_reference);
+      Case chunk = make_case(make_problem(DType::float16, 64, 4, 2), 2, 256, 512);
+      chunk.k_start = 100;
+      chunk.q_start = 300;
+      check_values({expr}, chunk, gpu_reference, tile);
 
-    Case only_keys = make_case(make_problem(DType::bfloat16, 64, 4, 4), 1, 130, 256);
-    only_keys.k_start = 64;
-    check_values({expr}, only_keys, gpu_reference);
+      Case only_keys = make_case(make_problem(DType::float16, 64, 4, 4), 1, 130, 256);
+      only_keys.k_start = 64;
+      check_values({expr}, only_keys, gpu_reference, tile);
+    }
   }
 }
 
@@ -471,7 +489,7 @@ TEST_CASE("the scale of the scores may be zero, small or large") {
       Case c = make_case(make_problem(DType::bfloat16, 128, 4, 2), 1, 300, 300);
       c.softmax_scale = scale;
       CAPTURE(scale);
-      check_values({expr}, c, gpu_reference);
+      for (const girih::TileConfig& tile : kKernels) check_values({expr}, c, gpu_reference, tile);
     }
   }
 }
@@ -487,14 +505,17 @@ TEST_CASE("soft caps of some heads, of all and at every scale are right") {
       c.softmax_scale = scale;
       c.seed = turn;
       CAPTURE(scale);
-      c.softcaps = {30, 30, 0, 0, 0.5f, 0.5f};
-      check_values("heads(0-1: dense with softcap(30), 2-3: causal, 4-5: " +
-                       oracle::text(kinds[2]) + " with softcap(0.5))",
-                   kinds, c, gpu_reference);
-      c.softcaps.assign(6, 50);
-      check_values("causal with softcap(50)", {causal()}, c, gpu_reference);
-      c.softcaps.clear();  // the program's
-      check_values("causal with softcap(5)", {causal()}, c, gpu_reference);
+      for (const girih::TileConfig& tile : kKernels) {
+        if (tile.portable && dtype == DType::float16) continue;
+        c.softcaps = {30, 30, 0, 0, 0.5f, 0.5f};
+        check_values("heads(0-1: dense with softcap(30), 2-3: causal, 4-5: " +
+                         oracle::text(kinds[2]) + " with softcap(0.5))",
+                     kinds, c, gpu_reference, tile);
+        c.softcaps.assign(6, 50);
+        check_values("causal with softcap(50)", {causal()}, c, gpu_reference, tile);
+        c.softcaps.clear();  // the program's
+        check_values("causal with softcap(5)", {causal()}, c, gpu_reference, tile);
+      }
     }
   }
 }
@@ -601,7 +622,10 @@ TEST_CASE("modifiers follow packed sequences, positions, gathered tiles and pack
            at(data.bias, packed, row, key, 300);
   };
   packed.changes.sink_logit = [=](Row row) { return at(data.sinks, packed, row, 0, 1); };
-  check_values("causal with alibi(s), bias(b), sink_logit(z)", {causal()}, packed, gpu_reference);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_values("causal with alibi(s), bias(b), sink_logit(z)", {causal()}, packed, gpu_reference,
+                 tile);
+  }
 
   Case moved = make_case(make_problem(DType::float16, 64, 6, 2), 1, 100, 200);
   moved.q_start = 5000;
@@ -611,7 +635,9 @@ TEST_CASE("modifiers follow packed sequences, positions, gathered tiles and pack
   moved.changes.score = [=](double s, Row row, int key) {
     return s - at(other.slopes, moved, row, 0, 1) * std::abs(row.q + 50 - key);
   };
-  check_values("causal with alibi(s)", {causal()}, moved, gpu_reference);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_values("causal with alibi(s)", {causal()}, moved, gpu_reference, tile);
+  }
 
   // Small blocks: key tiles are gathered, and heads of a KV head share a tile.
   for (const bool shared : {false, true}) {
@@ -628,7 +654,10 @@ TEST_CASE("modifiers follow packed sequences, positions, gathered tiles and pack
     };
     oracle::Expr expr{oracle::Expr::Kind::blocks, {}, {}};
     expr.blocks = {"m", 64, 32, 8, {blocks.visible.begin(), blocks.visible.end()}};
-    check_values("blocks(m, q=64, kv=32) with alibi(s), bias(b)", {expr}, gathered, gpu_reference);
+    for (const girih::TileConfig& tile : kKernels) {
+      check_values("blocks(m, q=64, kv=32) with alibi(s), bias(b)", {expr}, gathered, gpu_reference,
+                   tile);
+    }
   }
 }
 
@@ -643,7 +672,10 @@ TEST_CASE("sanitizer: slopes, biases and sinks are right") {
            at(data.bias, c, row, key, 203);
   };
   c.changes.sink_logit = [=](Row row) { return at(data.sinks, c, row, 0, 1); };
-  check_values("causal with alibi(s), bias(b), sink_logit(z)", {causal()}, c, gpu_reference);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_values("causal with alibi(s), bias(b), sink_logit(z)", {causal()}, c, gpu_reference,
+                 tile);
+  }
 }
 
 TEST_CASE("tensor-parallel ranks give the bits of the whole launch") {
@@ -651,9 +683,8 @@ TEST_CASE("tensor-parallel ranks give the bits of the whole launch") {
       both(causal(), strided({.left = 2, .right = 2, .stride = 6, .block = 16}));
   // Ranks whose heads are of one kind may have other tiles than the whole launch, and sums depend
   // on how many keys a tile has.
-  const auto program = girih::jit::compile(Pattern::parse(pattern_text({s2, causal()}, 6)),
-                                           {.tile = {.block_n = 64}});
   const Case c = make_case(make_problem(DType::bfloat16, 64, 12, 4), 1, 200, 300);
+  std::optional<girih::jit::Program> program;
   girih::verify::Workload workload(c);
   workload.fill_normal(1);
   const auto result_of = [&](int num_ranks) {
@@ -674,22 +705,29 @@ TEST_CASE("tensor-parallel ranks give the bits of the whole launch") {
       take_heads(args.v, problem.num_heads_kv);
       take_heads(args.out, problem.num_heads);
       args.lse += problem.head_offset * c.seqlen_q;
-      program.bind(problem).launch(args);
+      program->bind(problem).launch(args);
     }
     girih::verify::synchronize();
     workload.download_outputs();
     CHECK(workload.touched_padding() == 0);
     return result_bits(workload);
   };
-  const std::vector<std::uint16_t> whole = result_of(1);
-  CHECK(result_of(2) == whole);
-  CHECK(result_of(4) == whole);
+  for (const bool portable : {false, true}) {
+    CAPTURE(portable);
+    program = girih::jit::compile(Pattern::parse(pattern_text({s2, causal()}, 6)),
+                                  {.tile = {.block_n = 64, .portable = portable}});
+    const std::vector<std::uint16_t> whole = result_of(1);
+    CHECK(result_of(2) == whole);
+    CHECK(result_of(4) == whole);
+  }
 }
 
 TEST_CASE("half of Llama's KV heads streaming is right at 32768") {
   GpuReference gpu_reference;
   Case c = make_case(make_problem(DType::bfloat16, 128, 32, 8), 1, 32768, 32768);
-  check_values({causal(), streaming(128, 256)}, c, gpu_reference);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_values({causal(), streaming(128, 256)}, c, gpu_reference, tile);
+  }
 }
 
 namespace {
@@ -827,7 +865,6 @@ TEST_CASE("tensors of more than 2^31 elements are right, 131072 rows of 136 head
     return;
   }
   const oracle::Expr expr = streaming(16, 256);
-  const auto program = girih::jit::compile(Pattern::parse(oracle::text(expr)));
   HugeTensors tensors(kElements);
 
   const auto problem = [&](Layout layout) {
@@ -847,21 +884,32 @@ TEST_CASE("tensors of more than 2^31 elements are right, 131072 rows of 136 head
         }
       }
     }
-    const Report report =
-        tensors.check(program.bind(c.problem), c, rows, oracle_mask({expr}, kHeads, c));
-    ++kernels_bound;
-    rows_checked += report.rows_checked;
-    CHECK(report.rows_checked == static_cast<std::int64_t>(rows.size()));
-    CHECK_MESSAGE(report.ok(), describe_case(c, report));
+    for (const girih::TileConfig& tile : kKernels) {
+      const auto kernel =
+          girih::jit::compile(Pattern::parse(oracle::text(expr)), c.problem, {.tile = tile});
+      const Report report = tensors.check(kernel, c, rows, oracle_mask({expr}, kHeads, c));
+      ++kernels_bound;
+      rows_checked += report.rows_checked;
+      CHECK(report.rows_checked == static_cast<std::int64_t>(rows.size()));
+      CHECK_MESSAGE(report.ok(), describe_case(c, report) << ", tile " << describe(tile));
+    }
   }
 }
 
 TEST_CASE("twenty runs give the same bits") {
-  std::vector<std::pair<std::string, Case>> runs;
+  struct Run {
+    std::string text;
+    Case parameters;
+    girih::TileConfig tile;
+  };
+  std::vector<Run> runs;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
     for (const int head_dim : {64, 128, 256}) {
       const Case c = make_case(make_problem(dtype, head_dim, 16, 8), 2, 1023, 1024);
-      runs.emplace_back(pattern_text({dense(), causal(), streaming(64, 256), window(9, 9)}, 4), c);
+      const std::string text =
+          pattern_text({dense(), causal(), streaming(64, 256), window(9, 9)}, 4);
+      runs.push_back({text, c, {}});
+      if (dtype == DType::bfloat16) runs.push_back({text, c, kPortable});
     }
   }
   // 64 heads of three kinds, where rows differ much in what they see; and one row that sees all.
@@ -874,13 +922,17 @@ TEST_CASE("twenty runs give the same bits") {
       }
       std::fill_n(c.inputs[0].visible.begin() + 32 * 20, 32, std::uint8_t{1});
     }
-    runs.emplace_back("heads(0-19: causal, 20-39: " + oracle::text(streaming(16, 100)) +
+    for (const girih::TileConfig& tile : kKernels) {
+      runs.push_back({"heads(0-19: causal, 20-39: " + oracle::text(streaming(16, 100)) +
                           ", 40-63: blocks(m, q=64, kv=64))",
-                      c);
+                      c, tile});
+    }
   }
-  for (const auto& [text, parameters] : runs) {
+  for (const auto& [text, parameters, tile] : runs) {
     CAPTURE(text);
-    const auto kernel = girih::jit::compile(Pattern::parse(text), parameters.problem);
+    CAPTURE(describe(tile));
+    const auto kernel =
+        girih::jit::compile(Pattern::parse(text), parameters.problem, {.tile = tile});
     girih::verify::Workload workload(parameters);
     workload.fill_normal(1);
     const girih::jit::Args args = workload.args();
@@ -908,7 +960,9 @@ TEST_CASE("sanitizer: values of three kinds of heads are right") {
       c.max_ctas = 2;
       c.row_gap = 8;
       c.reference = Case::Reference::cpu;
-      check_values({dense(), causal(), streaming(16, 32)}, c, gpu_reference);
+      for (const girih::TileConfig& tile : kKernels) {
+        check_values({dense(), causal(), streaming(16, 32)}, c, gpu_reference, tile);
+      }
     }
   }
 }
@@ -931,7 +985,9 @@ TEST_CASE("sanitizer: values of packed and shortened sequences are right") {
     c.row_gap = 8;
     c.reference = Case::Reference::cpu;
   }
-  check_all({dense(), causal(), streaming(16, 32)}, cases);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_all({dense(), causal(), streaming(16, 32)}, cases, tile);
+  }
 }
 
 TEST_CASE("sanitizer: the float64 kernel agrees with the CPU on a few rows") {
