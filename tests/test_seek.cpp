@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "girih/shared/structure.cuh"
+#include "oracle/golden.hpp"
 #include "oracle/oracle.hpp"
 #include "pattern/interpret.hpp"
 #include "seek.hpp"
@@ -425,6 +426,21 @@ TEST_CASE("S2-Attention's settings at the tiles of kernels") {
   }
   CHECK(tightness.inexact == 0);
   CHECK(tightness.truth.visited > tightness.truth.partial);
+}
+
+TEST_CASE("S2-Attention's own matrices are drawn to the block") {
+  const Geometry geometry{oracle::kGoldenTokens, oracle::kGoldenTokens, 0, 0};
+  for (const oracle::GoldenBlocks& golden : oracle::kGoldenStrided) {
+    CAPTURE(golden.text);
+    const Mask mask = Mask::parse(golden.text);
+    for (int q = 0; q < oracle::kGoldenTokens; ++q) {
+      for (int k = 0; k < oracle::kGoldenTokens; ++k) {
+        CAPTURE(q);
+        CAPTURE(k);
+        CHECK(girih::pattern::visible(mask, geometry, q, k) == golden.visible(q, k));
+      }
+    }
+  }
 }
 
 TEST_CASE("block streaming counts blocks of the launch, its quirk included") {

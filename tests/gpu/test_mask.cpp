@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "../oracle/golden.hpp"
 #include "hashed_workload.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
@@ -389,6 +390,37 @@ TEST_CASE("200 random expressions show exactly their keys in the portable kernel
   // Five in a launch: what takes time is the compiler, a kernel at a time.
   check_random_expressions(
       40, 2025, [](int, const auto&) { return 5; }, kPortable);
+}
+
+TEST_CASE("S2-Attention's own matrices show exactly their keys") {
+  std::vector<oracle::Expr> classes;
+  std::string text;
+  for (const oracle::GoldenBlocks& golden : oracle::kGoldenStrided) {
+    classes.push_back({Kind::condition, {}, {}});
+    classes.back().condition.holds = [&golden](const oracle::Sizes&, long long q, long long k) {
+      return golden.visible(q, k);
+    };
+    text += fmt::format("{}-{}: {}, ", text.empty() ? 0 : kHashes,
+                        static_cast<int>(classes.size()) * kHashes - 1, golden.text);
+  }
+  text = "heads(" + text.substr(0, text.size() - 2) + ")";
+  const Lengths length{oracle::kGoldenTokens, oracle::kGoldenTokens};
+  const std::vector<Expected> expected = {
+      Expected(classes, oracle::bottom_right(length.q, length.k))};
+  for (const int head_dim : {64, 128}) {
+    const Problem problem = make_problem(DType::bfloat16, head_dim, 2 * kHashes, 2);
+    std::vector<Binding> bindings;
+    for (const TileConfig& tile : kKernels) bindings.push_back({text, problem, tile});
+    const std::vector<Bound> bound = bind_all(bindings);
+    require_bound(bindings, bound);
+    HashedWorkload workload(mask_case(problem, 2, length), 12);
+    for (std::size_t i = 0; i < bindings.size(); ++i) {
+      if (!bound[i].kernel) continue;
+      CHECK_OUTCOME(
+          workload.check(*bound[i].kernel, expected),
+          fmt::format("{} {}, tile {}", text, describe(problem), describe(bindings[i].tile)));
+    }
+  }
 }
 
 TEST_CASE("neighborhoods on grids of one to three axes show exactly their keys") {
