@@ -457,6 +457,22 @@ class LocalStrideSparseAttention(_Module):
 # --- FlashAttention and BSFA ----------------------------------------------------------------------
 
 
+def _slopes_by_position(lse, slopes, seqlen_q, seqlen_k, cu_seqlens_q, cu_seqlens_k):
+    """What FlashAttention-2's lse is under a causal ALiBi: it adds slope * key where we take off
+    slope * (position - key), which is the same softmax, and an lse larger by slope * position."""
+    import torch
+    slopes = slopes.expand(-1, lse.shape[-2]) if slopes.dim() == 2 else slopes[None]
+    if cu_seqlens_q is None:  # [batch, heads, seqlen_q]
+        position = torch.arange(seqlen_q, device=lse.device) + (seqlen_k - seqlen_q)
+        return lse + slopes[:, :, None] * position
+    row = torch.arange(lse.shape[1], device=lse.device)  # of all sequences
+    sequence = torch.searchsorted(cu_seqlens_q[1:].contiguous(), row, right=True, out_int32=True)
+    sequence = sequence.clamp(max=cu_seqlens_q.shape[0] - 2).long()
+    position = row - cu_seqlens_q[1:][sequence] + (cu_seqlens_k[1:] - cu_seqlens_k[:-1])[sequence]
+    of_row = slopes.expand(cu_seqlens_q.shape[0] - 1, -1)[sequence]  # [rows, heads]
+    return lse + of_row.transpose(0, 1) * position
+
+
 def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
            return_attn_probs, prune="", **arguments):
     _refuse_dropout(dropout_p)
@@ -467,14 +483,25 @@ def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alib
         pattern += (", " if " with " in pattern else " with ") + prune
     out, lse = _attend(girih.compile(pattern), q, k, v, softmax_scale, return_attn_probs,
                        empty_lse=math.inf, **arguments)
-    return (out, lse, q.new_empty(0)) if return_attn_probs else out
+    if not return_attn_probs:
+        return out
+    cu_q, cu_k = arguments.get("cu_seqlens_q"), arguments.get("cu_seqlens_k")
+    seqlen_q, seqlen_k = ((q.shape[1], k.shape[1]) if cu_q is None else
+                          (arguments["max_seqlen_q"], arguments["max_seqlen_k"]))
+    left, right = window_size
+    if alibi_slopes is not None and not 0 <= left < seqlen_k and (causal or right == 0):
+        lse = _slopes_by_position(lse, alibi_slopes, seqlen_q, seqlen_k, cu_q, cu_k)
+    return out, lse, q.new_empty(0)
 
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
                     softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False):
     """FlashAttention's function: q [batch, seqlen_q, num_heads, head_dim], k and v with as many
     heads or a divisor; alibi_slopes float32 [num_heads] or [batch, num_heads]. Returns out, with
-    return_attn_probs (out, lse [batch, num_heads, seqlen_q], an empty tensor)."""
+    return_attn_probs (out, lse [batch, num_heads, seqlen_q], an empty tensor).
+
+    As the library's own, lse under a causal ALiBi without a window counts from the first key: it is
+    larger by slope * position than girih.attention's."""
     return _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
                   return_attn_probs)
 
