@@ -149,6 +149,22 @@ class BlockSparseTest(CompatTest):
             with torch.cuda.graph(graph):
                 self.call(True, False, types=fresh)
 
+    def test_tensors_and_block_masks_may_be_views(self):
+        self.q = normal(sum(self.lengths_q), 3, 8, 64)[:, 1]
+        kv = normal(sum(self.lengths_k), 2, 4, 64)
+        self.k, self.v = kv[:, 0, 1:3], kv[:, 1, 1:3]
+        blocks = torch.rand(3, 4, 7, 6, device="cuda") < 0.5
+        self.blockmask = blocks.transpose(0, 1)[:, :, 1:6, ::2]
+        for tensor in (self.q, self.k, self.v, self.blockmask):
+            self.assertFalse(tensor.is_contiguous())
+        for causal, exact in ((True, True), (True, False), (False, False)):
+            self.check(self.call(causal, exact, return_attn_probs=True), causal, exact)
+        self.types = [1, 0, 0, 1, 0, 0, 1, 0]
+        self.check(self.call(True, False, return_attn_probs=True), True, False)
+        self.types = [0] * 5 + [1] + [0] * 2
+        self.blockmask = self.blockmask[:, 1:2]
+        self.check(self.call(True, False, return_attn_probs=True), True, False)
+
     def test_streaming_functions_are_the_same_without_block_masks(self):
         self.types = [0, -1] * 4
         for call, causal, exact, named in (
@@ -206,6 +222,44 @@ class FlashTest(CompatTest):
             expected = weights @ heads(v).repeat_interleave(2, dim=1)
             out = compat.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes)
             self.close(out, expected.transpose(1, 2))
+
+    def test_lse_under_slopes_is_the_librarys(self):
+        """It adds slope * key where a launch is causal without a window, else takes off
+        slope * |position - key|."""
+        lengths_q, lengths_k = [70, 1, 33], [100, 64, 20]
+        cu_q, cu_k = (torch.tensor([0] + x, device="cuda").cumsum(0).int()
+                      for x in (lengths_q, lengths_k))
+        q, k, v = normal(104, 4, 64), normal(184, 2, 64), normal(184, 2, 64)
+        for slopes in (torch.rand(4, device="cuda"), torch.rand(3, 4, device="cuda")):
+            for causal, window, by_key in ((True, (-1, -1), True), (False, (-1, 0), True),
+                                           (True, (100, -1), True), (True, (30, -1), False),
+                                           (False, (-1, -1), False)):
+                _, packed, _ = compat.flash_attn_varlen_func(
+                    q, k, v, cu_q, cu_k, 70, 100, causal=causal, window_size=window,
+                    alibi_slopes=slopes, return_attn_probs=True)
+                for b in range(3):
+                    rows, keys = (slice(int(cu[b]), int(cu[b + 1])) for cu in (cu_q, cu_k))
+                    i, j = rows_and_keys(lengths_q[b], lengths_k[b])
+                    p = i + lengths_k[b] - lengths_q[b]
+                    of_head = slopes.expand(3, 4)[b, :, None, None]
+                    scores = torch.einsum("qhd,khd->hqk", q[rows].float(),
+                                          k[keys].float().repeat_interleave(2, dim=1)) / 8
+                    scores = scores + of_head * (j if by_key else -(p - j).abs())
+                    hidden = torch.zeros_like(j <= p)
+                    if causal or window[1] == 0:
+                        hidden |= j > p
+                    if window[0] >= 0:
+                        hidden |= j < p - window[0]
+                    expected = torch.logsumexp(scores.masked_fill(hidden, -math.inf), -1)
+                    expected = expected.masked_fill(expected == -math.inf, math.inf)
+                    self.close_lse(packed[:, rows], expected)
+                    if b > 0:
+                        continue
+                    _, lse, _ = compat.flash_attn_func(
+                        q[None, rows], k[None, keys], v[None, keys], causal=causal,
+                        window_size=window, alibi_slopes=slopes.expand(3, 4)[:1],
+                        return_attn_probs=True)
+                    self.close_lse(lse[0], expected)
 
     def test_packed_tensors_and_sequences_are_the_same_attention(self):
         qkv = normal(2, 90, 3, 4, 64)
@@ -298,6 +352,16 @@ class LocalStrideTest(CompatTest):
             self.close_lse(lse[0], reference(q[0], k[0], v[0], mask)[1])
             # One query at the end of the keys, as in decoding.
             self.check(module(q[:, -1:], k, v), q[:, -1:], k, v, mask[:, -1:])
+
+    def test_tensors_may_be_views(self):
+        qkv = normal(2, 200, 3, 4, 64)
+        mask = self.mask(200, 200)
+        module = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3)
+        self.check(module(*qkv.unbind(2)), *qkv.unbind(2), mask)
+        padded = normal(2, 260, 3, 4, 96)[:, 20:220, :, :, :64]
+        self.check(module(*padded.unbind(2)), *padded.unbind(2), mask)
+        across = qkv.transpose(3, 4).contiguous().transpose(3, 4)  # head_dim is not the last
+        self.check(module(*across.unbind(2)), *across.unbind(2), mask)
 
     def test_wide_strides_move_by_more_than_a_block_from_head_to_head(self):
         q, k, v = normal(1, 250, 4, 64), *(normal(1, 250, 2, 64) for _ in range(2))

@@ -193,6 +193,8 @@ def _planes_of_heads(blockmask, planes):
     """The block mask with a plane for each query head, or one for all. Nothing waits for the GPU."""
     if not _dtype_is_byte(blockmask):
         blockmask = blockmask != 0
+    if blockmask.stride()[-1] != 1:
+        blockmask = blockmask.contiguous()
     used = {plane for plane in planes if plane is not None}
     if len(used) == 1:
         plane = used.pop()
@@ -223,6 +225,7 @@ def _attend(call, q, k, v, softmax_scale=None, return_lse=False, **arguments):
     """call(q, k, v, ...), with heads padded to a multiple of 16. Returns out and lse or None."""
     width, width_v = q.shape[-1], v.shape[-1]
     scale = width ** -0.5 if softmax_scale is None else softmax_scale
+    q, k, v = (x if x.stride()[-1] == 1 else x.contiguous() for x in (q, k, v))
     if width % 16 != 0 or width_v % 16 != 0:
         from torch.nn.functional import pad
         q, k, v = (pad(x, (0, -x.shape[-1] % 16)) for x in (q, k, v))
@@ -461,16 +464,15 @@ def _slopes_by_position(lse, slopes, seqlen_q, seqlen_k, cu_seqlens_q, cu_seqlen
     """What FlashAttention-2's lse is under a causal ALiBi: it adds slope * key where we take off
     slope * (position - key), which is the same softmax, and an lse larger by slope * position."""
     import torch
-    slopes = slopes.expand(-1, lse.shape[-2]) if slopes.dim() == 2 else slopes[None]
+    slopes = slopes if slopes.dim() == 2 else slopes[None]  # [batch or 1, heads]
     if cu_seqlens_q is None:  # [batch, heads, seqlen_q]
         position = torch.arange(seqlen_q, device=lse.device) + (seqlen_k - seqlen_q)
         return lse + slopes[:, :, None] * position
-    row = torch.arange(lse.shape[1], device=lse.device)  # of all sequences
-    sequence = torch.searchsorted(cu_seqlens_q[1:].contiguous(), row, right=True, out_int32=True)
-    sequence = sequence.clamp(max=cu_seqlens_q.shape[0] - 2).long()
-    position = row - cu_seqlens_q[1:][sequence] + (cu_seqlens_k[1:] - cu_seqlens_k[:-1])[sequence]
-    of_row = slopes.expand(cu_seqlens_q.shape[0] - 1, -1)[sequence]  # [rows, heads]
-    return lse + of_row.transpose(0, 1) * position
+    ends, count = cu_seqlens_q[1:].contiguous(), cu_seqlens_q.shape[0] - 1
+    row = torch.arange(lse.shape[1], device=lse.device, dtype=ends.dtype)  # of all sequences
+    sequence = torch.searchsorted(ends, row, right=True).clamp(max=count - 1)
+    position = row - ends[sequence] + (cu_seqlens_k[1:] - cu_seqlens_k[:-1])[sequence]
+    return lse + slopes.expand(count, -1)[sequence].transpose(0, 1) * position
 
 
 def _flash(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
