@@ -536,5 +536,56 @@ class CombineTest(unittest.TestCase):
             girih.combine([out.requires_grad_()], [lse])
 
 
+class MergedLaunchesTest(unittest.TestCase):
+    """Systems whose attention is two launches, over keys that are given apart, and their merge."""
+
+    def close(self, out, lse, scores, v):
+        """scores [batch, heads, rows, keys] of all keys, v [batch, keys, heads, dim]."""
+        expected = torch.softmax(scores, -1) @ v.float().transpose(1, 2)
+        torch.testing.assert_close(out.float(), expected.transpose(1, 2), rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(lse, torch.logsumexp(scores, -1), rtol=1e-3, atol=1e-3)
+
+    def scores(self, q, k):
+        return q.float().transpose(1, 2) @ k.float().permute(0, 2, 3, 1) / math.sqrt(q.shape[-1])
+
+    def test_bifurcated_attention_reads_a_shared_prompt_once(self):
+        torch.manual_seed(2)
+        make = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+        answers, prompt, own = 5, 300, 40
+        for rows in (1, 7):  # of each answer, at its end
+            q = make(answers, rows, 4, 64)
+            k0, v0 = (make(1, prompt, 2, 64).expand(answers, -1, -1, -1) for _ in range(2))
+            k1, v1 = (make(answers, own, 2, 64) for _ in range(2))
+            self.assertEqual(k0.stride(0), 0)
+            parts = [girih.attention(q, k0, v0, "dense", return_lse=True),
+                     girih.attention(q, k1, v1, "causal", return_lse=True)]
+            out, lse = girih.combine(*zip(*parts))
+            k, v = (torch.cat(x, dim=1).repeat_interleave(2, dim=2)
+                    for x in ((k0, k1), (v0, v1)))
+            row = torch.arange(rows, device="cuda")[:, None] + prompt + own - rows
+            hidden = torch.arange(prompt + own, device="cuda") > row
+            self.close(out, lse, self.scores(q, k).masked_fill(hidden, -math.inf), v)
+
+    def test_hyper_attention_samples_keys_of_other_buckets(self):
+        torch.manual_seed(3)
+        make = lambda: torch.randn(2, 300, 4, 64, device="cuda", dtype=torch.float16)  # noqa: E731
+        q, k, v = make(), make(), make()  # every head sorted by its own buckets
+        bucket = torch.randint(0, 9, (2, 4, 300), device="cuda", dtype=torch.int32).sort().values
+        sampled = torch.randint(0, 300, (2, 4, 64), device="cuda")  # with replacement
+        index = sampled.transpose(1, 2)[..., None].expand(-1, -1, -1, 64)
+        some_k, some_v = k.gather(1, index), v.gather(1, index)
+        own, own_lse = girih.attention(q, k, v, "segments(bucket)", return_lse=True,
+                                       inputs={"bucket": girih.TokenIndices(bucket)})
+        of_sampled = bucket.gather(2, sampled)
+        rest, rest_lse = girih.attention(
+            q, some_k, some_v, "!segments(bucket)", return_lse=True,
+            inputs={"bucket": girih.TokenIndices(bucket, of_sampled)})
+        out, lse = girih.combine([own, rest], [own_lse, rest_lse + math.log(300 / 64)])
+        inside = self.scores(q, k).masked_fill(bucket[..., None] != bucket[:, :, None], -math.inf)
+        others = (self.scores(q, some_k) + math.log(300 / 64)).masked_fill(
+            bucket[..., None] == of_sampled[:, :, None], -math.inf)
+        self.close(out, lse, torch.cat([inside, others], -1), torch.cat([v, some_v], 1))
+
+
 if __name__ == "__main__":
     unittest.main()
