@@ -126,6 +126,13 @@ TEST_CASE("compat: S2-Attention's arguments are strided blocks") {
   CHECK(text(other) == "causal & strided(local=16, stride=8, block=64, homo=true)");
   other.causal = false;
   CHECK(text(other) == "strided(local=16, stride=8, block=64, relative=true)");
+  other = phi;
+  other.vert_stride = 10000;  // as good as none
+  CHECK(text(other) == "causal & strided(local=16, stride=10000, block=64)");
+  other.vert_stride = 2000000;
+  CHECK_THROWS_WITH_AS(compat::local_stride(other),
+                       "strided: stride = 2000000 is out of range: 1 to 1048576 are allowed",
+                       Error);
 }
 
 TEST_CASE("compat: arguments that do not fit together are refused") {

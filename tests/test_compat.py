@@ -125,6 +125,7 @@ class OtherPatternsTest(CompatTest):
                   "strided(local=4, stride=8, block=64, relative=true)"),
                  (pattern(2, 64, (4, 2), 8, causal=False, head_sliding_offset=3),
                   "strided(local=(4, 2), stride=8, block=64, relative=true)"),
+                 (pattern(8, 64, 4, 10000), "causal & strided(local=4, stride=10000, block=64)"),
                  # A stride beyond the last block is any such stride.
                  (pattern(1, 32, 4, 10000, causal=False, max_seq_len=2048),
                   "strided(local=4, stride=64, block=32, relative=true)")]

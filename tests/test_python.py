@@ -158,6 +158,8 @@ class PatternTest(unittest.TestCase):
             girih.attention(None, None, None, "causal & windw(3)")
         self.assertEqual(caught.exception.code, "invalid_argument")
         self.assertRegex(str(caught.exception), r"causal & windw\(3\)\n +\^")
+        with self.assertRaisesRegex(girih.Error, "character 7 of the pattern, .* is NUL"):
+            girih.compile("causal\0 & segments(d)")
 
     def test_unknown_options_are_refused(self):
         with self.assertRaisesRegex(TypeError, "cachedir.*cache_dir"):

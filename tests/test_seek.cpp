@@ -399,7 +399,7 @@ TEST_CASE("heads said to be alike are alike, and those that differ are told apar
 TEST_CASE("S2-Attention's settings at the tiles of kernels") {
   std::mt19937_64 random(9);
   Tightness tightness;
-  for (const auto& [local, stride] : {std::pair(10, 3), {1, 8}, {8, 1}, {16, 8}}) {
+  for (const auto& [local, stride] : {std::pair(10, 3), {1, 8}, {8, 1}, {16, 8}, {2, 10000}}) {
     for (const int block : {16, 32, 64, 128}) {
       for (int variant = 0; variant < 6; ++variant) {
         oracle::Strided strided{.left = local, .right = local, .stride = stride, .block = block};
@@ -592,13 +592,14 @@ TEST_CASE("extreme numbers do not overflow") {
   }
   for (const long long block : {1LL, most}) {
     for (const long long step : {-most, most}) {
-      oracle::Strided band{.left = most, .right = most, .stride = 4096, .block = block};
+      oracle::Strided band{.left = most, .right = most, .stride = 1 << 20, .block = block};
+      exprs.push_back({Kind::strided, {}, {}, band});  // its step follows from the stride
       oracle::Strided relative = band;
       relative.relative = true;
       band.offset = -step / 2;
       band.step = step > 0 ? 4096 : -4096;
       oracle::Strided ranges = band;
-      ranges.ranges = {{-most / 2, 1}, {most / 2, 4096}, {0, 4095}};
+      ranges.ranges = {{-most / 2, 1}, {most / 2, 1 << 20}, {0, (1 << 20) - 1}};
       for (const oracle::Strided& strided : {band, relative, ranges}) {
         exprs.push_back({Kind::strided, {}, {}, strided});
       }

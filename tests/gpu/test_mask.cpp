@@ -62,6 +62,7 @@ std::vector<oracle::Expr> every_atom() {
       {.left = 4, .right = 4, .stride = 5, .block = 20, .step = -3, .dense_heads = 2},
       {.left = 2, .right = 2, .stride = 3, .block = 16, .homo = true},
       {.left = 2, .right = 1, .stride = 3, .block = 64, .dense_heads = 1, .relative = true},
+      {.left = 3, .right = 3, .stride = 10000, .block = 1},  // beyond the keys but in some heads
       {.block = 32, .offset = -7, .ranges = {{-2, 4}, {3, 1}, {9, 2}, {0, 7}}},
   };
   for (const oracle::Strided& blocks : s2) atoms.push_back(strided(blocks));

@@ -233,6 +233,12 @@ def _check_device(name, tensor, device):
         _refuse("%s is on %s, but q is on %s" % (name, tensor.device, device))
 
 
+def _c_text(what, text):
+    if "\0" in text:  # which C would take for the end
+        _refuse("character %d of %s, %r, is NUL: leave it out" % (text.index("\0") + 1, what, text))
+    return text.encode()
+
+
 def _tensor(name, tensor, layout, device, float32=False):
     """float32: whether it may be of that type."""
     _check_device(name, tensor, device)
@@ -552,7 +558,7 @@ def _input(name, value, device):
     else:
         _refuse("%s is %s: block masks are bool or uint8, numbers are int32, values float32"
                 % (where, _dtype_name(value.dtype)))
-    result.name = name.encode()
+    result.name = _c_text("the input's name", name)
     return result
 
 
@@ -717,7 +723,7 @@ class Program:
         options = _options(**options)
         self._handle = _void_p()
         self._free = _library().girih_program_free
-        _check(_library().girih_compile(pattern.encode(), options, self._handle))
+        _check(_library().girih_compile(_c_text("the pattern", pattern), options, self._handle))
 
     def __del__(self):
         if getattr(self, "_handle", None):

@@ -314,8 +314,8 @@ struct BlockStreaming : KeySearch<BlockStreaming> {
 //   ranges     instead of a band: pairs (end, stride); the first with i - j < end decides
 struct Strided : KeySearch<Strided> {
   // A block's number, below 2^30, a range's end, an offset and a head's shift, which is below 2^16
-  // times a step, fit an int together.
-  static constexpr int kMaxStride = 1 << 12;
+  // times a step, or a stride and 2^16 where the step follows from it, fit an int together.
+  static constexpr int kMaxStride = 1 << 20, kMaxStep = 1 << 12;
   static constexpr int kMaxBlocks = kMaxNumber / 2;
   static constexpr AtomInfo kInfo{
       "strided",
@@ -325,7 +325,7 @@ struct Strided : KeySearch<Strided> {
        {.name = "block", .least = 1},
        {.name = "offset", .least = -kMaxBlocks, .most = kMaxBlocks, .fallback = 0},
        {.name = "heads", .kind = ParamKind::choice, .fallback = 0, .choices = "q|kv"},
-       {.name = "step", .least = -kMaxStride, .most = kMaxStride, .fallback = kAutomatic},
+       {.name = "step", .least = -kMaxStep, .most = kMaxStep, .fallback = kAutomatic},
        {.name = "homo", .kind = ParamKind::boolean, .fallback = 0},
        {.name = "dense_heads", .fallback = 0},
        {.name = "relative", .kind = ParamKind::boolean, .fallback = 0},
