@@ -93,12 +93,18 @@ struct GatheredKeys {
   int keys[kBlockN];
 };
 
-// Boxes that wait until they fill a key tile, with what each lane adds to these, in each row of
+// Keys that are looked through at once, a word of bits a lane.
+constexpr int kSlashChunk = 32 * 32;
+constexpr int kSlashChanges = 32;  // of who sees a key, that are dealt with at once
+
+// Boxes that wait until they fill a key tile, with what is added to these at once, in each row of
 // them and in that of boxes with masks.
 GIRIH_HD constexpr int most_slash_boxes(int block_n) {
-  return round_up(block_n / kSlashBox + 2 * 32, 2);
+  return round_up(block_n / kSlashBox + kSlashChunk / kSlashBox, 2);
 }
-GIRIH_HD constexpr int most_masked_boxes(int block_n) { return block_n / kSlashBox + 32; }
+GIRIH_HD constexpr int most_masked_boxes(int block_n) {
+  return block_n / kSlashBox + kSlashChanges;
+}
 
 // What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
 // stages, and of single keys that are gathered, with rows of boxes and the plane of bits.
@@ -106,7 +112,7 @@ constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
   const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
-  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) +
+  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) + 2 * kSlashChanges +
          static_cast<int>(sizeof(SlashPlane));
 }
 
