@@ -10,7 +10,7 @@ namespace girih {
 struct SlashPlane {
   static constexpr int kRows = 64;  // query rows of a block, and keys of a window
 
-  // One word more than there are keys for: words are read in pairs.
+  // One word more than there are keys for: words are read in pairs, and written by four.
   GIRIH_HD static constexpr int words_per_row(int seqlen_k) {
     return round_up(ceil_div(seqlen_k, 32) + 1, 4);
   }
@@ -25,7 +25,7 @@ struct SlashPlane {
   GIRIH_HD static int words_written(const Geometry& g, int block, int words_per_row) {
     constexpr int kWordsBeyond = 512 / 32;
     const int words = ceil_div(max(keys_seen(g, block), 0), 32) + kWordsBeyond;
-    return min(round_up(words, 2), words_per_row);
+    return min(round_up(words, 4), words_per_row);
   }
 
   const uint32* columns;
