@@ -318,7 +318,13 @@ static void estimates_are_checked(void) {
   CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "args.given is 2"));
   args.given = GIRIH_GIVEN_SOFTMAX_SCALE;
   CHECK(refused(girih_estimate_slashes(&args), GIRIH_NO_DEVICE, "CUDA"));
+  const int32_t own[] = {30, 31};
+  args.head_slash = own;
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_NO_DEVICE, "CUDA"));
+  args.head_vertical = own;
+  CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "head_vertical[1] is 31"));
   args.slash = NULL;
+  args.head_vertical = NULL;
   CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "slash is null"));
   CHECK(refused(girih_estimate_slashes(NULL), GIRIH_INVALID_ARGUMENT, "args is null"));
 }

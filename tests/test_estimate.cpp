@@ -63,9 +63,10 @@ TEST_CASE("estimate: heads of one KV head share a CTA, and CTAs the keys") {
   CHECK(plan.parts_bytes == 16u * 65 * 64 * 8);
   CHECK(plan.select.count == 70000);
   CHECK(plan.select.lists[0].out == list_at(0x3000));
-  CHECK(plan.select.lists[0].number == 500);
+  CHECK(plan.select.num_heads == 8);
+  CHECK(plan.select.lists[0].width == 500);
   CHECK(plan.select.lists[0].forced == 30);
-  CHECK(plan.select.lists[1].number == 700);
+  CHECK(plan.select.lists[1].width == 700);
   CHECK(plan.select.lists[1].forced == 100);
   CHECK(p.softmax_scale_log2 == doctest::Approx(1.4426950408889634 / std::sqrt(128.0)));
 
@@ -80,6 +81,16 @@ TEST_CASE("estimate: heads of one KV head share a CTA, and CTAs the keys") {
   CHECK(estimate_plan(args, 132).estimate.num_parts == 1);
   args.k.shape[1] = 0;
   CHECK(estimate_plan(args, 132).estimate.num_parts == 0);
+}
+
+TEST_CASE("estimate: each head may have a number of its own") {
+  EstimateArgs args = good_args();
+  args.head_slash = {0, 700, 1, 2, 3, 4, 5, 6};
+  const SelectParams select = estimate_plan(args, 132).select;
+  for (int plane = 0; plane < 16; ++plane) {
+    CHECK(select.number(0, plane) == 500);
+    CHECK(select.number(1, plane) == args.head_slash[static_cast<std::size_t>(plane % 8)]);
+  }
 }
 
 TEST_CASE("estimate: shared memory of every width fits every GPU") {
@@ -113,6 +124,22 @@ TEST_CASE("estimate: arguments that cannot be right are refused, and say what to
       {"slash is misaligned", [](EstimateArgs& a) { a.slash = list_at(0x4002); },
        "slash at 0x4002"},
       {"a negative scale", [](EstimateArgs& a) { a.softmax_scale = -1.0f; }, "not negative"},
+      {"a number for some heads",
+       [](EstimateArgs& a) {
+         a.head_slash = {1, 2, 3};
+       },
+       "head_slash has 3 numbers: it must have num_heads (8) of them"},
+      {"a head with more than a row holds",
+       [](EstimateArgs& a) { a.head_vertical = {0, 1, 2, 501, 4, 5, 6, 7}; },
+       "head_vertical[3] is 501: it must be from 0 to num_vertical (500)"},
+      {"a head with a negative number",
+       [](EstimateArgs& a) { a.head_slash = {0, 1, 2, 3, 4, 5, 6, -1}; }, "head_slash[7] is -1"},
+      {"numbers of too many heads",
+       [](EstimateArgs& a) {
+         a.q.shape[2] = 258;
+         a.head_slash.assign(258, 1);
+       },
+       "at most 256"},
       {"too many heads", [](EstimateArgs& a) { a.q.shape[0] = a.k.shape[0] = 1 << 28; },
        "split the batch"},
   };

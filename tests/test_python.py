@@ -511,6 +511,20 @@ class EstimateTest(unittest.TestCase):
         with self.assertRaisesRegex(girih.Error, "dtype is int8"):
             girih.bind_estimate("int8", 128)
 
+    def test_heads_may_have_numbers_of_their_own(self):
+        few, many = list(range(43, 51)), Fake(8, dtype="int64")
+        many.tolist = lambda: list(range(93, 101))
+        for widths in ((50, 100), (None, None)):
+            self.refused("CUDA", "no_device", head_vertical=few, head_slash=many,
+                         num_vertical=widths[0], num_slash=widths[1])
+        self.refused(r"head_vertical\[7\] is 50: it must be from 0 to num_vertical \(49\)",
+                     head_vertical=few, num_vertical=49)
+        self.refused(r"head_slash\[7\] is -1: it must be an int", head_slash=few[:7] + [-1])
+        self.refused("head_slash has 7 numbers: it must have one for each of 8", head_slash=few[:7])
+        self.refused("give num_slash, or head_slash", num_slash=None)
+        self.refused(r"lists\.slash has shape \[2, 8, 100\]: it must be \[2, 8, 50\]",
+                     num_slash=None, head_slash=few)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "girih/jit.hpp"
 
@@ -24,9 +25,13 @@ struct EstimateArgs {
   Tensor k;
   Layout layout = Layout::bshd;
   std::optional<float> softmax_scale = {};  ///< default 1 / sqrt(head_dim); finite and >= 0
-  int num_vertical = 0, num_slash = 0;      ///< for each head
+  int num_vertical = 0, num_slash = 0;      ///< for each head, or for the one with the most
+  /// Empty, or how many each query head is to have, of up to 256: none more than num_vertical and
+  /// num_slash, which are then the rows' width.
+  std::vector<int> head_vertical = {}, head_slash = {};
   /// Device, contiguous [batch, num_heads, num_vertical] and [batch, num_heads, num_slash]: in
-  /// ascending order, -1 behind as many as there are keys. Of equal sums the lowest are taken.
+  /// ascending order, -1 behind as many as the head is to have or there are keys. Of equal sums the
+  /// lowest are taken.
   std::int32_t* vertical = nullptr;
   std::int32_t* slash = nullptr;
   CUstream_st* stream = nullptr;

@@ -374,13 +374,16 @@ typedef struct girih_estimate_args {
   size_t size;
   const girih_tensor *q, *k;  // as those of girih_args; head_dim is a multiple of 16 up to 256
   int32_t* vertical;          // device memory, contiguous [batch, num_heads, num_vertical]
-  int32_t* slash;             // likewise; both ascend, -1 behind as many as there are keys
+  int32_t* slash;             // likewise; both ascend, -1 behind what there is
   struct CUstream_st* stream;
   int32_t num_vertical, num_slash;
   girih_layout layout;  // GIRIH_BSHD or GIRIH_BHSD
   uint32_t given;       // 0 or GIRIH_GIVEN_SOFTMAX_SCALE
   float softmax_scale;
   int32_t reserved;  // 0
+  // Host memory, for up to 256 query heads: how many each is to have, none more than num_vertical
+  // and num_slash, the rows' width. NULL: as many as these say, each.
+  const int32_t *head_vertical, *head_slash;  // [num_heads]
 } girih_estimate_args;
 
 // Enqueues one estimate on args->stream, with scratch memory from the driver's pool. The first call

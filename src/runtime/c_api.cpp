@@ -13,6 +13,7 @@
 
 #include "girih/girih.h"
 #include "girih/girih.hpp"
+#include "girih/select_largest.cuh"
 #include "runtime/settings.hpp"
 
 using girih::Errc;
@@ -502,6 +503,13 @@ girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
                                 .slash = c.slash,
                                 .stream = c.stream};
   if (given) args.softmax_scale = c.softmax_scale;
+  // What more heads have is not looked at: they are refused.
+  const std::int64_t heads = std::clamp<std::int64_t>(
+      args.q.shape[args.layout == girih::Layout::bhsd ? 1 : 2], 0, girih::SelectParams::kMostHeads);
+  if (c.head_vertical != nullptr) {
+    args.head_vertical.assign(c.head_vertical, c.head_vertical + heads);
+  }
+  if (c.head_slash != nullptr) args.head_slash.assign(c.head_slash, c.head_slash + heads);
   return args;
 }
 

@@ -29,6 +29,32 @@ void check_list(const char* name, int number, const std::int32_t* list) {
   check_aligned_to_4(name, list);
 }
 
+// What the selection is to know of a list.
+void set_list(SelectParams& select, int index, const char* name, int width,
+              const std::vector<int>& heads, std::int32_t* out, int forced) {
+  check_list(name, width, out);
+  select.lists[index] = {out, width, forced, !heads.empty()};
+  if (heads.empty()) return;
+  if (select.num_heads > SelectParams::kMostHeads) {
+    throw Error(Errc::unsupported,
+                fmt::format("head_{} is for {} heads: at most {} may have numbers of their own; "
+                            "take a part of the heads at a time",
+                            name, select.num_heads, +SelectParams::kMostHeads));
+  }
+  if (static_cast<int>(heads.size()) != select.num_heads) {
+    refuse(fmt::format("head_{} has {} numbers: it must have num_heads ({}) of them, or none", name,
+                       heads.size(), select.num_heads));
+  }
+  for (int head = 0; head < select.num_heads; ++head) {
+    const int number = heads[static_cast<std::size_t>(head)];
+    if (number < 0 || number > width) {
+      refuse(fmt::format("head_{}[{}] is {}: it must be from 0 to num_{} ({})", name, head, number,
+                         name, width));
+    }
+    select.head_numbers[index][head] = number;
+  }
+}
+
 }  // namespace
 
 static void check_width(DType dtype, int head_dim) {
@@ -79,15 +105,17 @@ EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
     refuse(fmt::format("{} sequences x {} heads are more than {}: split the batch", batch, heads,
                        kMaxNumber));
   }
-  check_list("vertical", args.num_vertical, args.vertical);
-  check_list("slash", args.num_slash, args.slash);
+  EstimatePlan plan{};
+  plan.select.num_heads = static_cast<int>(heads);
+  set_list(plan.select, 0, "vertical", args.num_vertical, args.head_vertical, args.vertical,
+           kForcedKeys);
+  set_list(plan.select, 1, "slash", args.num_slash, args.head_slash, args.slash, kForcedDistances);
   const float scale = args.softmax_scale.value_or(
       static_cast<float>(1.0 / std::sqrt(static_cast<double>(q[kDim]))));
   if (!std::isfinite(scale) || scale < 0.0f) {
     refuse(fmt::format("softmax_scale {} must be finite and not negative", scale));
   }
 
-  EstimatePlan plan{};
   plan.dtype = args.q.dtype;
   plan.head_dim = static_cast<int>(q[kDim]);
   EstimateParams& p = plan.estimate;
@@ -119,8 +147,6 @@ EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
   plan.select.num_planes = p.num_planes;
   plan.select.count = p.seqlen_k;
   plan.select.stride = p.sums_stride;
-  plan.select.lists[0] = {args.vertical, args.num_vertical, kForcedKeys};
-  plan.select.lists[1] = {args.slash, args.num_slash, kForcedDistances};
   return plan;
 }
 

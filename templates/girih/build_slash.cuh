@@ -79,7 +79,10 @@ GIRIH_HD constexpr int64 build_slash_ctas(const BuildSlashParams& p) {
 struct BuildSlash {
   static constexpr int kWarps = kBuildSlashThreads / 32;
   static constexpr int kSharedWords = 6144;
-  static constexpr int kChunkWords = kSharedWords / kWarps;  // of a row, that a warp makes at once
+  // Of a row, that a warp makes at once, behind the last words of those before.
+  static constexpr int kWordsBefore = 4;
+  static constexpr int kChunkWords = kSharedWords / kWarps - kWordsBefore;
+  static_assert(kChunkWords % 4 == 0);
 
   // Windows may end in a gap of more than so many distances, and nowhere else.
   static constexpr int kGap = SlashPlane::kRows;
@@ -87,7 +90,7 @@ struct BuildSlash {
   static constexpr int kBeforeFirst = -2 * SlashPlane::kRows;
 
   struct Shared {
-    alignas(8) uint32 words[kSharedWords];
+    alignas(16) uint32 words[kSharedWords];
     int counts[kWarps];
   };
 
@@ -243,8 +246,13 @@ struct BuildSlash {
   };
 
   // Words from `first` on of the windows from where `chain` is, of a block that reaches to `reach`.
+  // Before them are the last ones of the words that were here, or zeros.
   static __device__ void fill(Chain& chain, int reach, int first, uint32* words) {
     const int lane = threadIdx.x % 32;
+    if (lane < kWordsBefore) {
+      words[lane - kWordsBefore] = first == 0 ? 0u : words[lane - kWordsBefore + kChunkWords];
+    }
+    __syncwarp();
     for (int w = lane; w < kChunkWords; w += 32) words[w] = 0;
     __syncwarp();
     const int chunk_end = 32 * (first + kChunkWords);
@@ -267,6 +275,8 @@ struct BuildSlash {
   static __device__ void write_rows(const BuildSlashParams& p, const Geometry& g, int plane,
                                     int begin, int end, uint32* words) {
     constexpr int kStep = SlashPlane::kRows / 32;  // words, from one block's windows to the next's
+    // Rows are written in steps of four words, from those that begin in the chunk's own or before.
+    static_assert(kStep % 2 == 0 && kWordsBefore >= 2);
     const int lane = threadIdx.x % 32;
     const SlashLink* const links = p.links + int64{plane} * p.most_links();
     SlashLink first_window{};
@@ -289,24 +299,33 @@ struct BuildSlash {
           const int first_end =
               __shfl_sync(0xffffffff, first_window.begin - first_window.end, own - begin) / 32;
           const int keys_end = SlashPlane::keys_seen(g, own);
-          const int num_words =
-              min(first + kChunkWords + moved, SlashPlane::words_written(g, own, p.words_per_row));
+          const int num_words = min((first + kChunkWords + moved) / 4 * 4,
+                                    SlashPlane::words_written(g, own, p.words_per_row));
           uint32* const row = rows + int64{own} * p.words_per_row;
-          for (int w = (first == 0 ? 0 : first + moved) + 2 * lane; w < num_words; w += 64) {
+          const int from_word = first == 0 ? 0 : (first + moved) / 4 * 4;
+#pragma unroll 4
+          for (int w = from_word + 4 * lane; w < num_words; w += 128) {
             const int from = w - moved - first;
-            uint2 pair{};
-            if (from >= 0) pair = *reinterpret_cast<const uint2*>(words + from);
-            if (w < first_end) pair = {~0u, ~0u};
-            if (32 * (w + 2) > keys_end) {
-              pair.x &= KeyWord{32 * w}.below(keys_end);
-              pair.y &= KeyWord{32 * w + 32}.below(keys_end);
+            uint2 low{}, high{};
+            if (from >= -2) {
+              low = *reinterpret_cast<const uint2*>(words + from);
+              high = *reinterpret_cast<const uint2*>(words + from + 2);
             }
-            *reinterpret_cast<uint2*>(row + w) = pair;
+            if (w < first_end) low = {~0u, ~0u};
+            if (w + 2 < first_end) high = {~0u, ~0u};
+            uint4 four{low.x, low.y, high.x, high.y};
+            if (32 * (w + 4) > keys_end) {
+              four.x &= KeyWord{32 * w}.below(keys_end);
+              four.y &= KeyWord{32 * w + 32}.below(keys_end);
+              four.z &= KeyWord{32 * w + 64}.below(keys_end);
+              four.w &= KeyWord{32 * w + 96}.below(keys_end);
+            }
+            *reinterpret_cast<uint4*>(row + w) = four;
           }
         }
         __syncwarp();
         first += kChunkWords;
-      } while (first < most);
+      } while (first < most + 4);  // the last step may begin in the chunk's last words
       block = block_end;
     }
   }
@@ -350,7 +369,8 @@ struct BuildSlash {
       const Geometry geometry = sequence_of(params, plane / p.planes_per_batch).geometry;
       const int begin = index * kBuildSlashRows;
       const int end = min(begin + kBuildSlashRows, ceil_div(geometry.seqlen_q, SlashPlane::kRows));
-      write_rows(p, geometry, plane, begin, end, shared.words + warp * kChunkWords);
+      write_rows(p, geometry, plane, begin, end,
+                 shared.words + warp * (kWordsBefore + kChunkWords) + kWordsBefore);
     }
   }
 };

@@ -70,7 +70,8 @@ struct EstimateSlash {
   static constexpr int kRowBytes = estimate_row_bytes(kHeadDim);
   static constexpr int kPieces = kHeadDim / 32;     // of a row, 8 elements a lane
   static constexpr bool kHalf = kHeadDim % 32 > 0;  // a last piece with 4 elements a lane
-  static constexpr int kPiecesHeld = 4;
+  static constexpr int kPiecesHeld = 4;             // at most, in registers
+  static constexpr int kPiecesAhead = min(kPieces, kPiecesHeld);  // loaded a tile before
   static constexpr int kTilesAhead = 4;  // of what is multiplied, that are fetched into L2
   static constexpr float kNoReference = -1e30f;
   static constexpr float kHeadroom = 16.0f;  // scores may exceed their reference by so much
@@ -79,6 +80,8 @@ struct EstimateSlash {
   // + e % 2.
   using Scores = float[2][kQueryFragments][4];
   using OfQueries = float[kQueryFragments][2];
+  // A lane's pieces of the keys 8 * i + lane / 4 of a tile.
+  using KeyPieces = uint4[max(kPiecesAhead, 1)][4];
 
   // What a warp works on.
   struct Part {
@@ -95,17 +98,32 @@ struct EstimateSlash {
     return p.seqlen_k - kEstimateRows;
   }
 
-  // A tile's scores. Which element of a row stands where in a step of 16 does not matter, as long
-  // as keys and queries agree: a lane's lie side by side.
-  static __device__ void score(const EstimateParams& p, const Part& part, int first_key,
-                               Scores& scores) {
+  // A lane's elements of the i-th key; those of no key are the last one's.
+  static __device__ const uint16* key_row(const EstimateParams& p, const Part& part, int first_key,
+                                          int i) {
     const int lane = threadIdx.x % 32;
-    const uint16* rows[4];
+    const int key = min(first_key + 8 * i + lane / 4, p.seqlen_k - 1);
+    return part.keys + key * p.k_strides.row + 8 * (lane % 4);
+  }
+
+  static __device__ void load_ahead(const EstimateParams& p, const Part& part, int first_key,
+                                    KeyPieces& keys) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int key = min(first_key + 8 * i + lane / 4, p.seqlen_k - 1);
-      rows[i] = part.keys + key * p.k_strides.row + 8 * (lane % 4);
+      const uint16* const row = key_row(p, part, first_key, i);
+#pragma unroll
+      for (int piece = 0; piece < kPiecesAhead; ++piece) {
+        keys[piece][i] = *reinterpret_cast<const uint4*>(row + 32 * piece);
+      }
     }
+  }
+
+  // A tile's scores, of keys whose first pieces have been loaded; then loads those of the next
+  // tile. Which element of a row stands where in a step of 16 does not matter, as long as keys and
+  // queries agree: a lane's lie side by side.
+  static __device__ void score(const EstimateParams& p, const Part& part, int first_key,
+                               KeyPieces& keys, Scores& scores) {
+    const int lane = threadIdx.x % 32;
     if (part.fetches) {
       const int key = first_key + kTilesAhead * kEstimateTileKeys + lane;
       if (key < part.end) {
@@ -126,19 +144,21 @@ struct EstimateSlash {
     const unsigned char* const queries = part.queries + lane / 4 * kRowBytes + 16 * (lane % 4);
 #pragma unroll
     for (int first = 0; first < kPieces; first += kPiecesHeld) {
-      uint4 held[kPiecesHeld][4];
-#pragma unroll
-      for (int piece = 0; piece < kPiecesHeld; ++piece) {
-        if (first + piece >= kPieces) continue;
+      if (first > 0) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          held[piece][i] = *reinterpret_cast<const uint4*>(rows[i] + 32 * (first + piece));
+          const uint16* const row = key_row(p, part, first_key, i) + 32 * first;
+#pragma unroll
+          for (int piece = 0; piece < kPiecesHeld; ++piece) {
+            if (first + piece >= kPieces) continue;
+            keys[piece][i] = *reinterpret_cast<const uint4*>(row + 32 * piece);
+          }
         }
       }
 #pragma unroll
       for (int piece = 0; piece < kPiecesHeld; ++piece) {
         if (first + piece >= kPieces) continue;
-        const uint4(&k)[4] = held[piece];
+        const uint4(&k)[4] = keys[piece];
 #pragma unroll
         for (int n = 0; n < kQueryFragments; ++n) {
           const uint4 q =
@@ -160,7 +180,8 @@ struct EstimateSlash {
       uint2 k[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        k[i] = *reinterpret_cast<const uint2*>(rows[i] - 4 * (lane % 4) + 32 * kPieces);
+        const uint16* const row = key_row(p, part, first_key, i) - 4 * (lane % 4);
+        k[i] = *reinterpret_cast<const uint2*>(row + 32 * kPieces);
       }
 #pragma unroll
       for (int n = 0; n < kQueryFragments; ++n) {
@@ -173,6 +194,7 @@ struct EstimateSlash {
         }
       }
     }
+    load_ahead(p, part, first_key + kEstimateTileKeys, keys);
     if (first_key + kEstimateTileKeys - 1 > first_diagonal(p)) hide_future(p, first_key, scores);
   }
 
@@ -203,10 +225,12 @@ struct EstimateSlash {
       sum[n][e] = 0.0f;
     });
     const float scale = p.softmax_scale_log2;
+    KeyPieces keys;
+    load_ahead(p, part, part.begin, keys);
 #pragma unroll 1
     for (int first_key = part.begin; first_key < part.end; first_key += kEstimateTileKeys) {
       Scores scores;
-      score(p, part, first_key, scores);
+      score(p, part, first_key, keys, scores);
       const auto most = [&](int n, int e) {
         return scale * fmaxf(fmaxf(scores[0][n][e], scores[0][n][e + 2]),
                              fmaxf(scores[1][n][e], scores[1][n][e + 2]));
@@ -284,10 +308,12 @@ struct EstimateSlash {
     int place = 0;  // of the complete distances, of two
     // Distances that are complete in this part have keys in the two tiles before, too.
     const int begin = max(part.begin - kEstimateRows, 0);
+    KeyPieces keys;
+    load_ahead(p, part, begin, keys);
 #pragma unroll 1
     for (int first_key = begin; first_key < part.end; first_key += kEstimateTileKeys) {
       Scores scores;
-      score(p, part, first_key, scores);
+      score(p, part, first_key, keys, scores);
       float of_key[4] = {};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

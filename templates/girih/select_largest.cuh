@@ -12,18 +12,26 @@ namespace girih {
 constexpr int kSelectThreads = 1024;
 
 struct SelectParams {
-  static constexpr int kLists = 2;  // of a plane
-  const float* values;              // [num_planes, kLists, stride], not negative
+  static constexpr int kLists = 2;        // of a plane
+  static constexpr int kMostHeads = 256;  // with numbers of their own: parameters take 4 KB
+  const float* values;                    // [num_planes, kLists, stride], not negative
   int num_planes;
-  int count;   // of values in a list
-  int stride;  // a multiple of 4
+  int num_heads;  // plane i is of head i % num_heads
+  int count;      // of values in a list
+  int stride;     // a multiple of 4
 
   struct List {
-    int* out;    // [num_planes, number]; what is more than there are values becomes -1
-    int number;  // to select
-    int forced;  // so many of the first indices come before all others
+    int* out;       // [num_planes, width]; what is not selected becomes -1
+    int width;      // to select, unless heads have numbers of their own
+    int forced;     // so many of the first indices come before all others
+    bool per_head;  // whether they have, up to the width
   };
   List lists[kLists];
+  int head_numbers[kLists][kMostHeads];
+
+  GIRIH_HD int number(int list, int plane) const {
+    return lists[list].per_head ? head_numbers[list][plane % num_heads] : lists[list].width;
+  }
 };
 
 #ifdef __CUDACC__
@@ -134,12 +142,13 @@ struct SelectLargest {
     __shared__ Shared shared;
     for (int job = blockIdx.x; job < SelectParams::kLists * p.num_planes; job += gridDim.x) {
       const int plane = job / SelectParams::kLists;
-      const SelectParams::List& list = p.lists[job % SelectParams::kLists];
+      const int index = job % SelectParams::kLists;
+      const SelectParams::List& list = p.lists[index];
       const uint32* const values =
           reinterpret_cast<const uint32*>(p.values) + static_cast<int64>(job) * p.stride;
-      int* const out = list.out + static_cast<int64>(plane) * list.number;
-      const int selected = min(list.number, p.count);
-      for (int i = selected + threadIdx.x; i < list.number; i += kSelectThreads) out[i] = -1;
+      int* const out = list.out + static_cast<int64>(plane) * list.width;
+      const int selected = min(p.number(index, plane), p.count);
+      for (int i = selected + threadIdx.x; i < list.width; i += kSelectThreads) out[i] = -1;
       if (selected == 0) continue;
 
       if (threadIdx.x == 0) shared.left = selected;

@@ -128,6 +128,7 @@ TEST_CASE("the largest values are selected in ascending order, the first of equa
     const int counts[] = {1, 3, 100, 4096, 4097, 9000};
     SelectParams p{};
     p.num_planes = 1 + i % 2;
+    p.num_heads = 1 + i / 2 % 2;
     p.count = counts[i % 6];
     p.stride = round_up(p.count, 4);
     std::vector<float> values;
@@ -141,7 +142,10 @@ TEST_CASE("the largest values are selected in ascending order, the first of equa
     for (int list = 0; list < SelectParams::kLists; ++list) {
       const int number = i % 5 == 0 ? p.count + 7 : below(random, p.count + 1);
       out[list].assign(static_cast<std::size_t>(number * p.num_planes), -2);
-      p.lists[list] = {out[list].data(), number, forced[list]};
+      p.lists[list] = {out[list].data(), number, forced[list], i % 4 == 3};
+      for (int head = 0; head < p.num_heads; ++head) {
+        p.head_numbers[list][head] = below(random, number + 1);
+      }
     }
     gridDim.x = 3;
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
@@ -150,7 +154,9 @@ TEST_CASE("the largest values are selected in ascending order, the first of equa
     for (int plane = 0; plane < p.num_planes; ++plane) {
       for (int list = 0; list < SelectParams::kLists; ++list) {
         const float* own = values.data() + (plane * SelectParams::kLists + list) * p.stride;
-        const int number = p.lists[list].number;
+        const int width = p.lists[list].width;
+        const int number =
+            p.lists[list].per_head ? p.head_numbers[list][plane % p.num_heads] : width;
         std::vector<int> order(static_cast<std::size_t>(p.count));
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
@@ -159,8 +165,8 @@ TEST_CASE("the largest values are selected in ascending order, the first of equa
         });
         order.resize(static_cast<std::size_t>(std::min(number, p.count)));
         std::sort(order.begin(), order.end());
-        order.resize(static_cast<std::size_t>(number), -1);
-        const auto begin = out[list].begin() + plane * number;
+        order.resize(static_cast<std::size_t>(width), -1);
+        const auto begin = out[list].begin() + plane * width;
         CHECK(std::equal(order.begin(), order.end(), begin));
       }
     }

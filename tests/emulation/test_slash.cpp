@@ -124,11 +124,50 @@ struct Built {
 
 oracle::Sizes sizes_of(const Geometry& g) { return {g.seqlen_q, g.seqlen_k, g.q_start, g.k_start}; }
 
-// How often the blocks of rows of the query tile at `first_row` see each key before it.
+// A box of keys and what the two blocks of rows see of it.
+struct Box {
+  int key;
+  uint32 seen[2];
+  friend bool operator==(const Box&, const Box&) = default;
+};
+using Boxes = std::vector<Box>;
+constexpr int kNumRows = 4;  // boxes of the first block, the second, both; with masks
+
+// The boxes that windows become, in order: runs of keys that the same blocks have in windows fill
+// boxes from their first key on, but for what the box with the rest of the run before took.
+// has(part, key): whether a block has a key before `end` in a window.
+template <class Has>
+std::vector<Boxes> boxes_of(int end, const Has& has) {
+  std::vector<uint32> parts(static_cast<std::size_t>(end + kSlashBox));
+  for (int key = 0; key < end; ++key) {
+    parts[static_cast<std::size_t>(key)] = (has(0, key) ? 1u : 0u) | (has(1, key) ? 2u : 0u);
+  }
+  std::vector<Boxes> rows(kNumRows);
+  for (int key = 0; key < end;) {
+    const auto at = parts.begin() + key;
+    if (*at == 0) {
+      ++key;
+      continue;
+    }
+    Box box{key, {}};
+    for (int i = 0; i < kSlashBox; ++i) {
+      for (int part = 0; part < 2; ++part) box.seen[part] |= (at[i] >> part & 1) << i;
+    }
+    const bool whole = std::all_of(at, at + kSlashBox, [&](uint32 other) { return other == *at; });
+    rows[whole ? *at - 1 : 3].push_back(box);
+    key += kSlashBox;
+  }
+  return rows;
+}
+
+// How often the blocks of rows of the query tile at `first_row` see each key before it; and the
+// boxes among what was gathered.
 template <int kBlockN>
 std::vector<std::vector<int>> gathered(const Geometry& g, int first_row, bool second_exists,
-                                       int end) {
+                                       int end, std::vector<Boxes>& boxes_seen) {
   using Gather = SlashGather<kBlockN>;
+  static_assert(Gather::kMasked == kNumRows - 1);
+  boxes_seen.assign(kNumRows, {});
   std::vector<std::vector<int>> seen(2, std::vector<int>(static_cast<std::size_t>(end), 0));
   typename Gather::Staging staging;
   int beyond = 0;
@@ -139,6 +178,14 @@ std::vector<std::vector<int>> gathered(const Geometry& g, int first_row, bool se
                [&](int row, int first, int entries) {
                  const bool boxes = row < Gather::kSingle;
                  const int columns = entries * (boxes ? kSlashBox : 1);
+                 for (int i = 0; threadIdx.x == 0 && boxes && i < entries; ++i) {
+                   Box box{staging.box(row, first + i), {}};
+                   for (int part = 0; part < 2; ++part) {
+                     const uint32 word = staging.seen(row, first, entries, part, i / 2);
+                     box.seen[part] = word >> i % 2 * kSlashBox & 0xffff;
+                   }
+                   boxes_seen[static_cast<std::size_t>(row)].push_back(box);
+                 }
                  for (int i = 0; threadIdx.x == 0 && i < kBlockN; ++i) {
                    for (int part = 0; part < 2; ++part) {
                      if ((staging.seen(row, first, entries, part, i / 32) >> i % 32 & 1) == 0)
@@ -209,7 +256,7 @@ TEST_CASE("rows of bits that are made in several pieces show exactly their windo
 }
 
 TEST_CASE_TEMPLATE_DEFINE(
-    "every key before a query tile is gathered once for each block that sees it", Size,
+    "every key before a query tile is gathered once for each block that sees it, in order", Size,
     gathered_once) {
   std::mt19937 random(2);
   for (int i = 0; i < 60; ++i) {
@@ -221,8 +268,16 @@ TEST_CASE_TEMPLATE_DEFINE(
         const int second_row = first_row + SlashPlane::kRows;
         const bool second_exists = second_row < g.seqlen_q;
         const int end = min(max(g.diagonal(first_row), 0), g.seqlen_k);
-        const auto seen = gathered<Size::value>(g, first_row, second_exists, end);
+        std::vector<Boxes> boxes;
+        const auto seen = gathered<Size::value>(g, first_row, second_exists, end, boxes);
         expr.slash.remember(sizes_of(g), {first_row, second_row});
+        oracle::Expr windows = expr;
+        windows.slash.columns.clear();
+        windows.slash.remember(sizes_of(g), {first_row, second_row});
+        REQUIRE(boxes == boxes_of(end, [&](int part, int key) {
+                  const int row = part == 0 ? first_row : second_row;
+                  return row < g.seqlen_q && oracle::visible(windows, sizes_of(g), row, key);
+                }));
         std::int64_t wrong = 0;
         for (int k = 0; k < end; ++k) {
           const auto at = static_cast<std::size_t>(k);
@@ -238,3 +293,40 @@ TEST_CASE_TEMPLATE_DEFINE(
 TEST_CASE_TEMPLATE_INVOKE(gathered_once, std::integral_constant<int, 128>,
                           std::integral_constant<int, 112>, std::integral_constant<int, 96>,
                           std::integral_constant<int, 64>, std::integral_constant<int, 16>);
+
+TEST_CASE("rows of any bits are gathered, however often they change") {
+  std::mt19937 random(4);
+  for (int i = 0; i < 40; ++i) {
+    Geometry g{};
+    g.seqlen_q = 2 * SlashPlane::kRows;
+    g.seqlen_k = 1 + below(random, 5000);
+    const int words = SlashPlane::words_per_row(g.seqlen_k);
+    std::vector<uint32> bits(static_cast<std::size_t>(3 * words), 0);
+    const auto has = [&](int row, int key) {
+      return (bits[static_cast<std::size_t>(row * words + key / 32)] >> key % 32 & 1) != 0;
+    };
+    for (int row = 0; row < 3; ++row) {
+      const int longest = 1 << below(random, 9);  // of equal bits
+      for (int begin = 0, end, value = 0; begin < 32 * words; begin = end, value ^= 1) {
+        end = begin + 1 + below(random, longest);
+        for (int key = begin; value != 0 && key < std::min(end, 32 * words); ++key) {
+          bits[static_cast<std::size_t>(row * words + key / 32)] |= 1u << key % 32;
+        }
+      }
+    }
+    const InputView view{bits.data(), 0, 0, words, 1};
+    g.inputs = &view;
+    const int end = below(random, g.seqlen_k + 1);
+    std::vector<Boxes> boxes;
+    const auto seen = gathered<128>(g, 0, true, end, boxes);
+    std::int64_t wrong = 0;
+    for (int key = 0; key < end; ++key) {
+      for (int part = 0; part < 2; ++part) {
+        const int times = seen[static_cast<std::size_t>(part)][static_cast<std::size_t>(key)];
+        wrong += times != (has(0, key) || has(1 + part, key) ? 1 : 0);
+      }
+    }
+    REQUIRE(wrong == 0);
+    REQUIRE(boxes == boxes_of(end, [&](int part, int key) { return has(1 + part, key); }));
+  }
+}

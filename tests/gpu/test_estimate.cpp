@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -147,6 +149,47 @@ TEST_CASE("estimates of columns and slashes take the largest sums of every head"
       const DType dtype = turn++ % 4 < 2 ? DType::bfloat16 : DType::float16;
       check_estimate(turn, s.batch, s.seqlen_q, s.seqlen_k, s.heads, s.heads_kv, s.head_dim, dtype,
                      layout, s.num_vertical, s.num_slash, std::min(s.batch * s.heads, 4));
+    }
+  }
+}
+
+TEST_CASE("estimates give each head the number that it is to have") {
+  std::mt19937_64 random(5);
+  const int batch = 2, heads = 6, seqlen = 3000, num_vertical = 300, num_slash = 1200;
+  const Operand q(random, {batch, 70, heads, 128}, Layout::bshd, DType::bfloat16, 2.0f);
+  const Operand k(random, {batch, seqlen, 2, 128}, Layout::bshd, DType::bfloat16, 1.0f);
+  const std::vector<int> own[] = {{0, 300, 31, 1, 200, 30}, {1200, 0, 150, 1, 99, 101}};
+  const auto estimate = [&](int vertical, int slash, const std::vector<int>& head_vertical,
+                            const std::vector<int>& head_slash) {
+    const Lists lists(batch * heads, vertical, slash);
+    girih::jit::estimate_slashes({.q = q.tensor,
+                                  .k = k.tensor,
+                                  .num_vertical = vertical,
+                                  .num_slash = slash,
+                                  .head_vertical = head_vertical,
+                                  .head_slash = head_slash,
+                                  .vertical = static_cast<std::int32_t*>(lists.vertical.data()),
+                                  .slash = static_cast<std::int32_t*>(lists.slash.data())});
+    girih::verify::synchronize();
+    ++kernels_bound;
+    return std::array{Lists::download(lists.vertical), Lists::download(lists.slash)};
+  };
+  const auto all = estimate(num_vertical, num_slash, own[0], own[1]);
+  for (int head = 0; head < heads; ++head) {
+    const auto at = static_cast<std::size_t>(head);
+    // At least one each, for a buffer of nothing has no address.
+    const int number[] = {std::max(own[0][at], 1), std::max(own[1][at], 1)};
+    const auto alone = estimate(number[0], number[1], {}, {});
+    for (int b = 0; b < batch; ++b) {
+      for (std::size_t list = 0; list < 2; ++list) {
+        const int width = list == 0 ? num_vertical : num_slash;
+        std::vector<int> expected = plane_of(alone[list], b * heads + head, number[list]);
+        expected.resize(static_cast<std::size_t>(own[list][at]));
+        expected.resize(static_cast<std::size_t>(width), -1);
+        CAPTURE(head);
+        CHECK(plane_of(all[list], b * heads + head, width) == expected);
+      }
+      rows_checked += 64;
     }
   }
 }

@@ -324,6 +324,21 @@ class SlashListsTest(unittest.TestCase):
                 most = of.masked_fill(taken, 0).amax(1)
                 self.assertTrue((most <= least * 1.0001).all())
 
+    def test_heads_may_have_numbers_of_their_own(self):
+        torch.manual_seed(6)
+        q, k = (torch.randn(2, 700, heads, 64, device="cuda", dtype=torch.bfloat16)
+                for heads in (4, 2))
+        vertical, slash = [0, 31, 500, 40], torch.tensor([300, 0, 101, 900])
+        lists = girih.estimate_slashes(q, k, head_vertical=vertical, head_slash=slash)
+        self.assertEqual((lists.vertical.shape, lists.slash.shape), ((2, 4, 500), (2, 4, 700)))
+        for head in range(4):
+            number = (vertical[head], min(int(slash[head]), 700))
+            alone = girih.estimate_slashes(q, k, *number)
+            for entries, own, count in zip((lists.vertical, lists.slash),
+                                           (alone.vertical, alone.slash), number):
+                self.assertTrue(torch.equal(entries[:, head, :count], own[:, head]))
+                self.assertTrue((entries[:, head, count:] == -1).all())
+
     def test_estimates_can_be_captured(self):
         q, k = (torch.randn(1, 2000, 4, 64, device="cuda", dtype=torch.float16) for _ in range(2))
         girih.bind_estimate(torch.float16, 64)

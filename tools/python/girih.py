@@ -135,7 +135,8 @@ class _EstimateArgs(_Struct):
                 ("vertical", _void_p), ("slash", _void_p), ("stream", _void_p),
                 ("num_vertical", _int32), ("num_slash", _int32), ("layout", _int32),
                 ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
-                ("reserved", _int32)]
+                ("reserved", _int32), ("head_vertical", ctypes.POINTER(_int32)),
+                ("head_slash", ctypes.POINTER(_int32))]
 
 
 _P = ctypes.POINTER
@@ -922,13 +923,31 @@ def bind_combine(device=None, **options):
     _in_device(device, lambda: _library().girih_bind_combine(options))
 
 
-def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale=None, lists=None,
-                     stream=None):
+def _head_numbers(name, numbers, heads):
+    """How many columns or distances each head is to have, as a list of ints; None gives None."""
+    if numbers is None:
+        return None
+    found = list(numbers.tolist() if hasattr(numbers, "tolist") else numbers)
+    if len(found) != heads:
+        _refuse("%s has %d numbers: it must have one for each of %d query heads"
+                % (name, len(found), heads))
+    for head, number in enumerate(found):
+        if not isinstance(number, int) or not 0 <= number < 2 ** 31:
+            _refuse("%s[%d] is %r: it must be an int, 0 or more" % (name, head, number))
+    return found
+
+
+def estimate_slashes(q, k, num_vertical=None, num_slash=None, layout="bshd", softmax_scale=None,
+                     lists=None, stream=None, head_vertical=None, head_slash=None):
     """SlashLists of the columns and distances that the last 64 queries see most, as MInference
-    estimates them: the first 30 keys and the 100 least distances are always among them. For each
-    sequence and query head; num_vertical and num_slash are for all of them.
+    estimates them: the first 30 keys and the 100 least distances come before all others. For each
+    sequence and query head.
 
     q, k: as attention() takes them, in layout "bshd" or "bhsd"; head_dim a multiple of 16.
+    num_vertical, num_slash: how many, for all heads.
+    head_vertical, head_slash: how many for each query head, of up to 256, in a list or tensor of
+      ints (one on the GPU is waited for). Rows are then as wide as num_vertical and num_slash say,
+      the largest of them where not given, and end with -1.
     softmax_scale: 1 / sqrt(head_dim) where not given.
     lists: SlashLists [batch, heads, num_vertical] and [batch, heads, num_slash] to write to, whose
       rows end with -1 where there are fewer keys. Where not given they are made, with rows no
@@ -941,11 +960,28 @@ def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale
     of_q, of_k = _tensor("q", q, layout, device), _tensor("k", k, layout, device)
     batch, heads, rows = (0, 1, 2) if layout == "bhsd" else (0, 2, 1)
     shape = (of_q.shape[batch], of_q.shape[heads])
+    head_vertical = _head_numbers("head_vertical", head_vertical, shape[1])
+    head_slash = _head_numbers("head_slash", head_slash, shape[1])
+    widths = []
+    for name, number, of_heads in (("vertical", num_vertical, head_vertical),
+                                   ("slash", num_slash, head_slash)):
+        if number is None and of_heads is None:
+            _refuse("give num_%s, or head_%s for each head" % (name, name))
+        widths.append(max(of_heads, default=0) if number is None else number)
+        if of_heads and max(of_heads) > widths[-1]:
+            head = of_heads.index(max(of_heads))
+            _refuse("head_%s[%d] is %d: it must be from 0 to num_%s (%d)"
+                    % (name, head, of_heads[head], name, widths[-1]))
+    num_vertical, num_slash = widths
     if lists is None:
         if torch is None:
             _refuse("q is no PyTorch tensor: give lists= to be written to")
         num_vertical, num_slash = (max(min(number, of_k.shape[rows]), 0)
                                    for number in (num_vertical, num_slash))
+        if head_vertical is not None:
+            head_vertical = [min(number, num_vertical) for number in head_vertical]
+        if head_slash is not None:
+            head_slash = [min(number, num_slash) for number in head_slash]
         lists = SlashLists(*(torch.empty(shape + (number,), dtype=torch.int32, device=device)
                              for number in (num_vertical, num_slash)))
     if stream is None and torch:
@@ -956,7 +992,9 @@ def estimate_slashes(q, k, num_vertical, num_slash, layout="bshd", softmax_scale
         vertical=_array("lists.vertical", lists.vertical, "int32", shape + (num_vertical,), device),
         slash=_array("lists.slash", lists.slash, "int32", shape + (num_slash,), device),
         given=0 if softmax_scale is None else _GIVEN_SOFTMAX_SCALE,
-        softmax_scale=softmax_scale or 0, stream=getattr(stream, "cuda_stream", stream))
+        softmax_scale=softmax_scale or 0, stream=getattr(stream, "cuda_stream", stream),
+        head_vertical=head_vertical and (_int32 * shape[1])(*head_vertical),
+        head_slash=head_slash and (_int32 * shape[1])(*head_slash))
     _in_context(torch, device, lambda: _library().girih_estimate_slashes(args))
     return lists
 

@@ -37,16 +37,12 @@ struct SlashGather {
   static constexpr int kBoxes = kBlockN / kSlashBox;
   static constexpr uint32 kAll = 3;  // both blocks
 
-  // Each lane looks through so many keys by itself: with fewer there are more windows cut, each of
-  // which takes one more box; with more a key tile's boxes lie so far apart that query tiles at a
-  // time read other keys, and these no longer stay in L2.
-  static constexpr int kKeysOfLane = 64;
-
   // What was gathered so far, in shared memory, in rows: boxes that the first block sees, the
   // second or both; boxes of which they see parts; single keys.
   enum Row : int { kMasked = 3, kSingle = 4 };
   struct Staging {
-    SlashPlane plane;  // registers are scarce
+    SlashPlane plane;               // registers are scarce
+    uint16 changes[kSlashChanges];  // keys of a chunk, and from bit kChangeBits on who sees them
     int boxes[kMasked][most_slash_boxes(kBlockN)];
     int masked[most_masked_boxes(kBlockN)];
     uint32 masked_bits[most_masked_boxes(kBlockN)];  // of the first block, the second
@@ -78,51 +74,33 @@ struct SlashGather {
 
   __device__ __forceinline__ explicit SlashGather(Staging& own) : staging(own) { clear_single(); }
 
-  // The keys below `end`, of the first block of rows and, where it exists, the next one.
-  // emit(row, first, count)
-  // takes what a row of the staging holds: so many boxes from that one on, or so many single keys.
-  // All lanes call it together.
+  // The keys below `end`, of the first block of rows and, where it exists, the next one, in runs
+  // that the same blocks have in windows, from one change to the next.
+  // emit(row, first, count) takes what a row of the staging holds: so many boxes from that one on,
+  // or so many single keys. All lanes call it together.
   template <class Emit>
   __device__ __forceinline__ void run(const SlashPlane& plane, int first_block, bool second_exists,
                                       int end, const Emit& emit) {
     if (fresh_thread_index() % 32 == 0) staging.plane = plane;
     __syncwarp();
+    Stretch open{0, 0};
+    Words ahead = words_at(first_block, second_exists, 0, end);
 #pragma unroll 1
-    for (int begin = 0; begin < end; begin += 32 * kKeysOfLane) {
-      int key = begin + static_cast<int>(fresh_thread_index() % 32) * kKeysOfLane;
-      const int lane_end = min(key + kKeysOfLane, end);
+    for (int chunk = 0; chunk <= end; chunk += kSlashChunk) {  // runs end at `end`
+      const Words words = ahead;
+      ahead = words_at(first_block, second_exists, chunk + kSlashChunk, end);
+      uint32 changes = changes_of(words, open.parts);
 #pragma unroll 1
-      while (__any_sync(0xffffffff, key < lane_end)) {
-        uint32 in_first = 0, in_second = 0;  // of the 32 keys from `key` on
-        if (key < lane_end) {
-          const uint32 existing = KeyWord{key}.below(lane_end);
-          in_first = bits_at(staging.plane.windows(first_block), key) & existing;
-          if (second_exists) {
-            in_second = bits_at(staging.plane.windows(first_block + 1), key) & existing;
-          }
-        }
-        key += add_run(key, in_first, in_second);
-        __syncwarp();
-        // In turns: whoever sees none of several tiles in a row is given one nevertheless.
-#pragma unroll 1
-        for (bool some = true; some;) {
-          some = false;
-#pragma unroll 1
-          for (int row = 0; row <= kMasked; ++row) {
-            if (boxes_of(row) < kBoxes) continue;
-            some = true;
-            num_boxes -= static_cast<uint32>(kBoxes) << 8 * row;
-            emit(row, boxes_of(row), kBoxes);
-            __syncwarp();
-          }
-        }
+      while (__any_sync(0xffffffff, changes != 0)) {
+        const int count = list_changes(words, changes);
+        add_runs(chunk, count, first_block, second_exists, end, open);
+        emit_full(emit);
       }
-      const int columns_end = min(begin + 32 * kKeysOfLane, end);
-#pragma unroll 1
-      for (int word = begin / 32; 32 * word < columns_end; word += 32) {
-        add_columns(first_block, second_exists, word + fresh_thread_index() % 32, columns_end,
-                    emit);
+      if (open.parts != 0) {
+        add_open_run(open, chunk + kSlashChunk);
+        emit_full(emit);
       }
+      add_columns(words, chunk, second_exists, emit);
     }
 
 #pragma unroll 1
@@ -133,69 +111,196 @@ struct SlashGather {
   }
 
  private:
+  static constexpr int kChangeBits = 10;
+  static_assert(kSlashChunk == 1 << kChangeBits && kSlashChanges == 32);  // one a lane
+
+  // Keys that the same blocks have in windows, from the first one that is in no box yet.
+  struct Stretch {
+    int begin;
+    uint32 parts;  // the blocks
+  };
+
+  // A lane's 32 keys of a chunk: those in windows of the blocks, and columns.
+  struct Words {
+    uint32 in_first, in_second, columns;
+  };
+
+  __device__ __forceinline__ Words words_at(int first_block, bool second_exists, int chunk,
+                                            int end) const {
+    const int word = chunk / 32 + static_cast<int>(fresh_thread_index() % 32);
+    const uint32 existing = KeyWord{32 * word}.below(end);
+    Words words{};
+    if (existing != 0) {
+      const SlashPlane& plane = staging.plane;
+      words.in_first = plane.windows(first_block)[word] & existing;
+      if (second_exists) words.in_second = plane.windows(first_block + 1)[word] & existing;
+      words.columns = plane.columns[word] & existing;
+    }
+    return words;
+  }
+
   __device__ __forceinline__ int boxes_of(int row) const {
     return static_cast<int>(num_boxes >> 8 * row & 0xff);
   }
 
-  // 32 bits of a row of them.
+  // A box's bits of a row of them.
   __device__ __forceinline__ static uint32 bits_at(const uint32* row, int key) {
-    const uint64 words = row[key / 32] | static_cast<uint64>(row[key / 32 + 1]) << 32;
-    return static_cast<uint32>(words >> key % 32);
-  }
-
-  // Of the keys that a lane looks at, those from the first one on that the same blocks see: as many
-  // boxes as they fill, and where they end in these 32 keys one for the rest, with what follows.
-  // Returns how many keys are done.
-  __device__ __forceinline__ int add_run(int key, uint32 in_first, uint32 in_second) {
     static_assert(kSlashBox == 16);
-    const uint32 before_lane = (1u << fresh_thread_index() % 32) - 1;
-    const uint32 parts = (in_first & 1) | (in_second & 1) << 1;
-    const uint32 others = (in_first ^ (0u - (parts & 1))) | (in_second ^ (0u - (parts >> 1)));
-    const int length = others == 0 ? 32 : lowest_bit(others);
-    const int boxes = parts == 0 ? 0 : length / kSlashBox;
-    const bool rest = parts != 0 && length % kSlashBox != 0;
-
-#pragma unroll
-    for (int row = 0; row < kMasked; ++row) {
-      const bool own = parts == static_cast<uint32>(row + 1);
-      const uint32 some = __ballot_sync(0xffffffff, own && boxes > 0);
-      const uint32 two = __ballot_sync(0xffffffff, own && boxes > 1);
-      if (own && boxes > 0) {
-        int* const to = staging.boxes[row] + boxes_of(row) + __popc(some & before_lane) +
-                        __popc(two & before_lane);
-        to[0] = key;
-        if (boxes > 1) to[1] = key + kSlashBox;
-      }
-      num_boxes += static_cast<uint32>(__popc(some) + __popc(two)) << 8 * row;
-    }
-    const uint32 rests = __ballot_sync(0xffffffff, rest);
-    if (rest) {
-      const int to = boxes_of(kMasked) + __popc(rests & before_lane);
-      const int shift = boxes * kSlashBox;  // 0 or 16
-      staging.masked[to] = key + shift;
-      staging.masked_bits[to] = (in_first >> shift & 0xffff) | (in_second >> shift & 0xffff)
-                                                                   << kSlashBox;
-    }
-    num_boxes += static_cast<uint32>(__popc(rests)) << 8 * kMasked;
-    return parts == 0 ? length : kSlashBox * (boxes + (rest ? 1 : 0));
+    const uint64 words = row[key / 32] | static_cast<uint64>(row[key / 32 + 1]) << 32;
+    return static_cast<uint32>(words >> key % 32) & 0xffff;
   }
 
-  // The columns of a word that lie outside of windows.
-  template <class Emit>
-  __device__ __forceinline__ void add_columns(int first_block, bool second_exists, int word,
-                                              int end, const Emit& emit) {
-    const uint32 existing = KeyWord{32 * word}.below(end);
-    const uint32 column = existing == 0 ? 0 : staging.plane.columns[word] & existing;
-    uint32 alone = 0, alone_second = 0;
-    if (column != 0) {
-      alone = column & ~staging.plane.windows(first_block)[word];
-      if (second_exists) alone_second = column & ~staging.plane.windows(first_block + 1)[word];
+  // The keys that other blocks see than the key before; `parts` see the one before the chunk.
+  __device__ __forceinline__ static uint32 changes_of(const Words& words, uint32 parts) {
+    uint32 before =
+        __shfl_up_sync(0xffffffff, words.in_first >> 31 | words.in_second >> 31 << 1, 1);
+    if (fresh_thread_index() % 32 == 0) before = parts;
+    return (words.in_first ^ (words.in_first << 1 | (before & 1))) |
+           (words.in_second ^ (words.in_second << 1 | before >> 1));
+  }
+
+  // Moves the first of all lanes' changes to the staging, in order. Returns how many these are.
+  __device__ __forceinline__ int list_changes(const Words& words, uint32& changes) {
+    const int lane = fresh_thread_index() % 32;
+    const int sum = sum_up_to(__popc(changes));
+    int rank = sum - __popc(changes);
+#pragma unroll 1
+    for (; changes != 0 && rank < kSlashChanges; changes &= changes - 1) {
+      const int bit = lowest_bit(changes);
+      const uint32 parts = (words.in_first >> bit & 1) | (words.in_second >> bit & 1) << 1;
+      staging.changes[rank++] = static_cast<uint16>(32 * lane + bit | parts << kChangeBits);
     }
+    __syncwarp();
+    return min(__shfl_sync(0xffffffff, sum, 31), kSlashChanges);
+  }
+
+  // With the numbers of the lanes before.
+  __device__ __forceinline__ static int sum_up_to(int sum) {
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int before = __shfl_up_sync(0xffffffff, sum, delta);
+      if (static_cast<int>(fresh_thread_index() % 32) >= delta) sum += before;
+    }
+    return sum;
+  }
+
+  // The runs that end at the listed changes, one a lane: as many boxes as they fill, and one with
+  // masks for the rest, with what follows. The run after the last change is open then.
+  __device__ __forceinline__ void add_runs(int chunk, int count, int first_block,
+                                           bool second_exists, int end, Stretch& open) {
+    const int lane = fresh_thread_index() % 32;
+    const uint32 change = lane < count ? staging.changes[lane] : 0u;
+    const int run_end = chunk + static_cast<int>(change & (kSlashChunk - 1));
+    uint32 parts = __shfl_up_sync(0xffffffff, change >> kChangeBits, 1);
+    int run_begin = __shfl_up_sync(0xffffffff, run_end, 1);
+    if (lane == 0) {
+      run_begin = open.begin;
+      parts = open.parts;
+    }
+    if (lane >= count) parts = 0;
+
+    // A run begins where the boxes of those before end: mostly no more than one reaches into the
+    // next.
+    int begin = run_begin;
+    int boxes_end;
+#pragma unroll 1
+    while (true) {
+      const int length = parts == 0 ? 0 : max(run_end - begin, 0);
+      boxes_end = begin + round_up(length, kSlashBox);
+      const int before = __shfl_up_sync(0xffffffff, boxes_end, 1);
+      const int moved = lane == 0 || lane >= count ? begin : max(run_begin, before);
+      if (!__any_sync(0xffffffff, moved != begin)) break;
+      begin = moved;
+    }
+    const int length = parts == 0 ? 0 : max(run_end - begin, 0);
+    const bool rest = length % kSlashBox != 0;
+    const int row = static_cast<int>(parts) - 1;
+    const uint32 own = length == 0 ? 0u
+                                   : static_cast<uint32>(length / kSlashBox) << 8 * row |
+                                         (rest ? 1u << 8 * kMasked : 0u);
+    const uint32 sum = static_cast<uint32>(sum_up_to(static_cast<int>(own)));
+    const uint32 places = num_boxes + sum - own;
+    if (length > 0) {
+      int* const to = staging.boxes[row] + (places >> 8 * row & 0xff);
+#pragma unroll 1
+      for (int i = 0; i < length / kSlashBox; ++i) to[i] = begin + i * kSlashBox;
+    }
+    if (rest) {
+      const int to = static_cast<int>(places >> 8 * kMasked);
+      const int key = begin + length / kSlashBox * kSlashBox;
+      uint32 bits = bits_at(staging.plane.windows(first_block), key);
+      if (second_exists) {
+        bits |= bits_at(staging.plane.windows(first_block + 1), key) << kSlashBox;
+      }
+      const uint32 existing = KeyWord{key}.below(end) & 0xffff;
+      staging.masked[to] = key;
+      staging.masked_bits[to] = bits & (existing | existing << kSlashBox);
+    }
+    num_boxes += __shfl_sync(0xffffffff, sum, 31);
+    open.begin = __shfl_sync(0xffffffff, max(run_end, boxes_end), count - 1);
+    open.parts = __shfl_sync(0xffffffff, change >> kChangeBits, count - 1);
+    __syncwarp();
+  }
+
+  // As many boxes as the open run fills before `chunk_end`.
+  __device__ __forceinline__ void add_open_run(Stretch& open, int chunk_end) {
+    const int row = static_cast<int>(open.parts) - 1;
+    const int boxes = max(chunk_end - open.begin, 0) / kSlashBox;
+#pragma unroll 1
+    for (int i = fresh_thread_index() % 32; i < boxes; i += 32) {
+      staging.boxes[row][boxes_of(row) + i] = open.begin + i * kSlashBox;
+    }
+    num_boxes += static_cast<uint32>(boxes) << 8 * row;
+    open.begin += boxes * kSlashBox;
+    __syncwarp();
+  }
+
+  // Boxes that fill tiles, the rows in turns: whoever sees none of several tiles one after the
+  // other is given one nevertheless.
+  template <class Emit>
+  __device__ __forceinline__ void emit_full(const Emit& emit) {
+    uint32 emitted = 0;  // as num_boxes
+#pragma unroll 1
+    for (bool some = true; some;) {
+      some = false;
+#pragma unroll 1
+      for (int row = 0; row <= kMasked; ++row) {
+        if (boxes_of(row) < kBoxes) continue;
+        some = true;
+        emit(row, static_cast<int>(emitted >> 8 * row & 0xff), kBoxes);
+        num_boxes -= static_cast<uint32>(kBoxes) << 8 * row;
+        emitted += static_cast<uint32>(kBoxes) << 8 * row;
+      }
+    }
+    if (emitted == 0) return;
+    const int lane = fresh_thread_index() % 32;
+#pragma unroll 1
+    for (int row = 0; row <= kMasked; ++row) {
+      const int from = static_cast<int>(emitted >> 8 * row & 0xff) + lane;
+      const bool moves = from > lane && lane < boxes_of(row);
+      const int box = moves ? staging.box(row, from) : 0;
+      const uint32 bits = moves && row == kMasked ? staging.masked_bits[from] : 0;
+      __syncwarp();
+      if (moves) {
+        (row == kMasked ? staging.masked : staging.boxes[row])[lane] = box;
+        if (row == kMasked) staging.masked_bits[lane] = bits;
+      }
+    }
+    __syncwarp();
+  }
+
+  // The columns of a chunk that lie outside of windows.
+  template <class Emit>
+  __device__ __forceinline__ void add_columns(const Words& words, int chunk, bool second_exists,
+                                              const Emit& emit) {
+    const uint32 alone = words.columns & ~words.in_first;
+    const uint32 alone_second = second_exists ? words.columns & ~words.in_second : 0;
+    const int first_key = chunk + 32 * static_cast<int>(fresh_thread_index() % 32);
 #pragma unroll 1
     for (uint32 left = alone | alone_second; __any_sync(0xffffffff, left != 0); left &= left - 1) {
       const int bit = left != 0 ? lowest_bit(left) : 0;
       const uint32 seen = (alone >> bit & 1) | (alone_second >> bit & 1) << 1;
-      add_single(32 * word + bit, left != 0 ? seen : 0, emit);
+      add_single(first_key + bit, left != 0 ? seen : 0, emit);
     }
   }
 

@@ -10,7 +10,7 @@ namespace girih {
 struct SlashPlane {
   static constexpr int kRows = 64;  // query rows of a block, and keys of a window
 
-  // One word more than there are keys for: words are read in pairs.
+  // One word more than there are keys for: words are read in pairs, and written by four.
   GIRIH_HD static constexpr int words_per_row(int seqlen_k) {
     return round_up(ceil_div(seqlen_k, 32) + 1, 4);
   }
@@ -25,7 +25,7 @@ struct SlashPlane {
   GIRIH_HD static int words_written(const Geometry& g, int block, int words_per_row) {
     constexpr int kWordsBeyond = 512 / 32;
     const int words = ceil_div(max(keys_seen(g, block), 0), 32) + kWordsBeyond;
-    return min(round_up(words, 2), words_per_row);
+    return min(round_up(words, 4), words_per_row);
   }
 
   const uint32* columns;
@@ -93,12 +93,18 @@ struct GatheredKeys {
   int keys[kBlockN];
 };
 
-// Boxes that wait until they fill a key tile, with what each lane adds to these, in each row of
+// Keys that are looked through at once, a word of bits a lane.
+constexpr int kSlashChunk = 32 * 32;
+constexpr int kSlashChanges = 32;  // of who sees a key, that are dealt with at once
+
+// Boxes that wait until they fill a key tile, with what is added to these at once, in each row of
 // them and in that of boxes with masks.
 GIRIH_HD constexpr int most_slash_boxes(int block_n) {
-  return round_up(block_n / kSlashBox + 2 * 32, 2);
+  return round_up(block_n / kSlashBox + kSlashChunk / kSlashBox, 2);
 }
-GIRIH_HD constexpr int most_masked_boxes(int block_n) { return block_n / kSlashBox + 32; }
+GIRIH_HD constexpr int most_masked_boxes(int block_n) {
+  return block_n / kSlashBox + kSlashChanges;
+}
 
 // What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
 // stages, and of single keys that are gathered, with rows of boxes and the plane of bits.
@@ -106,7 +112,7 @@ constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
   const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
-  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) +
+  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) + 2 * kSlashChanges +
          static_cast<int>(sizeof(SlashPlane));
 }
 
