@@ -121,7 +121,7 @@ TEST_CASE("estimate of blocks: arguments that cannot be right are refused, and s
     std::function<void(EstimateBlocksArgs&)> spoil;
     std::string mentions;
   };
-  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  static constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   const auto threshold = [](float value) {
     return [value](EstimateBlocksArgs& a) {
       a.top_k.reset();
