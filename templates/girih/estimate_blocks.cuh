@@ -103,8 +103,8 @@ struct EstimateBlocks {
   static constexpr int kStageBytes = estimate_blocks_stage_bytes();
   static constexpr int kColumnsOffset = kRows * 2 * kDepth;  // within a stage
   static constexpr float kNoReference = -1e30f;
-  // Values of a row of blocks that stages have room for, when the products are done.
-  static constexpr int kValuesHeld = kNumStages * kStageBytes / 4 / kWarps;
+  // Of a row of blocks, that stages have room for when the products are done.
+  static constexpr int kRanksHeld = kNumStages * kStageBytes / 4 / kWarps;
 
   // Element e of fragment [u][n] is in row 16 * u + e / 2 * 8 + lane / 4 and column 8 * n + 2 *
   // (lane % 4) + e % 2 of a warp's tile.
@@ -134,7 +134,7 @@ struct EstimateBlocks {
       __syncthreads();
       find_row_sums(p, work, row_sums);
       __syncthreads();
-      select(p, work, row_sums, reinterpret_cast<float*>(shared));
+      select(p, work, row_sums, reinterpret_cast<uint32*>(shared));
       __syncthreads();
     }
   }
@@ -328,9 +328,9 @@ struct EstimateBlocks {
     }
   }
 
-  // A warp a block of queries. What its lanes write here they read themselves.
+  // A warp a block of queries. Its ranks take the place of values that are done with.
   static __device__ void select(const Params& p, const Work& work, const float* row_sums,
-                                float* held) {
+                                uint32* held) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
     const int rows_per_block = p.rows_per_block();
     // Logarithms are in the same order as what they stand for.
@@ -339,13 +339,16 @@ struct EstimateBlocks {
     for (int row = warp * rows_per_block; row < kRows; row += kWarps * rows_per_block) {
       const int block = (work.first_row + row) / rows_per_block;
       if (block >= p.num_q_blocks) break;
-      float* const of_rows = work.values + int64{row} * p.num_kv_blocks;
+      const float* const of_rows = work.values + int64{row} * p.num_kv_blocks;
       BlockRow blocks;
       blocks.count = p.visible_blocks(block);
+      blocks.ranks = blocks.count <= kRanksHeld
+                         ? held + warp * kRanksHeld
+                         : reinterpret_cast<uint32*>(work.values) + int64{row} * p.num_kv_blocks;
       blocks.diagonal_begin = p.causal ? p.diagonal(block) : 0;
       blocks.diagonal_end = p.causal ? blocks.count : 0;
       blocks.keep_first = p.keep_first;
-      float* const values = blocks.count <= kValuesHeld ? held + warp * kValuesHeld : of_rows;
+      blocks.forced = 0.0f;
 #pragma unroll 2
       for (int column = lane; column < blocks.count; column += 32) {
         float value = 0.0f;
@@ -357,9 +360,8 @@ struct EstimateBlocks {
             value += exp2_approx(of_rows[int64{i} * p.num_kv_blocks + column] - row_sums[row + i]);
           }
         }
-        values[column] = value;
+        SelectBlocks::put(blocks, column, value);
       }
-      blocks.values = values;
       SelectBlocks::run(blocks, p.top_k, p.threshold,
                         p.mask + (int64{work.plane} * p.num_q_blocks + block) * p.num_kv_blocks,
                         p.num_kv_blocks);

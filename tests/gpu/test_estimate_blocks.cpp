@@ -164,6 +164,13 @@ TEST_CASE("sanitizer: estimates of blocks stay within their tensors") {
                Layout::bshd, 2, 2);
 }
 
+TEST_CASE("estimates of rows of more blocks than shared memory holds") {
+  check_blocks(11, {1, 200, 450000, 1, 1, 16, {64, 64, 0, true}, 0, 0.5f}, DType::bfloat16,
+               Layout::bshd, 1, 2);
+  check_blocks(12, {1, 200, 450000, 1, 1, 16, {128, 64, 16, false}, 50, 0}, DType::float16,
+               Layout::bshd, 1, 2);
+}
+
 // Heads of 32 MiB each, in layout bhsd, that begin at different places of one head's numbers.
 TEST_CASE("estimates of blocks of 32 heads at 131072") {
   constexpr int kSeqlen = 1 << 17, kWidth = 128, kHeads = 32, kHeadsKv = 8;
