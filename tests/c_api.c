@@ -329,6 +329,36 @@ static void estimates_are_checked(void) {
   CHECK(refused(girih_estimate_slashes(NULL), GIRIH_INVALID_ARGUMENT, "args is null"));
 }
 
+static void estimates_of_blocks_are_checked(void) {
+  const girih_tensor tensor = {.size = sizeof(tensor),
+                               .data = (void*)4096,
+                               .shape = {1, 100, 2, 64},
+                               .stride = {12800, 128, 64, 1},
+                               .dtype = GIRIH_BFLOAT16};
+  girih_estimate_blocks_args args = {
+      .size = sizeof(args), .q = &tensor, .k = &tensor, .mask = (uint8_t*)256};
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_INVALID_ARGUMENT, "neither top_k nor"));
+  args.top_k = 3;
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(refused(girih_bind_estimate_blocks(GIRIH_FLOAT16, 128, NULL), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(refused(girih_bind_estimate_blocks(0, 128, NULL), GIRIH_INVALID_ARGUMENT, "dtype is 0"));
+  args.threshold = 0.5f;
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_INVALID_ARGUMENT, "both top_k and threshold"));
+  args.top_k = 0;
+  args.stride = 16;
+  args.q_block = 128;
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_NO_DEVICE, "CUDA"));
+  args.q_block = 32;
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_INVALID_ARGUMENT, "q_block is 32"));
+  args.q_block = 0;
+  args.softmax_scale = 0.5f;
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_INVALID_ARGUMENT, "args.softmax_scale is"));
+  args.given = GIRIH_GIVEN_SOFTMAX_SCALE;
+  args.mask = NULL;
+  CHECK(refused(girih_estimate_blocks(&args), GIRIH_INVALID_ARGUMENT, "mask is null"));
+  CHECK(refused(girih_estimate_blocks(NULL), GIRIH_INVALID_ARGUMENT, "args is null"));
+}
+
 int main(void) {
   names_and_version();
   patterns_are_parsed();
@@ -339,6 +369,7 @@ int main(void) {
   binding_needs_a_context();
   parts_are_checked();
   estimates_are_checked();
+  estimates_of_blocks_are_checked();
   each_thread_has_its_last_error();
   printf("c_api: %d checks passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;

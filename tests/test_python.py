@@ -23,7 +23,8 @@ STRUCTS = {"girih_options": girih._Options, "girih_problem": girih._Problem,
            "girih_kernel_info": girih._KernelInfo, "girih_tensor": girih._Tensor,
            "girih_input": girih._Input, "girih_args": girih._Args, "girih_part": girih._Part,
            "girih_combine_args": girih._CombineArgs,
-           "girih_estimate_args": girih._EstimateArgs}
+           "girih_estimate_args": girih._EstimateArgs,
+           "girih_estimate_blocks_args": girih._EstimateBlocksArgs}
 CONSTANTS = {
     "GIRIH_OK": 0, "GIRIH_NO_DEVICE": girih._NO_DEVICE,
     "GIRIH_FLOAT16": girih._DTYPES["float16"], "GIRIH_BFLOAT16": girih._DTYPES["bfloat16"],
@@ -524,6 +525,51 @@ class EstimateTest(unittest.TestCase):
         self.refused("give num_slash, or head_slash", num_slash=None)
         self.refused(r"lists\.slash has shape \[2, 8, 100\]: it must be \[2, 8, 50\]",
                      num_slash=None, head_slash=few)
+
+
+class EstimateBlocksTest(unittest.TestCase):
+    q, k = Fake(2, 300, 8, 64), Fake(2, 5000, 2, 64)
+
+    def refused(self, message, code="invalid_argument", **arguments):
+        arguments = {"q": self.q, "k": self.k, "top_k": 10, "mask": Fake(2, 8, 5, 79, dtype="bool"),
+                     **arguments}
+        with self.assertRaisesRegex(girih.Error, message) as caught:
+            girih.estimate_blocks(**arguments)
+        self.assertEqual(caught.exception.code, code)
+
+    def test_good_arguments_fail_for_want_of_a_context_alone(self):
+        self.refused("CUDA", "no_device")
+        self.refused("CUDA", "no_device", mask=Fake(2, 8, 5, 79, dtype="uint8"))
+        self.refused("CUDA", "no_device", top_k=None, threshold=0.9, stride=16, q_block=128,
+                     mask=Fake(2, 8, 3, 79, dtype="bool"), softmax_scale=0.1)
+        self.refused("CUDA", "no_device", layout="bhsd", q=Fake(2, 8, 300, 64),
+                     k=Fake(2, 2, 5000, 64), causal=False, keep_sink=True)
+        with self.assertRaisesRegex(girih.Error, "CUDA") as caught:
+            girih.bind_estimate_blocks("bfloat16", 128, jit="off")
+        self.assertEqual(caught.exception.code, "no_device")
+
+    def test_bad_arguments_are_refused(self):
+        self.refused("both top_k and threshold are given", threshold=0.5)
+        self.refused("neither top_k nor threshold is given", top_k=None)
+        self.refused("top_k is 0: it must be 1 or more", top_k=0)
+        self.refused("top_k is -3: it must be 1 or more", top_k=-3)
+        for threshold in (0, -0.5, 1.5, float("nan")):
+            self.refused("threshold is .*: it must be above 0 and at most 1", top_k=None,
+                         threshold=threshold)
+        self.refused("stride is 0", stride=0)
+        self.refused("stride is 5: it must be 4, 8 or 16", stride=5)
+        self.refused("q_block is 96: it must be 64 or 128", q_block=96)
+        self.refused("kv_block is 0: it must be 64 or 128", kv_block=0)
+        self.refused("take bshd or bhsd", "unsupported", layout="thd", q=Fake(9, 8, 64),
+                     k=Fake(9, 8, 64), mask=Fake(1, 8, 1, 1, dtype="bool"))
+        self.refused("pad to 80", "unsupported", q=Fake(2, 300, 8, 72), k=Fake(2, 5000, 2, 72))
+        self.refused("num_heads 8 is not a multiple of num_heads_kv 3", k=Fake(2, 5000, 3, 64))
+        self.refused(r"mask has shape \[2, 8, 5, 78\]: it must be \[2, 8, 5, 79\]",
+                     mask=Fake(2, 8, 5, 78, dtype="bool"))
+        self.refused("mask is int32: it must be uint8", mask=Fake(2, 8, 5, 79, dtype="int32"))
+        self.refused("give mask=", mask=None)
+        with self.assertRaisesRegex(girih.Error, "dtype is int8"):
+            girih.bind_estimate_blocks("int8", 128)
 
 
 if __name__ == "__main__":

@@ -130,15 +130,17 @@ TEST_CASE("warm compiles what merges partial results, alone or beside patterns")
   CHECK(more["miss"] == 1);
 }
 
-TEST_CASE("warm compiles what estimates columns and slashes for every type and width") {
+TEST_CASE("warm compiles what estimates columns, slashes and blocks for every type and width") {
   if (!nvrtc_found()) return;
   const Program program;
   const Json made = program.json(
       {"warm", "--estimate", "--arch", "sm_90a", "--head-dim", "64,128", "--dtype", "fp16"});
-  CHECK(made["compiled"] == 2);
-  CHECK(made["kernels"][1]["estimate"]["head_dim"] == 128);
-  CHECK(made["kernels"][1]["arch"] == "sm_90");
-  CHECK(program.json({"warm", "--estimate", "--arch", "sm_90", "--dry-run"})["miss"] == 1);
+  CHECK(made["compiled"] == 4);
+  CHECK(made["kernels"][0]["estimate"]["of"] == "columns and slashes");
+  CHECK(made["kernels"][1]["estimate"]["of"] == "blocks");
+  CHECK(made["kernels"][2]["estimate"]["head_dim"] == 128);
+  CHECK(made["kernels"][2]["arch"] == "sm_90");
+  CHECK(program.json({"warm", "--estimate", "--arch", "sm_90", "--dry-run"})["miss"] == 2);
 }
 
 TEST_CASE("warm reads JSON lines; what a line leaves out the options give") {

@@ -39,9 +39,12 @@ struct Spec {
   Problem problem;
   std::string arch;
   TileConfig tile;
-  // What merges partial results, or estimates columns and slashes, in place of a pattern's kernel.
-  bool combine = false, estimate = false;
+  // What merges partial results, or estimates something, in place of a pattern's kernel.
+  bool combine = false;
+  std::string estimate = {};  // "columns and slashes" or "blocks"
 };
+
+constexpr const char* kEstimates[] = {"columns and slashes", "blocks"};
 
 void add_estimates(const Group& group, const std::string& arch, std::vector<Spec>& specs) {
   for (const int head_dim : group.head_dims) {
@@ -49,7 +52,9 @@ void add_estimates(const Group& group, const std::string& arch, std::vector<Spec
       Problem problem;
       problem.dtype = dtype;
       problem.head_dim = head_dim;
-      specs.push_back({dense(), problem, arch, {}, false, true});
+      for (const char* estimate : kEstimates) {
+        specs.push_back({dense(), problem, arch, {}, false, estimate});
+      }
     }
   }
 }
@@ -196,18 +201,20 @@ const char* to_string(Job::Status status) {
 
 std::string to_text(const Spec& spec) {
   if (spec.combine) return spec.arch + " combine";
-  if (spec.estimate) {
-    return fmt::format("{} estimate, {}, head_dim {}", spec.arch, to_string(spec.problem.dtype),
-                       spec.problem.head_dim);
+  if (!spec.estimate.empty()) {
+    return fmt::format("{} estimate of {}, {}, head_dim {}", spec.arch, spec.estimate,
+                       to_string(spec.problem.dtype), spec.problem.head_dim);
   }
   return fmt::format("{} {}: {}", spec.arch, tools::to_text(spec.problem), spec.pattern.text());
 }
 
 jit::Artifact build(const Spec& spec, jit::Options options, jit::Emit emit = jit::Emit::cubin) {
   if (spec.combine) return jit::build_combine(spec.arch, options, emit);
-  if (spec.estimate) {
+  if (!spec.estimate.empty()) {
     const Problem& problem = spec.problem;
-    return jit::build_estimate(problem.dtype, problem.head_dim, spec.arch, options, emit);
+    const auto build_one =
+        spec.estimate == kEstimates[0] ? jit::build_estimate : jit::build_estimate_blocks;
+    return build_one(problem.dtype, problem.head_dim, spec.arch, options, emit);
   }
   options.tile = spec.tile;
   return jit::build(spec.pattern, spec.problem, spec.arch, options, emit);
@@ -321,8 +328,9 @@ Json to_json(const Job& job) {
             {"compile_ms", job.compile_ms}};
   if (job.spec.combine) {
     json["combine"] = true;
-  } else if (job.spec.estimate) {
-    json["estimate"] = {{"dtype", girih::to_string(job.spec.problem.dtype)},
+  } else if (!job.spec.estimate.empty()) {
+    json["estimate"] = {{"of", job.spec.estimate},
+                        {"dtype", girih::to_string(job.spec.problem.dtype)},
                         {"head_dim", job.spec.problem.head_dim}};
   } else {
     json["pattern"] = job.spec.pattern.text();
@@ -386,8 +394,10 @@ void add_warm(CLI::App& app, Context& context) {
   add_head_options(*verb, group.problem);
   verb->add_option("-j,--jobs", options->jobs, "Compilations at a time")->capture_default_str();
   verb->add_flag("--combine", options->combine, "Also the kernel that merges partial results");
-  verb->add_flag("--estimate", options->estimate,
-                 "Also the kernels that estimate columns and slashes, for each dtype and head_dim");
+  verb->add_flag(
+      "--estimate", options->estimate,
+      "Also the kernels that estimate columns and slashes, and blocks, for each dtype and "
+      "head_dim");
   verb->add_flag("--dry-run", options->dry_run, "Only list the kernels and which are cached");
   add_tile_options(*verb, group.tile);
   add_jit_options(*verb, options->jit);
@@ -407,7 +417,7 @@ void add_warm(CLI::App& app, Context& context) {
     }
     if (others) {
       for (const std::string& arch : options->group.archs) {
-        if (options->combine) specs.push_back({dense(), {}, arch, {}, true, false});
+        if (options->combine) specs.push_back({dense(), {}, arch, {}, true, {}});
         if (options->estimate) add_estimates(options->group, arch, specs);
       }
     }

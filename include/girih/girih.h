@@ -396,6 +396,39 @@ GIRIH_C_API girih_status girih_estimate_slashes(const girih_estimate_args* args)
 GIRIH_C_API girih_status girih_bind_estimate(girih_dtype dtype, int32_t head_dim,
                                              const girih_options* options);
 
+// --- Estimating blocks --------------------------------------------------------------------------
+
+// Arguments of one estimate: of each sequence and query head, which blocks of keys each block of
+// queries should see. Scores are those of the blocks' means, as MInference has them, or with a
+// stride sums along antidiagonals, as XAttention does. Of each row of blocks those with the largest
+// probabilities are taken; blocks that hold positions of the row's own queries come before all
+// others, unless it is not causal, and with keep_sink the first does.
+typedef struct girih_estimate_blocks_args {
+  size_t size;
+  const girih_tensor *q, *k;  // as those of girih_args; head_dim is a multiple of 16 up to 256
+  uint8_t* mask;  // device memory, contiguous [batch, num_heads, num_q_blocks, num_kv_blocks]: 0, 1
+  struct CUstream_st* stream;
+  girih_layout layout;  // GIRIH_BSHD or GIRIH_BHSD
+  uint32_t given;       // 0 or GIRIH_GIVEN_SOFTMAX_SCALE
+  float softmax_scale;
+  int32_t q_block, kv_block;  // tokens: 64 or 128; 64 where not given
+  int32_t stride;             // 4, 8 or 16; the blocks' means where not given
+  int32_t top_k;              // this many blocks of a row, or:
+  float threshold;            // as many as have this share of its probabilities, above 0, up to 1
+  int32_t not_causal;         // 0 or 1
+  int32_t keep_sink;          // 0 or 1
+} girih_estimate_blocks_args;
+
+// Enqueues one estimate on args->stream, with scratch memory from the driver's pool. The first call
+// for a type and width in a context compiles the kernels, or finds them in the cache, and loads
+// them, which is refused while the stream is being captured.
+GIRIH_C_API girih_status girih_estimate_blocks(const girih_estimate_blocks_args* args);
+
+// Does ahead of time what the first call of girih_estimate_blocks does in the current context.
+// `options` may be NULL; tile and tune do not matter.
+GIRIH_C_API girih_status girih_bind_estimate_blocks(girih_dtype dtype, int32_t head_dim,
+                                                    const girih_options* options);
+
 #ifdef __cplusplus
 }
 #endif

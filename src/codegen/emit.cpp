@@ -105,6 +105,21 @@ extern "C" __global__ void __launch_bounds__(girih::kSelectThreads)
 }}
 )";
 
+constexpr const char* kEstimateBlocks = R"(#include "girih/estimate_blocks.cuh"
+#include "girih/pool_blocks.cuh"
+
+extern "C" __global__ void __launch_bounds__(girih::kPoolThreads)
+    {pool}(const __grid_constant__ girih::PoolBlocksParams params) {{
+  girih::PoolBlocks<girih::{element}, {head_dim}>::run(params);
+}}
+
+extern "C" __global__ void __launch_bounds__(girih::kEstimateBlocksThreads, 1)
+    {estimate}(const __grid_constant__ girih::EstimateBlocksParams params) {{
+  extern __shared__ __align__(128) unsigned char shared[];
+  girih::EstimateBlocks<girih::{element}, {head_dim}, {num_stages}>::run(params, shared);
+}}
+)";
+
 // What the two families' entries have in common.
 constexpr const char* kConfig = R"(
 namespace girih {{
@@ -282,6 +297,16 @@ std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim) {
                      fmt::arg("select", kSelectSymbol),
                      fmt::arg("element", dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
                      fmt::arg("head_dim", head_dim));
+}
+
+std::string emit_estimate_blocks(const plan::Arch& arch, DType dtype, int head_dim,
+                                 int num_stages) {
+  return fmt::format("// Girih {}: estimate of blocks, {}, head_dim {}, {}.\n", GIRIH_VERSION,
+                     to_string(dtype), head_dim, arch.name()) +
+         fmt::format(kEstimateBlocks, fmt::arg("pool", kPoolBlocksSymbol),
+                     fmt::arg("estimate", kEstimateBlocksSymbol),
+                     fmt::arg("element", dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("head_dim", head_dim), fmt::arg("num_stages", num_stages));
 }
 
 }  // namespace girih::codegen

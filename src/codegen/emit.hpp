@@ -27,6 +27,10 @@ inline constexpr const char* kCombineSymbol = "girih_combine";
 inline constexpr const char* kEstimateSymbol = "girih_estimate_slash";
 inline constexpr const char* kSelectSymbol = "girih_select_largest";
 
+/// Likewise of blocks.
+inline constexpr const char* kPoolBlocksSymbol = "girih_pool_blocks";
+inline constexpr const char* kEstimateBlocksSymbol = "girih_estimate_blocks";
+
 /// Depends on the spec alone.
 std::string emit(const plan::KernelSpec& spec);
 
@@ -35,5 +39,8 @@ std::string emit_combine(const plan::Arch& arch);
 
 /// The entry that estimates columns and slashes: the same for all layouts.
 std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim);
+
+/// The entry that estimates blocks: the same for all layouts, blocks and strides.
+std::string emit_estimate_blocks(const plan::Arch& arch, DType dtype, int head_dim, int num_stages);
 
 }  // namespace girih::codegen

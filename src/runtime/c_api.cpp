@@ -7,6 +7,7 @@
 #include <exception>
 #include <limits>
 #include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -483,9 +484,9 @@ girih::jit::CombineArgs combine_args_of(const girih_combine_args* pointer) {
   return args;
 }
 
-girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
-  const girih_estimate_args c = known_part("girih_estimate_args", "args", pointer);
-  check_reserved("args", c.reserved);
+// What estimates know of girih_args' softmax_scale.
+template <class Args>
+std::optional<float> scale_of(const Args& c) {
   const bool given = (c.given & GIRIH_GIVEN_SOFTMAX_SCALE) != 0;
   if ((c.given & ~static_cast<unsigned>(GIRIH_GIVEN_SOFTMAX_SCALE)) != 0) {
     refuse(fmt::format("args.given is {}: it must be 0 or GIRIH_GIVEN_SOFTMAX_SCALE ({})", c.given,
@@ -494,15 +495,22 @@ girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
   if (!given && c.softmax_scale != 0) {
     refuse("args.softmax_scale is set without GIRIH_GIVEN_SOFTMAX_SCALE in args.given");
   }
+  return given ? std::optional(c.softmax_scale) : std::nullopt;
+}
+
+girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
+  const girih_estimate_args c = known_part("girih_estimate_args", "args", pointer);
+  check_reserved("args", c.reserved);
+  const std::optional<float> softmax_scale = scale_of(c);
   girih::jit::EstimateArgs args{.q = tensor_of("q", c.q),
                                 .k = tensor_of("k", c.k),
                                 .layout = layout_of("args", c.layout),
+                                .softmax_scale = softmax_scale,
                                 .num_vertical = c.num_vertical,
                                 .num_slash = c.num_slash,
                                 .vertical = c.vertical,
                                 .slash = c.slash,
                                 .stream = c.stream};
-  if (given) args.softmax_scale = c.softmax_scale;
   // What more heads have is not looked at: they are refused.
   const std::int64_t heads = std::clamp<std::int64_t>(
       args.q.shape[args.layout == girih::Layout::bhsd ? 1 : 2], 0, girih::SelectParams::kMostHeads);
@@ -510,6 +518,25 @@ girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
     args.head_vertical.assign(c.head_vertical, c.head_vertical + heads);
   }
   if (c.head_slash != nullptr) args.head_slash.assign(c.head_slash, c.head_slash + heads);
+  return args;
+}
+
+girih::jit::EstimateBlocksArgs estimate_blocks_args_of(const girih_estimate_blocks_args* pointer) {
+  const girih_estimate_blocks_args c = known_part("girih_estimate_blocks_args", "args", pointer);
+  const std::optional<float> softmax_scale = scale_of(c);
+  girih::jit::EstimateBlocksArgs args{.q = tensor_of("q", c.q),
+                                      .k = tensor_of("k", c.k),
+                                      .layout = layout_of("args", c.layout),
+                                      .softmax_scale = softmax_scale,
+                                      .causal = c.not_causal == 0,
+                                      .keep_sink = c.keep_sink != 0,
+                                      .mask = c.mask,
+                                      .stream = c.stream};
+  if (c.q_block != 0) args.q_block = c.q_block;
+  if (c.kv_block != 0) args.kv_block = c.kv_block;
+  if (c.stride != 0) args.stride = c.stride;
+  if (c.top_k != 0) args.top_k = c.top_k;
+  if (c.threshold != 0) args.threshold = c.threshold;
   return args;
 }
 
@@ -631,5 +658,16 @@ girih_status girih_bind_estimate(girih_dtype dtype, int32_t head_dim,
                                  const girih_options* options) {
   return guarded([&] {
     girih::jit::bind_estimate(dtype_of("argument", dtype), head_dim, options_of(options));
+  });
+}
+
+girih_status girih_estimate_blocks(const girih_estimate_blocks_args* args) {
+  return guarded([&] { girih::jit::estimate_blocks(estimate_blocks_args_of(args)); });
+}
+
+girih_status girih_bind_estimate_blocks(girih_dtype dtype, int32_t head_dim,
+                                        const girih_options* options) {
+  return guarded([&] {
+    girih::jit::bind_estimate_blocks(dtype_of("argument", dtype), head_dim, options_of(options));
   });
 }

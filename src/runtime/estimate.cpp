@@ -4,13 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <shared_mutex>
-#include <tuple>
+#include <mutex>
 
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
-#include "runtime/cubin.hpp"
 #include "runtime/tensors.hpp"
 
 namespace girih::runtime {
@@ -57,7 +54,7 @@ void set_list(SelectParams& select, int index, const char* name, int width,
 
 }  // namespace
 
-static void check_width(DType dtype, int head_dim) {
+void check_width(DType dtype, int head_dim) {
   if (dtype != DType::float16 && dtype != DType::bfloat16) {
     refuse(fmt::format("q is {}: it must be float16 or bfloat16", to_string(dtype)));
   }
@@ -76,15 +73,16 @@ int most_estimate_heads(int head_dim) {
   return 1;
 }
 
-EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
-  if (args.layout == Layout::thd) {
+EstimateOperands check_operands(const Tensor& of_q, const Tensor& of_k, Layout layout,
+                                std::optional<float> softmax_scale) {
+  if (layout == Layout::thd) {
     throw Error(Errc::unsupported,
                 "estimates are not supported for layout thd: take bshd or bhsd, a sequence or "
                 "batch at a time");
   }
-  const Dims dims = dims_of(args.layout);
-  const Shape& q = args.q.shape;
-  const Shape& k = args.k.shape;
+  const Dims dims = dims_of(layout);
+  const Shape& q = of_q.shape;
+  const Shape& k = of_k.shape;
   const std::int64_t batch = q[dims.batch], heads = q[dims.head], heads_kv = k[dims.head];
   check_range("the batch", batch, 0);
   check_range("seqlen_q", q[dims.row], 0);
@@ -92,44 +90,57 @@ EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
   check_range("num_heads", heads, 1);
   check_range("num_heads_kv", heads_kv, 1);
   check_range("head_dim", q[kDim], 1);
-  check_width(args.q.dtype, static_cast<int>(q[kDim]));
-  if (args.k.dtype != args.q.dtype) {
-    refuse(fmt::format("k is {}, but q is {}", to_string(args.k.dtype), to_string(args.q.dtype)));
+  check_width(of_q.dtype, static_cast<int>(q[kDim]));
+  if (of_k.dtype != of_q.dtype) {
+    refuse(fmt::format("k is {}, but q is {}", to_string(of_k.dtype), to_string(of_q.dtype)));
   }
   if (heads % heads_kv != 0) {
     refuse(fmt::format("num_heads {} is not a multiple of num_heads_kv {}", heads, heads_kv));
   }
-  check_tensor("q", args.q, dims, q, false);
-  check_tensor("k", args.k, dims, shape_of(dims, batch, k[dims.row], heads_kv, q[kDim]), false);
+  check_tensor("q", of_q, dims, q, false);
+  check_tensor("k", of_k, dims, shape_of(dims, batch, k[dims.row], heads_kv, q[kDim]), false);
   if (heads > kMaxNumber / std::max<std::int64_t>(batch, 1)) {
     refuse(fmt::format("{} sequences x {} heads are more than {}: split the batch", batch, heads,
                        kMaxNumber));
   }
-  EstimatePlan plan{};
-  plan.select.num_heads = static_cast<int>(heads);
-  set_list(plan.select, 0, "vertical", args.num_vertical, args.head_vertical, args.vertical,
-           kForcedKeys);
-  set_list(plan.select, 1, "slash", args.num_slash, args.head_slash, args.slash, kForcedDistances);
-  const float scale = args.softmax_scale.value_or(
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(q[kDim]))));
+  const float scale =
+      softmax_scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q[kDim]))));
   if (!std::isfinite(scale) || scale < 0.0f) {
     refuse(fmt::format("softmax_scale {} must be finite and not negative", scale));
   }
+  constexpr double kLog2E = 1.4426950408889634;
+  return {.dtype = of_q.dtype,
+          .head_dim = static_cast<int>(q[kDim]),
+          .batch = static_cast<int>(batch),
+          .heads = static_cast<int>(heads),
+          .heads_kv = static_cast<int>(heads_kv),
+          .seqlen_q = static_cast<int>(q[dims.row]),
+          .seqlen_k = static_cast<int>(k[dims.row]),
+          .q_strides = strides_of(of_q, dims),
+          .k_strides = strides_of(of_k, dims),
+          .softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f)};
+}
 
-  plan.dtype = args.q.dtype;
-  plan.head_dim = static_cast<int>(q[kDim]);
+EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
+  const EstimateOperands of = check_operands(args.q, args.k, args.layout, args.softmax_scale);
+  EstimatePlan plan{};
+  plan.select.num_heads = of.heads;
+  set_list(plan.select, 0, "vertical", args.num_vertical, args.head_vertical, args.vertical,
+           kForcedKeys);
+  set_list(plan.select, 1, "slash", args.num_slash, args.head_slash, args.slash, kForcedDistances);
+  plan.dtype = of.dtype;
+  plan.head_dim = of.head_dim;
   EstimateParams& p = plan.estimate;
   p.q = args.q.data;
   p.k = args.k.data;
-  p.q_strides = strides_of(args.q, dims);
-  p.k_strides = strides_of(args.k, dims);
-  p.seqlen_q = static_cast<int>(q[dims.row]);
-  p.seqlen_k = static_cast<int>(k[dims.row]);
-  p.num_planes = static_cast<int>(batch * heads);
-  p.num_heads = static_cast<int>(heads);
-  p.group_size = static_cast<int>(heads / heads_kv);
-  constexpr double kLog2E = 1.4426950408889634;
-  p.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
+  p.q_strides = of.q_strides;
+  p.k_strides = of.k_strides;
+  p.seqlen_q = of.seqlen_q;
+  p.seqlen_k = of.seqlen_k;
+  p.num_planes = of.batch * of.heads;
+  p.num_heads = of.heads;
+  p.group_size = of.heads / of.heads_kv;
+  p.softmax_scale_log2 = of.softmax_scale_log2;
   p.heads_per_cta = most_estimate_heads(plan.head_dim);
   while (p.group_size % p.heads_per_cta != 0) p.heads_per_cta /= 2;
   // A CTA for every multiprocessor, if there are keys enough.
@@ -150,36 +161,117 @@ EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {
   return plan;
 }
 
+const EstimateKernels* BoundEstimates::find(DType dtype, int head_dim) {
+  const std::shared_lock lock(mutex_);
+  const auto found = kernels_.find({current_context_id(), dtype, head_dim});
+  return found == kernels_.end() ? nullptr : &found->second;
+}
+
+void BoundEstimates::bind(DType dtype, int head_dim, const Device& device, const Source& source,
+                          const char* other, const Settings& settings) {
+  EstimateKernels kernels{
+      .loaded = loaded_slot(source.key), .arch = device.arch, .num_sms = device.id.num_sms};
+  {
+    Loaded& loaded = *kernels.loaded;
+    const std::lock_guard lock(loaded.mutex);
+    load(loaded, source, settings);
+    if (loaded.prepared.insert(device.context_id).second) {
+      loaded.module->prepare(device.handle, source.shared_bytes);
+    }
+    kernels.main = loaded.module->function();
+    kernels.other = loaded.module->load(other);
+  }
+  const std::unique_lock lock(mutex_);
+  kernels_.try_emplace({device.context_id, dtype, head_dim}, std::move(kernels));
+}
+
+static jit::KernelInfo info_of(const cache::Entry& entry, bool hit, const char* kernel) {
+  return {.arch = entry.arch,
+          .kernel = kernel,
+          .key = entry.key,
+          .tile = {},
+          .tile_source = "",
+          .registers = entry.registers,
+          .spill_bytes = entry.spill_bytes,
+          .stack_bytes = entry.stack_bytes,
+          .shared_bytes = entry.shared_bytes,
+          .threads = entry.threads,
+          .compile_ms = entry.compile_ms,
+          .cache_hit = hit,
+          .compiler = entry.compiler};
+}
+
+jit::Artifact make_artifact(const Source& source, const Settings& settings, jit::Emit emit,
+                            const char* kernel) {
+  jit::Artifact artifact;
+  artifact.source = source.text;
+  artifact.info.arch = source.arch;
+  artifact.info.kernel = kernel;
+  artifact.info.key = source.key.hex;
+  artifact.info.shared_bytes = source.shared_bytes;
+  artifact.info.threads = source.threads;
+  if (emit == jit::Emit::source) return artifact;
+  if (emit == jit::Emit::ptx) {
+    compiler::Output output = compile_source(source, settings);
+    artifact.info = info_of(make_entry(source, output), false, kernel);
+    artifact.ptx = std::move(output.ptx);
+    artifact.log = std::move(output.log);
+    return artifact;
+  }
+  Obtained obtained = obtain_cubin(source, settings);
+  artifact.info = info_of(obtained.entry, obtained.hit, kernel);
+  artifact.cubin = std::move(obtained.entry.cubin);
+  artifact.log = std::move(obtained.log);
+  return artifact;
+}
+
+void launch_estimate(CUfunction function, int num_ctas, int threads, int shared_bytes,
+                     CUstream stream, void* params) {
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(num_ctas);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = static_cast<unsigned>(threads);
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = static_cast<unsigned>(shared_bytes);
+  config.hStream = stream;
+  void* parameters[] = {params};
+  cuda::check(cuda::driver().cuLaunchKernelEx(&config, function, parameters, nullptr),
+              "launching an estimate");
+}
+
+void with_scratch(std::size_t bytes, CUstream stream,
+                  const std::function<void(CUdeviceptr)>& launch) {
+  const cuda::Api& api = cuda::driver();
+  CUdeviceptr memory = 0;
+  if (bytes > 0) {
+    cuda::check(api.cuMemAllocAsync(&memory, bytes, stream),
+                fmt::format("taking {} bytes for an estimate from the memory pool", bytes));
+  }
+  const auto give_back = [&] {
+    return bytes == 0 ? CUDA_SUCCESS : api.cuMemFreeAsync(memory, stream);
+  };
+  try {
+    launch(memory);
+  } catch (...) {
+    give_back();
+    throw;
+  }
+  cuda::check(give_back(), "giving an estimate's memory back to the pool");
+}
+
 }  // namespace girih::runtime
 
 namespace girih::jit {
 namespace {
 
+using runtime::EstimateKernels;
 using runtime::EstimatePlan;
+using runtime::launch_estimate;
 using runtime::Source;
 
-// A context's loaded kernels for a type and width.
-struct Bound {
-  std::shared_ptr<runtime::Loaded> loaded;
-  CUfunction estimate = nullptr, select = nullptr;
-  int num_sms = 0;
-};
-
-struct BoundKernels {
-  using Key = std::tuple<unsigned long long, DType, int>;  // context, type, width
-  std::shared_mutex mutex;
-  std::map<Key, Bound> kernels;
-
-  const Bound* find(DType dtype, int head_dim) {
-    const std::shared_lock lock(mutex);
-    const auto found = kernels.find({runtime::current_context_id(), dtype, head_dim});
-    return found == kernels.end() ? nullptr : &found->second;
-  }
-};
-
-BoundKernels& bound_kernels() {
-  static auto* kernels = new BoundKernels;  // outlives the driver
-  return *kernels;
+runtime::BoundEstimates& bound_estimates() {
+  static auto* bound = new runtime::BoundEstimates;  // outlives the driver
+  return *bound;
 }
 
 int most_shared_bytes(int head_dim) {
@@ -199,47 +291,17 @@ Source estimate_source(const plan::Arch& arch, DType dtype, int head_dim,
                               settings);
 }
 
-KernelInfo info_of(const cache::Entry& entry, bool hit) {
-  return {.arch = entry.arch,
-          .kernel = "estimate",
-          .key = entry.key,
-          .tile = {},
-          .tile_source = "",
-          .registers = entry.registers,
-          .spill_bytes = entry.spill_bytes,
-          .stack_bytes = entry.stack_bytes,
-          .shared_bytes = entry.shared_bytes,
-          .threads = entry.threads,
-          .compile_ms = entry.compile_ms,
-          .cache_hit = hit,
-          .compiler = entry.compiler};
-}
-
-void launch(CUfunction function, int num_ctas, int threads, int shared_bytes, CUstream stream,
-            void* params) {
-  CUlaunchConfig config{};
-  config.gridDimX = static_cast<unsigned>(num_ctas);
-  config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = static_cast<unsigned>(threads);
-  config.blockDimY = config.blockDimZ = 1;
-  config.sharedMemBytes = static_cast<unsigned>(shared_bytes);
-  config.hStream = stream;
-  void* parameters[] = {params};
-  cuda::check(cuda::driver().cuLaunchKernelEx(&config, function, parameters, nullptr),
-              "launching an estimate");
-}
-
-void launch_all(const Bound& bound, EstimatePlan& plan, CUstream stream) {
+void launch_all(const EstimateKernels& bound, EstimatePlan& plan, CUstream stream) {
   if (plan.estimate.seqlen_k > 0) {
     for (const auto phase : {EstimateParams::Phase::rows, EstimateParams::Phase::sums}) {
       plan.estimate.phase = phase;
-      launch(bound.estimate, plan.estimate.num_ctas(), kEstimateThreads, plan.shared_bytes, stream,
-             &plan.estimate);
+      launch_estimate(bound.main, plan.estimate.num_ctas(), kEstimateThreads, plan.shared_bytes,
+                      stream, &plan.estimate);
     }
   }
   constexpr int kMostCtas = 1 << 16;
-  launch(bound.select, std::min(SelectParams::kLists * plan.select.num_planes, kMostCtas),
-         kSelectThreads, 0, stream, &plan.select);
+  launch_estimate(bound.other, std::min(SelectParams::kLists * plan.select.num_planes, kMostCtas),
+                  kSelectThreads, 0, stream, &plan.select);
 }
 
 }  // namespace
@@ -248,26 +310,13 @@ void bind_estimate(DType dtype, int head_dim, const Options& options) {
   const runtime::Device device = runtime::current_device();
   const runtime::Settings settings = runtime::resolve(options);
   const Source source = estimate_source(device.arch, dtype, head_dim, settings);
-  Bound bound{.loaded = runtime::loaded_slot(source.key), .num_sms = device.id.num_sms};
-  {
-    runtime::Loaded& loaded = *bound.loaded;
-    const std::lock_guard lock(loaded.mutex);
-    runtime::load(loaded, source, settings);
-    if (loaded.prepared.insert(device.context_id).second) {
-      loaded.module->prepare(device.handle, most_shared_bytes(head_dim));
-    }
-    bound.estimate = loaded.module->function();
-    bound.select = loaded.module->load(codegen::kSelectSymbol);
-  }
-  BoundKernels& kernels = bound_kernels();
-  const std::unique_lock lock(kernels.mutex);
-  kernels.kernels.try_emplace({device.context_id, dtype, head_dim}, std::move(bound));
+  bound_estimates().bind(dtype, head_dim, device, source, codegen::kSelectSymbol, settings);
 }
 
 void estimate_slashes(const EstimateArgs& args) {
   EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must before binding
   if (plan.estimate.num_planes == 0) return;
-  const Bound* bound = bound_kernels().find(plan.dtype, plan.head_dim);
+  const EstimateKernels* bound = bound_estimates().find(plan.dtype, plan.head_dim);
   if (bound == nullptr) {
     runtime::refuse_while_capturing(
         args.stream,
@@ -275,55 +324,22 @@ void estimate_slashes(const EstimateArgs& args) {
         "binding",
         "call bind_estimate");
     bind_estimate(plan.dtype, plan.head_dim);
-    bound = bound_kernels().find(plan.dtype, plan.head_dim);
+    bound = bound_estimates().find(plan.dtype, plan.head_dim);
   }
   plan = runtime::estimate_plan(args, bound->num_sms);
 
-  const cuda::Api& api = cuda::driver();
-  CUdeviceptr memory = 0;
-  const std::size_t bytes = plan.sums_bytes + plan.parts_bytes;
-  if (bytes > 0) {
-    cuda::check(api.cuMemAllocAsync(&memory, bytes, args.stream),
-                fmt::format("taking {} bytes for an estimate from the memory pool", bytes));
-  }
-  plan.select.values = plan.estimate.sums = reinterpret_cast<float*>(memory);
-  plan.estimate.parts = reinterpret_cast<SoftmaxPart*>(memory + plan.sums_bytes);
-  const auto give_back = [&] {
-    return bytes == 0 ? CUDA_SUCCESS : api.cuMemFreeAsync(memory, args.stream);
-  };
-  try {
+  runtime::with_scratch(plan.sums_bytes + plan.parts_bytes, args.stream, [&](CUdeviceptr memory) {
+    plan.select.values = plan.estimate.sums = reinterpret_cast<float*>(memory);
+    plan.estimate.parts = reinterpret_cast<SoftmaxPart*>(memory + plan.sums_bytes);
     launch_all(*bound, plan, args.stream);
-  } catch (...) {
-    give_back();
-    throw;
-  }
-  cuda::check(give_back(), "giving an estimate's memory back to the pool");
+  });
 }
 
 Artifact build_estimate(DType dtype, int head_dim, const std::string& arch, const Options& options,
                         Emit emit) {
   const runtime::Settings settings = runtime::resolve(options);
   const Source source = estimate_source(plan::Arch::parse(arch), dtype, head_dim, settings);
-  Artifact artifact;
-  artifact.source = source.text;
-  artifact.info.arch = source.arch;
-  artifact.info.kernel = "estimate";
-  artifact.info.key = source.key.hex;
-  artifact.info.shared_bytes = source.shared_bytes;
-  artifact.info.threads = source.threads;
-  if (emit == Emit::source) return artifact;
-  if (emit == Emit::ptx) {
-    compiler::Output output = runtime::compile_source(source, settings);
-    artifact.info = info_of(runtime::make_entry(source, output), false);
-    artifact.ptx = std::move(output.ptx);
-    artifact.log = std::move(output.log);
-    return artifact;
-  }
-  runtime::Obtained obtained = runtime::obtain_cubin(source, settings);
-  artifact.info = info_of(obtained.entry, obtained.hit);
-  artifact.cubin = std::move(obtained.entry.cubin);
-  artifact.log = std::move(obtained.log);
-  return artifact;
+  return runtime::make_artifact(source, settings, emit, "estimate");
 }
 
 }  // namespace girih::jit

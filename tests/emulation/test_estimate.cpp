@@ -1,8 +1,11 @@
-// The estimate of columns and slashes on emulated warps: sums of probabilities against the
-// definition, and the selection of the largest against sorting.
+// Estimates on emulated warps. Of columns and slashes: sums of probabilities against the
+// definition, and the selection of the largest against sorting. Of blocks: what is taken against
+// values in double precision.
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -11,7 +14,9 @@
 
 #include "warps.hpp"
 // The code under test.
+#include "girih/estimate_blocks.cuh"
 #include "girih/estimate_slash.cuh"
+#include "girih/pool_blocks.cuh"
 #include "girih/select_largest.cuh"
 #include "oracle/estimate.hpp"
 
@@ -109,7 +114,173 @@ void check_sums(std::mt19937& random, int seqlen_q, int seqlen_k, int group_size
   CHECK(error < 1e-4);
 }
 
+struct BlockCase {
+  int batch, seqlen_q, seqlen_k, heads_kv, group_size;
+  oracle::BlockEstimate estimate;
+  int top_k;        // or 0
+  float threshold;  // or 0
+  bool keep_sink;
+  int num_ctas;
+};
+
+// A byte a block, of all heads, whose memory holds something else before.
+template <int kHeadDim, int kNumStages>
+std::vector<unsigned char> estimate(const BlockCase& c, const Rows& q, const Rows& k,
+                                    double scale) {
+  const oracle::BlockEstimate& of = c.estimate;
+  EstimateBlocksParams p{};
+  p.num_heads = c.heads_kv * c.group_size;
+  p.num_planes = c.batch * p.num_heads;
+  p.group_size = c.group_size;
+  p.seqlen_q = c.seqlen_q;
+  p.seqlen_k = c.seqlen_k;
+  p.q_block = of.q_block;
+  p.kv_block = of.kv_block;
+  p.num_q_blocks = ceil_div(c.seqlen_q, of.q_block);
+  p.num_kv_blocks = ceil_div(c.seqlen_k, of.kv_block);
+  p.causal = of.causal;
+  p.keep_first = c.keep_sink;
+  p.top_k = c.top_k;
+  p.threshold = c.threshold;
+  const double scale_log2 = scale * 1.4426950408889634;
+  std::vector<uint4> q_means, k_means;
+  if (of.stride == 0) {
+    const auto prepare = [&](std::vector<uint4>& means, PoolBlocksParams::Operand& pool,
+                             EstimateBlocksParams::Operand& operand, const Rows& rows, int heads,
+                             int seqlen, int block) {
+      const int blocks = ceil_div(seqlen, block);
+      means.resize(static_cast<std::size_t>(c.batch * heads * blocks * kMeanTokens * kHeadDim / 8));
+      pool = {rows.data, rows.strides, seqlen, heads, block, blocks, means.data()};
+      const int64 head = int64{blocks} * kMeanTokens * kHeadDim;
+      operand = {means.data(), {heads * head, kHeadDim, head}, kMeanTokens * blocks};
+    };
+    PoolBlocksParams pool{};
+    pool.batch = c.batch;
+    prepare(q_means, pool.q, p.q, q, p.num_heads, c.seqlen_q, of.q_block);
+    prepare(k_means, pool.k, p.k, k, c.heads_kv, c.seqlen_k, of.kv_block);
+    const int num_ctas = pool.num_ctas(pool.q) + pool.num_ctas(pool.k);
+    for (blockIdx.x = 0; blockIdx.x < num_ctas; ++blockIdx.x) {
+      emulation::cta.run(kPoolThreads, [&] { PoolBlocks<Bf16, kHeadDim>::run(pool); });
+    }
+    p.tokens = kMeanTokens;
+    p.row_tokens = of.q_block;
+    p.column_tokens = of.kv_block;
+    p.scale_log2 = static_cast<float>(scale_log2);
+  } else {
+    p.q = {q.data, q.strides, c.seqlen_q};
+    p.k = {k.data, k.strides, c.seqlen_k};
+    p.tokens = p.row_tokens = p.column_tokens = of.stride;
+    p.reversed = true;
+    p.scale_log2 = static_cast<float>(scale_log2 / of.stride);
+  }
+  p.num_rows = ceil_div(c.seqlen_q, p.row_tokens);
+  p.num_columns = ceil_div(c.seqlen_k, p.column_tokens);
+  std::vector<float> values(
+      static_cast<std::size_t>(c.num_ctas * kEstimateBlocksRows * p.num_kv_blocks), 1e30f);
+  p.values = values.data();
+  std::vector<unsigned char> mask(
+      static_cast<std::size_t>(p.num_planes * p.num_q_blocks * p.num_kv_blocks), 0xee);
+  p.mask = mask.data();
+  std::vector<unsigned char> memory(
+      static_cast<std::size_t>(estimate_blocks_shared_bytes(kNumStages)) + 1024);
+  unsigned char* const shared =
+      memory.data() + (1024 - reinterpret_cast<std::uintptr_t>(memory.data()) % 1024);
+  emulation::dynamic_shared = shared;
+  gridDim.x = c.num_ctas;
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+    emulation::cta.run(kEstimateBlocksThreads,
+                       [&] { EstimateBlocks<Bf16, kHeadDim, kNumStages>::run(p, shared); });
+  }
+  return mask;
+}
+
+template <int kHeadDim, int kNumStages>
+void check_blocks(std::mt19937& random, const BlockCase& c) {
+  const int heads = c.heads_kv * c.group_size;
+  const Rows q(random, c.batch, c.seqlen_q, heads, kHeadDim, 2);
+  const Rows k(random, c.batch, c.seqlen_k, c.heads_kv, kHeadDim, 1);
+  const double scale = c.estimate.stride == 0 ? 3.0 : 0.5;
+  const std::vector<unsigned char> mask = estimate<kHeadDim, kNumStages>(c, q, k, scale);
+  auto at = mask.begin();
+  for (int plane = 0; plane < c.batch * heads; ++plane) {
+    const int b = plane / heads, h = plane % heads;
+    const auto logarithms = oracle::block_logarithms(
+        q.head(b, h, c.seqlen_q, kHeadDim), k.head(b, h / c.group_size, c.seqlen_k, kHeadDim),
+        scale, c.estimate);
+    for (int block = 0; block < static_cast<int>(logarithms.size()); ++block) {
+      CAPTURE(plane);
+      CAPTURE(block);
+      const std::vector<double>& own = logarithms[static_cast<std::size_t>(block)];
+      std::vector<bool> taken;
+      for (std::size_t i = 0; i < own.size(); ++i, ++at) {
+        REQUIRE(*at <= 1);
+        taken.push_back(*at == 1);
+      }
+      CHECK(oracle::problem_of_row(
+                taken, own,
+                oracle::forced_blocks(c.seqlen_q, c.seqlen_k, c.estimate, block, c.keep_sink),
+                c.top_k, c.threshold, 1e-3) == "");
+    }
+  }
+  CHECK(at == mask.end());
+}
+
 }  // namespace
+
+TEST_CASE("blocks are taken by their antidiagonals") {
+  std::mt19937 random(3);
+  // Aligned; a stage fewer; several CTAs' works; columns of more than one tile.
+  check_blocks<16, 4>(random, {1, 512, 512, 1, 1, {64, 64, 8, true}, 3, 0, false, 1});
+  check_blocks<16, 2>(random, {1, 1100, 1100, 1, 2, {128, 128, 4, true}, 0, 0.8f, true, 2});
+  check_blocks<48, 3>(random, {2, 300, 301, 1, 1, {64, 128, 16, false}, 0, 0.9f, false, 3});
+  // Lengths that differ, by no multiple of anything; rows that see nothing.
+  check_blocks<16, 2>(random, {1, 250, 470, 2, 1, {128, 64, 16, true}, 0, 0.5f, false, 1});
+  check_blocks<32, 2>(random, {1, 470, 250, 1, 1, {64, 64, 8, true}, 2, 0, true, 1});
+  check_blocks<16, 2>(random, {1, 1, 77, 1, 1, {64, 64, 4, true}, 1, 0, false, 1});
+}
+
+TEST_CASE("blocks are taken by their means") {
+  std::mt19937 random(4);
+  check_blocks<16, 4>(random, {1, 1000, 1000, 1, 2, {64, 64, 0, true}, 4, 0, false, 2});
+  check_blocks<80, 2>(random, {1, 700, 1300, 1, 1, {128, 64, 0, true}, 0, 0.6f, true, 1});
+  check_blocks<32, 3>(random, {2, 390, 129, 1, 1, {64, 128, 0, false}, 1, 0, false, 1});
+  check_blocks<16, 2>(random, {1, 700, 333, 1, 1, {64, 64, 0, true}, 3, 0, true, 1});
+}
+
+TEST_CASE("of equal blocks the lowest are taken, and the forced ones before all") {
+  std::mt19937 random(5);
+  BlockCase c{1, 512, 512, 1, 1, {64, 64, 0, false}, 3, 0, false, 1};
+  const Rows q(random, 1, 512, 1, 16, 2);
+  Rows k(random, 1, 512, 1, 16, 1);
+  auto* const keys = const_cast<std::uint16_t*>(k.data);
+  for (int key = 64; key < 512; ++key) {
+    std::copy_n(keys + (key - 64) * k.strides.row, 16, keys + key * k.strides.row);
+  }
+  for (const int stride : {0, 8}) {
+    c.estimate.stride = stride;
+    c.estimate.causal = false;
+    c.top_k = 3;
+    c.threshold = 0;
+    std::vector<unsigned char> mask = estimate<16, 2>(c, q, k, 0.5);
+    for (int row = 0; row < 8; ++row) {
+      for (int block = 0; block < 8; ++block) CHECK(mask[row * 8 + block] == (block < 3));
+    }
+    c.top_k = 0;
+    c.threshold = 0.45f;  // of eight equal shares, four
+    mask = estimate<16, 2>(c, q, k, 0.5);
+    for (int row = 0; row < 8; ++row) {
+      for (int block = 0; block < 8; ++block) CHECK(mask[row * 8 + block] == (block < 4));
+    }
+    c.estimate.causal = true;
+    c.top_k = 2;
+    mask = estimate<16, 2>(c, q, k, 0.0);  // all are equal
+    for (int row = 0; row < 8; ++row) {
+      for (int block = 0; block < 8; ++block) {
+        CHECK(mask[row * 8 + block] == (block == row || (block == 0 && row > 0)));
+      }
+    }
+  }
+}
 
 TEST_CASE("what the last queries see adds up to the sums of the definition") {
   std::mt19937 random(1);

@@ -163,6 +163,17 @@ inline std::size_t __cvta_generic_to_shared(const void* pointer) {
   return std::bit_cast<std::size_t>(pointer);
 }
 
+namespace emulation {
+
+// Dynamic shared memory, whose addresses the code under test holds in 32 bits.
+inline unsigned char* dynamic_shared = nullptr;
+inline unsigned char* shared_memory(unsigned address) {
+  return dynamic_shared +
+         (address - static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared)));
+}
+
+}  // namespace emulation
+
 inline float __shfl_xor_sync(unsigned, float value, int lanes) {
   const int source = (threadIdx.x % 32) ^ lanes;
   return std::bit_cast<float>(emulation::exchange(

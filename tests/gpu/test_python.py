@@ -354,6 +354,101 @@ class SlashListsTest(unittest.TestCase):
         self.assertTrue(torch.equal(lists.vertical, expected.vertical))
         self.assertTrue(torch.equal(lists.slash, expected.slash))
 
+    def test_estimated_blocks_hold_what_queries_see(self):
+        q = torch.zeros(1, 1024, 4, 64, device="cuda", dtype=torch.bfloat16)
+        k = torch.zeros(1, 1024, 2, 64, device="cuda", dtype=torch.bfloat16)
+        q[..., 0] = 16
+        k[:, 320:384, 0, 0] = 16  # block 5 for the first two heads
+        k[:, 704:768, 1, 0] = 16  # block 11 for the others
+        first, second = torch.eye(16, dtype=torch.bool), torch.eye(16, dtype=torch.bool)
+        first[5:, 5] = second[11:, 11] = True
+        first, second = first.cuda(), second.cuda()
+        for layout in ("bshd", "bhsd"):
+            tensors_of = [x if layout == "bshd" else x.transpose(1, 2) for x in (q, k)]
+            for stride in (None, 8):
+                mask = girih.estimate_blocks(*tensors_of, threshold=0.5, stride=stride,
+                                             layout=layout)
+                self.assertEqual((mask.dtype, mask.shape), (torch.bool, (1, 4, 16, 16)))
+                for head, expected in enumerate((first, first, second, second)):
+                    late = 6 if head < 2 else 12
+                    self.assertTrue(torch.equal(mask[0, head, late:], expected[late:]))
+        wide = girih.estimate_blocks(q[:, :1000], k, top_k=1, q_block=128, kv_block=128,
+                                     keep_sink=True)
+        self.assertEqual(wide.shape, (1, 4, 8, 8))
+        # Rows stand at 24 to 151, 152 to 279 and so on: in two blocks of keys each.
+        self.assertEqual(wide[0, 0].sum(1).tolist(), [2, 3, 3, 3, 3, 3, 3, 2])
+
+    def test_attention_takes_estimated_blocks(self):
+        torch.manual_seed(6)
+        q, k, v = tensors(seqlen_q=500, seqlen_k=700)
+        all_blocks = girih.estimate_blocks(q, k, threshold=1.0)
+        some_blocks = girih.estimate_blocks(q, k, top_k=4, q_block=128)
+        rows = torch.arange(500, device="cuda")
+        keys = torch.arange(700, device="cuda")
+        seen = keys <= rows[:, None] + 200
+        for mask, q_block in ((all_blocks, 64), (some_blocks, 128)):
+            out = girih.attention(q, k, v, "causal & blocks(m, q=%d, kv=64)" % q_block,
+                                  inputs={"m": mask})
+            dense = mask[:, :, rows // q_block][..., keys // 64] & seen
+            torch.testing.assert_close(out.float(), reference(q, k, v, dense)[0], rtol=1e-2,
+                                       atol=1e-2)
+        self.assertTrue(torch.equal(all_blocks[:, :, rows // 64][..., keys // 64] & seen,
+                                    seen.expand(2, 4, -1, -1)))
+        self.assertEqual(some_blocks.sum(3).unique().tolist(), [4])
+
+    def test_estimates_of_blocks_are_those_of_pytorch_in_float64(self):
+        torch.manual_seed(7)
+        q, k = (3 * torch.randn(2, 1500, heads, 128, device="cuda", dtype=torch.bfloat16)
+                for heads in (8, 2))
+        for stride in (None, 16):
+            values = reference_blocks(q, k, stride)
+            mask = girih.estimate_blocks(q, k, threshold=0.6, stride=stride)
+            forced = torch.eye(24, device="cuda", dtype=torch.bool)
+            most = values.masked_fill(mask | forced, 0).amax(3)
+            least = values.masked_fill(~mask | forced, math.inf).amin(3)
+            self.assertTrue((most <= least * 1.001).all())
+            share = (values * mask).sum(3) / values.sum(3)
+            self.assertTrue((share >= 0.6 * 0.999).all())
+            fewer = share - torch.where(least < math.inf, least, math.inf) / values.sum(3)
+            self.assertTrue((fewer <= 0.6 * 1.001).all())
+
+    def test_estimates_of_blocks_can_be_captured(self):
+        q, k = (torch.randn(1, 2000, 4, 64, device="cuda", dtype=torch.float16) for _ in range(2))
+        girih.bind_estimate_blocks(torch.float16, 64)
+        for arguments in ({"top_k": 7}, {"threshold": 0.5, "stride": 8}):
+            expected = girih.estimate_blocks(q, k, **arguments)
+            mask = torch.zeros(1, 4, 32, 32, device="cuda", dtype=torch.uint8)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                girih.estimate_blocks(q, k, mask=mask, **arguments)
+            graph.replay()
+            torch.cuda.synchronize()
+            self.assertTrue(torch.equal(mask.bool(), expected))
+
+
+def reference_blocks(q, k, stride, block=64):
+    """What blocks of `block` queries see of blocks of keys, in float64: [batch, heads, q, kv]."""
+    groups = stride or block
+
+    def padded(x, heads):
+        x = x.double().repeat_interleave(heads // x.shape[2], 2).transpose(1, 2)
+        return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % groups)).unflatten(2, (-1, groups))
+
+    heads, scale = q.shape[2], q.shape[3] ** -0.5
+    q_groups, k_groups = padded(q, heads), padded(k, heads)
+    if stride is None:
+        tokens = (q.shape[1] - torch.arange(q_groups.shape[2], device="cuda") * block).clamp(max=block)
+        q_rows, k_rows = (x.sum(3) / tokens[:, None] for x in (q_groups, k_groups))
+    else:
+        q_rows, k_rows = q_groups.flip(3).flatten(3), k_groups.flatten(3) / stride
+    scores = q_rows @ k_rows.transpose(2, 3) * scale
+    future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+    seen = scores.masked_fill(future, -math.inf).softmax(3)
+    each = block // groups
+    seen = torch.nn.functional.pad(seen, (0, -seen.shape[3] % each, 0, -seen.shape[2] % each))
+    return seen.unflatten(3, (-1, each)).sum(4).unflatten(2, (-1, each)).sum(3)
+
 
 def reference_sums(q, k):
     """What the last 64 queries of each head see of every key, and at every distance, in float64:

@@ -20,7 +20,8 @@ import threading
 
 __all__ = ["BlockBits", "BlockList", "BlockTable", "ColumnIntervals", "Error", "Kernel", "Program",
            "SlashLists", "Thresholds", "TokenIndices", "Values", "attention", "bind_combine",
-           "bind_estimate", "combine", "compile", "estimate_slashes", "version"]
+           "bind_estimate", "bind_estimate_blocks", "combine", "compile", "estimate_blocks",
+           "estimate_slashes", "version"]
 
 _VERSION = "0.1"  # of the interface; the library's first two numbers must be the same
 
@@ -139,6 +140,14 @@ class _EstimateArgs(_Struct):
                 ("head_slash", ctypes.POINTER(_int32))]
 
 
+class _EstimateBlocksArgs(_Struct):
+    _fields_ = [("size", _size_t), ("q", ctypes.POINTER(_Tensor)), ("k", ctypes.POINTER(_Tensor)),
+                ("mask", _void_p), ("stream", _void_p), ("layout", _int32),
+                ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
+                ("q_block", _int32), ("kv_block", _int32), ("stride", _int32), ("top_k", _int32),
+                ("threshold", ctypes.c_float), ("not_causal", _int32), ("keep_sink", _int32)]
+
+
 _P = ctypes.POINTER
 _FUNCTIONS = {  # name: result, arguments
     "girih_version": (_char_p, []),
@@ -158,6 +167,8 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_bind_combine": (_int32, [_P(_Options)]),
     "girih_estimate_slashes": (_int32, [_P(_EstimateArgs)]),
     "girih_bind_estimate": (_int32, [_int32, _int32, _P(_Options)]),
+    "girih_estimate_blocks": (_int32, [_P(_EstimateBlocksArgs)]),
+    "girih_bind_estimate_blocks": (_int32, [_int32, _int32, _P(_Options)]),
 }
 
 
@@ -1006,3 +1017,70 @@ def bind_estimate(dtype, head_dim, device=None, **options):
     options = _options(**options)
     dtype = _dtype("dtype", dtype)
     _in_device(device, lambda: _library().girih_bind_estimate(dtype, head_dim, options))
+
+
+def estimate_blocks(q, k, *, top_k=None, threshold=None, stride=None, q_block=64, kv_block=64,
+                    causal=True, keep_sink=False, layout="bshd", softmax_scale=None, mask=None,
+                    stream=None):
+    """Which blocks of keys each block of queries should see, for blocks(m, q=64, kv=64): a bool
+    tensor [batch, num_heads, ceil(seqlen_q / q_block), ceil(seqlen_k / kv_block)].
+
+        m = girih.estimate_blocks(q, k, top_k=100)                          # MInference
+        m = girih.estimate_blocks(q, k, stride=16, threshold=0.9, q_block=128, kv_block=128,
+                                  keep_sink=True)                           # XAttention
+
+    stride: scores of a pair of blocks are sums along the antidiagonals of stride x stride tokens, 4,
+      8 or 16; where not given, that of the blocks' mean query and mean key. Probabilities are those
+      of the softmax over a row of scores, added up over the rows of a block of queries.
+    top_k, threshold: one of them. Of each row of blocks the top_k with the largest probabilities are
+      taken, or the fewest that have this share of them, above 0 and up to 1; of equal ones the
+      lowest. Blocks on the diagonal, where it is causal, and the first, with keep_sink, come before
+      all others.
+    causal: blocks whose first key is behind the last query of the block are never taken; the last
+      query stands at the last key.
+    q, k: as attention() takes them, in layout "bshd" or "bhsd"; head_dim a multiple of 16. Query
+      heads are looked at each by itself.
+    softmax_scale: 1 / sqrt(head_dim) where not given.
+    mask: bool or uint8, contiguous, to write to; made where not given.
+
+    Does not wait for the GPU. Raises girih.Error.
+    """
+    torch = _torch_of(q)
+    device = q.device if torch else None
+    for name, value in (("top_k", top_k), ("threshold", threshold), ("stride", stride)):
+        if value == 0:  # which the C interface takes for "not given"
+            _refuse("%s is 0: %s" % (name, {"top_k": "it must be 1 or more",
+                                            "threshold": "it must be above 0 and at most 1",
+                                            "stride": "it must be 4, 8 or 16"}[name]))
+    for name, value in (("q_block", q_block), ("kv_block", kv_block)):
+        if value not in (64, 128):
+            _refuse("%s is %s: it must be 64 or 128" % (name, value))
+    of_q, of_k = _tensor("q", q, layout, device), _tensor("k", k, layout, device)
+    batch, heads, rows = (0, 1, 2) if layout == "bhsd" else (0, 2, 1)
+    shape = (of_q.shape[batch], of_q.shape[heads], -(-of_q.shape[rows] // q_block),
+             -(-of_k.shape[rows] // kv_block))
+    if mask is None:
+        if torch is None:
+            _refuse("q is no PyTorch tensor: give mask= to be written to")
+        mask = torch.empty(shape, dtype=torch.bool, device=device)
+    if stream is None and torch:
+        stream = torch.cuda.current_stream(device)
+    dtype = "bool" if _dtype_name(mask.dtype) == "bool" else "uint8"
+    args = _EstimateBlocksArgs(
+        q=ctypes.pointer(of_q), k=ctypes.pointer(of_k), layout=_layout(layout),
+        mask=_array("mask", mask, dtype, shape, device), q_block=q_block, kv_block=kv_block,
+        stride=stride or 0, top_k=top_k or 0, threshold=threshold or 0, not_causal=not causal,
+        keep_sink=keep_sink, given=0 if softmax_scale is None else _GIVEN_SOFTMAX_SCALE,
+        softmax_scale=softmax_scale or 0, stream=getattr(stream, "cuda_stream", stream))
+    _in_context(torch, device, lambda: _library().girih_estimate_blocks(args))
+    return mask
+
+
+def bind_estimate_blocks(dtype, head_dim, device=None, **options):
+    """Compiles, or finds in the cache, and loads ahead of time what estimate_blocks() launches for a
+    type and width, whatever the blocks, stride and share, so that it can be captured into a CUDA
+    graph. options: as compile() takes them, without a tile. device: PyTorch's current one where not
+    given."""
+    options = _options(**options)
+    dtype = _dtype("dtype", dtype)
+    _in_device(device, lambda: _library().girih_bind_estimate_blocks(dtype, head_dim, options))

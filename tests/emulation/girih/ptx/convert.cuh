@@ -23,4 +23,10 @@ uint32 pack(float lo, float hi) {
   return half(lo) | half(hi) << 16;
 }
 
+template <class Element>
+void unpack(uint32 word, float& lo, float& hi) {
+  lo = std::bit_cast<float>(word << 16);
+  hi = std::bit_cast<float>(word & 0xffff0000u);
+}
+
 }  // namespace girih

@@ -1,5 +1,5 @@
 // Stands before templates/girih/ptx/mma_sm80.cuh where device code runs on emulated warps: the
-// layouts of PTX ISA's m16n8k16, summed in float.
+// layouts of PTX ISA's m16n8k16, summed in float, and of ldmatrix.
 #pragma once
 
 #include "girih/ptx/convert.cuh"
@@ -22,6 +22,17 @@ void mma_m16n8k16(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
       const uint32 of_b = lanes[column * 4 + quad][4 + k / 8];
       d[e] += element(of_a, k) * element(of_b, k);
     }
+  }
+  emulation::cta.wait(emulation::cta.warp());
+}
+
+inline void ldmatrix_x4(uint32 (&r)[4], uint32 shared) {
+  const uint32 own[8] = {shared, 0, 0, 0, 0, 0, 0, 0};
+  const auto& lanes = emulation::publish(own);
+  const int lane = threadIdx.x % 32;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const uint32 row = lanes[8 * matrix + lane / 4][0];
+    r[matrix] = *reinterpret_cast<const uint32*>(emulation::shared_memory(row) + lane % 4 * 4);
   }
   emulation::cta.wait(emulation::cta.warp());
 }
