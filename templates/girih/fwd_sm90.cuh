@@ -81,10 +81,13 @@ struct FwdSm90 {
 
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
-  // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles.
-  static constexpr int kFragmentRegisters =
-      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0) +
-      (ClassModifiers<Classes>::kExpressions ? 20 : 0) + (kPrune ? 24 : 0);
+  // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles; behind
+  // these an expression's values are few, for nothing is in flight beside them.
+  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
+                                            (kNaturalScores<Classes> ? 16 : 0) +
+                                            (kPrune                                  ? 24
+                                             : ClassModifiers<Classes>::kExpressions ? 20
+                                                                                     : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3
                                                 ? (kIsElaborate<Config> ? 152 : 160)
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
@@ -890,26 +893,40 @@ struct FwdSm90 {
     }
   };
 
-  // Softcap, modifiers and mask; warp_row counts from the warpgroup's first. `given`: the tile's,
-  // or null.
-  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
-                                                const Work& work, Tile tile,
-                                                const GatheredKeys<kBlockN>* given, int warpgroup,
-                                                int warp_row, int lane) {
-    const int head = Work::head_of(warpgroup);
+  using Mask = WarpMask<16, kBlockN>;
+
+  static __device__ __forceinline__ void cap(Scores& scores, const FwdParams& params,
+                                             const Work& work, int warpgroup) {
     if constexpr (Config::kSoftcap) {
-      const float softcap = work.softcap[head];
+      const float softcap = work.softcap[Work::head_of(warpgroup)];
       if (softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / softcap);
     }
+  }
+
+  // By the modifiers, which make capped scores natural; warp_row counts from the warpgroup's first.
+  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
+                                                const Work& work, Tile tile, int warpgroup,
+                                                int warp_row, int lane) {
     if constexpr (kNaturalScores<Classes>) {
+      const int head = Work::head_of(warpgroup);
       modify_scores<Classes, kKeyBox>(
           scores, natural_scale(params.softmax_scale_log2, work.softcap[head]),
           work.head_class[head], work.numbers[head], work.geometry_of(warpgroup),
           work.first_row_of(warpgroup) + warp_row + lane / 4,
           [&](int column) { return tile.key(column); });
     }
+  }
+
+  // use(mask) with what a warp's rows see of the tile, where that is not all of it. `given`: the
+  // tile's, or null.
+  template <class Use>
+  static __device__ __forceinline__ void find_mask(const Work& work, Tile tile,
+                                                   const GatheredKeys<kBlockN>* given,
+                                                   int warpgroup, int warp_row, int lane,
+                                                   const Use& use) {
     if (kind_of(tile.flags, warpgroup) == kPartial) {
-      WarpMask<16, kBlockN> mask;
+      const int head = Work::head_of(warpgroup);
+      Mask mask;
       const auto key = [&](int column) { return tile.key(column); };
       const int first_row = work.first_row_of(warpgroup) + warp_row;
       if constexpr (kBricks) {
@@ -929,9 +946,13 @@ struct FwdSm90 {
         mask.template evaluate<Classes, min(kKeyBox, 32)>(
             work.head_class[head], work.numbers[head], work.geometry_of(warpgroup), first_row, key);
       }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
+      use(mask);
     }
+  }
+
+  static __device__ __forceinline__ void hide(Scores& scores, const Mask& mask, int lane) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
   }
 
   static __device__ __forceinline__ void clear(Output& output) {
@@ -995,10 +1016,15 @@ struct FwdSm90 {
     }
   }
 
-  static __device__ __forceinline__ float score_scale_log2(const FwdParams& params, float softcap) {
-    if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
+  // Of scores that no modifier has seen yet.
+  static __device__ __forceinline__ float plain_scale_log2(const FwdParams& params, float softcap) {
     if constexpr (Config::kSoftcap) return capped_scale_log2(params.softmax_scale_log2, softcap);
     return params.softmax_scale_log2;
+  }
+
+  static __device__ __forceinline__ float score_scale_log2(const FwdParams& params, float softcap) {
+    if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
+    return plain_scale_log2(params, softcap);
   }
 
   static __device__ __forceinline__ void consume(const FwdParams& params, Control& control,
@@ -1070,17 +1096,20 @@ struct FwdSm90 {
                                 warpgroup * 64 * kPanelRowBytes),
             k_tile(keys.stage));
     };
+    const auto finish_scores = [&](const GatheredKeys<kBlockN>* given) {
+      cap(scores, params, work(), warpgroup);
+      modify(scores, params, work(), tile, warpgroup, warp_row, lane);
+      find_mask(work(), tile, given, warpgroup, warp_row, lane,
+                [&](const Mask& mask) { hide(scores, mask, lane); });
+    };
     const auto take_scores = [&] {
       pin_registers(scores);
       if constexpr (kGathers) {  // masks lie in K's stages
-        modify(scores, params, work(), tile, &gathered_of(control).tiles[keys.stage], warpgroup,
-               warp_row, lane);
+        finish_scores(&gathered_of(control).tiles[keys.stage]);
       }
       release(control.k_empty[keys.stage], lane);
       keys.advance();
-      if constexpr (!kGathers) {
-        modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
-      }
+      if constexpr (!kGathers) finish_scores(nullptr);
     };
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
