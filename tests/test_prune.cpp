@@ -328,6 +328,15 @@ TEST_CASE("thresholds are views by head and position") {
                "was given numbers, but the pattern wants thresholds for tiles of 64 keys"));
 }
 
+TEST_CASE("a check names the head and the column of a threshold that is NaN") {
+  const std::vector<float> fine{-kInfinity, 0, 3, kInfinity}, wrong{1, -kInfinity, std::nanf("")};
+  CHECK_NOTHROW(runtime::check_thresholds("t", 0, fine));
+  CHECK(
+      message_of([&] { runtime::check_thresholds("t", 5, wrong); }) ==
+      "the input 't' is NaN in head 5, column 2, where it keeps every tile: write -inf if that is "
+      "meant");
+}
+
 TEST_CASE("thresholds of one example are the oracle's") {
   std::mt19937_64 random(8);
   const auto below = [&](int bound) { return static_cast<int>(random() % bound); };
