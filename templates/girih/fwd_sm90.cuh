@@ -32,6 +32,7 @@
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/ptx/mbarrier.cuh"
+#include "girih/ptx/stmatrix.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
 #include "girih/ptx/wgmma.cuh"
@@ -190,8 +191,9 @@ struct FwdSm90 {
   static constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 
   // How far ahead of the copies key tiles are looked for. More would take the next query tile
-  // early, and whoever asked early and still has much to do ends last.
-  static constexpr int kNumVisits = 4;
+  // early, and whoever asked early and still has much to do ends last; but where elaborate masks
+  // begin in a row may take as long to find as several key tiles.
+  static constexpr int kNumVisits = kGathers ? kGatheredVisits : kIsElaborate<Config> ? 8 : 4;
 
   // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V
   // until it has found the next tile to look at, and copies wait for that stage.
@@ -245,7 +247,6 @@ struct FwdSm90 {
     GatheredKeys<kBlockN> tiles[kNumStages];  // in K's stages
     typename SlashGather<kBlockN>::Staging staging;
   };
-  static_assert(kNumVisits == kGatheredVisits);
   static_assert(sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));
   static __device__ __forceinline__ Gathered& gathered_of(Control& control) {
     return *reinterpret_cast<Gathered*>(reinterpret_cast<unsigned char*>(&control) +
@@ -990,14 +991,16 @@ struct FwdSm90 {
                                                       const LazySoftmax& softmax) {
     const uint32 thread = fresh_thread_index();
     const int warpgroup = thread / 128 - 1;
+    const int first_row = (thread - 128) / 32 * 16;  // the warp's
+    float factor[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
+      const int row = first_row + 8 * r + thread % 32 / 4;
       float lse;
-      const float factor = finish(softmax, r, params, work, warpgroup, lse);
+      factor[r] = finish(softmax, r, params, work, warpgroup, lse);
       if constexpr (SplitsTiles<Config>) {
         if (work.is_part()) {
-          Splits::keep(work, output, r, row, factor, lse);
+          Splits::keep(work, output, r, row, factor[r], lse);
           continue;
         }
       }
@@ -1008,11 +1011,21 @@ struct FwdSm90 {
       } else if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
       }
+    }
+    if constexpr (SplitsTiles<Config>) {
+      if (work.is_part()) return;
+    }
+    // Of two columns of chunks, each lane points to one of 16 rows.
+    const uint32 lane_chunk =
+        shared_address(staging) + staged_chunk(first_row + thread % 16, thread % 32 / 16);
 #pragma unroll
-      for (int d = 0; d < kDimFragments; ++d) {
-        *reinterpret_cast<uint32*>(staging + staged_chunk(row, d) + 4 * (thread % 4)) =
-            pack<Element>(output[d][2 * r] * factor, output[d][2 * r + 1] * factor);
-      }
+    for (int d = 0; d < kDimFragments; d += 2) {
+      const uint32 chunks[4] = {
+          pack<Element>(output[d][0] * factor[0], output[d][1] * factor[0]),
+          pack<Element>(output[d][2] * factor[1], output[d][3] * factor[1]),
+          pack<Element>(output[d + 1][0] * factor[0], output[d + 1][1] * factor[0]),
+          pack<Element>(output[d + 1][2] * factor[1], output[d + 1][3] * factor[1])};
+      stmatrix_x4((lane_chunk ^ d % 8 << 4) + d / 8 * kBlockM * kPanelRowBytes, chunks);
     }
   }
 
@@ -1202,18 +1215,22 @@ struct FwdSm90 {
         init(barrier, warps * kSpeakingLanes);
       };
       constexpr int kLoadingWarps = kPrune ? 2 : 1;
+#pragma unroll 1
       for (int i = 0; i < kNumWorks; ++i) {
         init_releases(control.work_empty[i], kConsumerWarps + kLoadingWarps + 1);
       }
+#pragma unroll 1
       for (int i = 0; i < kNumVisits; ++i) {
         init_releases(control.visit_full[i], 1);
         init_releases(control.visit_empty[i], kLoadingWarps);
       }
+#pragma unroll 1
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
         init_releases(control.q_empty[i], 1);
         init_releases(control.out_full[i], kConsumerWarps);
       }
+#pragma unroll 1
       for (int i = 0; i < kNumStages; ++i) {
         init(control.k_full[i], kGathers ? kSpeakingLanes : 1);
         init_releases(control.k_empty[i], kConsumerWarps);
