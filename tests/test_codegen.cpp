@@ -365,7 +365,7 @@ void check_prune(const std::string& arch, const TileConfig& tile = {}) {
   for (const int kv : {64, 128}) {
     const std::string prune = fmt::format("prune(t, kv={})", kv);
     for (const int head_dim : {64, 96, 128, 160, 192, 256}) {
-      if (head_dim > (kv == 128 ? 128 : arch == "sm_80" ? 192 : 256)) continue;
+      if (head_dim > (kv == 128 ? 192 : 256)) continue;
       add("causal with " + prune, head_dim);
       if (head_dim % 64 != 0) continue;
       add("heads(0-9: causal with softcap(30), " + prune + ", 10-19: dense, 20-29: causal & " +
@@ -379,6 +379,18 @@ void check_prune(const std::string& arch, const TileConfig& tile = {}) {
             head_dim);
       }
       add("heads(0-9: causal with softcap(30), " + prune + ", else: causal with alibi(a), bias(b))",
+          head_dim);
+      add("causal with " + prune + ", alibi(a)", head_dim);
+      add("causal with " + prune + ", score(\"s * scale[h] + far[h][min(abs(p - k), 31)]\")",
+          head_dim);
+      add("dense with softcap(30), " + prune + ", alibi(a), bias(b), score(\"s + " +
+              "label[b][h][q][min(max(p - k, -12), 12) + 12] * w[g]\"), sink_logit(z)",
+          head_dim);
+      add("heads(0-9: causal with softcap(30), " + prune +
+              ", alibi(a), 10-19: causal & segments(doc) with bias(b), 20-29: causal & " +
+              "blocks(m, q=64, kv=64) with " + prune +
+              ", else: causal & (sink(4) | window(left=99)) with " + prune +
+              ", score(\"k % 3 == 0 ? tanh(s) * 2 : log(abs(s) + 1)\"))",
           head_dim);
     }
   }

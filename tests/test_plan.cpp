@@ -611,12 +611,12 @@ TEST_CASE("tiles without a kernel are refused with every reason") {
            {{128, -16, 2, 4}, "block_n -16 is not supported: multiples of 16 from 16 to 256 are"},
            {{128, 40, 2, 4}, "block_n 40 is not supported: multiples of 16 from 16 to 256 are"},
            {{128, 272, 2, 4}, "block_n 272 is not supported: multiples of 16 from 16 to 256 are"},
-           {{128, 64, 1, 4}, "num_stages 1 is not supported: 2 to 4 are"},
-           {{128, 64, 5, 4}, "num_stages 5 is not supported: 2 to 4 are"},
+           {{128, 64, -1, 4}, "num_stages -1 is not supported: 1 to 4 are"},
+           {{128, 64, 5, 4}, "num_stages 5 is not supported: 1 to 4 are"},
            {{96, 40, 9, 4},
             "block_m 96 is not supported with 4 warps: 64 and 128 are; "
             "block_n 40 is not supported: multiples of 16 from 16 to 256 are; "
-            "num_stages 9 is not supported: 2 to 4 are"},
+            "num_stages 9 is not supported: 1 to 4 are"},
            {{128, 80, 2, 4},
             "block_m 128 x block_n 80 with 4 warps at head_dim_v 128 takes 208 registers a thread "
             "for scores and output, more than 192" +

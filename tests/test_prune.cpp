@@ -215,16 +215,19 @@ TEST_CASE("pruned kernels visit tokens in a row: neither bricks nor what is gath
   CHECK_FALSE(spec_of("heads(0: " + slash + ", else: causal with prune(t, kv=64))").gathers);
 }
 
-TEST_CASE("what changes scores behind prune's decision stands in other heads only") {
+TEST_CASE("what changes scores behind prune's decision stands beside it, or in other heads") {
   for (const char* arch : {"sm_80", "sm_90"}) {
-    CHECK(message_of([&] { plan_for("causal with prune(t, kv=64), alibi(a)", 128, arch); }) ==
-          "prune(t, kv=64) and alibi(a) are not supported together in a head, for prune decides by "
-          "scores without alibi: leave one out, or give them to different heads");
-    CHECK(contains(message_of([&] {
-                     plan_for("heads(0: causal, else: causal with bias(b), prune(t, kv=64))", 128,
-                              arch);
-                   }),
-                   "prune(t, kv=64) and bias(b) are not supported together"));
+    const plan::Plan beside = plan_for(
+        "causal with prune(t, kv=64), alibi(a), bias(b), score(\"s * 2.0\"), sink_logit(z)", 128,
+        arch);
+    CHECK(beside.spec.prune);
+    REQUIRE(beside.spec.structures.size() == 1);
+    CHECK(contains(beside.spec.structures[0], "With<Leaf<Causal>, Alibi, Bias, Score<Score_"));
+    CHECK(beside.spec.tile.block_m == 128);
+    CHECK(beside.spec.tile.block_n == 64);
+    CHECK(beside.spec.tile.num_warps >= 8);
+    REQUIRE(beside.head_table.size() == 2 + 3 + 1);
+    CHECK(beside.head_table[5] == PruneWord::make(0, true, false));
     const plan::Plan plan =
         plan_for("heads(0: causal with prune(t, kv=64), else: causal with alibi(a))", 128, arch);
     CHECK(plan.spec.prune);
@@ -238,6 +241,31 @@ TEST_CASE("what changes scores behind prune's decision stands in other heads onl
         std::vector<std::string>{"Leaf<Causal>", "With<Leaf<Causal>, SinkLogit>"});
   CHECK(plan.head_table[2] == 1);  // the sink's place among the inputs; behind it the word
   CHECK(plan.head_table[3] == PruneWord::make(0, true, false));
+}
+
+TEST_CASE("where registers or shared memory do not hold pruned heads otherwise, they go slower") {
+  // Hopper's consumers hold an expression beside output of 160, not of 192.
+  const std::string score = "causal with prune(t, kv=64), score(\"s * 2.0\")";
+  CHECK(plan_for(score, 160).spec.family == plan::KernelFamily::fwd_sm90);
+  CHECK(plan_for(score, 192).spec.family == plan::KernelFamily::fwd_sm80);
+  CHECK(plan_for("causal with prune(t, kv=64), alibi(a)", 192).spec.family ==
+        plan::KernelFamily::fwd_sm90);
+  const auto stages = [](int kv, int head_dim, const char* arch) {
+    return plan_for(fmt::format("causal with prune(t, kv={})", kv), head_dim, arch)
+        .spec.tile.num_stages;
+  };
+  CHECK(stages(64, 192, "sm_80") == 2);
+  CHECK(stages(64, 256, "sm_80") == 1);
+  CHECK(stages(128, 128, "sm_80") == 2);
+  CHECK(stages(128, 192, "sm_80") == 1);
+  CHECK(stages(64, 128, "sm_89") == 2);
+  CHECK(stages(64, 192, "sm_89") == 1);
+  CHECK(stages(128, 128, "sm_89") == 1);
+  CHECK(message_of([&] { stages(64, 256, "sm_89"); }) != "(nothing was thrown)");
+  CHECK(contains(message_of([&] { stages(128, 192, "sm_89"); }), "calibrate for kv=64"));
+  // A tile that somebody asks for may have one stage, pruned or not.
+  CHECK(plan_for("causal", 64, "sm_90", {.num_stages = 1, .portable = true}).spec.tile.num_stages ==
+        1);
 }
 
 TEST_CASE("the head table says how each head is pruned") {
@@ -298,6 +326,15 @@ TEST_CASE("thresholds are views by head and position") {
   CHECK(
       contains(message_of([&] { runtime::plan_inputs(pattern.inputs(), wrong, extents, nullptr); }),
                "was given numbers, but the pattern wants thresholds for tiles of 64 keys"));
+}
+
+TEST_CASE("a check names the head and the column of a threshold that is NaN") {
+  const std::vector<float> fine{-kInfinity, 0, 3, kInfinity}, wrong{1, -kInfinity, std::nanf("")};
+  CHECK_NOTHROW(runtime::check_thresholds("t", 0, fine));
+  CHECK(
+      message_of([&] { runtime::check_thresholds("t", 5, wrong); }) ==
+      "the input 't' is NaN in head 5, column 2, where it keeps every tile: write -inf if that is "
+      "meant");
 }
 
 TEST_CASE("thresholds of one example are the oracle's") {

@@ -134,7 +134,7 @@ class Kernel {
   /// number of launches with the same ones and workspace, and of slashes and expressions with the
   /// same lengths and positions, and the same elements of their tensors. Does nothing where there
   /// are none. With Check::yes it waits for the stream and refuses lists with entries out of range,
-  /// which are ignored otherwise.
+  /// which are ignored otherwise, and thresholds that are NaN, which keep every tile otherwise.
   ///
   /// On Hopper also finds out which rows of block lists or byte masks see so much that they would
   /// keep one multiprocessor busy when the others are done: their keys are divided. That is by

@@ -231,9 +231,8 @@ struct Prune {
 /// What is done to a visible element's score s, softmax_scale included, before the softmax: in this
 /// order. Names are those of run-time inputs (Values); an empty text is none.
 struct Modifiers {
-  float softcap = 0;  ///< s becomes softcap * tanh(s / softcap); 0 is none
-  Prune prune =
-      Prune();  ///< skips key tiles by their highest s; not together with alibi, bias or score
+  float softcap = 0;       ///< s becomes softcap * tanh(s / softcap); 0 is none
+  Prune prune = Prune();   ///< skips key tiles by their highest s
   std::string alibi = {};  ///< s - slope * |p - k|; a slope for each head
   std::string bias = {};   ///< s + bias[k]; a number for each key
   /// An expression in C that becomes s, over s, the indices of expr(...) and run-time float32

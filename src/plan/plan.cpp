@@ -200,26 +200,6 @@ int prune_word_of(const Pattern::HeadClass& head_class, const std::vector<InputI
                          prune.keep_sink);
 }
 
-// A pruned tile is decided on by the scores that kernels have before the softmax, which these
-// modifiers change: thresholds are for those before.
-void check_prune_alone(const Modifiers& modifiers) {
-  if (modifiers.prune.thresholds.empty()) return;
-  const char* other = !modifiers.alibi.empty()   ? "alibi"
-                      : !modifiers.bias.empty()  ? "bias"
-                      : !modifiers.score.empty() ? "score"
-                                                 : nullptr;
-  if (other == nullptr) return;
-  throw Error(
-      Errc::unsupported,
-      fmt::format("prune({}, kv={}) and {}({}) are not supported together in a head, for prune "
-                  "decides by scores without {}: leave one out, or give them to different heads",
-                  modifiers.prune.thresholds, modifiers.prune.kv, other,
-                  !modifiers.alibi.empty()  ? modifiers.alibi
-                  : !modifiers.bias.empty() ? modifiers.bias
-                                            : "...",
-                  other));
-}
-
 // The type of an expression, by its code: patterns that differ in names of tensors share kernels.
 std::string type_of(const pattern::Expression& expression, bool of_scores = false) {
   return (of_scores ? "Score_" : "Condition_") + support::digest(expression.code()).substr(0, 16);
@@ -324,7 +304,6 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   make_set(used_classes);
   check_score_cost(pattern, used_classes);
   for (const int c : used_classes) {
-    check_prune_alone(pattern.classes()[c].modifiers);
     distinct.push_back(structures[c]);
     add_expressions(pattern.classes()[c], plan.spec.expressions);
     most_numbers = std::max(most_numbers, numbers[c].size());

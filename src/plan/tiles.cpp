@@ -36,11 +36,17 @@ bool rows_divide(const TileConfig& tile) {
   return tile.block_m == 16 * tile.num_warps || tile.block_m == 32 * tile.num_warps;
 }
 
-// A decision is for a whole tile. Eight warps hold what four do not, and 128 keys leave four no
-// register for it.
-std::vector<TileConfig> candidates_for_prune(int kv) {
-  if (kv > 64) return {{kPruneRows, kv, 2, 8}};
-  return {{kPruneRows, kv, 2, 4}, {kPruneRows, kv, 2, 8}};
+// A decision is for a whole tile. Eight warps hold what four do not: 128 keys leave four no
+// register for it, nor do scores that are modified behind it. Where two stages have no room, there
+// is one.
+std::vector<TileConfig> candidates_for_prune(const PatternTraits& pattern, const Problem& problem) {
+  constexpr int kWidestOfManyKeys = 192;  // compiled without spills
+  const int kv = pattern.prune_kv;
+  std::vector<TileConfig> tiles;
+  if (kv == 64 && !pattern.scores) tiles.push_back({kPruneRows, kv, 2, 4});
+  tiles.push_back({kPruneRows, kv, 2, 8});
+  if (kv == 64 || problem.width_v() <= kWidestOfManyKeys) tiles.push_back({kPruneRows, kv, 1, 8});
+  return tiles;
 }
 
 }  // namespace
@@ -90,7 +96,7 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTr
                                               ? TileConfig{64, 64, 2, 4}
                                               : TileConfig{128, 128, 2, 4});
   }
-  if (pattern.prune_kv > 0) candidates = candidates_for_prune(pattern.prune_kv);
+  if (pattern.prune_kv > 0) candidates = candidates_for_prune(pattern, problem);
   for (const TileConfig& candidate : candidates) {
     if (candidate.block_m > most_rows || candidate.block_n > most_keys) continue;
     const TileConfig tile = complete(requested, candidate);
@@ -122,8 +128,8 @@ std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& 
     reasons.push_back(fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are",
                                   tile.block_n));
   }
-  if (tile.num_stages < 2 || tile.num_stages > 4) {
-    reasons.push_back(fmt::format("num_stages {} is not supported: 2 to 4 are", tile.num_stages));
+  if (tile.num_stages < 1 || tile.num_stages > 4) {
+    reasons.push_back(fmt::format("num_stages {} is not supported: 1 to 4 are", tile.num_stages));
   }
   if (!reasons.empty()) return reasons;
 
@@ -208,7 +214,7 @@ std::vector<std::string> reasons_against_prune(const TileConfig& tile, int prune
   }
   constexpr int kMostStages = 7;  // how far apart warps may be: fewer tiles than kNumVotes
   if (tile.num_stages > kMostStages) {
-    reasons.push_back(fmt::format("num_stages {} is not supported with prune: 2 to {} are",
+    reasons.push_back(fmt::format("num_stages {} is not supported with prune: up to {} are",
                                   tile.num_stages, kMostStages));
   }
   return reasons;

@@ -20,6 +20,7 @@ constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsScores = 168;
+constexpr int kMostFragmentsPrunedScores = 128;  // by expressions, or of elaborate masks
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
@@ -118,6 +119,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (pattern.scores && tile.block_m == 128) {
     limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
                                                         : kMostFragmentsScores);
+  }
+  if (prune && pattern.elaborate && pattern.scores) {
+    limit = std::min(limit, kMostFragmentsPrunedScores);
   }
   const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
   if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;

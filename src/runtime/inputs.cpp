@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -634,6 +635,16 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
                static_cast<char*>(workspace), plan);
   }
   return plan;
+}
+
+void check_thresholds(const std::string& name, int head, std::span<const float> thresholds) {
+  const auto nan = std::find_if(thresholds.begin(), thresholds.end(),
+                                [](float threshold) { return std::isnan(threshold); });
+  if (nan == thresholds.end()) return;
+  refuse(
+      fmt::format("the input '{}' is NaN in head {}, column {}, where it keeps every tile: write "
+                  "-inf if that is meant",
+                  name, head, nan - thresholds.begin()));
 }
 
 }  // namespace girih::runtime

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "girih/build_lists.cuh"
@@ -63,5 +64,8 @@ constexpr std::size_t kWorkspaceHeadBytes = 256;
 InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
                       const InputExtents& extents, void* workspace,
                       std::span<const plan::ConditionTiles> tiles = {});
+
+/// @throws Error invalid_argument where one of a head's thresholds is NaN.
+void check_thresholds(const std::string& name, int head, std::span<const float> thresholds);
 
 }  // namespace girih::runtime

@@ -267,6 +267,27 @@ struct Kernel::Impl {
     const CUresult result = cuda::driver().cuLaunchKernelEx(&config, kernel, parameters, nullptr);
     if (result != CUDA_SUCCESS) refuse_launch(result, device);
   }
+
+  // Waits for what the stream does to them.
+  void check_thresholds(const runtime::InputPlan& plan, CUstream stream) const {
+    std::vector<float> values;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].kind != InputInfo::Kind::thresholds) continue;
+      const InputView& view =
+          plan.views[static_cast<std::size_t>(pattern::place_of(inputs, static_cast<int>(i)))];
+      const int heads = problem.num_heads / view.heads_per_plane;
+      values.resize(static_cast<std::size_t>(view.row_stride));
+      for (int head = 0; head < heads; ++head) {
+        cuda::check(
+            cuda::driver().cuMemcpyDtoHAsync(
+                values.data(), reinterpret_cast<CUdeviceptr>(view.data + head * view.head_stride),
+                values.size() * sizeof(float), stream),
+            "reading thresholds to check them");
+        cuda::check(cuda::driver().cuStreamSynchronize(stream), "reading thresholds to check them");
+        runtime::check_thresholds(inputs[i].name, head, values);
+      }
+    }
+  }
 };
 
 Kernel::Kernel(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -300,6 +321,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   FwdParams ordered = impl.ordered(params);
   const runtime::SplitPlan splits = impl.splits_of(ordered, plan, workspace);
   check_workspace(workspace, splits.workspace_bytes);
+  if (check == Check::yes) impl.check_thresholds(plan, args.stream);
   impl.build_numbers_of(plan, args.stream);
   impl.build_tiles_of(plan, params, args.stream);
   if (plan.num_builds + plan.num_slash_builds == 0) return;

@@ -7,7 +7,8 @@
 // neither patterns nor heads except where a partial tile must be masked.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM, kBlockN
-// (a multiple of 16), kNumStages (>= 2), kNumWarps, kSoftcap (whether some head has one), kPrune
+// (a multiple of 16), kNumStages (1 where there is no room for more: nothing is loaded ahead then),
+// kNumWarps, kSoftcap (whether some head has one), kPrune
 // where heads are pruned (see attn/prune.cuh), kTileMaxima where instead of attention the highest
 // score of each tile is wanted, Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
@@ -48,7 +49,7 @@ struct FwdSm80 {
   static_assert(kHeadDim % 16 == 0 && kHeadDimV % 16 == 0, "ldmatrix takes 16 columns at a time");
   static_assert(kBlockN % 16 == 0, "ldmatrix takes 16 keys at a time");
   static_assert(kRowsPerWarp % 16 == 0 && kRowFragments * 16 * Config::kNumWarps == kBlockM);
-  static_assert(kNumStages >= 2, "one stage is read while the next one is filled");
+  static_assert(kNumStages >= 1);
   static_assert(!kPrune || kBlockM == kPruneRows, "a decision is for the whole query tile");
 
   using Scores = float[kRowFragments][kKeyFragments][4];
@@ -178,12 +179,17 @@ struct FwdSm80 {
   };
   static_assert(sizeof(Producer) <= kFwdSm80ProducerBytes);
 
-  // Read where it is used: the walk has no register to spare for it.
+  // Read where they are used: the walk has no register to spare for them. The first is of scores
+  // that no modifier has seen yet.
+  static __device__ __forceinline__ float plain_scale_log2(const FwdParams& params,
+                                                           const Producer& producer) {
+    const float scale = params.softmax_scale_log2;
+    return Config::kSoftcap ? capped_scale_log2(scale, producer.softcap) : scale;
+  }
   static __device__ __forceinline__ float scale_log2_of(const FwdParams& params,
                                                         const Producer& producer) {
     if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
-    const float scale = params.softmax_scale_log2;
-    return Config::kSoftcap ? capped_scale_log2(scale, producer.softcap) : scale;
+    return plain_scale_log2(params, producer);
   }
 
   // All threads: starts the copies of the t-th visited tile, or of nothing after the last.
@@ -276,12 +282,13 @@ struct FwdSm80 {
                                               producer.first_row, producer.geometry.seqlen_q);
 #pragma unroll
     for (uint32 t = 0; t < kNumStages - 1; ++t) load_visited(params, producer, q_tile, t);
+    if constexpr (kNumStages == 1) cp_async_commit();  // of Q
 
     Output output = {};
     OnlineSoftmax softmax[kRowFragments];
     for (uint32 t = 0;; ++t) {
-      cp_async_wait<kNumStages - 2>();
-      __syncthreads();  // tile t has arrived, and nobody reads tile t - 1 any more
+      cp_async_wait<max(kNumStages - 2, 0)>();
+      __syncthreads();  // tile t has arrived (or Q), and nobody reads tile t - 1 any more
       const TileDescriptor tile = producer.ring[t % Producer::kRing];
       if (tile.kind == static_cast<int>(TileKind::empty)) break;
 
@@ -301,6 +308,10 @@ struct FwdSm80 {
             producer.first_row + warp * kRowsPerWarp,
             [&](int column) { return tile.n_block * kBlockN + column; });
       }
+      if constexpr (kNumStages == 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+      }
       const uint32 stage = t % kNumStages;
       Scores scores;
       score(scores, q_tile, q_tile + kLayout.k_offset + stage * kLayout.k_stage_bytes, warp, lane);
@@ -314,6 +325,31 @@ struct FwdSm80 {
         }
       }
 
+      const auto hide = [&] {
+        if (!partial) return;
+#pragma unroll
+        for (int i = 0; i < kRowFragments; ++i) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) mask.apply(scores[i], 16 * i + 8 * r + lane / 4, r);
+        }
+      };
+      const int existing_rows =  // from the thread's first one on
+          producer.geometry.seqlen_q - producer.first_row - warp * kRowsPerWarp - lane / 4;
+
+      // A decision looks at what the mask shows, and comes before modifiers.
+      if constexpr (kPrune) {
+        hide();
+        if (producer.rule.may_skip(tile.n_block)) {
+          bool keep = false;
+#pragma unroll
+          for (int i = 0; i < kRowFragments; ++i) {
+            keep |= reaches(scores[i], existing_rows - 16 * i, plain_scale_log2(params, producer),
+                            producer.rule.threshold);
+          }
+          if (!__syncthreads_or(keep)) continue;
+        }
+      }
+
       if constexpr (kNaturalScores<Classes>) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
@@ -324,18 +360,8 @@ struct FwdSm80 {
               [&](int column) { return tile.n_block * kBlockN + column; });
         }
       }
+      if constexpr (!kPrune || kNaturalScores<Classes>) hide();  // also what they made of -inf
 
-      if (partial) {
-#pragma unroll
-        for (int i = 0; i < kRowFragments; ++i) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) mask.apply(scores[i], 16 * i + 8 * r + lane / 4, r);
-        }
-      }
-
-      bool used = true;
-      const int existing_rows =  // from the thread's first one on
-          producer.geometry.seqlen_q - producer.first_row - warp * kRowsPerWarp - lane / 4;
       if constexpr (kTileMaxima) {
         float* const maxima = tile_maxima_row(params, producer.lse, producer.first_row, kBlockN);
         const float scale = scale_log2_of(params, producer);
@@ -343,20 +369,8 @@ struct FwdSm80 {
         for (int i = 0; i < kRowFragments; ++i) {
           raise(maxima[tile.n_block], scores[i], existing_rows - 16 * i, scale);
         }
-        used = false;
+        continue;
       }
-      if constexpr (kPrune) {
-        if (producer.rule.may_skip(tile.n_block)) {
-          bool keep = false;
-#pragma unroll
-          for (int i = 0; i < kRowFragments; ++i) {
-            keep |= reaches(scores[i], existing_rows - 16 * i, scale_log2_of(params, producer),
-                            producer.rule.threshold);
-          }
-          used = __syncthreads_or(keep);
-        }
-      }
-      if (!used) continue;
 
       Probabilities probabilities;
 #pragma unroll

@@ -32,6 +32,7 @@
 #include "girih/attn/sequence.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/ptx/mbarrier.cuh"
+#include "girih/ptx/stmatrix.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
 #include "girih/ptx/wgmma.cuh"
@@ -81,10 +82,13 @@ struct FwdSm90 {
 
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
-  // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles.
-  static constexpr int kFragmentRegisters =
-      fwd_sm90_fragment_registers(kBlockN, kHeadDimV) + (kNaturalScores<Classes> ? 16 : 0) +
-      (ClassModifiers<Classes>::kExpressions ? 20 : 0) + (kPrune ? 24 : 0);
+  // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles; behind
+  // these an expression's values are few, for nothing is in flight beside them.
+  static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
+                                            (kNaturalScores<Classes> ? 16 : 0) +
+                                            (kPrune                                  ? 24
+                                             : ClassModifiers<Classes>::kExpressions ? 20
+                                                                                     : 0);
   static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3
                                                 ? (kIsElaborate<Config> ? 152 : 160)
                                             : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
@@ -187,8 +191,9 @@ struct FwdSm90 {
   static constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 
   // How far ahead of the copies key tiles are looked for. More would take the next query tile
-  // early, and whoever asked early and still has much to do ends last.
-  static constexpr int kNumVisits = 4;
+  // early, and whoever asked early and still has much to do ends last; but where elaborate masks
+  // begin in a row may take as long to find as several key tiles.
+  static constexpr int kNumVisits = kGathers ? kGatheredVisits : kIsElaborate<Config> ? 8 : 4;
 
   // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V
   // until it has found the next tile to look at, and copies wait for that stage.
@@ -242,7 +247,6 @@ struct FwdSm90 {
     GatheredKeys<kBlockN> tiles[kNumStages];  // in K's stages
     typename SlashGather<kBlockN>::Staging staging;
   };
-  static_assert(kNumVisits == kGatheredVisits);
   static_assert(sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));
   static __device__ __forceinline__ Gathered& gathered_of(Control& control) {
     return *reinterpret_cast<Gathered*>(reinterpret_cast<unsigned char*>(&control) +
@@ -890,26 +894,40 @@ struct FwdSm90 {
     }
   };
 
-  // Softcap, modifiers and mask; warp_row counts from the warpgroup's first. `given`: the tile's,
-  // or null.
-  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
-                                                const Work& work, Tile tile,
-                                                const GatheredKeys<kBlockN>* given, int warpgroup,
-                                                int warp_row, int lane) {
-    const int head = Work::head_of(warpgroup);
+  using Mask = WarpMask<16, kBlockN>;
+
+  static __device__ __forceinline__ void cap(Scores& scores, const FwdParams& params,
+                                             const Work& work, int warpgroup) {
     if constexpr (Config::kSoftcap) {
-      const float softcap = work.softcap[head];
+      const float softcap = work.softcap[Work::head_of(warpgroup)];
       if (softcap > 0.0f) cap_scores(scores, params.softmax_scale_log2 / softcap);
     }
+  }
+
+  // By the modifiers, which make capped scores natural; warp_row counts from the warpgroup's first.
+  static __device__ __forceinline__ void modify(Scores& scores, const FwdParams& params,
+                                                const Work& work, Tile tile, int warpgroup,
+                                                int warp_row, int lane) {
     if constexpr (kNaturalScores<Classes>) {
+      const int head = Work::head_of(warpgroup);
       modify_scores<Classes, kKeyBox>(
           scores, natural_scale(params.softmax_scale_log2, work.softcap[head]),
           work.head_class[head], work.numbers[head], work.geometry_of(warpgroup),
           work.first_row_of(warpgroup) + warp_row + lane / 4,
           [&](int column) { return tile.key(column); });
     }
+  }
+
+  // use(mask) with what a warp's rows see of the tile, where that is not all of it. `given`: the
+  // tile's, or null.
+  template <class Use>
+  static __device__ __forceinline__ void find_mask(const Work& work, Tile tile,
+                                                   const GatheredKeys<kBlockN>* given,
+                                                   int warpgroup, int warp_row, int lane,
+                                                   const Use& use) {
     if (kind_of(tile.flags, warpgroup) == kPartial) {
-      WarpMask<16, kBlockN> mask;
+      const int head = Work::head_of(warpgroup);
+      Mask mask;
       const auto key = [&](int column) { return tile.key(column); };
       const int first_row = work.first_row_of(warpgroup) + warp_row;
       if constexpr (kBricks) {
@@ -929,9 +947,13 @@ struct FwdSm90 {
         mask.template evaluate<Classes, min(kKeyBox, 32)>(
             work.head_class[head], work.numbers[head], work.geometry_of(warpgroup), first_row, key);
       }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
+      use(mask);
     }
+  }
+
+  static __device__ __forceinline__ void hide(Scores& scores, const Mask& mask, int lane) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) mask.apply(scores, 8 * r + lane / 4, r);
   }
 
   static __device__ __forceinline__ void clear(Output& output) {
@@ -969,14 +991,16 @@ struct FwdSm90 {
                                                       const LazySoftmax& softmax) {
     const uint32 thread = fresh_thread_index();
     const int warpgroup = thread / 128 - 1;
+    const int first_row = (thread - 128) / 32 * 16;  // the warp's
+    float factor[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = (thread - 128) / 32 * 16 + 8 * r + thread % 32 / 4;
+      const int row = first_row + 8 * r + thread % 32 / 4;
       float lse;
-      const float factor = finish(softmax, r, params, work, warpgroup, lse);
+      factor[r] = finish(softmax, r, params, work, warpgroup, lse);
       if constexpr (SplitsTiles<Config>) {
         if (work.is_part()) {
-          Splits::keep(work, output, r, row, factor, lse);
+          Splits::keep(work, output, r, row, factor[r], lse);
           continue;
         }
       }
@@ -987,18 +1011,33 @@ struct FwdSm90 {
       } else if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;
       }
-#pragma unroll
-      for (int d = 0; d < kDimFragments; ++d) {
-        *reinterpret_cast<uint32*>(staging + staged_chunk(row, d) + 4 * (thread % 4)) =
-            pack<Element>(output[d][2 * r] * factor, output[d][2 * r + 1] * factor);
-      }
     }
+    if constexpr (SplitsTiles<Config>) {
+      if (work.is_part()) return;
+    }
+    // Of two columns of chunks, each lane points to one of 16 rows.
+    const uint32 lane_chunk =
+        shared_address(staging) + staged_chunk(first_row + thread % 16, thread % 32 / 16);
+#pragma unroll
+    for (int d = 0; d < kDimFragments; d += 2) {
+      const uint32 chunks[4] = {
+          pack<Element>(output[d][0] * factor[0], output[d][1] * factor[0]),
+          pack<Element>(output[d][2] * factor[1], output[d][3] * factor[1]),
+          pack<Element>(output[d + 1][0] * factor[0], output[d + 1][1] * factor[0]),
+          pack<Element>(output[d + 1][2] * factor[1], output[d + 1][3] * factor[1])};
+      stmatrix_x4((lane_chunk ^ d % 8 << 4) + d / 8 * kBlockM * kPanelRowBytes, chunks);
+    }
+  }
+
+  // Of scores that no modifier has seen yet.
+  static __device__ __forceinline__ float plain_scale_log2(const FwdParams& params, float softcap) {
+    if constexpr (Config::kSoftcap) return capped_scale_log2(params.softmax_scale_log2, softcap);
+    return params.softmax_scale_log2;
   }
 
   static __device__ __forceinline__ float score_scale_log2(const FwdParams& params, float softcap) {
     if constexpr (kNaturalScores<Classes>) return kNaturalScaleLog2;
-    if constexpr (Config::kSoftcap) return capped_scale_log2(params.softmax_scale_log2, softcap);
-    return params.softmax_scale_log2;
+    return plain_scale_log2(params, softcap);
   }
 
   static __device__ __forceinline__ void consume(const FwdParams& params, Control& control,
@@ -1070,17 +1109,20 @@ struct FwdSm90 {
                                 warpgroup * 64 * kPanelRowBytes),
             k_tile(keys.stage));
     };
+    const auto finish_scores = [&](const GatheredKeys<kBlockN>* given) {
+      cap(scores, params, work(), warpgroup);
+      modify(scores, params, work(), tile, warpgroup, warp_row, lane);
+      find_mask(work(), tile, given, warpgroup, warp_row, lane,
+                [&](const Mask& mask) { hide(scores, mask, lane); });
+    };
     const auto take_scores = [&] {
       pin_registers(scores);
       if constexpr (kGathers) {  // masks lie in K's stages
-        modify(scores, params, work(), tile, &gathered_of(control).tiles[keys.stage], warpgroup,
-               warp_row, lane);
+        finish_scores(&gathered_of(control).tiles[keys.stage]);
       }
       release(control.k_empty[keys.stage], lane);
       keys.advance();
-      if constexpr (!kGathers) {
-        modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
-      }
+      if constexpr (!kGathers) finish_scores(nullptr);
     };
     const auto next_query_tile = [&] {
       const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
@@ -1173,18 +1215,22 @@ struct FwdSm90 {
         init(barrier, warps * kSpeakingLanes);
       };
       constexpr int kLoadingWarps = kPrune ? 2 : 1;
+#pragma unroll 1
       for (int i = 0; i < kNumWorks; ++i) {
         init_releases(control.work_empty[i], kConsumerWarps + kLoadingWarps + 1);
       }
+#pragma unroll 1
       for (int i = 0; i < kNumVisits; ++i) {
         init_releases(control.visit_full[i], 1);
         init_releases(control.visit_empty[i], kLoadingWarps);
       }
+#pragma unroll 1
       for (int i = 0; i < kNumQStages; ++i) {
         init(control.q_full[i], 1);
         init_releases(control.q_empty[i], 1);
         init_releases(control.out_full[i], kConsumerWarps);
       }
+#pragma unroll 1
       for (int i = 0; i < kNumStages; ++i) {
         init(control.k_full[i], kGathers ? kSpeakingLanes : 1);
         init_releases(control.k_empty[i], kConsumerWarps);

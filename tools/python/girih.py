@@ -706,7 +706,8 @@ class Kernel:
         of launches with the same ones, and of SlashLists and expressions with the same lengths and
         positions, and the same elements of their tensors. The workspace is this kernel's alone, and
         launches that may run at once need one each: they write to it. check=True waits for that, and
-        refuses entries out of range, which are ignored otherwise."""
+        refuses entries out of range, which are ignored otherwise, and Thresholds with a NaN, which
+        keeps every tile otherwise."""
         call = _Call(q, k, v, **arguments)
         memory = _memory(workspace, call.device)
         call.run(lambda: _library().girih_build_lists(self._handle, call.args, *memory, check))

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "girih/attn/prune.cuh"
+#include "girih/attn/scores.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
@@ -18,6 +19,7 @@ template <class Kernel>
 struct PrunedConsumer {
   using Scores = typename Kernel::Scores;
   using Tile = typename Kernel::Tile;
+  static constexpr bool kModifies = kNaturalScores<typename Kernel::Classes>;
 
   const FwdParams& params;
   typename Kernel::Control& control;
@@ -59,14 +61,35 @@ struct PrunedConsumer {
                   shared + Kernel::kLayout.k_offset + keys.stage * Kernel::kLayout.k_stage_bytes);
   }
 
-  // Behind that product: takes the key tile, masks its scores, and tells whether it is kept.
+  // Behind that product: takes the key tile and tells whether it is kept. Then its scores are ready
+  // for the softmax. The decision comes before modifiers, and looks at what the mask shows alone;
+  // behind them the mask must hide again what they made of -inf.
   __device__ __forceinline__ bool take_tile() {
     pin_registers(scores);
     Kernel::release(control.k_empty[keys.stage], lane);
     keys.advance();
-    Kernel::modify(scores, params, work(), tile, nullptr, warpgroup, warp_row, lane);
-    if (!may_skip) return true;
-    return control.votes.vote(votes++, reaches(scores, rows, scale_log2, rule.threshold), lane);
+    Kernel::cap(scores, params, work(), warpgroup);
+    bool masked = false;
+    typename Kernel::Mask seen;
+    Kernel::find_mask(work(), tile, nullptr, warpgroup, warp_row, lane,
+                      [&](const typename Kernel::Mask& mask) {
+                        Kernel::hide(scores, mask, lane);
+                        if constexpr (kModifies) {
+                          masked = true;
+                          seen = mask;
+                        }
+                      });
+    if (may_skip) {
+      const float scale =
+          kModifies ? Kernel::plain_scale_log2(params, work().softcap[0]) : scale_log2;
+      const bool own = reaches(scores, rows, scale, rule.threshold);
+      if (!control.votes.vote(votes++, own, lane)) return false;
+    }
+    if constexpr (kModifies) {
+      Kernel::modify(scores, params, work(), tile, warpgroup, warp_row, lane);
+      if (masked) Kernel::hide(scores, seen, lane);
+    }
+    return true;
   }
 
   __device__ __forceinline__ void start_values() {

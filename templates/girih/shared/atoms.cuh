@@ -812,8 +812,9 @@ struct ComparesNumbers {
            b.inputs[slot].plane(b.batch, b.local_head);
   }
 
-  // Spans of keys that are judged at once, and how many of them one seek looks at.
-  static constexpr int kMostSpans = 32;
+  // Spans of keys that are judged at once, and how many of them one seek looks at: fewer of
+  // those that are visited, for they are visited one by one.
+  static constexpr int kMostSpans = 32, kMostFullSpans = 2;
 
   GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
     const NumberRange queries = TokenNumbers::of(g, slot, 0).range(rows.begin, rows.end);
@@ -822,8 +823,9 @@ struct ComparesNumbers {
     const TileKind kind =
         Atom::kind(queries, keys.range(n * tiles.block_n, min(end, tiles.seqlen_k)));
     if (kind == TileKind::partial) return {n + 1, kind};
+    const int most = kind == TileKind::full ? kMostFullSpans : kMostSpans;
     GIRIH_ROLLED
-    for (int i = 0; i < kMostSpans && end < tiles.seqlen_k; ++i) {
+    for (int i = 0; i < most && end < tiles.seqlen_k; ++i) {
       const int span = end / TokenNumbers::kSpan;
       if (Atom::kind(queries, keys.range_of_span(span)) != kind) break;
       end = (span + 1) * TokenNumbers::kSpan;
