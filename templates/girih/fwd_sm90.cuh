@@ -247,7 +247,7 @@ struct FwdSm90 {
     GatheredKeys<kBlockN> tiles[kNumStages];  // in K's stages
     typename SlashGather<kBlockN>::Staging staging;
   };
-  static_assert(sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));
+  static_assert(!kGathers || sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));
   static __device__ __forceinline__ Gathered& gathered_of(Control& control) {
     return *reinterpret_cast<Gathered*>(reinterpret_cast<unsigned char*>(&control) +
                                         kFwdSm90ControlBytes);

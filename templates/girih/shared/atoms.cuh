@@ -812,9 +812,9 @@ struct ComparesNumbers {
            b.inputs[slot].plane(b.batch, b.local_head);
   }
 
-  // Spans of keys that are judged at once, and how many of them one seek looks at: fewer of
+  // How many spans of keys a seek looks at, some at a time, for each waits for memory; no more of
   // those that are visited, for they are visited one by one.
-  static constexpr int kMostSpans = 32, kMostFullSpans = 2;
+  static constexpr int kSpansAtOnce = 4, kMostSpans = 32;
 
   GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
     const NumberRange queries = TokenNumbers::of(g, slot, 0).range(rows.begin, rows.end);
@@ -823,12 +823,18 @@ struct ComparesNumbers {
     const TileKind kind =
         Atom::kind(queries, keys.range(n * tiles.block_n, min(end, tiles.seqlen_k)));
     if (kind == TileKind::partial) return {n + 1, kind};
-    const int most = kind == TileKind::full ? kMostFullSpans : kMostSpans;
+    const int most = kind == TileKind::full ? kSpansAtOnce : kMostSpans;
+    int alike = kSpansAtOnce;
     GIRIH_ROLLED
-    for (int i = 0; i < most && end < tiles.seqlen_k; ++i) {
+    for (int i = 0; i < most && alike == kSpansAtOnce && end < tiles.seqlen_k; i += alike) {
       const int span = end / TokenNumbers::kSpan;
-      if (Atom::kind(queries, keys.range_of_span(span)) != kind) break;
-      end = (span + 1) * TokenNumbers::kSpan;
+      alike = 0;
+      GIRIH_UNROLLED
+      for (int j = 0; j < kSpansAtOnce; ++j) {
+        const NumberRange range = keys.range_of_span(min(span + j, keys.num_spans - 1));
+        if (alike == j && Atom::kind(queries, range) == kind) alike = j + 1;
+      }
+      if (alike > 0) end = (span + alike) * TokenNumbers::kSpan;
     }
     return {end < tiles.seqlen_k ? end / tiles.block_n : tiles.count(), kind};
   }
