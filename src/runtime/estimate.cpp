@@ -264,6 +264,14 @@ void bind_estimate(DType dtype, int head_dim, const Options& options) {
   kernels.kernels.try_emplace({device.context_id, dtype, head_dim}, std::move(bound));
 }
 
+std::size_t estimate_workspace_bytes(const EstimateArgs& args) {
+  const EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must
+  if (plan.estimate.num_planes == 0) return 0;
+  const Bound* bound = bound_kernels().find(plan.dtype, plan.head_dim);
+  const int num_sms = bound != nullptr ? bound->num_sms : runtime::current_device().id.num_sms;
+  return runtime::estimate_plan(args, num_sms).workspace_bytes();
+}
+
 void estimate_slashes(const EstimateArgs& args) {
   EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must before binding
   if (plan.estimate.num_planes == 0) return;
@@ -280,16 +288,20 @@ void estimate_slashes(const EstimateArgs& args) {
   plan = runtime::estimate_plan(args, bound->num_sms);
 
   const cuda::Api& api = cuda::driver();
-  CUdeviceptr memory = 0;
-  const std::size_t bytes = plan.sums_bytes + plan.parts_bytes;
-  if (bytes > 0) {
+  const std::size_t bytes = plan.workspace_bytes();
+  const bool own = args.workspace.data == nullptr && args.workspace.bytes == 0;
+  CUdeviceptr memory = reinterpret_cast<CUdeviceptr>(args.workspace.data);
+  if (!own) {
+    runtime::check_workspace(args.workspace.data, args.workspace.bytes, bytes,
+                             "estimate_workspace_bytes");
+  } else if (bytes > 0) {
     cuda::check(api.cuMemAllocAsync(&memory, bytes, args.stream),
                 fmt::format("taking {} bytes for an estimate from the memory pool", bytes));
   }
   plan.select.values = plan.estimate.sums = reinterpret_cast<float*>(memory);
   plan.estimate.parts = reinterpret_cast<SoftmaxPart*>(memory + plan.sums_bytes);
   const auto give_back = [&] {
-    return bytes == 0 ? CUDA_SUCCESS : api.cuMemFreeAsync(memory, args.stream);
+    return own && bytes > 0 ? api.cuMemFreeAsync(memory, args.stream) : CUDA_SUCCESS;
   };
   try {
     launch_all(*bound, plan, args.stream);
