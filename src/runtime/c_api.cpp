@@ -626,7 +626,8 @@ girih_status girih_bind_combine(const girih_options* options) {
 
 girih_status girih_estimate_workspace_bytes(const girih_estimate_args* args, size_t* bytes) {
   return guarded([&] {
-    required("bytes", bytes) = girih::jit::estimate_workspace_bytes(estimate_args_of(args));
+    size_t& needed = required("bytes", bytes);
+    needed = girih::jit::estimate_workspace_bytes(estimate_args_of(args));
   });
 }
 
