@@ -318,6 +318,10 @@ static void estimates_are_checked(void) {
   CHECK(refused(girih_estimate_slashes(&args), GIRIH_INVALID_ARGUMENT, "args.given is 2"));
   args.given = GIRIH_GIVEN_SOFTMAX_SCALE;
   CHECK(refused(girih_estimate_slashes(&args), GIRIH_NO_DEVICE, "CUDA"));
+  size_t bytes = 0;
+  CHECK(refused(girih_estimate_workspace_bytes(&args, &bytes), GIRIH_NO_DEVICE, "CUDA"));
+  CHECK(refused(girih_estimate_workspace_bytes(&args, NULL), GIRIH_INVALID_ARGUMENT,
+                "bytes is null"));
   const int32_t own[] = {30, 31};
   args.head_slash = own;
   CHECK(refused(girih_estimate_slashes(&args), GIRIH_NO_DEVICE, "CUDA"));

@@ -61,6 +61,7 @@ TEST_CASE("estimate: heads of one KV head share a CTA, and CTAs the keys") {
   CHECK(plan.shared_bytes == estimate_shared_bytes(128, 4));
   CHECK(plan.sums_bytes == 16u * 2 * 70000 * 4);
   CHECK(plan.parts_bytes == 16u * 65 * 64 * 8);
+  CHECK(plan.workspace_bytes() == plan.sums_bytes + plan.parts_bytes);
   CHECK(plan.select.count == 70000);
   CHECK(plan.select.lists[0].out == list_at(0x3000));
   CHECK(plan.select.num_heads == 8);

@@ -13,6 +13,7 @@
 //   .num_q_blocks = (seqlen_q + 63) / 64, .num_kv_blocks = (seqlen_k + 63) / 64}}}});
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -40,11 +41,18 @@ struct EstimateArgs {
   /// lowest are taken.
   std::int32_t* vertical = nullptr;
   std::int32_t* slash = nullptr;
+  /// Scratch memory, aligned to 16 bytes; none: it is taken from and given back to the driver's
+  /// pool in the order of the stream, which may map memory anew each time.
+  Workspace workspace = {};
   CUstream_st* stream = nullptr;
 };
 
-/// Enqueues the estimate on args.stream; its scratch memory, 8 bytes a key and query head, is taken
-/// from and given back to the driver's pool in the order of the stream. The first call for a type
+/// Scratch memory that these arguments need on the current context's GPU: 8 bytes a key and query
+/// head, and somewhat more.
+/// @throws Error as estimate_slashes, but never compiles.
+std::size_t estimate_workspace_bytes(const EstimateArgs& args);
+
+/// Enqueues the estimate on args.stream. The first call for a type
 /// and width in a context compiles the kernels, or finds them in the cache, and loads them, which
 /// is refused while the stream is being captured.
 /// @throws Error invalid_argument, unsupported before anything is launched; as Program::bind.

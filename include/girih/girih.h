@@ -385,9 +385,15 @@ typedef struct girih_estimate_args {
   // Host memory, for up to 256 query heads: how many each is to have, none more than num_vertical
   // and num_slash, the rows' width. NULL: as many as these say, each.
   const int32_t *head_vertical, *head_slash;  // [num_heads]
+  void* workspace;  // aligned to 16 bytes; NULL: scratch memory comes from the driver's pool
+  size_t workspace_bytes;
 } girih_estimate_args;
 
-// Enqueues one estimate on args->stream, with scratch memory from the driver's pool. The first call
+// How much workspace these arguments need on the current context's GPU. Never compiles.
+GIRIH_C_API girih_status girih_estimate_workspace_bytes(const girih_estimate_args* args,
+                                                        size_t* bytes);
+
+// Enqueues one estimate on args->stream. The first call
 // for a type and width in a context compiles the kernels, or finds them in the cache, and loads
 // them, which is refused while the stream is being captured.
 GIRIH_C_API girih_status girih_estimate_slashes(const girih_estimate_args* args);

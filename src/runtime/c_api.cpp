@@ -510,6 +510,7 @@ girih::jit::EstimateArgs estimate_args_of(const girih_estimate_args* pointer) {
                                 .num_slash = c.num_slash,
                                 .vertical = c.vertical,
                                 .slash = c.slash,
+                                .workspace = {c.workspace, c.workspace_bytes},
                                 .stream = c.stream};
   // What more heads have is not looked at: they are refused.
   const std::int64_t heads = std::clamp<std::int64_t>(
@@ -648,6 +649,13 @@ girih_status girih_combine(const girih_combine_args* args) {
 
 girih_status girih_bind_combine(const girih_options* options) {
   return guarded([&] { girih::jit::bind_combine(options_of(options)); });
+}
+
+girih_status girih_estimate_workspace_bytes(const girih_estimate_args* args, size_t* bytes) {
+  return guarded([&] {
+    size_t& needed = required("bytes", bytes);
+    needed = girih::jit::estimate_workspace_bytes(estimate_args_of(args));
+  });
 }
 
 girih_status girih_estimate_slashes(const girih_estimate_args* args) {

@@ -313,6 +313,14 @@ void bind_estimate(DType dtype, int head_dim, const Options& options) {
   bound_estimates().bind(dtype, head_dim, device, source, codegen::kSelectSymbol, settings);
 }
 
+std::size_t estimate_workspace_bytes(const EstimateArgs& args) {
+  const EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must
+  if (plan.estimate.num_planes == 0) return 0;
+  const EstimateKernels* bound = bound_estimates().find(plan.dtype, plan.head_dim);
+  const int num_sms = bound != nullptr ? bound->num_sms : runtime::current_device().id.num_sms;
+  return runtime::estimate_plan(args, num_sms).workspace_bytes();
+}
+
 void estimate_slashes(const EstimateArgs& args) {
   EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must before binding
   if (plan.estimate.num_planes == 0) return;
@@ -328,11 +336,19 @@ void estimate_slashes(const EstimateArgs& args) {
   }
   plan = runtime::estimate_plan(args, bound->num_sms);
 
-  runtime::with_scratch(plan.sums_bytes + plan.parts_bytes, args.stream, [&](CUdeviceptr memory) {
+  const std::size_t bytes = plan.workspace_bytes();
+  const auto launch = [&](CUdeviceptr memory) {
     plan.select.values = plan.estimate.sums = reinterpret_cast<float*>(memory);
     plan.estimate.parts = reinterpret_cast<SoftmaxPart*>(memory + plan.sums_bytes);
     launch_all(*bound, plan, args.stream);
-  });
+  };
+  if (args.workspace.data == nullptr && args.workspace.bytes == 0) {
+    runtime::with_scratch(bytes, args.stream, launch);
+    return;
+  }
+  runtime::check_workspace(args.workspace.data, args.workspace.bytes, bytes,
+                           "estimate_workspace_bytes");
+  launch(reinterpret_cast<CUdeviceptr>(args.workspace.data));
 }
 
 Artifact build_estimate(DType dtype, int head_dim, const std::string& arch, const Options& options,

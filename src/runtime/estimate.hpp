@@ -77,6 +77,8 @@ struct EstimatePlan {
   int head_dim;
   int shared_bytes;  ///< of the first kernel
   std::size_t parts_bytes, sums_bytes;
+
+  std::size_t workspace_bytes() const { return sums_bytes + parts_bytes; }
 };
 
 /// Query heads of one KV head that a CTA takes at most: what fits every GPU's shared memory.
@@ -84,5 +86,4 @@ int most_estimate_heads(int head_dim);
 
 /// Formats text only when it throws. @throws Error as check_operands.
 EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms);
-
 }  // namespace girih::runtime

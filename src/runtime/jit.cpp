@@ -22,6 +22,7 @@
 #include "runtime/inputs.hpp"
 #include "runtime/settings.hpp"
 #include "runtime/splits.hpp"
+#include "runtime/tensors.hpp"
 #include "runtime/tile_choice.hpp"
 #include "support/log.hpp"
 
@@ -301,17 +302,7 @@ std::size_t Kernel::workspace_bytes(const Args& args) const {
 }
 
 static void check_workspace(const Workspace& workspace, std::size_t needed) {
-  if (needed == 0) return;
-  if (workspace.data == nullptr || workspace.bytes < needed) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("these arguments need {} bytes of workspace, and {} were given: see "
-                            "Kernel::workspace_bytes",
-                            needed, workspace.data == nullptr ? 0 : workspace.bytes));
-  }
-  if (reinterpret_cast<std::uintptr_t>(workspace.data) % 16 != 0) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("the workspace at {} is not aligned to 16 bytes", workspace.data));
-  }
+  runtime::check_workspace(workspace.data, workspace.bytes, needed, "Kernel::workspace_bytes");
 }
 
 void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {

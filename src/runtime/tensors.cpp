@@ -97,6 +97,17 @@ void check_aligned_to_4(const char* name, const void* pointer) {
   }
 }
 
+void check_workspace(const void* data, std::size_t bytes, std::size_t needed, const char* asked) {
+  if (needed == 0) return;
+  if (data == nullptr || bytes < needed) {
+    refuse(fmt::format("these arguments need {} bytes of workspace, and {} were given: see {}",
+                       needed, data == nullptr ? 0 : bytes, asked));
+  }
+  if (reinterpret_cast<std::uintptr_t>(data) % 16 != 0) {
+    refuse(fmt::format("the workspace at {} is not aligned to 16 bytes", data));
+  }
+}
+
 Strides strides_of(const Tensor& tensor, const Dims& dims) {
   const auto stride = [&](int dim) { return tensor.shape[dim] == 1 ? 0 : tensor.stride[dim]; };
   return {stride(dims.batch), stride(dims.row), stride(dims.head)};

@@ -36,6 +36,8 @@ void check_range(const char* name, std::int64_t value, std::int64_t least);
 
 /// @throws Error invalid_argument.
 void check_aligned_to_4(const char* name, const void* pointer);
+/// @param asked what says how many bytes are needed.
+void check_workspace(const void* data, std::size_t bytes, std::size_t needed, const char* asked);
 
 /// A dimension of one element is never stepped over, whatever stride it was given.
 Strides strides_of(const Tensor& tensor, const Dims& dims);

@@ -105,6 +105,42 @@ TEST_CASE("estimates of columns and slashes take the largest sums of every head"
   }
 }
 
+TEST_CASE("estimates in a workspace are the same, and one that is none is refused") {
+  std::mt19937_64 random(6);
+  const int heads = 4, num_vertical = 200, num_slash = 300;
+  const Operand q(random, {2, 100, heads, 64}, Layout::bshd, DType::bfloat16, 2.0f);
+  const Operand k(random, {2, 2777, heads, 64}, Layout::bshd, DType::bfloat16, 1.0f);
+  const Lists expected(2 * heads, num_vertical, num_slash), own(2 * heads, num_vertical, num_slash);
+  EstimateArgs args{
+      .q = q.tensor, .k = k.tensor, .num_vertical = num_vertical, .num_slash = num_slash};
+  const auto estimate = [&](const Lists& lists, girih::jit::Workspace workspace) {
+    args.vertical = static_cast<std::int32_t*>(lists.vertical.data());
+    args.slash = static_cast<std::int32_t*>(lists.slash.data());
+    args.workspace = workspace;
+    girih::jit::estimate_slashes(args);
+    girih::verify::synchronize();
+    ++kernels_bound;
+  };
+  estimate(expected, {});
+  const std::size_t bytes = girih::jit::estimate_workspace_bytes(args);
+  CHECK(bytes >= std::size_t{8} * 2777 * 2 * heads);
+  const Buffer workspace(bytes);
+  estimate(own, {workspace.data(), bytes});
+  CHECK(Lists::download(own.vertical) == Lists::download(expected.vertical));
+  CHECK(Lists::download(own.slash) == Lists::download(expected.slash));
+  const auto refused = [&](girih::jit::Workspace given, const char* mentions) {
+    try {
+      estimate(own, given);
+    } catch (const girih::Error& error) {
+      return std::string(error.what()).find(mentions) != std::string::npos;
+    }
+    return false;
+  };
+  CHECK(refused({workspace.data(), bytes - 1}, "see estimate_workspace_bytes"));
+  CHECK(refused({nullptr, bytes}, "and 0 were given"));
+  CHECK(refused({static_cast<char*>(workspace.data()) + 8, bytes}, "not aligned to 16 bytes"));
+}
+
 TEST_CASE("estimates give each head the number that it is to have") {
   std::mt19937_64 random(5);
   const int batch = 2, heads = 6, seqlen = 3000, num_vertical = 300, num_slash = 1200;

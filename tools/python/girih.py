@@ -137,7 +137,8 @@ class _EstimateArgs(_Struct):
                 ("num_vertical", _int32), ("num_slash", _int32), ("layout", _int32),
                 ("given", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
                 ("reserved", _int32), ("head_vertical", ctypes.POINTER(_int32)),
-                ("head_slash", ctypes.POINTER(_int32))]
+                ("head_slash", ctypes.POINTER(_int32)), ("workspace", _void_p),
+                ("workspace_bytes", _size_t)]
 
 
 class _EstimateBlocksArgs(_Struct):
@@ -165,6 +166,7 @@ _FUNCTIONS = {  # name: result, arguments
     "girih_attention": (_int32, [_void_p, _P(_Args)]),
     "girih_combine": (_int32, [_P(_CombineArgs)]),
     "girih_bind_combine": (_int32, [_P(_Options)]),
+    "girih_estimate_workspace_bytes": (_int32, [_P(_EstimateArgs), _P(_size_t)]),
     "girih_estimate_slashes": (_int32, [_P(_EstimateArgs)]),
     "girih_bind_estimate": (_int32, [_int32, _int32, _P(_Options)]),
     "girih_estimate_blocks": (_int32, [_P(_EstimateBlocksArgs)]),
@@ -996,7 +998,8 @@ def estimate_slashes(q, k, num_vertical=None, num_slash=None, layout="bshd", sof
             head_slash = [min(number, num_slash) for number in head_slash]
         lists = SlashLists(*(torch.empty(shape + (number,), dtype=torch.int32, device=device)
                              for number in (num_vertical, num_slash)))
-    if stream is None and torch:
+    of_torch = stream is None and torch is not None  # then so is the scratch memory
+    if of_torch:
         stream = torch.cuda.current_stream(device)
     args = _EstimateArgs(
         q=ctypes.pointer(of_q), k=ctypes.pointer(of_k), layout=_layout(layout),
@@ -1007,6 +1010,12 @@ def estimate_slashes(q, k, num_vertical=None, num_slash=None, layout="bshd", sof
         softmax_scale=softmax_scale or 0, stream=getattr(stream, "cuda_stream", stream),
         head_vertical=head_vertical and (_int32 * shape[1])(*head_vertical),
         head_slash=head_slash and (_int32 * shape[1])(*head_slash))
+    if of_torch:
+        size = _size_t()
+        _in_context(torch, device,
+                    lambda: _library().girih_estimate_workspace_bytes(args, ctypes.byref(size)))
+        workspace = q.new_empty(size.value, dtype=torch.uint8)
+        args.workspace, args.workspace_bytes = _memory(workspace, device)
     _in_context(torch, device, lambda: _library().girih_estimate_slashes(args))
     return lists
 
