@@ -49,6 +49,8 @@ struct EstimateBlocksParams {
   GIRIH_HD int num_works() const { return num_planes * num_row_tiles(); }
   GIRIH_HD int rows_per_block() const { return q_block / row_tokens; }
   GIRIH_HD int columns_per_block() const { return kv_block / column_tokens; }
+  // Of a single row they are in the same order as what they stand for.
+  GIRIH_HD bool ranks_logarithms() const { return rows_per_block() == 1 && top_k > 0; }
 
   // The position of the last of `count` queries from `first` on, which exists.
   GIRIH_HD int last_position(int first, int count) const {
@@ -132,8 +134,10 @@ struct EstimateBlocks {
       work.values = p.values + int64{kRows} * static_cast<int>(blockIdx.x) * p.num_kv_blocks;
       multiply(p, work, shared);
       __syncthreads();
-      find_row_sums(p, work, row_sums);
-      __syncthreads();
+      if (!p.ranks_logarithms()) {
+        find_row_sums(p, work, row_sums);
+        __syncthreads();
+      }
       select(p, work, row_sums, reinterpret_cast<uint32*>(shared));
       __syncthreads();
     }
@@ -333,8 +337,6 @@ struct EstimateBlocks {
                                 uint32* held) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
     const int rows_per_block = p.rows_per_block();
-    // Logarithms are in the same order as what they stand for.
-    const bool logarithms = rows_per_block == 1 && p.top_k > 0;
 #pragma unroll 1
     for (int row = warp * rows_per_block; row < kRows; row += kWarps * rows_per_block) {
       const int block = (work.first_row + row) / rows_per_block;
@@ -352,7 +354,7 @@ struct EstimateBlocks {
 #pragma unroll 2
       for (int column = lane; column < blocks.count; column += 32) {
         float value = 0.0f;
-        if (logarithms) {
+        if (p.ranks_logarithms()) {
           value = of_rows[column];
         } else {
 #pragma unroll 4

@@ -9,8 +9,10 @@ import unittest
 
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "python"))
+TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
+sys.path[:0] = [str(TOOLS / "python"), str(TOOLS / "examples")]
 import girih  # noqa: E402
+from seer_map import seer_map  # noqa: E402
 
 PATTERN = "heads(0-1: causal, else: causal & (sink(3) | window(left=20)))"
 
@@ -425,6 +427,25 @@ class SlashListsTest(unittest.TestCase):
             graph.replay()
             torch.cuda.synchronize()
             self.assertTrue(torch.equal(mask.bool(), expected))
+
+    def test_seer_map_is_the_largest_of_every_tile(self):
+        torch.manual_seed(8)
+        q, k, v = (torch.randn(2, 1500, heads, 64, device="cuda", dtype=torch.bfloat16)
+                   for heads in (4, 2, 2))
+        out, tiles = seer_map(q, k, v, rows_at_once=256)
+        causal = torch.ones(1500, 1500, device="cuda", dtype=torch.bool).tril()
+        keys = k.float().repeat_interleave(2, 2).permute(0, 2, 3, 1)
+        scores = q.float().transpose(1, 2) @ keys / 8
+        seen = scores.masked_fill(~causal, -math.inf).softmax(3)
+        expected = torch.zeros(2, 4, 24, 24, device="cuda")
+        for row in range(24):
+            for column in range(row + 1):
+                tile = seen[:, :, 64 * row:64 * row + 64, 64 * column:64 * column + 64]
+                expected[:, :, row, column] = tile.amax((2, 3))
+        expected /= expected.sum(3, keepdim=True)
+        torch.testing.assert_close(tiles, expected, rtol=5e-3, atol=1e-5)
+        torch.testing.assert_close(out.float(), reference(q, k, v, causal)[0], rtol=1e-2,
+                                   atol=1e-2)
 
 
 def reference_blocks(q, k, stride, block=64):
