@@ -321,7 +321,6 @@ TEST_CASE("explain says why a neighborhood has no bricks") {
         "heads have modifiers other than softcap");
   CHECK(reason("heads(0: neighborhood(64x64, window=9), 1: neighborhood(32x128, window=9))",
                {"--heads", "2"}) == "heads have different grids");
-  CHECK(reason("neighborhood(64x64, window=9)", {"--layout", "thd"}) == "sequences are packed");
   CHECK(reason("neighborhood(64x64, window=9)", {"--portable"}) ==
         "only the kernel for Hopper has them");
   const std::string text =
