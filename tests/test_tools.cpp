@@ -276,6 +276,60 @@ TEST_CASE("explain estimates from some rows what would take long to count, and s
   CHECK(counted["classes"][0]["visible"] == 512 * 514 / 4);
 }
 
+TEST_CASE("show estimates what would take long to count, and says so") {
+  const Program program;
+  const Arguments far{"--seqlen-q", "131072", "--seqlen-k", "131072"};
+  const Arguments condition{"show", "expr(\"k <= p && (p - k) % 2 == 0\")"};
+  const Json report = program.json(condition + far);
+  const Json& own = report["classes"][0];
+  CHECK(own["sampled_rows"] > 0);
+  CHECK(own["density"].get<double>() == doctest::Approx(0.25).epsilon(0.05));
+  const std::string text = program.run(condition + far).out;
+  CHECK(text.find(" of 131072 rows, cells from some of their elements") != text.npos);
+  // As 32 times 32 cells have it when all elements are looked at.
+  const Json small =
+      program.json(condition + Arguments{"--seqlen-q", "1024", "--seqlen-k", "1024"});
+  CHECK_FALSE(small["classes"][0].contains("sampled_rows"));
+  CHECK(own["picture"] == small["classes"][0]["picture"]);
+}
+
+TEST_CASE("data of --fill that would not fit is refused before it is made") {
+  const auto refused = [](const std::string& pattern, const std::string& fill, Arguments more) {
+    check_refused(Arguments{"show", pattern, "--fill", fill} + more, 2, "invalid_argument",
+                  {"--fill " + fill, "than the 4294967296 bytes that are made"});
+  };
+  const Arguments far{"--seqlen-q", "500000000", "--seqlen-k", "500000000"};
+  refused("blocks(m, q=16, kv=16)", "m=random:0.1", far);
+  refused("segments(d)", "d=documents:100", far + Arguments{"--heads", "64"});
+  refused("columns(c)", "c=rows:5:2", far);
+  refused("vertical_slash(v)", "v=random:500000000:500000000,heads=q", {"--heads", "2"});
+  refused("causal with bias(b)", "b=normal:1", far + Arguments{"--heads", "64"});
+}
+
+TEST_CASE("explain says why a neighborhood has no bricks") {
+  const Program program;
+  const auto reason = [&](const std::string& pattern, Arguments more = {}) -> std::string {
+    const Json report = program.json(Arguments{"explain", pattern, "--arch", "sm_90a"} + more);
+    CHECK(report.contains("bricks") != report.contains("no_bricks"));
+    return report.contains("no_bricks") ? report["no_bricks"].get<std::string>() : "";
+  };
+  CHECK(reason("neighborhood(64x64, window=9)") == "");
+  CHECK(reason("neighborhood(64x64, window=9) with softcap(2)") == "");
+  CHECK(reason("neighborhood(4096, window=9)") == "the grid has one axis of more than one token");
+  CHECK(reason("neighborhood(64x64, window=9, dilation=2)") == "a neighborhood has a dilation");
+  CHECK(reason("neighborhood(64x64, window=9) & causal") ==
+        "heads see 'neighborhood(64x64, window=9) & causal', which is not a neighborhood alone");
+  CHECK(reason("neighborhood(64x64, window=9) with alibi(a)") ==
+        "heads have modifiers other than softcap");
+  CHECK(reason("heads(0: neighborhood(64x64, window=9), 1: neighborhood(32x128, window=9))",
+               {"--heads", "2"}) == "heads have different grids");
+  CHECK(reason("neighborhood(64x64, window=9)", {"--portable"}) ==
+        "only the kernel for Hopper has them");
+  const std::string text =
+      program.run({"explain", "neighborhood(4096, window=9)", "--arch", "sm_90a"}).out;
+  CHECK(text.find("            no bricks of the grid: the grid has one axis") != text.npos);
+}
+
 TEST_CASE("explain says what kernel there would be, and where its numbers come from") {
   const Program program;
   const Arguments explain{"explain",    "kv_heads(0: causal, else: causal & sink(64))",

@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "cache/disk_cache.hpp"
 #include "common.hpp"
@@ -84,74 +83,41 @@ std::string text_of_record(const Json& record) {
       record["device"].get<std::string>(), record["date"].get<std::string>());
 }
 
-// Of a mask, in one head. Where counting would take long, of some query tiles, and what that comes
-// to for all of them.
-struct Counts {
-  pattern::TileCounts tiles;
-  double visible = 0;
-  int sampled_rows = 0;  // 0: all were counted
-};
-
-// Query tiles at equal distances, so many that counting takes about a second; none where all do.
-std::vector<QueryRows> sample_of(const Mask& mask, const Geometry& geometry, int block_m) {
-  constexpr double kMostWork = 5e7;
-  std::vector<QueryRows> sample;
-  const double work = pattern::counting_work(mask, geometry);
-  if (work <= kMostWork) return sample;
-  const int count = ceil_div(geometry.seqlen_q, block_m);
-  const int wanted = std::max(static_cast<int>(count * (kMostWork / work)), 1);
-  for (int i = 0; i < wanted; ++i) {
-    const auto tile = static_cast<int>((2 * std::int64_t{i} + 1) * count / (2 * wanted));
-    sample.push_back({tile * block_m, std::min((tile + 1) * block_m, geometry.seqlen_q)});
+// Of a mask, in one head of so many masks.
+Counts counts_of(const Mask& mask, const Geometry& geometry, const plan::Plan& plan,
+                 std::size_t num_masks) {
+  const TileConfig& tile = plan.spec.tile;
+  if (!plan.spec.bricks) {
+    return count_or_estimate(mask, geometry, tile.block_m, tile.block_n,
+                             1.0 / static_cast<double>(num_masks));
   }
-  return sample;
+  const plan::BrickHeads head{mask.numbers(), 1};
+  const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
+                                                   geometry.seqlen_k - plan.grid.volume());
+  return {.tiles = {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty},
+          .visible = static_cast<double>(pattern::count_visible(mask, geometry))};
 }
 
-Counts counts_of(const Mask& mask, const Geometry& geometry, const plan::Plan& plan) {
-  const TileConfig& tile = plan.spec.tile;
-  Counts counts;
-  if (plan.spec.bricks) {
-    const plan::BrickHeads head{mask.numbers(), 1};
-    const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
-                                                     geometry.seqlen_k - plan.grid.volume());
-    counts.tiles = {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty};
-    counts.visible = static_cast<double>(pattern::count_visible(mask, geometry));
-    return counts;
-  }
-  const std::vector<QueryRows> sample = sample_of(mask, geometry, tile.block_m);
-  if (sample.empty()) {
-    counts.tiles = pattern::count_tiles(mask, geometry, tile.block_m, tile.block_n);
-    counts.visible = static_cast<double>(pattern::count_visible(mask, geometry));
-    return counts;
-  }
-  for (const QueryRows& rows : sample) {
-    const pattern::TileCounts own =
-        pattern::count_tiles(mask, geometry, tile.block_m, tile.block_n, rows);
-    counts.tiles.full += own.full;
-    counts.tiles.partial += own.partial;
-    counts.tiles.empty += own.empty;
-    counts.visible += static_cast<double>(pattern::count_visible(mask, geometry, rows));
-    counts.sampled_rows += rows.end - rows.begin;
-  }
-  const double factor = static_cast<double>(geometry.seqlen_q) / counts.sampled_rows;
-  for (std::int64_t* count : {&counts.tiles.full, &counts.tiles.partial, &counts.tiles.empty}) {
-    *count = std::llround(static_cast<double>(*count) * factor);
-  }
-  counts.visible *= factor;
-  return counts;
+// Of a pattern with neighborhoods, whose query tiles are tokens in a row.
+std::string why_no_bricks(const Pattern& pattern, const Problem& problem, const plan::Plan& plan) {
+  if (plan.spec.family != plan::KernelFamily::fwd_sm90)
+    return "only the kernel for Hopper has them";
+  const std::string reason = plan::reason_against_bricks(pattern, problem);
+  return reason.empty() ? "with none that fit the tile fewer tiles would be visited" : reason;
 }
 
 Json classes_json(const Pattern& pattern, const Problem& problem, const plan::Plan& plan,
                   const std::optional<Geometry>& geometry) {
   Json classes = Json::array();
-  for (const auto& [mask, heads, own, pattern_class] :
-       head_groups(pattern, problem, geometry.value_or(geometry_of(0, 0, problem)))) {
+  const std::vector<HeadGroup> groups =
+      head_groups(pattern, problem, geometry.value_or(geometry_of(0, 0, problem)));
+  for (const auto& [mask, heads, own, pattern_class] : groups) {
     Json json{{"heads", ranges_text(heads)},
               {"num_heads", heads.size()},
               {"mask", mask.text()},
               {"structure", plan::structure_of(pattern.classes()[pattern_class])}};
     if (geometry) {
-      const auto [tiles, visible, sampled_rows] = counts_of(mask, own, plan);
+      const auto [tiles, visible, sampled_rows] = counts_of(mask, own, plan, groups.size());
       json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
       json["visible"] = std::llround(visible);
       if (sampled_rows > 0) json["sampled_rows"] = sampled_rows;
@@ -200,6 +166,9 @@ std::string text_of(const Json& report, const Problem& problem) {
   if (report.contains("bricks")) {
     result += fmt::format("            bricks of the grid: {} queries, {} keys\n",
                           text(report["bricks"]["queries"]), text(report["bricks"]["keys"]));
+  }
+  if (report.contains("no_bricks")) {
+    result += fmt::format("            no bricks of the grid: {}\n", text(report["no_bricks"]));
   }
   if (report.contains("record")) result += text_of_record(report["record"]);
   result += fmt::format(
@@ -323,6 +292,8 @@ void add_explain(CLI::App& app, Context& context) {
         const Neighborhood grid(heads.front().numbers.data());
         report["bricks"] = {{"queries", plan::to_string(grid, plan.spec.bricks->queries)},
                             {"keys", plan::to_string(grid, plan.spec.bricks->keys)}};
+      } else if (!grids.empty()) {
+        report["no_bricks"] = why_no_bricks(pattern, problem, plan);
       }
       report["classes"] = classes_json(pattern, problem, plan, geometry);
       if (geometry) {

@@ -2,9 +2,10 @@
 // would visit. Needs neither a GPU nor NVRTC.
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "common.hpp"
 #include "fill.hpp"
-#include "pattern/interpret.hpp"
 #include "pattern/picture.hpp"
 #include "reading.hpp"
 #include "svg.hpp"
@@ -16,19 +17,21 @@ namespace {
 struct GroupReport {
   std::string mask;
   std::vector<int> heads;
-  std::int64_t visible = 0;  // in each of them
-  pattern::TileCounts tiles;
+  Counts counts;  // in each of them
   std::string picture;
 };
 
 std::vector<GroupReport> reports_of(std::vector<HeadGroup> groups, int block_m, int block_n) {
   std::vector<GroupReport> reports;
+  const double share = 1.0 / static_cast<double>(groups.size());
   for (HeadGroup& group : groups) {
-    reports.push_back({.mask = group.mask.text(),
-                       .heads = std::move(group.heads),
-                       .visible = pattern::count_visible(group.mask, group.geometry),
-                       .tiles = pattern::count_tiles(group.mask, group.geometry, block_m, block_n),
-                       .picture = pattern::picture(group.mask, group.geometry)});
+    const bool sampled = takes_long(group.mask, group.geometry, share);
+    reports.push_back(
+        {.mask = group.mask.text(),
+         .heads = std::move(group.heads),
+         .counts = count_or_estimate(group.mask, group.geometry, block_m, block_n, share),
+         .picture = pattern::picture(group.mask, group.geometry, 64, 32,
+                                     sampled ? pattern::Cells::sampled : pattern::Cells::exact)});
   }
   return reports;
 }
@@ -82,7 +85,7 @@ void add_show(CLI::App& app, Context& context) {
     const std::vector<GroupReport> reports = reports_of(groups, options->block_m, options->block_n);
     double visible = 0;
     for (const GroupReport& report : reports) {
-      visible += static_cast<double>(report.visible) * static_cast<double>(report.heads.size());
+      visible += report.counts.visible * static_cast<double>(report.heads.size());
     }
     const double total_density = density(visible, problem.num_heads, geometry);
 
@@ -97,27 +100,34 @@ void add_show(CLI::App& app, Context& context) {
                 {"density", total_density},
                 {"classes", Json::array()}};
       for (const GroupReport& report : reports) {
-        json["classes"].push_back(
-            {{"mask", report.mask},
-             {"heads", ranges_text(report.heads)},
-             {"num_heads", report.heads.size()},
-             {"visible", report.visible},
-             {"density", density(static_cast<double>(report.visible), 1, geometry)},
-             {"tiles",
-              {{"full", report.tiles.full},
-               {"partial", report.tiles.partial},
-               {"empty", report.tiles.empty}}},
-             {"picture", report.picture}});
+        json["classes"].push_back({{"mask", report.mask},
+                                   {"heads", ranges_text(report.heads)},
+                                   {"num_heads", report.heads.size()},
+                                   {"visible", std::llround(report.counts.visible)},
+                                   {"density", density(report.counts.visible, 1, geometry)},
+                                   {"tiles",
+                                    {{"full", report.counts.tiles.full},
+                                     {"partial", report.counts.tiles.partial},
+                                     {"empty", report.counts.tiles.empty}}},
+                                   {"picture", report.picture}});
+        if (report.counts.sampled_rows > 0) {
+          json["classes"].back()["sampled_rows"] = report.counts.sampled_rows;
+        }
       }
       return print_json(json);
     }
     for (const GroupReport& report : reports) {
       print(fmt::format(
-          "{} {}: {}\n{}density {:.4f}; tiles of {} x {}: {} full, {} partial, {} empty\n\n",
+          "{} {}: {}\n{}density {:.4f}; tiles of {} x {}: {} full, {} partial, {} empty{}\n\n",
           report.heads.size() == 1 ? "head" : "heads", ranges_text(report.heads), report.mask,
-          report.picture, density(static_cast<double>(report.visible), 1, geometry),
-          options->block_m, options->block_n, report.tiles.full, report.tiles.partial,
-          report.tiles.empty));
+          report.picture, density(report.counts.visible, 1, geometry), options->block_m,
+          options->block_n, report.counts.tiles.full, report.counts.tiles.partial,
+          report.counts.tiles.empty,
+          report.counts.sampled_rows > 0
+              ? fmt::format(
+                    ", all estimated: from {} of {} rows, cells from some of their elements",
+                    report.counts.sampled_rows, geometry.seqlen_q)
+              : ""));
     }
     print(fmt::format("{}\n{} queries, {} keys, heads: {}; density {:.4f}\n", pattern.text(),
                       geometry.seqlen_q, geometry.seqlen_k, problem.num_heads, total_density));

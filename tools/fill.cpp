@@ -64,6 +64,20 @@ verify::BlockForm form_of(const std::string& fill, const std::string& text) {
   refuse(fill, fmt::format("'{}' is no form of blocks", text));
 }
 
+// More data than this would take minutes to make, and is a mistake: it is refused before any is
+// made.
+void check_size(const std::string& fill, int batch, int heads, double bytes_of_plane) {
+  constexpr double kMostBytes = 4.0 * (1 << 30);
+  const double bytes = bytes_of_plane * batch * heads;
+  if (bytes <= kMostBytes) return;
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format("--fill {}: {} planes of {:.3g} bytes are more than the {:.0f} bytes that "
+                  "are made: take shorter sequences, larger blocks, fewer entries, heads=1 "
+                  "or batch=1",
+                  fill, std::int64_t{batch} * heads, bytes_of_plane, kMostBytes));
+}
+
 // An expression's tensor by what the fill says in front of its first comma.
 verify::InputData tensor_of(const std::string& fill, const InputInfo& wanted,
                             const std::string& description, const verify::TensorExtents& extents,
@@ -179,6 +193,7 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
         refuse(fill, fmt::format("'{}' does not describe values", parts[0]));
       }
       const bool of_keys = wanted.kind == InputInfo::Kind::key_values;
+      check_size(fill, sequences, heads, of_keys ? 4.0 * seqlen_k : 4.0);
       inputs.push_back(verify::random_values(wanted.name, sequences, heads, of_keys ? seqlen_k : 0,
                                              number(fill, words[1], 0.0, 1e9), seed));
       continue;
@@ -188,12 +203,14 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
         refuse(fill, fmt::format("'{}' does not describe intervals of rows", parts[0]));
       }
       const int intervals = words.size() == 3 ? number(fill, words[2], 1, 2) : 1;
+      check_size(fill, sequences, heads, 8.0 * intervals * seqlen_k);
       inputs.push_back(verify::random_columns(wanted.name, sequences, heads, seqlen_q, seqlen_k,
                                               intervals, number(fill, words[1], 1, kMaxNumber),
                                               seed));
       continue;
     }
     if (wanted.kind == InputInfo::Kind::indices) {
+      check_size(fill, sequences, heads, 4.0 * (1.0 * seqlen_q + seqlen_k));
       if (words.size() == 2 && words[0] == "documents") {
         inputs.push_back(verify::random_documents(wanted.name, sequences, heads, seqlen_q, seqlen_k,
                                                   number(fill, words[1], 1.0, 1e9), seed));
@@ -209,9 +226,11 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       if (words.size() != 3 || words[0] != "random") {
         refuse(fill, fmt::format("'{}' does not describe columns and slashes", parts[0]));
       }
-      inputs.push_back(verify::random_slashes(wanted.name, sequences, heads, seqlen_k,
-                                              number(fill, words[1], 0, kMaxNumber),
-                                              number(fill, words[2], 0, kMaxNumber), seed));
+      const int columns = number(fill, words[1], 0, kMaxNumber);
+      const int distances = number(fill, words[2], 0, kMaxNumber);
+      check_size(fill, sequences, heads, 4.0 * (1.0 * columns + distances));
+      inputs.push_back(verify::random_slashes(wanted.name, sequences, heads, seqlen_k, columns,
+                                              distances, seed));
       continue;
     }
     if (words[0] != "random" || words.size() < 2 || words.size() > 3) {
@@ -219,9 +238,11 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
     }
     const double density = number(fill, words[1], 0.0, 1.0);
     const double skew = words.size() == 3 ? number(fill, words[2], 0.0, 100.0) : 0.0;
-    inputs.push_back(verify::random_blocks(
-        wanted.name, sequences, heads, ceil_div(seqlen_q, wanted.q_block_size),
-        ceil_div(seqlen_k, wanted.kv_block_size), density, skew, seed));
+    const int rows = ceil_div(seqlen_q, wanted.q_block_size);
+    const int columns = ceil_div(seqlen_k, wanted.kv_block_size);
+    check_size(fill, sequences, heads, 1.0 * rows * columns);
+    inputs.push_back(
+        verify::random_blocks(wanted.name, sequences, heads, rows, columns, density, skew, seed));
     inputs.back().form = form;
   }
   return inputs;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <new>
 #include <string_view>
 
 #include "common.hpp"
@@ -36,6 +37,11 @@ int run(CLI::App& app, Context& context, int argc, char** argv) {
         kUsage, json);
   } catch (const Error& error) {
     return report(to_string(error.code()), error.what(), exit_code(error.code()), json);
+  } catch (const std::bad_alloc&) {
+    return report(to_string(Errc::invalid_argument),
+                  "this machine has not enough memory for that: take shorter sequences, or fewer "
+                  "heads or sequences",
+                  kUsage, json);
   } catch (const std::exception& error) {
     return report(to_string(Errc::internal), error.what(), kFailure, json);
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <memory>
 
@@ -11,7 +12,6 @@
 #include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
-#include "pattern/interpret.hpp"
 #include "pattern/places.hpp"
 
 namespace girih::tools {
@@ -37,6 +37,53 @@ Geometry in_head(Geometry geometry, int h) {
 }
 
 }  // namespace
+
+namespace {
+
+constexpr double kMostWork = 5e7;  // about a second
+
+// Query tiles at equal distances, so many that counting takes as long as it may.
+std::vector<QueryRows> sample_of(const Mask& mask, const Geometry& geometry, int block_m,
+                                 double share) {
+  const int count = ceil_div(geometry.seqlen_q, block_m);
+  const double part = kMostWork * share / pattern::counting_work(mask, geometry);
+  const int wanted = std::max(static_cast<int>(count * part), 1);
+  std::vector<QueryRows> sample;
+  for (int i = 0; i < wanted; ++i) {
+    const auto tile = static_cast<int>((2 * std::int64_t{i} + 1) * count / (2 * wanted));
+    sample.push_back({tile * block_m, std::min((tile + 1) * block_m, geometry.seqlen_q)});
+  }
+  return sample;
+}
+
+}  // namespace
+
+bool takes_long(const Mask& mask, const Geometry& geometry, double share) {
+  return pattern::counting_work(mask, geometry) > kMostWork * share;
+}
+
+Counts count_or_estimate(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
+                         double share) {
+  if (!takes_long(mask, geometry, share)) {
+    return {.tiles = pattern::count_tiles(mask, geometry, block_m, block_n),
+            .visible = static_cast<double>(pattern::count_visible(mask, geometry))};
+  }
+  Counts counts;
+  for (const QueryRows& rows : sample_of(mask, geometry, block_m, share)) {
+    const pattern::TileCounts own = pattern::count_tiles(mask, geometry, block_m, block_n, rows);
+    counts.tiles.full += own.full;
+    counts.tiles.partial += own.partial;
+    counts.tiles.empty += own.empty;
+    counts.visible += static_cast<double>(pattern::count_visible(mask, geometry, rows));
+    counts.sampled_rows += rows.end - rows.begin;
+  }
+  const double factor = static_cast<double>(geometry.seqlen_q) / counts.sampled_rows;
+  for (std::int64_t* number : {&counts.tiles.full, &counts.tiles.partial, &counts.tiles.empty}) {
+    *number = std::llround(static_cast<double>(*number) * factor);
+  }
+  counts.visible *= factor;
+  return counts;
+}
 
 HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads,
                        const Geometry& geometry) {

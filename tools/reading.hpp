@@ -3,6 +3,7 @@
 
 #include "common.hpp"
 #include "girih/shared/geometry.cuh"
+#include "pattern/interpret.hpp"
 #include "verify/verify.hpp"
 
 namespace girih::tools {
@@ -28,6 +29,18 @@ void check_lengths(const Pattern& pattern, const Geometry& geometry);
 /// @throws Error invalid_argument when a head is covered never or twice, and as check_lengths.
 std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
                                    const Geometry& geometry);
+
+/// What a mask shows in one head, and which tiles a kernel visits. Where counting would take long,
+/// of some query tiles, and what that comes to for all of them.
+struct Counts {
+  pattern::TileCounts tiles;
+  double visible = 0;
+  int sampled_rows = 0;  ///< 0: all were counted
+};
+/// Whether counting would take long: more than about a second times `share`.
+bool takes_long(const Mask& mask, const Geometry& geometry, double share);
+Counts count_or_estimate(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
+                         double share);
 
 /// Run-time inputs as the host's reading takes them: Geometry::inputs.
 class HostInputs {

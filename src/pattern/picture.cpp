@@ -22,11 +22,15 @@ int cell_size(const Geometry& geometry, int max_columns, int max_rows) {
 
 namespace {
 
-// What a seek calls partial may yet be all or nothing: the first row that shows both decides.
-char exact_cell(const Mask& mask, const Geometry& geometry, QueryRows rows, int k0, int k1) {
+// Of rows and of words of 32 keys every so-many-th is looked at, and the last; the first that shows
+// both visible and hidden elements decides.
+char cell_of(const Mask& mask, const Geometry& geometry, QueryRows rows, int k0, int k1,
+             int row_step, int key_step) {
   bool some_visible = false, some_hidden = false;
-  for (int q = rows.begin; q < rows.end; ++q) {
-    for (int k = k0; k < k1; k += 32) {
+  const int last_q = rows.end - 1, last_k = k0 + (k1 - 1 - k0) / 32 * 32;
+  for (int q = rows.begin; q < rows.end;
+       q = q < last_q ? std::min(q + row_step, last_q) : rows.end) {
+    for (int k = k0; k < k1; k = k < last_k ? std::min(k + key_step, last_k) : k1) {
       const uint32 existing = KeyWord{k}.below(k1);
       const uint32 bits = row_bits(mask, geometry, q, k) & existing;
       some_visible = some_visible || bits != 0;
@@ -39,7 +43,9 @@ char exact_cell(const Mask& mask, const Geometry& geometry, QueryRows rows, int 
 
 }  // namespace
 
-std::string picture(const Mask& mask, const Geometry& geometry, int max_columns, int max_rows) {
+std::string picture(const Mask& mask, const Geometry& geometry, int max_columns, int max_rows,
+                    Cells kind) {
+  constexpr int kRows = 16, kWords = 8;  // of a sampled cell
   const int cell = cell_size(geometry, max_columns, max_rows);
   const KeyTiles cells{cell, geometry.seqlen_k};
   if (cells.count() == 0) return {};
@@ -47,14 +53,23 @@ std::string picture(const Mask& mask, const Geometry& geometry, int max_columns,
   std::string result;
   for (int q = 0; q < geometry.seqlen_q; q += cell) {
     const QueryRows rows{q, std::min(q + cell, geometry.seqlen_q)};
+    if (kind == Cells::sampled) {
+      for (int n = 0; n < cells.count(); ++n) {
+        result += cell_of(mask, geometry, rows, n * cell, std::min((n + 1) * cell, cells.seqlen_k),
+                          ceil_div(cell, kRows), 32 * ceil_div(cell, 32 * kWords));
+      }
+      result += '\n';
+      continue;
+    }
     for (int n = 0; n < cells.count();) {
       const Run run = seek(mask, geometry, rows, cells, n);
       for (; n < run.end; ++n) {
         result += run.kind == TileKind::empty ? '.'
                   : run.kind == TileKind::full
                       ? '#'
-                      : exact_cell(mask, geometry, rows, n * cell,
-                                   std::min((n + 1) * cell, cells.seqlen_k));
+                      // Partial by a seek may yet be all or nothing.
+                      : cell_of(mask, geometry, rows, n * cell,
+                                std::min((n + 1) * cell, cells.seqlen_k), 1, 32);
       }
     }
     result += '\n';

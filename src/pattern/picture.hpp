@@ -12,10 +12,14 @@ namespace girih::pattern {
 /// @throws Error invalid_argument unless max_columns and max_rows are positive.
 int cell_size(const Geometry& geometry, int max_columns = 64, int max_rows = 32);
 
-/// At most `max_columns` x `max_rows` cells; '#' every element visible, '+' some, '.' none. Cells
-/// are exact (not what a kernel would visit). Lines end in '\n'. Empty when there is no query or no
-/// key.
+enum class Cells {
+  exact,    ///< by every element (not what a kernel would visit)
+  sampled,  ///< by some rows, and some 32 keys in a row, at equal distances
+};
+
+/// At most `max_columns` x `max_rows` cells; '#' every element visible, '+' some, '.' none. Lines
+/// end in '\n'. Empty when there is no query or no key.
 std::string picture(const Mask& mask, const Geometry& geometry, int max_columns = 64,
-                    int max_rows = 32);
+                    int max_rows = 32, Cells kind = Cells::exact);
 
 }  // namespace girih::pattern

@@ -19,15 +19,19 @@ bool is_neighborhood(const Mask& mask) {
              Neighborhood::kInfo.name;
 }
 
-bool takes_bricks(const std::vector<int>& numbers, const std::vector<int>& first) {
+// Why heads whose neighborhoods have these numbers take no bricks, or "".
+std::string reason_against(const std::vector<int>& numbers, const std::vector<int>& first) {
   int long_axes = 0;
   for (int axis = 0; axis < kMaxAxes; ++axis) {
     const int extent = numbers[Neighborhood::kGrid + axis];
-    if (extent != first[Neighborhood::kGrid + axis] || extent > kMostGridExtent) return false;
-    if (numbers[Neighborhood::kDilation + axis] != 1) return false;
+    if (extent != first[Neighborhood::kGrid + axis]) return "heads have different grids";
+    if (extent > kMostGridExtent) {
+      return fmt::format("an axis of {} tokens is longer than {}", extent, kMostGridExtent);
+    }
+    if (numbers[Neighborhood::kDilation + axis] != 1) return "a neighborhood has a dilation";
     long_axes += extent > 1;
   }
-  return long_axes > 1;
+  return long_axes > 1 ? "" : "the grid has one axis of more than one token";
 }
 
 // Of an axis, summed over all bricks of rows or their parts: key bricks that are visited, and full.
@@ -84,21 +88,35 @@ bool has_places_for(const Neighborhood& n, GridPoint keys) {
 
 }  // namespace
 
-std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem) {
-  if (problem.layout == Layout::thd || problem.partial_keys) return {};
-  std::map<std::vector<int>, int> windows;
+std::string reason_against_bricks(const Pattern& pattern, const Problem& problem) {
+  if (problem.layout == Layout::thd) return "sequences are packed";
+  if (problem.partial_keys) return "launches may give seqused_k or leftpad_k";
+  const std::vector<int>* first = nullptr;
   for (const int c : pattern.class_of_head(problem)) {
     const Pattern::HeadClass& head_class = pattern.classes()[c];
+    if (!is_neighborhood(head_class.mask)) {
+      return fmt::format("heads see '{}', which is not a neighborhood alone",
+                         head_class.mask.text());
+    }
     Modifiers others = head_class.modifiers;
     others.softcap = 0;
-    if (!is_neighborhood(head_class.mask) || others != Modifiers{}) return {};
-    ++windows[head_class.mask.numbers()];
+    if (others != Modifiers{}) return "heads have modifiers other than softcap";
+    const std::vector<int>& numbers = head_class.mask.numbers();
+    if (first == nullptr) first = &numbers;
+    const std::string reason = reason_against(numbers, *first);
+    if (!reason.empty()) return reason;
+  }
+  return "";
+}
+
+std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem) {
+  if (!reason_against_bricks(pattern, problem).empty()) return {};
+  std::map<std::vector<int>, int> windows;
+  for (const int c : pattern.class_of_head(problem)) {
+    ++windows[pattern.classes()[c].mask.numbers()];
   }
   std::vector<BrickHeads> heads;
-  for (const auto& [numbers, count] : windows) {
-    if (!takes_bricks(numbers, windows.begin()->first)) return {};
-    heads.push_back({numbers, count});
-  }
+  for (const auto& [numbers, count] : windows) heads.push_back({numbers, count});
   return heads;
 }
 

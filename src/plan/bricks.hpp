@@ -36,6 +36,8 @@ struct BrickTiles {
 /// The heads, by their windows, where bricks can be tiles: all have nothing but a neighborhood, on
 /// one grid of two or three axes, without dilation. Else empty.
 std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem);
+/// What about the heads or the problem leaves it empty; "" where nothing does.
+std::string reason_against_bricks(const Pattern& pattern, const Problem& problem);
 
 BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys = 0);
 
