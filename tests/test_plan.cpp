@@ -694,3 +694,13 @@ TEST_CASE(
   first.num_heads_total = 8;
   CHECK_NOTHROW(plan_for(heads(score(0, 8), score(8, 8)), first));
 }
+
+TEST_CASE("strides take registers, which the widest heads leave to fewer keys") {
+  const auto keys_at = [](const char* pattern, int head_dim) {
+    return make_plan(Pattern::parse(pattern), {.head_dim = head_dim}, Arch::parse("sm_90"))
+        .spec.tile.block_n;
+  };
+  CHECK(keys_at("causal & strided(local=16, stride=8, block=64)", 256) == 48);
+  CHECK(keys_at("causal & strided(local=16, stride=8, block=64)", 240) == 64);
+  CHECK(keys_at("causal", 256) == 64);
+}
