@@ -252,7 +252,8 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   refused(file("k.npy", npy("<f4", "(512, -1, 16)", bytes_of(keys()))), "whole numbers are read");
   refused(file("l.npy", npy("<f4", "(512.5, 1, 16)", bytes_of(keys()))), "whole numbers are read");
   refused(file("m.npy", npy(">f4", "(512, 1, 16)", bytes_of(keys()))), "is of type '>f4'");
-  refused(file("n.npy", npy("<f4", "(4294967296, 4294967296, 4294967296)", "")), "is too large");
+  refused(file("n.npy", npy("<f4", "(4294967296, 4294967296, 4294967296)", "")), "elements");
+  refused(file("x.npy", npy("<f4", "(99999999999999999999, 1, 1)", "")), "is too large");
   refused(file("o.npy", npy("<f4", "(8000000, 8000000, 8000000)", "")), "elements");
   refused(file("p.npy", npy("<f4", "()", "abcd")), "has 0 dimensions");
   std::string header = npy("<f4", "(512, 1, 16)", bytes_of(keys()));
