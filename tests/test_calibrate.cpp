@@ -5,9 +5,13 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <vector>
 
+#include "girih/error.hpp"
+#include "girih/prune.hpp"
 #include "program.hpp"
+#include "tensor_file.hpp"
 
 using namespace girih::tests;
 
@@ -110,6 +114,36 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
   CHECK(metadata["rows"] == "128");
   CHECK(metadata["examples"] == "1");
   CHECK(metadata["pattern"] == "causal with prune(t, kv=64)");
+  CHECK(metadata["head_dim"] == "16");
+  CHECK(metadata["dtype"] == "bf16");
+
+  // The library reads what was written, and so do fills.
+  const girih::CalibratedThresholds loaded = girih::load_thresholds(out);
+  CHECK(loaded.values == found.values);
+  CHECK(loaded.num_heads == 2);
+  CHECK(loaded.num_columns == 4);
+  CHECK(loaded.kv == 64);
+  CHECK(loaded.head_dim == 16);
+  CHECK(loaded.pattern == "causal with prune(t, kv=64)");
+  const girih::Thresholds view = loaded.on_device(loaded.values.data());
+  CHECK(view.heads == 2);
+  CHECK(view.num_columns == 4);
+  CHECK(view.kv_block_size == 64);
+  const auto filled = [&](const char* kv, const char* heads, const char* head_dim) {
+    return Arguments{"explain",    std::string("causal with prune(t, kv=") + kv + ")",
+                     "--arch",     "sm_90a",
+                     "--heads",    heads,
+                     "--head-dim", head_dim,
+                     "--seqlen-k", "256",
+                     "--fill",     "t=@" + out};
+  };
+  CHECK(program.json(filled("64", "2", "16"))["tile"]["block_n"] == 64);
+  check_refused(filled("128", "2", "16"), 2, "invalid_argument",
+                {"thresholds for tiles of 64 keys, but the pattern prunes tiles of 128"}, program);
+  check_refused(filled("64", "4", "16"), 2, "invalid_argument",
+                {"thresholds of 2 heads, but there are 4"}, program);
+  check_refused(filled("64", "2", "64"), 2, "invalid_argument",
+                {"calibrated at head_dim 16, not 64"}, program);
 
   // Other modifiers than a softcap come behind the decision.
   const std::string more =
@@ -181,6 +215,10 @@ TEST_CASE("the program shows and explains pruned patterns") {
   CHECK(shown["pattern"] == pattern);
   check_refused(Arguments{"show", pattern, "--fill", "t=random:1"} + square, 2, "invalid_argument",
                 {"'random:1' does not describe thresholds"}, program);
+  check_refused(Arguments{"show", pattern, "--fill", "t=skip:1.5"} + square, 2, "invalid_argument",
+                {"'1.5' is no number from 0 to 1"}, program);
+  check_refused(Arguments{"show", pattern, "--fill", "t=@nowhere"} + square, 2, "invalid_argument",
+                {"nowhere: cannot be read"}, program);
   const Json explained =
       program.json(Arguments{"explain", pattern, "--arch", "sm_90a", "--fill", "t=keep"} + square);
   CHECK(explained["tile"]["block_m"] == 128);
@@ -211,6 +249,35 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   refused(file("c.npy", npy("<f4", "(512, 1, 16)", bytes_of(keys()), true)), "in Fortran's order");
   refused(file("d.npy", npy("<f4", "(512, 1, 16)", "abcd")),
           "has 4 bytes of values, not the 32768");
+  refused(file("k.npy", npy("<f4", "(512, -1, 16)", bytes_of(keys()))), "whole numbers are read");
+  refused(file("l.npy", npy("<f4", "(512.5, 1, 16)", bytes_of(keys()))), "whole numbers are read");
+  refused(file("m.npy", npy(">f4", "(512, 1, 16)", bytes_of(keys()))), "is of type '>f4'");
+  refused(file("n.npy", npy("<f4", "(4294967296, 4294967296, 4294967296)", "")), "elements");
+  refused(file("x.npy", npy("<f4", "(99999999999999999999, 1, 1)", "")), "is too large");
+  refused(file("o.npy", npy("<f4", "(8000000, 8000000, 8000000)", "")), "elements");
+  refused(file("p.npy", npy("<f4", "()", "abcd")), "has 0 dimensions");
+  std::string header = npy("<f4", "(512, 1, 16)", bytes_of(keys()));
+  refused(file("q.npy", std::string(header).replace(header.find("'shape'"), 7, "'Shape'")),
+          "has no 'shape': in its header");
+  refused(file("r.npy", std::string(header).replace(header.find("False"), 5, "maybe")),
+          "is no True or False");
+  refused(file("s.npy", std::string(header).replace(6, 1, "\x07")), "is of version 7 of .npy");
+  std::vector<float> odd = keys();
+  odd[35] = std::nanf("");
+  refused(file("t.npy", npy("<f4", "(512, 1, 16)", bytes_of(odd))),
+          "holds nan at element 35: examples must be finite");
+  odd[35] = -std::numeric_limits<float>::infinity();
+  refused(file("u.npy", npy("<f4", "(512, 1, 16)", bytes_of(odd))), "holds -inf at element 35");
+  odd[35] = 70000;
+  refused(file("v.npy", npy("<f4", "(512, 1, 16)", bytes_of(odd))),
+          "holds 70000, more than fp16 can: give --dtype bf16",
+          {"--kept-tiles", "2", "--dtype", "fp16"});
+  odd.assign(odd.size(), 3e38f);  // whose products are infinite
+  const std::string large = file("w.npy", npy("<f4", "(512, 1, 16)", bytes_of(odd)));
+  check_refused({"calibrate", "causal", "--cpu", "--q", large, "--k", large, "--kept-tiles", "2",
+                 "-o", (program.folder() / "out").string()},
+                2, "invalid_argument", {"key tile 0 is inf: examples must have finite scores"},
+                program);
   refused(file("e.npy", npy("<f4", "(8192,)", bytes_of(keys()))), "has 1 dimensions");
   refused(file("f.npy", npy("<f4", "(512, 2, 8)", bytes_of(keys()))), "head_dim must be equal");
   refused(file("g.safetensors", "short"), "is no .safetensors file");
@@ -225,4 +292,85 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   check_refused({"calibrate", "causal & segments(d)", "--q", good, "--k", good, "--kept-tiles", "2",
                  "-o", "x"},
                 3, "unsupported", {"here 'd', cannot be calibrated"}, program);
+}
+
+TEST_CASE("files that are damaged anywhere are read as something, or refused") {
+  const TemporaryFolder folder;
+  const std::string npy_path = (folder / "a.npy").string();
+  const std::string safe_path = (folder / "a.safetensors").string();
+  const std::string good_npy = npy("<f4", "(2, 3, 4)", std::string(96, '\x3e'));
+  const std::string good_safe =
+      safetensors(R"({"__metadata__":{"kv":"64","rows":"128","pattern":"causal"},)"
+                  R"("thresholds":{"dtype":"F32","shape":[4,6],"data_offsets":[0,96]}})",
+                  std::string(96, '\x3e'));
+  std::mt19937_64 random(3);
+  constexpr std::string_view kBytes("0123456789()[]{},:'\"<>-. \0\xff\x7f", 34);
+  int read = 0, refused = 0;
+  const auto attempt = [&](const auto& reading) {
+    try {
+      reading();
+      ++read;
+    } catch (const girih::Error& error) {
+      CHECK(error.code() == girih::Errc::invalid_argument);
+      ++refused;
+    }
+  };
+  for (int turn = 0; turn < 4000; ++turn) {
+    const bool is_npy = turn % 2 == 0;
+    std::string bytes = is_npy ? good_npy : good_safe;
+    for (auto changes = random() % 4; changes > 0; --changes) {
+      bytes[random() % bytes.size()] = kBytes[random() % kBytes.size()];
+    }
+    if (random() % 4 == 0) bytes.resize(random() % bytes.size());
+    const std::string& path = is_npy ? npy_path : safe_path;
+    write(path, bytes);
+    attempt([&] {
+      const girih::tools::FileTensor tensor = girih::tools::read_tensor(path);
+      std::int64_t count = 1;
+      for (const std::int64_t extent : tensor.shape) count *= extent;
+      CHECK(static_cast<std::int64_t>(tensor.values.size()) == count);
+    });
+    if (is_npy) continue;
+    attempt([&] {
+      const girih::CalibratedThresholds loaded = girih::load_thresholds(path);
+      CHECK(loaded.values.size() == static_cast<std::size_t>(loaded.num_heads) *
+                                        static_cast<std::size_t>(loaded.num_columns));
+      CHECK((loaded.kv == 64 || loaded.kv == 128));
+    });
+  }
+  CHECK(read > 500);
+  CHECK(refused > 500);
+}
+
+TEST_CASE("thresholds of a file are refused for what they are not") {
+  const TemporaryFolder folder;
+  const auto refused = [&](const std::string& metadata, const std::string& entry,
+                           const std::string& values, const char* message) {
+    const fs::path path = folder / "t.safetensors";
+    write(path.string(),
+          safetensors("{\"__metadata__\":" + metadata + ",\"thresholds\":" + entry + "}", values));
+    std::string found;
+    try {
+      girih::load_thresholds(path.string());
+    } catch (const girih::Error& error) {
+      found = error.what();
+    }
+    CHECK_MESSAGE(found.find(message) != found.npos, found);
+  };
+  const std::string good = R"({"kv":"64","rows":"128"})";
+  const std::string entry = R"({"dtype":"F32","shape":[1,2],"data_offsets":[0,8]})";
+  const std::string values(8, '\0');
+  refused(R"({"rows":"128"})", entry, values, "holds no thresholds of prune");
+  refused(R"({"kv":"96","rows":"128"})", entry, values, "kv = 96 is not supported");
+  refused(R"({"kv":"64","rows":"64"})", entry, values, "thresholds for 64 rows each: 128");
+  refused(R"({"kv":"6x","rows":"128"})", entry, values, "says kv '6x', which is no number");
+  refused(good, R"({"dtype":"F16","shape":[1,2],"data_offsets":[0,8]})", values,
+          "other than float32");
+  refused(good, R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", values,
+          "other than float32");
+  refused(good, R"({"dtype":"F32","shape":[0,2],"data_offsets":[0,0]})", "", "0 heads x 2 columns");
+  refused(good, R"({"dtype":"F32","shape":[2,2],"data_offsets":[0,8]})", values,
+          "has 8 bytes of values, not the 16");
+  refused(good, R"({"dtype":"F32","shape":[1,2],"data_offsets":[0,8]})", "abcd", "beyond the end");
+  refused(good, entry, bytes_of({1, std::nanf("")}), "has NaN for head 0, column 1");
 }

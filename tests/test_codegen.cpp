@@ -245,6 +245,7 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
   for (const int head_dim : {16, 96, 192, 256}) {
     for (const char* pattern :
          {"causal & strided(local=16, stride=8, block=64) with softcap(30)",
+          "causal & strided(local=16, stride=8, block=64)",
           "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
           "neighborhood(30x48x80, window=(18, 24, 24))", "neighborhood(256x256, window=80)",
           "neighborhood(64x64, window=9, dilation=2)",

@@ -137,7 +137,8 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   CHECK(tile("neighborhood(64x64, window=64)", 192) == TileConfig{128, 96, 2, 12, 1});
   CHECK(tile("neighborhood(64x64, window=64) | sink(1)", 192).block_n == 80);
   CHECK(tile("neighborhood(64x64, window=64) | sink(1)", 256).block_n == 32);
-  CHECK(tile(strided, 256) == TileConfig{128, 64, 2, 12, 1});
+  CHECK(tile(strided, 256) == TileConfig{128, 48, 2, 12, 2});
+  CHECK(tile(strided, 240).block_n == 64);
   CHECK(tile(capped, 256) == TileConfig{128, 48, 2, 12, 2});
   CHECK(tile("causal with softcap(30)", 256) == TileConfig{128, 64, 2, 12, 1});
   // Short rows do not fill 128 keys: at most 3072 of them, at narrow heads 512.

@@ -19,6 +19,7 @@
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
 #include "runtime/inputs.hpp"
+#include "verify/pruning.hpp"
 
 using namespace girih;
 
@@ -328,6 +329,122 @@ TEST_CASE("thresholds are views by head and position") {
                "was given numbers, but the pattern wants thresholds for tiles of 64 keys"));
 }
 
+// Scores are a query's first element times a key's, so that the oracle finds them by itself.
+TEST_CASE("what verify takes for skipped is what the oracle does, away from thresholds") {
+  std::mt19937_64 random(11);
+  const auto below = [&](int bound) { return static_cast<int>(random() % bound); };
+  std::int64_t tiles = 0, skipped = 0, moved = 0;
+  for (int turn = 0; turn < 40; ++turn) {
+    const bool causal = below(2) == 0, keep_sink = below(2) == 0;
+    const int kv = below(2) == 0 ? 64 : 128;
+    const float softcap = below(2) == 0 ? 0.0f : 2.0f;
+    verify::Case c;
+    c.problem = {.head_dim = 16, .num_heads = 2, .num_heads_kv = 1};
+    c.batch = 2;
+    c.seqlen_q = 1 + below(500);
+    c.seqlen_k = 1 + below(900);
+    c.k_start = below(2) == 0 ? 0 : below(300);
+    if (below(3) == 0) c.q_start = below(900);
+    const Pattern pattern = Pattern::parse(
+        fmt::format("{} with {}prune(t, kv={}, keep_sink={}), bias(b)", causal ? "causal" : "dense",
+                    softcap > 0 ? "softcap(2), " : "", kv, keep_sink));
+    verify::InputData input{.kind = InputInfo::Kind::thresholds, .name = "t"};
+    input.heads = 2;
+    input.num_columns = 1 + below(6);
+    input.prune_kv = kv;
+    if (turn % 2 == 0) input.skip = 0.5;
+    for (int i = 0; i < 2 * input.num_columns; ++i) {
+      // 4 is the highest score of some tiles.
+      input.thresholds.push_back(below(3) == 0 ? 4.0f : static_cast<float>(below(4000)) * 0.001f);
+    }
+    c.inputs = {input};
+
+    std::vector<std::uint16_t> q(static_cast<std::size_t>(2 * c.seqlen_q * 2 * 16));
+    std::vector<std::uint16_t> k(static_cast<std::size_t>(2 * c.seqlen_k * 16));
+    std::vector<double> firsts_q, firsts_k;
+    for (auto* bits : {&q, &k}) {
+      for (std::size_t i = 0; i < bits->size(); i += 16) {
+        const int shift = bits == &q ? 0 : static_cast<int>(i / 16 / 64 % 3);
+        const float value = std::ldexp(static_cast<float>(below(256) - 128), -6 - shift);
+        (*bits)[i] = verify::narrow(DType::bfloat16, value);
+        (bits == &q ? firsts_q : firsts_k).push_back(static_cast<double>(value));
+      }
+    }
+    verify::AttentionInputs tensors;
+    tensors.q = Tensor::contiguous(q.data(), DType::bfloat16, {2, c.seqlen_q, 2, 16});
+    tensors.k = Tensor::contiguous(k.data(), DType::bfloat16, {2, c.seqlen_k, 1, 16});
+    tensors.v = tensors.k;
+    tensors.softmax_scale = 1;
+    const int q_start = c.q_start.value_or(c.k_start + c.seqlen_k - c.seqlen_q);
+    const verify::MaskRow mask = [&](verify::Row row, std::span<std::uint32_t> words) {
+      for (int key = 0; key < c.seqlen_k; ++key) {
+        if (causal && key + c.k_start > row.q + q_start) continue;
+        words[static_cast<std::size_t>(key / 32)] |= 1u << (key % 32);
+      }
+    };
+    const verify::PrunedReading reading = prune_reading(pattern, c, tensors, mask);
+    tiles += reading.tiles;
+    skipped += reading.skipped;
+    moved += reading.moved;
+
+    const oracle::Sizes sizes{c.seqlen_q, c.seqlen_k, q_start, c.k_start};
+    const oracle::Prune prune{kv, causal, keep_sink};
+    oracle::Expr expr{causal ? oracle::Expr::Kind::causal : oracle::Expr::Kind::dense, {}, {}};
+    for (int b = 0; b < 2; ++b) {
+      for (int h = 0; h < 2; ++h) {
+        for (int tile = 0; tile < oracle::num_query_tiles(sizes); ++tile) {
+          const auto score = [&](long long row, long long key) {
+            const double product =
+                firsts_q[static_cast<std::size_t>((b * c.seqlen_q + row) * 2 + h)] *
+                firsts_k[static_cast<std::size_t>(b * c.seqlen_k + key)];
+            return softcap > 0 ? 2 * std::tanh(product / 2) : product;
+          };
+          const std::vector<double> maxima = oracle::tile_maxima(expr, prune, sizes, tile, score);
+          const auto column = oracle::threshold_column(sizes, tile, input.num_columns);
+          const auto threshold = static_cast<double>(
+              c.inputs[0].thresholds[static_cast<std::size_t>(h * input.num_columns + column)]);
+          const int row = std::min(128 * tile + 127, c.seqlen_q - 1);
+          std::vector<std::uint32_t> words(
+              static_cast<std::size_t>(verify::mask_words(c.seqlen_k)));
+          reading.mask({b, h, row}, words);
+          for (std::size_t n = 0; n < maxima.size(); ++n) {
+            const bool kept = oracle::never_skipped(prune, sizes, tile, static_cast<int>(n)) ||
+                              !oracle::is_skipped(maxima[n], threshold);
+            if (maxima[n] > -HUGE_VAL &&
+                !oracle::never_skipped(prune, sizes, tile, static_cast<int>(n))) {
+              REQUIRE(std::fabs(maxima[n] - threshold) > 0.9e-3);
+            }
+            for (int key = static_cast<int>(n) * kv;
+                 key < std::min(static_cast<int>(n + 1) * kv, c.seqlen_k); ++key) {
+              const bool sees = kept && oracle::visible(expr, sizes, row, key);
+              REQUIRE((words[static_cast<std::size_t>(key / 32)] >> (key % 32) & 1) == sees);
+            }
+          }
+        }
+      }
+    }
+  }
+  CHECK(skipped > 50);
+  CHECK(skipped < tiles);
+  CHECK(moved > 0);
+
+  verify::Case large;
+  large.problem = {.head_dim = 128, .num_heads = 32, .num_heads_kv = 8};
+  large.seqlen_q = large.seqlen_k = 131072;
+  verify::InputData input{.kind = InputInfo::Kind::thresholds, .name = "t"};
+  input.thresholds = {1};
+  input.num_columns = 1;
+  large.inputs = {input};
+  verify::AttentionInputs tensors;
+  tensors.q = Tensor::contiguous(nullptr, DType::bfloat16, {1, 131072, 32, 128});
+  tensors.k = Tensor::contiguous(nullptr, DType::bfloat16, {1, 131072, 8, 128});
+  CHECK(contains(message_of([&] {
+                   prune_reading(Pattern::parse("causal with prune(t, kv=64)"), large, tensors,
+                                 [](verify::Row, std::span<std::uint32_t>) {});
+                 }),
+                 "take fewer heads or shorter sequences, or --fill t=keep"));
+}
+
 TEST_CASE("a check names the head and the column of a threshold that is NaN") {
   const std::vector<float> fine{-kInfinity, 0, 3, kInfinity}, wrong{1, -kInfinity, std::nanf("")};
   CHECK_NOTHROW(runtime::check_thresholds("t", 0, fine));
@@ -410,7 +527,15 @@ TEST_CASE("calibration and tile maxima refuse what makes no sense") {
   Calibration calibration({});
   CHECK(contains(message_of([&] { calibration.add(nullptr, {.seqlen_q = 1, .seqlen_k = 1}); }),
                  "maxima is null"));
-  const float one = 0;
+  const float one = 0, wrong[] = {1, 2, std::nanf(""), 3};
+  CHECK(
+      contains(message_of([&] { Calibration({}).add(wrong, {.seqlen_q = 128, .seqlen_k = 256}); }),
+               "head 0, query tile 0, key tile 2 is nan: examples must have finite scores"));
+  Calibration spared({});  // nothing of what was refused remains
+  const float infinite[] = {1, 2, 3, kInfinity};
+  CHECK(contains(message_of([&] { spared.add(infinite, {.seqlen_q = 128, .seqlen_k = 256}); }),
+                 "key tile 3 is inf"));
+  CHECK(spared.num_columns() == 0);
   CHECK(contains(message_of([&] { calibration.add(&one, {.seqlen_q = -1, .seqlen_k = 1}); }),
                  "seqlen_q -1 must be from 0"));
   // Rows without keys need no maxima, and have columns nevertheless.

@@ -3,10 +3,13 @@ what it says about bad input. CTest sets GIRIH_LIBRARY and CC; where they are un
 beside the source tree and `cc` are used."""
 
 import ctypes
+import json
+import math
 import os
 import pathlib
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -421,6 +424,32 @@ class InputTest(unittest.TestCase):
                      girih.Thresholds(Fake(1, 4, 16, dtype="float32"), 64))
         self.refused(r"\.values is not contiguous",
                      girih.Thresholds(Fake(4, 16, dtype="float32", stride=(32, 1)), 64))
+
+    def test_thresholds_are_read_from_files_of_calibrate(self):
+        values = struct.pack("<6f", -math.inf, 1.5, 2, 3, 4, 5)
+        def file(name, metadata, dtype="F32", shape=(2, 3), data=values):
+            header = json.dumps({"__metadata__": metadata, "thresholds": {
+                "dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+            path = os.path.join(folder, name)
+            with open(path, "wb") as out:
+                out.write(struct.pack("<Q", len(header)) + header + data)
+            return path
+        good = {"kv": "64", "rows": "128", "pattern": "causal"}
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertEqual(girih._read_thresholds(file("a", good)), ([2, 3], values, good))
+            for path, message in [
+                    (file("b", {"kv": "64"}), "holds no thresholds of prune"),
+                    (file("c", dict(good, kv="96")), "128 rows and 96 keys"),
+                    (file("d", dict(good, rows="64")), "64 rows and 64 keys"),
+                    (file("e", good, dtype="F16"), "are no float32"),
+                    (file("f", good, shape=(2, 4)), "has 24 bytes of thresholds"),
+                    (file("g", good, shape=(6,)), "are no float32")]:
+                with self.assertRaisesRegex(girih.Error, message):
+                    girih._read_thresholds(path)
+            with open(os.path.join(folder, "h"), "wb") as out:
+                out.write(b"short")
+            with self.assertRaisesRegex(girih.Error, "holds no thresholds of prune"):
+                girih._read_thresholds(os.path.join(folder, "h"))
 
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)

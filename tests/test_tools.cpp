@@ -783,9 +783,9 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   const std::string form =
       "; write NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, "
       "NAME=documents:MEAN (of log-normal lengths) or NAME=random:COUNT (unsorted) for indices of "
-      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds "
-      "that "
-      "keep every tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or "
+      "tokens, NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep (every tile), "
+      "NAME=skip:SHARE (of the tiles that may be) or NAME=@FILE (that girih calibrate wrote) for "
+      "thresholds, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or "
       "NAME=slopes (ALiBi's) for values of heads and keys (not given: normal:1), "
       "NAME=random:COUNT or NAME=documents:MEAN for int32 tensors of expressions, "
       "NAME=normal:DEVIATION for float32 ones, and then [,heads=1|kv|q][,batch=1|all]"

@@ -288,6 +288,11 @@ std::string text_of(const Json& report) {
                       report["kernels"][0]["repeats"].get<std::size_t>(),
                       report["l2_flushed"] ? ", L2 flushed before each" : "",
                       report["pattern"].get<std::string>() + "\n");
+  if (const Json& pruning = report["pruning"]; pruning["tiles"] > 0) {
+    text +=
+        fmt::format("{} of {} tiles that may be are skipped\n",
+                    pruning["skipped"].get<std::int64_t>(), pruning["tiles"].get<std::int64_t>());
+  }
   if (!report.contains("jit")) return text;
   const Json& jit = report["jit"];
   const auto number = [&](const char* key) { return jit[key].get<double>(); };
@@ -352,6 +357,7 @@ void add_bench(CLI::App& app, Context& context) {
     reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
+    const verify::PrunedReading pruned = reading_of_pruned(pattern, parameters);
     std::vector<Subject> subjects;
     subjects.emplace_back("pattern", pattern, options->jit);
     subjects.emplace_back("dense", dense(), options->jit);
@@ -359,8 +365,10 @@ void add_bench(CLI::App& app, Context& context) {
     verify::GpuReference reference;
     for (Subject& subject : subjects) {
       const verify::Case own = case_for(subject.pattern, parameters);
-      subject.report = verify::verify_attention(subject.program, own,
-                                                reading_of(subject.pattern, own), reference);
+      const bool own_pattern = &subject == &subjects.front();
+      subject.report = verify::verify_attention(
+          subject.program, own, own_pattern ? pruned.mask : reading_of(subject.pattern, own),
+          reference);
       if (!subject.report.ok()) context.exit_code = kFailure;
     }
     const bool flushed = time_in_turns(subjects, parameters, options->repeats);
@@ -373,6 +381,7 @@ void add_bench(CLI::App& app, Context& context) {
                 {"seqlen_q", parameters.seqlen_q},
                 {"seqlen_k", parameters.seqlen_k},
                 {"l2_flushed", flushed},
+                {"pruning", {{"tiles", pruned.tiles}, {"skipped", pruned.skipped}}},
                 {"kernels", Json::array()}};
     for (const Subject& subject : subjects) {
       report["kernels"].push_back(subject_json(subject, parameters));

@@ -44,7 +44,18 @@ Tensor view_of(const std::string& source, const FileTensor& file, std::vector<st
                             kMaxNumber));
   }
   bits.reserve(file.values.size());
-  for (const float value : file.values) bits.push_back(verify::narrow(dtype, value));
+  for (const float value : file.values) {
+    bits.push_back(verify::narrow(dtype, value));
+    if (std::isfinite(verify::widen(dtype, bits.back()))) continue;
+    throw Error(
+        Errc::invalid_argument,
+        std::isfinite(value)
+            ? fmt::format("{} holds {}, more than {} can: give --dtype bf16", source, value,
+                          to_string(dtype))
+            : fmt::format("{} holds {} at element {}: examples must be finite; leave out what no "
+                          "token owns, as padding",
+                          source, value, bits.size() - 1));
+  }
   return Tensor::contiguous(bits.data(), dtype, {shape[0], shape[1], shape[2], shape[3]});
 }
 
@@ -246,6 +257,8 @@ void add_calibrate(CLI::App& app, Context& context) {
                                     {"kv", fmt::format("{}", options->kv)},
                                     {"kept_tiles", fmt::format("{}", options->kept_tiles)},
                                     {"rows", fmt::format("{}", kPruneRows)},
+                                    {"head_dim", fmt::format("{}", problem.head_dim)},
+                                    {"dtype", to_string(dtype)},
                                     {"examples", fmt::format("{}", examples)},
                                     {"girih", GIRIH_VERSION}}));
     if (context.json) {

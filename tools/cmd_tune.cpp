@@ -145,8 +145,8 @@ void run_tune(const TuneOptions& options, Context& context) {
     c.problem = request.problem;
     c.inputs =
         read_fills(options.fill, request.pattern, request.problem, c.batch, c.seqlen_q, c.seqlen_k);
+    request.mask_row = reading_of_pruned(request.pattern, c).mask;
     request.parameters = c;
-    request.mask_row = reading_of(request.pattern, c);
     const TuneResult result = tune_on_gpu(request);
     if (result.outcome.best < 0) context.exit_code = kFailure;
     // At once, so that an interrupt loses no more than one shape.

@@ -119,13 +119,14 @@ void add_verify(CLI::App& app, Context& context) {
     options->fill.seed = parameters.seed;
     parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,
                                    parameters.seqlen_q, parameters.seqlen_k);
-    const verify::MaskRow mask = reading_of(pattern, parameters);  // refuses uncovered heads
+    reading_of(pattern, parameters);  // refuses uncovered heads
 
     const verify::Device device;
+    const verify::PrunedReading reading = reading_of_pruned(pattern, parameters);
     const jit::Program program = jit::compile(pattern, options->jit);
     verify::GpuReference gpu_reference;
     const verify::Report report =
-        verify::verify_attention(program, parameters, mask, gpu_reference);
+        verify::verify_attention(program, parameters, reading.mask, gpu_reference);
     if (!report.ok()) context.exit_code = kFailure;
 
     const double milliseconds = verify::median(report.milliseconds);
@@ -135,10 +136,22 @@ void add_verify(CLI::App& app, Context& context) {
       Json json{{"pattern", pattern.text()},       {"device", device.name()},
                 {"batch", parameters.batch},       {"seqlen_q", parameters.seqlen_q},
                 {"seqlen_k", parameters.seqlen_k}, {"problem", to_json(parameters.problem)}};
+      if (reading.tiles > 0) {
+        json["pruning"] = {{"tiles", reading.tiles},
+                           {"skipped", reading.skipped},
+                           {"thresholds_moved", reading.moved}};
+      }
       json.update(report_json(report, milliseconds, tflops));
       return print_json(json);
     }
-    print(fmt::format("pattern     {}\ndevice      {}\n", pattern.text(), device.name()) +
+    const std::string pruning =
+        reading.tiles == 0
+            ? ""
+            : fmt::format(
+                  "pruning     {} of {} tiles that may be are skipped; {} thresholds were "
+                  "moved away from a tile's highest score\n",
+                  reading.skipped, reading.tiles, reading.moved);
+    print(fmt::format("pattern     {}\ndevice      {}\n", pattern.text(), device.name()) + pruning +
           report_text(report, milliseconds, tflops));
   });
 }

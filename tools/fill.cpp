@@ -16,9 +16,10 @@ namespace {
 constexpr const char* kForm =
     "NAME=random:DENSITY[:SKEW] for blocks, NAME=INTEGER for a number, NAME=documents:MEAN (of "
     "log-normal lengths) or NAME=random:COUNT (unsorted) for indices of tokens, "
-    "NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep for thresholds that keep "
-    "every "
-    "tile, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or NAME=slopes (ALiBi's) "
+    "NAME=random:COLUMNS:DISTANCES for columns and slashes, NAME=keep (every tile), "
+    "NAME=skip:SHARE (of the tiles that may be) or NAME=@FILE (that girih calibrate wrote) for "
+    "thresholds, NAME=rows:MOST[:INTERVALS] for columns, NAME=normal:DEVIATION or NAME=slopes "
+    "(ALiBi's) "
     "for values of heads and keys (not given: normal:1), NAME=random:COUNT or NAME=documents:MEAN "
     "for int32 tensors of expressions, NAME=normal:DEVIATION for float32 ones, and then "
     "[,heads=1|kv|q][,batch=1|all][,as=list|plane_list|table|bytes|bits][,extent=NUMBER, of "
@@ -96,6 +97,35 @@ verify::InputData tensor_of(const std::string& fill, const InputInfo& wanted,
   refuse(fill, fmt::format("'{}' does not describe {}", description, wanted.description()));
 }
 
+// What girih calibrate wrote for this pattern's tiles and these heads.
+verify::InputData thresholds_of_file(const std::string& path, const InputInfo& wanted,
+                                     const Problem& problem) {
+  CalibratedThresholds file = load_thresholds(path);
+  if (file.kv != wanted.kv_block_size) {
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("{} holds thresholds for tiles of {} keys, but the pattern prunes tiles "
+                    "of {}: calibrate for these, or write kv={}",
+                    path, file.kv, wanted.kv_block_size, file.kv));
+  }
+  if (file.num_heads != problem.num_heads) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("{} holds thresholds of {} heads, but there are {}: give --heads {}",
+                            path, file.num_heads, problem.num_heads, file.num_heads));
+  }
+  if (file.head_dim != 0 && file.head_dim != problem.head_dim) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("{} was calibrated at head_dim {}, not {}: give --head-dim {}", path,
+                            file.head_dim, problem.head_dim, file.head_dim));
+  }
+  verify::InputData data{.kind = wanted.kind, .name = wanted.name};
+  data.heads = file.num_heads;
+  data.num_columns = file.num_columns;
+  data.prune_kv = file.kv;
+  data.thresholds = std::move(file.values);
+  return data;
+}
+
 }  // namespace
 
 void add_fill_options(CLI::App& verb, FillOptions& options) {
@@ -171,10 +201,16 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
       continue;
     }
     if (wanted.kind == InputInfo::Kind::thresholds) {
-      if (words.size() != 1 || words[0] != "keep") {
+      verify::InputData data{.kind = wanted.kind, .name = wanted.name};
+      if (parts[0].starts_with('@')) {
+        inputs.push_back(thresholds_of_file(parts[0].substr(1), wanted, problem));
+        continue;
+      }
+      if (words.size() == 2 && words[0] == "skip") {
+        data.skip = number(fill, words[1], 0.0, 1.0);
+      } else if (words.size() != 1 || words[0] != "keep") {
         refuse(fill, fmt::format("'{}' does not describe thresholds", parts[0]));
       }
-      verify::InputData data{.kind = wanted.kind, .name = wanted.name};
       data.heads = heads;
       data.num_columns = std::max(ceil_div(seqlen_k, 128), 1);
       data.prune_kv = wanted.kv_block_size;

@@ -242,6 +242,21 @@ verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c) {
   };
 }
 
+verify::PrunedReading reading_of_pruned(const Pattern& pattern, verify::Case& c) {
+  verify::PrunedReading reading{.mask = reading_of(pattern, c)};
+  const bool skips =
+      std::any_of(c.inputs.begin(), c.inputs.end(), [](const verify::InputData& input) {
+        return input.skip > 0 || std::any_of(input.thresholds.begin(), input.thresholds.end(),
+                                             [](float value) { return value > -HUGE_VALF; });
+      });
+  if (!skips) return reading;
+  verify::Case plain = c;
+  plain.inputs.clear();
+  verify::Workload workload(plain);
+  workload.fill_normal(c.seed);
+  return prune_reading(pattern, c, workload.host_inputs(), reading.mask);
+}
+
 double visible_flop(const Pattern& pattern, const verify::Case& c) {
   Geometry geometry = geometry_of(c);
   const HostInputs inputs(c.inputs, c.problem.num_heads, geometry);

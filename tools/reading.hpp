@@ -4,6 +4,7 @@
 #include "common.hpp"
 #include "girih/shared/geometry.cuh"
 #include "pattern/interpret.hpp"
+#include "verify/pruning.hpp"
 #include "verify/verify.hpp"
 
 namespace girih::tools {
@@ -58,6 +59,10 @@ class HostInputs {
 
 /// The rows of a case as bits. @throws as head_groups.
 verify::MaskRow reading_of(const Pattern& pattern, const verify::Case& c);
+
+/// The same without the tiles that are pruned, by the normal values that the case's seed gives. As
+/// prune_reading changes the case's thresholds. Needs a GPU's memory where some may be skipped.
+verify::PrunedReading reading_of_pruned(const Pattern& pattern, verify::Case& c);
 
 /// Floating-point operations of the visible elements, all heads and sequences.
 double visible_flop(const Pattern& pattern, const verify::Case& c);

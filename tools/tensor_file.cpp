@@ -33,7 +33,8 @@ std::string bytes_of_file(const std::string& path) {
 std::int64_t product(const std::string& source, const std::vector<std::int64_t>& shape) {
   std::int64_t count = 1;
   for (const std::int64_t extent : shape) {
-    if (extent < 0 || (extent > 0 && count > kMostElements / extent)) {
+    if (extent < 0) refuse(source, fmt::format("has a dimension of {}", extent));
+    if (extent > 0 && count > kMostElements / extent) {
       refuse(source, fmt::format("has more than {} elements", kMostElements));
     }
     count *= extent;
@@ -94,6 +95,9 @@ FileTensor read_npy(const std::string& path) {
   const std::string bytes = bytes_of_file(path);
   const std::string_view view = bytes;
   if (!view.starts_with("\x93NUMPY") || view.size() < 12) refuse(path, "is no .npy file");
+  if (view[6] < 1 || view[6] > 3) {
+    refuse(path, fmt::format("is of version {} of .npy: 1 to 3 are read", int{view[6]}));
+  }
   const bool first_version = view[6] == 1;
   std::uint32_t length = 0;
   std::memcpy(&length, view.data() + 8, first_version ? 2 : 4);
@@ -101,9 +105,11 @@ FileTensor read_npy(const std::string& path) {
   if (view.size() < begin + length) refuse(path, "ends in its header");
   const std::string_view header = view.substr(begin, length);
 
-  if (npy_field(path, header, "fortran_order").starts_with("True")) {
+  const std::string_view order = npy_field(path, header, "fortran_order");
+  if (order.starts_with("True")) {
     refuse(path, "is in Fortran's order: save numpy.ascontiguousarray of it");
   }
+  if (!order.starts_with("False")) refuse(path, "has a 'fortran_order' that is no True or False");
   const std::string_view descr = npy_field(path, header, "descr");
   std::string type;
   for (const auto& [name, known] :
@@ -117,6 +123,10 @@ FileTensor read_npy(const std::string& path) {
   std::string_view dimensions = npy_field(path, header, "shape");
   const std::size_t end = dimensions.find(')');
   if (!dimensions.starts_with('(') || end == dimensions.npos) refuse(path, "has no shape");
+  if (dimensions.substr(1, end - 1).find_first_not_of("0123456789, ") != dimensions.npos) {
+    refuse(path,
+           fmt::format("has the shape {}: whole numbers are read", dimensions.substr(0, end + 1)));
+  }
   std::vector<std::int64_t> shape;
   std::int64_t extent = -1;
   for (const char c : dimensions.substr(1, end)) {

@@ -314,9 +314,9 @@ GIRIH_C_API girih_status girih_workspace_bytes(const girih_kernel* kernel, const
 // columns and slashes among the inputs, and the tiles of expr("..."), in `workspace`: once for any
 // number of launches with the same ones, and of slashes and expressions with the same lengths and
 // positions, and the same elements of their tensors. `check` other than 0 waits for the stream and
-// refuses entries out of range, which are ignored otherwise, and thresholds that are NaN, which keep
-// every tile otherwise. Also plans which rows of lists and masks are split: for this kernel and, to
-// be fast, for these lengths.
+// refuses entries out of range, which are ignored otherwise, and thresholds that are NaN, which
+// keep every tile otherwise. Also plans which rows of lists and masks are split: for this kernel
+// and, to be fast, for these lengths.
 GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const girih_args* args,
                                            void* workspace, size_t workspace_bytes, int32_t check);
 

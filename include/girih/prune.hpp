@@ -8,11 +8,14 @@
 //     calibration.add(host, {.seqlen_q = n, .seqlen_k = n});
 //   }
 //   calibration.thresholds();  // [32, num_columns()], for girih::Thresholds
+//
+// or `girih calibrate`, whose files load_thresholds reads.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "girih/jit.hpp"
@@ -57,6 +60,23 @@ class Calibration {
   std::vector<std::vector<double>> sums_;  // [num_columns][num_heads]
   std::vector<int> counts_;                // examples: [num_columns]
 };
+
+/// What `girih calibrate` wrote to a file.
+struct CalibratedThresholds {
+  std::vector<float> values;  ///< [num_heads, num_columns]
+  int num_heads = 0;
+  int num_columns = 0;
+  int kv = 0;           ///< keys of the tiles that they are for
+  int head_dim = 0;     ///< of the examples; 0 where the file does not say
+  std::string pattern;  ///< that was calibrated
+
+  /// As a launch takes them, `data` being the values in device memory. A launch of a pattern that
+  /// prunes other tiles refuses them.
+  Thresholds on_device(const float* data) const;
+};
+
+/// @throws Error invalid_argument for a file that cannot be read, or holds no such thresholds.
+CalibratedThresholds load_thresholds(const std::string& path);
 
 namespace jit {
 

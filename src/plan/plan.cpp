@@ -165,7 +165,8 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
                        .score_expressions = spec.has_scores(),
                        .elaborate = token_indices || otherwise_elaborate,
                        .token_indices = token_indices && !otherwise_elaborate,
-                       .neighborhoods = any_contains(spec.structures, {"Leaf<Neighborhood>"})};
+                       .neighborhoods = any_contains(spec.structures, {"Leaf<Neighborhood>"}),
+                       .strided = any_contains(spec.structures, {"Leaf<Strided"})};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";
   traits.mixed_neighborhoods = traits.neighborhoods && !alone;
   for (const std::string& structure : spec.structures) {  // as kIsVerticalSlash has it

@@ -30,6 +30,7 @@ struct PatternTraits {
   bool token_indices = false;        ///< whether only those of indices of tokens do
   bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
   bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
+  bool strided = false;              ///< whether some of them are strided, which takes more, too
   bool slashes = false;              ///< whether one is vertical_slash alone
   bool mixed_slashes = false;        ///< and stands beside others
   int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none

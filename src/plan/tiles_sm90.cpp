@@ -24,6 +24,7 @@ constexpr int kMostFragmentsPrunedScores = 128;  // by expressions, or of elabor
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
+constexpr int kMostFragmentsStrided = 172;       // likewise
 // Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
 // Above 128, where scores are modified by expressions: what divides by 80 or 96 takes more.
@@ -127,6 +128,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
     limit = std::min(limit, kMostFragmentsMixedSlashes);
+  if (pattern.strided && width > kWidestWithSpareRegisters) {
+    limit = std::min(limit, kMostFragmentsStrided);
+  }
   const int most_keys = requested.block_n                          ? requested.block_n
                         : prune                                    ? pattern.prune_kv
                         : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions

@@ -16,7 +16,8 @@ namespace {
 // Of all heads and columns, whose sums take 8 bytes each.
 constexpr int kMostThresholds = 1 << 24;
 
-constexpr float kKeepAll = -std::numeric_limits<float>::infinity();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kKeepAll = -kInfinity;
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(Errc::invalid_argument, message);
@@ -71,6 +72,14 @@ void Calibration::add(const float* maxima, const Lengths& lengths) {
   const int num_k_tiles = ceil_div(lengths.seqlen_k, settings_.kv);
   if (maxima == nullptr && num_q_tiles > 0 && num_k_tiles > 0) refuse("maxima is null");
   const auto num_heads = static_cast<std::size_t>(settings_.num_heads);
+  const std::int64_t tiles_of_head = std::int64_t{num_q_tiles} * num_k_tiles;
+  for (std::int64_t i = 0; i < settings_.num_heads * tiles_of_head; ++i) {
+    if (maxima[i] < kInfinity) continue;
+    refuse(fmt::format(
+        "the highest score of head {}, query tile {}, key tile {} is {}: examples "
+        "must have finite scores",
+        i / tiles_of_head, i % tiles_of_head / num_k_tiles, i % num_k_tiles, maxima[i]));
+  }
 
   std::vector<float> candidates;
   for (int tile = 0; tile < num_q_tiles; ++tile) {

@@ -404,6 +404,111 @@ TEST_CASE("pruned heads have sinks, and stand beside heads with slopes and biase
   }
 }
 
+TEST_CASE("prune beside alibi, biases and scores") {
+  GpuReference gpu_reference;
+  HeadClass sloping = causal_class(64), biased = dense_class(64), scored = causal_class(64, true),
+            all = causal_class(64), streaming_class{streaming(70, 300), true, {64, true, false}};
+  sloping.others = "alibi(a)";
+  biased.softcap = 2;
+  biased.others = "bias(b)";
+  scored.others = "score(\"s * 0.5 - (q + 3 * k) % 5 + w[k]\")";
+  all.softcap = 3;
+  all.others = "alibi(a), bias(b), score(\"k % 7 == 0 ? s * 2 : s - w[k]\"), sink_logit(z)";
+  streaming_class.others = "bias(b), sink_logit(z)";
+  HeadClass plain = dense_class(64);
+  plain.pruned = false;
+  const auto wide = [](HeadClass head_class) {
+    head_class.prune.kv = 128;
+    return head_class;
+  };
+  for (const int head_dim : {64, 128, 160, 192, 256}) {
+    for (const TileConfig& tile : kKernels) {
+      Case c = case_of(DType::bfloat16, head_dim, 700, 900, 2);
+      InputData weights{.kind = InputInfo::Kind::float_tensor, .name = "w"};
+      weights.shape = {900};
+      for (int k = 0; k < 900; ++k) weights.values.push_back(static_cast<float>(k % 11) - 5.0f);
+      // Biases large enough to change decisions, if they counted.
+      c.inputs = {girih::verify::alibi_slopes("a", 4)};
+      check_pruned(c, {sloping}, 0.6, tile, gpu_reference);
+      c.inputs = {girih::verify::random_values("b", 2, 4, 900, 4.0, 6)};
+      check_pruned(c, {biased}, 0.6, tile, gpu_reference);
+      c.inputs = {weights};
+      check_pruned(c, {scored}, 0.6, tile, gpu_reference);
+      if (head_dim <= 128) check_pruned(c, {wide(scored)}, 0.6, tile, gpu_reference);
+      c.inputs = {weights, girih::verify::alibi_slopes("a", 4),
+                  girih::verify::random_values("b", 2, 4, 900, 4.0, 6),
+                  girih::verify::random_values("z", 1, 4, 0, 2.0, 5)};
+      check_pruned(c, {all}, 0.6, tile, gpu_reference);
+      check_pruned(c, {sloping, biased, all, scored}, 0.5, tile, gpu_reference);
+      c.inputs.erase(c.inputs.begin());
+      check_pruned(c, {streaming_class, sloping, plain, causal_class(64)}, 0.7, tile,
+                   gpu_reference);
+      if (head_dim <= 128) {
+        c.max_ctas = 3;  // so that every ring goes round
+        check_pruned(c, {wide(streaming_class), wide(biased)}, 0.5, tile, gpu_reference);
+      }
+    }
+  }
+}
+
+TEST_CASE("pruned heads that load nothing ahead keep the right tiles") {
+  GpuReference gpu_reference;
+  const TileConfig one_stage{.num_stages = 1, .num_warps = 8, .portable = true};
+  HeadClass biased = causal_class(64), whole = dense_class(64);
+  biased.others = "bias(b)";
+  whole.pruned = false;
+  for (const int head_dim : {64, 128, 192, 256}) {
+    for (const double fraction : {0.0, 0.6, 1.0}) {
+      Case c = case_of(head_dim == 128 ? DType::float16 : DType::bfloat16, head_dim, 700, 900, 2);
+      check_pruned(c, {causal_class(64)}, fraction, one_stage, gpu_reference);
+      check_pruned(c, {dense_class(64, true), whole}, fraction, one_stage, gpu_reference);
+      if (head_dim <= 192) {
+        check_pruned(c, {causal_class(128), dense_class(128)}, fraction, one_stage, gpu_reference);
+      }
+      c.max_ctas = 3;
+      c.inputs = {girih::verify::random_values("b", 2, 4, 900, 4.0, 6)};
+      check_pruned(c, {biased, whole}, fraction, one_stage, gpu_reference);
+    }
+  }
+  Case ragged = case_of(DType::bfloat16, 256, 900, 1000, 5);  // with sequences that see nothing
+  ragged.problem.layout = Layout::thd;
+  ragged.lengths.q = {900, 0, 333, 1, 640};
+  ragged.lengths.k = {1000, 77, 0, 500, 641};
+  check_pruned(ragged, {causal_class(64), dense_class(64)}, 0.6, one_stage, gpu_reference);
+  check_pruned(ragged, {whole}, 0.6, one_stage, gpu_reference);
+  check_pruned(case_of(DType::bfloat16, 192, 700, 900), {causal_class(128)}, 0.6, {},
+               gpu_reference);  // of 128 keys, only one stage has room
+}
+
+TEST_CASE(
+    "thresholds that are NaN are refused where a check is asked for, and keep all tiles else") {
+  Case c = case_of(DType::bfloat16, 64, 500, 1000);
+  InputData data{.kind = InputInfo::Kind::thresholds, .name = "t"};
+  data.heads = 4;
+  data.num_columns = 8;
+  data.prune_kv = 64;
+  for (const bool wrong : {false, true}) {
+    data.thresholds.assign(4 * 8, -1.5f);
+    if (wrong) data.thresholds[2 * 8 + 5] = std::nanf("");
+    c.inputs = {data};
+    const Workload workload(c);
+    const girih::jit::Kernel kernel =
+        girih::jit::compile(Pattern::parse("causal with prune(t, kv=64)"), c.problem);
+    const girih::jit::Args args = workload.args();
+    CHECK_NOTHROW(kernel.build_lists(args, {}));
+    std::string message;
+    try {
+      kernel.build_lists(args, {}, girih::jit::Check::yes);
+    } catch (const girih::Error& error) {
+      message = error.what();
+    }
+    CHECK(message == (wrong
+                          ? "the input 't' is NaN in head 2, column 5, where it keeps every tile: "
+                            "write -inf if that is meant"
+                          : ""));
+  }
+}
+
 TEST_CASE("pruned neighborhoods have tokens in a row for tiles, beside others or alone") {
   GpuReference gpu_reference;
   const HeadClass pruned{neighborhood({{30, 11, 1, 1}, {40, 15, 2, 1}}), true, {64, false, false}};
@@ -446,9 +551,17 @@ TEST_CASE("pruned columns and slashes are not gathered, beside others or alone")
   }
 }
 
-TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
+// Where biased, tiles below the threshold have the highest scores behind the bias, and those that
+// are kept the lowest: a decision that counted it would be another.
+TEST_CASE("a tile whose maximum is the threshold is kept, whatever its bias, and NaN keeps all") {
   constexpr int kTiles = 24, kLength = 64 * kTiles;
-  for (const TileConfig& tile : kKernels) {
+  const auto bias_of = [](int maximum, float threshold) {
+    return static_cast<float>(maximum) < threshold ? 8.0f : -8.0f;
+  };
+  for (const auto& [tile, biased] : {std::pair{kKernels[0], false},
+                                     {kKernels[0], true},
+                                     {kKernels[1], false},
+                                     {kKernels[1], true}}) {
     Case c = case_of(DType::bfloat16, 64, 200, kLength);
     c.problem.num_heads = c.problem.num_heads_kv = 2;
     c.softmax_scale = 1.0f;
@@ -458,11 +571,28 @@ TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
       data.num_columns = 1;
       data.prune_kv = 64;
       c.inputs = {data};
+      std::mt19937_64 random(9);
+      std::vector<std::vector<int>> highest(2), place(2);
+      for (std::size_t h = 0; h < 2; ++h) {
+        for (int n = 0; n < kTiles; ++n) {
+          highest[h].push_back(static_cast<int>(random() % 7) - 1);
+          place[h].push_back(static_cast<int>(random() % 64));
+        }
+      }
+      if (biased) {
+        InputData bias{.kind = InputInfo::Kind::key_values, .name = "b"};
+        bias.heads = 2;
+        bias.seqlen_k = kLength;
+        for (std::size_t h = 0; h < 2; ++h) {
+          for (std::size_t k = 0; k < kLength; ++k) {
+            bias.values.push_back(bias_of(highest[h][k / 64], threshold));
+          }
+        }
+        c.inputs.push_back(bias);
+      }
       Workload workload(c);
       workload.fill_normal(1);
       // Scores are what a key's first element holds: -2 but for one in each tile.
-      std::mt19937_64 random(9);
-      std::vector<std::vector<int>> highest(2);
       for (int h = 0; h < 2; ++h) {
         for (int q = 0; q < c.seqlen_q; ++q) {
           std::uint16_t* row = workload.q_row({0, h, q});
@@ -470,10 +600,9 @@ TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
           row[0] = girih::verify::narrow(c.problem.dtype, 1.0f);
         }
         for (int n = 0; n < kTiles; ++n) {
-          highest[static_cast<std::size_t>(h)].push_back(static_cast<int>(random() % 7) - 1);
-          const int place = static_cast<int>(random() % 64);
+          const auto head = static_cast<std::size_t>(h), at = static_cast<std::size_t>(n);
           for (int i = 0; i < 64; ++i) {
-            const int score = i == place ? highest[static_cast<std::size_t>(h)].back() : -2;
+            const int score = i == place[head][at] ? highest[head][at] : -2;
             workload.k_row(0, 64 * n + i, h)[0] =
                 girih::verify::narrow(c.problem.dtype, static_cast<float>(score));
           }
@@ -484,7 +613,9 @@ TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
       girih::jit::Options options;
       options.tile = tile;
       const girih::jit::Kernel kernel =
-          girih::jit::compile(Pattern::parse("dense with prune(t, kv=64)"), c.problem, options);
+          girih::jit::compile(Pattern::parse(biased ? "dense with prune(t, kv=64), bias(b)"
+                                                    : "dense with prune(t, kv=64)"),
+                              c.problem, options);
       kernel.launch(workload.args());
       girih::verify::synchronize();
       workload.download_outputs();
@@ -493,11 +624,14 @@ TEST_CASE("a tile whose maximum is the threshold is kept, and NaN keeps all") {
         for (int n = 0; n < kTiles; ++n) {
           const int maximum = highest[static_cast<std::size_t>(h)][static_cast<std::size_t>(n)];
           const bool skipped = n < kTiles - 1 && static_cast<float>(maximum) < threshold;
-          if (!skipped) sum += std::exp(maximum) + 63 * std::exp(-2.0);
+          const double factor =
+              biased ? std::exp(static_cast<double>(bias_of(maximum, threshold))) : 1.0;
+          if (!skipped) sum += factor * (std::exp(maximum) + 63 * std::exp(-2.0));
         }
         for (int q = 0; q < c.seqlen_q; ++q) {
           const double lse = static_cast<double>(workload.lse_at({0, h, q}));
           CAPTURE(threshold);
+          CAPTURE(biased);
           REQUIRE(lse == doctest::Approx(std::log(sum)).epsilon(1e-5));
           ++rows_checked;
         }

@@ -1,9 +1,12 @@
 """girih.py and the C interface under it on a GPU, with PyTorch: every layout, kernels bound ahead of
 time, threads, streams, graphs, and what is refused. tools/gpu_check runs it."""
 
+import json
 import math
 import pathlib
+import struct
 import sys
+import tempfile
 import threading
 import unittest
 
@@ -242,6 +245,31 @@ class TokenIndicesTest(unittest.TestCase):
                                    rtol=1e-3, atol=1e-3)
         with self.assertRaisesRegex(girih.Error, "at least seqlen_k, 100"):
             girih.attention(q, k, v, "causal with bias(b)", inputs={"b": bias[..., :99]})
+
+    def test_thresholds_of_a_file_prune_as_those_of_a_tensor(self):
+        q, k, v = tensors(1, 300, 640)
+        pattern = "causal with prune(t, kv=64)"
+        values = torch.full((4, 5), 3.7)  # about what the highest of 128 x 64 scores is
+        header = json.dumps({
+            "__metadata__": {"kv": "64", "rows": "128", "pattern": "causal"},
+            "thresholds": {"dtype": "F32", "shape": [4, 5], "data_offsets": [0, 80]}}).encode()
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            file.write(struct.pack("<Q", len(header)) + header + values.numpy().tobytes())
+            file.flush()
+            loaded = girih.Thresholds.load(file.name)
+        self.assertEqual((loaded.kv, loaded.metadata["pattern"]), (64, "causal"))
+        out = girih.attention(q, k, v, pattern, inputs={"t": loaded})
+        given = girih.Thresholds(values.cuda(), 64)
+        self.assertTrue(torch.equal(out, girih.attention(q, k, v, pattern, inputs={"t": given})))
+        whole = girih.attention(q, k, v, "causal")
+        self.assertGreater((out.float() - whole.float()).abs().max().item(), 0.02)
+        with self.assertRaisesRegex(girih.Error, "prunes tiles of 128"):
+            girih.attention(q, k, v, "causal with prune(t, kv=128)", inputs={"t": loaded})
+        kernel = girih.compile(pattern).bind(dtype="bf16", head_dim=64, num_heads=4, num_heads_kv=2)
+        kernel.build_lists(q, k, v, workspace=None, check=True, inputs={"t": loaded})
+        loaded.values[3, 2] = math.nan
+        with self.assertRaisesRegex(girih.Error, "NaN in head 3, column 2"):
+            kernel.build_lists(q, k, v, workspace=None, check=True, inputs={"t": loaded})
 
     def test_indices_that_do_not_fit_are_refused(self):
         q, k, v = tensors()

@@ -13,6 +13,7 @@ file, build/bin of the source tree, the loader's own paths. There is no backward
 
 import ctypes
 import functools
+import json
 import math
 import os
 import sys
@@ -410,6 +411,27 @@ class SlashLists:
                       num_tokens=self.vertical.shape[-1], k_data=slash, k_num_tokens=number)
 
 
+def _read_thresholds(path):
+    """The shape, bytes and metadata of a .safetensors file with prune's thresholds."""
+    with open(path, "rb") as file:
+        data = file.read()
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8:8 + length].decode())
+        metadata, entry = header["__metadata__"], header["thresholds"]
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        kv, rows = int(metadata["kv"]), int(metadata["rows"])
+    except (KeyError, TypeError, ValueError):
+        _refuse("%s holds no thresholds of prune: `girih calibrate` writes such files" % path)
+    if rows != 128 or kv not in (64, 128):
+        _refuse("%s holds thresholds for %d rows and %d keys: 128 rows, and 64 or 128 keys, are "
+                "supported" % (path, rows, kv))
+    values = data[8 + length:][begin:end]
+    if entry.get("dtype") != "F32" or len(shape) != 2 or len(values) != 4 * shape[0] * shape[1]:
+        _refuse("%s has %d bytes of thresholds, which are no float32 %s" % (path, len(values), shape))
+    return shape, values, metadata
+
+
 class Thresholds:
     """Scores below which prune skips key tiles.
 
@@ -421,6 +443,18 @@ class Thresholds:
 
     def __init__(self, values, kv):
         self.values, self.kv = values, kv
+
+    @classmethod
+    def load(cls, path, device="cuda"):
+        """What `girih calibrate` wrote, with its kv: patterns that prune other tiles refuse it. The
+        values become a PyTorch tensor; what else the file says is in `metadata`, a dict of strings
+        (pattern, head_dim, kept_tiles, ...)."""
+        import torch
+        shape, values, metadata = _read_thresholds(path)
+        result = cls(torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(shape)
+                     .to(device), int(metadata["kv"]))
+        result.metadata = metadata
+        return result
 
     def _input(self, name, device):
         shape = tuple(self.values.shape)

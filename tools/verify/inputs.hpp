@@ -42,6 +42,7 @@ struct InputData {
   /// Of prune: [heads, num_columns], and the keys of its tiles.
   std::vector<float> thresholds = {};
   int num_columns = 0, prune_kv = 0;
+  double skip = 0;  ///< thresholds are to be such that this share of tiles is below; 0: as they are
 
   /// Of columns, [batch, heads, seqlen_k] keys with one or two intervals: the bounds of each beside
   /// one another, start, end, start, end.
