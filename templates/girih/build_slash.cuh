@@ -303,7 +303,7 @@ struct BuildSlash {
                                     SlashPlane::words_written(g, own, p.words_per_row));
           uint32* const row = rows + int64{own} * p.words_per_row;
           const int from_word = first == 0 ? 0 : (first + moved) / 4 * 4;
-#pragma unroll 4
+#pragma unroll 2  // registers
           for (int w = from_word + 4 * lane; w < num_words; w += 128) {
             const int from = w - moved - first;
             uint2 low{}, high{};

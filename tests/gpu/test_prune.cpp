@@ -445,6 +445,7 @@ TEST_CASE("prune beside alibi, biases and scores") {
                    gpu_reference);
       if (head_dim <= 128) {
         c.max_ctas = 3;  // so that every ring goes round
+        c.inputs.erase(c.inputs.begin());
         check_pruned(c, {wide(streaming_class), wide(biased)}, 0.5, tile, gpu_reference);
       }
     }
@@ -475,7 +476,6 @@ TEST_CASE("pruned heads that load nothing ahead keep the right tiles") {
   ragged.lengths.q = {900, 0, 333, 1, 640};
   ragged.lengths.k = {1000, 77, 0, 500, 641};
   check_pruned(ragged, {causal_class(64), dense_class(64)}, 0.6, one_stage, gpu_reference);
-  check_pruned(ragged, {whole}, 0.6, one_stage, gpu_reference);
   check_pruned(case_of(DType::bfloat16, 192, 700, 900), {causal_class(128)}, 0.6, {},
                gpu_reference);  // of 128 keys, only one stage has room
 }

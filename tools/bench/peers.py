@@ -225,9 +225,12 @@ def events_of(run, times=1):
     return pairs
 
 
-def median_ms(run, times=5):
-    """For figures beside the table, and to choose: after one call to warm up."""
-    run()
+def median_ms(run, times=15):
+    """For figures beside the table, and to choose; an idle card takes some 50 ms to its clock."""
+    heated = time.perf_counter()
+    while time.perf_counter() - heated < 0.05:
+        run()
+        torch.cuda.synchronize()
     pairs = events_of(run, times)
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(stop) for start, stop in pairs)
