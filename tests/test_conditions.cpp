@@ -641,7 +641,7 @@ TEST_CASE("a bad score is refused at its character") {
             .workspace_bytes == 0);
 }
 
-TEST_CASE("a plan has scores behind conditions, and does not prune by them") {
+TEST_CASE("a plan has scores behind conditions, and beside pruning") {
   const auto plan_of = [](const std::string& text) {
     return plan::make_plan(Pattern::parse(text),
                            {.head_dim = 64, .num_heads = 8, .num_heads_kv = 2},
@@ -660,13 +660,9 @@ TEST_CASE("a plan has scores behind conditions, and does not prune by them") {
   const std::string source = codegen::emit(alone.spec);
   CHECK(contains(source, "return multiply(score, static_cast<float>(2));"));
   CHECK_FALSE(contains(source, "girih_build_tiles"));
-  try {
-    plan_of("causal with prune(t, kv=64), score(\"s * 2\")");
-    FAIL("pruned");
-  } catch (const Error& error) {
-    CHECK(error.code() == Errc::unsupported);
-    CHECK(contains(error.what(), "prune decides by scores without score"));
-  }
+  const plan::Plan pruned = plan_of("causal with prune(t, kv=64), score(\"s * 2\")");
+  CHECK(pruned.spec.has_scores());
+  CHECK(pruned.spec.structures[0] == alone.spec.structures[0]);
 }
 
 namespace {
