@@ -11,6 +11,7 @@
 
 #include "girih/error.hpp"
 #include "girih/problem.hpp"
+#include "support/safetensors.hpp"
 #include "verify/reference.hpp"
 
 namespace girih::tools {
@@ -142,34 +143,14 @@ FileTensor read_npy(const std::string& path) {
 }
 
 FileTensor read_safetensors(const std::string& source, const std::string& path, std::string name) {
-  const std::string bytes = bytes_of_file(path);
-  std::uint64_t length = 0;
-  if (bytes.size() < sizeof(length)) refuse(path, "is no .safetensors file");
-  std::memcpy(&length, bytes.data(), sizeof(length));
-  if (length > bytes.size() - sizeof(length)) refuse(path, "ends in its header");
-  const std::string_view data = std::string_view(bytes).substr(sizeof(length) + length);
-  try {
-    const nlohmann::json header =
-        nlohmann::json::parse(std::string_view(bytes).substr(sizeof(length), length));
-    std::string names;
-    for (const auto& [key, value] : header.items()) {
-      if (key == "__metadata__") continue;
-      names += (names.empty() ? "" : ", ") + key;
-    }
-    if (name.empty() && names.find(',') == names.npos) name = names;
-    if (name.empty() || name == "__metadata__" || !header.contains(name)) {
-      refuse(path, fmt::format("write {}:NAME; its tensors are {}", path, names));
-    }
-    const nlohmann::json& entry = header[name];
-    const auto begin = entry.at("data_offsets").at(0).get<std::uint64_t>();
-    const auto end = entry.at("data_offsets").at(1).get<std::uint64_t>();
-    if (begin > end || end > data.size()) refuse(source, "has values beyond the end of the file");
-    return tensor_of(source, entry.at("dtype").get<std::string>(),
-                     entry.at("shape").get<std::vector<std::int64_t>>(),
-                     data.substr(begin, end - begin));
-  } catch (const nlohmann::json::exception& error) {
-    refuse(path, fmt::format("has a header that cannot be read: {}", error.what()));
+  const support::SafetensorsFile file(path);
+  const std::vector<std::string> names = file.names();
+  if (name.empty() && names.size() == 1) name = names.front();
+  if (name.empty() || !file.contains(name)) {
+    refuse(path, fmt::format("write {}:NAME; its tensors are {}", path, fmt::join(names, ", ")));
   }
+  support::SafetensorsFile::Tensor tensor = file.tensor(name, source);
+  return tensor_of(source, tensor.dtype, std::move(tensor.shape), tensor.bytes);
 }
 
 }  // namespace
