@@ -8,11 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "compile/nvrtc.hpp"
+#include "estimate_kernels.hpp"
 #include "girih/error.hpp"
 #include "girih/estimate.hpp"
 #include "runtime/estimate_blocks.hpp"
-#include "sandbox.hpp"
 
 using namespace girih;
 using namespace girih::tests;
@@ -174,29 +173,6 @@ TEST_CASE("estimate of blocks: arguments that cannot be right are refused, and s
 }
 
 TEST_CASE("estimate of blocks: kernels for each type and width, without spills or stack") {
-  const TemporaryFolder folder;
-  jit::Options options;
-  options.mode = jit::Mode::automatic;
-  options.cache_dir = folder / "cache";
-  options.cache_layers.emplace();
-  for (const char* arch : {"sm_80", "sm_90"}) {
-    for (const int head_dim : {16, 80, 128, 256}) {
-      CAPTURE(arch);
-      CAPTURE(head_dim);
-      const DType dtype = head_dim == 80 ? DType::float16 : DType::bfloat16;
-      const jit::Artifact made = jit::build_estimate_blocks(dtype, head_dim, arch, options);
-      CHECK(made.info.kernel == "estimate_blocks");
-      CHECK(made.info.arch == arch);
-      CHECK(made.info.spill_bytes == 0);
-      CHECK(made.info.stack_bytes == 0);
-      CHECK(made.info.registers <= 255);
-      CHECK(compiler::performance_warnings(made.log).empty());
-    }
-  }
-  // Hopper's own instructions are not used.
-  CHECK(jit::build_estimate_blocks(DType::bfloat16, 128, "sm_90a", options).info.cache_hit);
-  CHECK_THROWS_WITH_AS(jit::build_estimate_blocks(DType::bfloat16, 20, "sm_80", options),
-                       "head_dim 20 is not supported by estimates: multiples of 16 from 16 to 256 "
-                       "are; pad to 32",
-                       Error);
+  check_estimate_kernels([](const auto&... of) { return jit::build_estimate_blocks(of...); },
+                         "estimate_blocks", {16, 80, 128, 256}, 80);
 }
