@@ -508,6 +508,8 @@ TEST_CASE(
   CHECK(build.num_planes == 3 * 8);
   CHECK(build.planes_per_batch == 8);
   CHECK(build.num_spans == 2);  // of 1024 tokens, for 2000
+  CHECK(build.words_per_span == TokenNumbers::kIndexWordsPerSpan);
+  CHECK(build.num_row_blocks == 32);  // of 32 rows, for 1000
   CHECK(build.out == reinterpret_cast<int*>(in_workspace(256)));
   CHECK(build.sources[0].numbers == at<std::int32_t>(0x1000));
   CHECK(build.sources[0].batch_stride == 8 * 1000);
@@ -520,7 +522,7 @@ TEST_CASE(
   CHECK(build.sources[1].planes_per_head == 4);
   CHECK(build.sources[1].num_tokens == 2000);  // no sequence has more
 
-  const std::int64_t plane = 2 * 2 * TokenNumbers::kWordsPerSpan;
+  const std::int64_t plane = 2 * TokenNumbers::kIndexWordsPerSpan;
   check_view(plan.views[0], in_workspace(256), 8 * plane, plane, 2, 1);
   CHECK(plan.workspace_bytes >= 256 + 24 * static_cast<std::size_t>(plane) * 4);
   CHECK(plan.workspace_bytes < 512 + 24 * static_cast<std::size_t>(plane) * 4);
@@ -538,7 +540,7 @@ TEST_CASE("queries' indices serve the keys where both are as many") {
     CHECK(source.batch_stride == 5000);
     CHECK(source.num_tokens == 1500);
   }
-  const std::int64_t plane = 2 * 2 * TokenNumbers::kWordsPerSpan;
+  const std::int64_t plane = 2 * TokenNumbers::kIndexWordsPerSpan;
   check_view(plan.views[0], in_workspace(256), plane, plane, 2, 8);
   CHECK(refusal_of_indices(documents) ==
         "the input 'd' has indices for queries only, which serve the keys as well where seqlen_q "
@@ -554,7 +556,7 @@ TEST_CASE("indices and lists share a workspace without touching one another") {
   const auto* const first = reinterpret_cast<char*>(plan.number_builds[0].out);
   const auto* const second = reinterpret_cast<char*>(plan.number_builds[1].out);
   CHECK(first >= reinterpret_cast<char*>(plan.builds[0].bits + 3 * 8 * 8));
-  CHECK(second - first >= 24 * 4 * TokenNumbers::kWordsPerSpan * 4);
+  CHECK(second - first >= 24 * 2 * TokenNumbers::kIndexWordsPerSpan * 4);
   CHECK(reinterpret_cast<std::uintptr_t>(second) % 16 == 0);
 }
 
@@ -705,7 +707,8 @@ TEST_CASE("intervals of columns are laid out as four sides of each plane") {
   const BuildNumbersParams& build = plan.number_builds[0];
   CHECK(build.num_sides == 4);
   CHECK(build.num_planes == 6);
-  CHECK(build.num_spans == 2);  // of 1024 keys; the rest of num_keys stays where it is
+  CHECK(build.num_row_blocks == 0);  // rows have no numbers
+  CHECK(build.num_spans == 2);       // of 1024 keys; the rest of num_keys stays where it is
   CHECK(build.sources[0].numbers == at<std::int32_t>(0x1000));
   CHECK(build.sources[1].numbers == at<std::int32_t>(0x2000));
   CHECK(build.sources[2].numbers == nullptr);

@@ -81,7 +81,7 @@ class Inputs {
     InputView view;
     words_.push_back(girih::verify::number_planes(data, view.row_stride));
     view.data = words_.back().data();
-    view.head_stride = 2 * TokenNumbers::kWordsPerSpan * view.row_stride;
+    view.head_stride = TokenNumbers::kIndexWordsPerSpan * view.row_stride;
     view.batch_stride = data.batch == 1 ? 0 : data.heads * view.head_stride;
     view.heads_per_plane = shared_heads;
     views_.push_back(view);
@@ -266,7 +266,7 @@ TEST_CASE("heads share what numbers of tokens show where they read the same plan
   InputView view;
   view.data = words.data();
   view.row_stride = 1;
-  view.head_stride = 2 * TokenNumbers::kWordsPerSpan;
+  view.head_stride = TokenNumbers::kIndexWordsPerSpan;
   view.heads_per_plane = 2;
   Geometry a = long_geometry(&view, 64), b = a;
   for (const char* text : {"segments(d)", "index_ge(d)", "!index_gt(d)"}) {

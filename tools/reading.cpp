@@ -97,7 +97,7 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         break;
       case InputInfo::Kind::indices:
         words_.push_back(verify::number_planes(input, view.row_stride));
-        view.head_stride = 2 * std::int64_t{TokenNumbers::kWordsPerSpan} * view.row_stride;
+        view.head_stride = std::int64_t{TokenNumbers::kIndexWordsPerSpan} * view.row_stride;
         break;
       case InputInfo::Kind::slashes:
         words_.push_back(verify::slash_planes(

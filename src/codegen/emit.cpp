@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(girih::kBuildListsThreads)
 constexpr const char* kBuildNumbers = R"(
 extern "C" __global__ void __launch_bounds__(girih::kBuildNumbersThreads)
     {}(const __grid_constant__ girih::BuildNumbersParams params) {{
-  girih::BuildNumbers::run(params);
+  girih::BuildNumbers<{}>::run(params);
 }}
 )";
 
@@ -260,6 +260,19 @@ std::string kernel_of(const plan::KernelSpec& spec) {
       fmt::arg("inputs", spec.num_inputs > 0 ? "inputs.views" : "nullptr"));
 }
 
+// The atoms that compare numbers of rows and keys.
+std::string compared_atoms(const plan::KernelSpec& spec) {
+  std::vector<std::string> atoms;
+  for (const char* atom : {"Segments", "IndexGe", "IndexGt"}) {
+    const std::string leaf = fmt::format("Leaf<{}>", atom);
+    const bool occurs = std::any_of(
+        spec.structures.begin(), spec.structures.end(),
+        [&](const std::string& structure) { return structure.find(leaf) != structure.npos; });
+    if (occurs) atoms.push_back(fmt::format("girih::{}", atom));
+  }
+  return fmt::format("{}", fmt::join(atoms, ", "));
+}
+
 }  // namespace
 
 std::string emit(const plan::KernelSpec& spec) {
@@ -275,7 +288,9 @@ std::string emit(const plan::KernelSpec& spec) {
   source += fmt::format("#include \"girih/{}.cuh\"\n", plan::to_string(spec.family));
   source += expressions_of(spec) + config_of(spec) + kernel_of(spec);
   if (spec.builds_lists) source += fmt::format(kBuildLists, kBuildListsSymbol);
-  if (spec.builds_numbers) source += fmt::format(kBuildNumbers, kBuildNumbersSymbol);
+  if (spec.builds_numbers) {
+    source += fmt::format(kBuildNumbers, kBuildNumbersSymbol, compared_atoms(spec));
+  }
   if (spec.builds_slashes) source += fmt::format(kBuildSlash, kBuildSlashSymbol);
   if (spec.builds_tiles()) source += build_tiles_of(spec);
   if (spec.splits) {

@@ -144,6 +144,18 @@ bool has_token_indices(const std::vector<std::string>& structures) {
   return any_contains(structures, {"Leaf<Segments", "Leaf<Index"});
 }
 
+// Of all heads alike, and nothing beside them but `causal`: masks that take no more registers than
+// other patterns' do.
+bool has_token_indices_alone(const std::vector<std::string>& structures) {
+  if (structures.size() != 1) return false;
+  constexpr std::array kAtoms = {"Leaf<Segments>", "Leaf<IndexGe>", "Leaf<IndexGt>"};
+  return std::any_of(kAtoms.begin(), kAtoms.end(), [&](const char* atom) {
+    const std::string& structure = structures[0];
+    return structure == atom || structure == fmt::format("All<Leaf<Causal>, {}>", atom) ||
+           structure == fmt::format("All<{}, Leaf<Causal>>", atom);
+  });
+}
+
 // Many atoms, or one other than these whose code needs many registers.
 bool is_otherwise_elaborate(const std::vector<std::string>& structures) {
   return has_many_atoms(structures) ||
@@ -157,7 +169,8 @@ bool modifies_scores(const std::vector<std::string>& structures) {
 }
 
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
-  const bool token_indices = has_token_indices(spec.structures);
+  const bool token_indices =
+      has_token_indices(spec.structures) && !has_token_indices_alone(spec.structures);
   const bool otherwise_elaborate = is_otherwise_elaborate(spec.structures);
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,

@@ -187,6 +187,8 @@ class InputPlanner {
 
     BuildNumbersParams params{};
     params.num_sides = 2;
+    params.words_per_span = TokenNumbers::kIndexWordsPerSpan;
+    params.num_row_blocks = ceil_div(extents_.seqlen_q, TokenNumbers::kBlock);
     const int batch = std::max(indices.q.batch, k.batch);
     params.planes_per_batch = std::max(indices.q.heads, k.heads);
     params.sources[0] = source_of(indices.q, params.planes_per_batch, extents_.seqlen_q);
@@ -262,6 +264,7 @@ class InputPlanner {
                                          columns.second_end};
     BuildNumbersParams params{};
     params.num_sides = Columns::kSides;
+    params.words_per_span = Columns::kSides * TokenNumbers::kWordsPerSpan;
     params.planes_per_batch = columns.heads;
     for (int side = 0; side < Columns::kSides; ++side) {
       params.sources[side] = source_of({.data = sides[side],
@@ -336,8 +339,7 @@ class InputPlanner {
   void build_numbers(BuildNumbersParams& params, int batch, int num_tokens) {
     params.num_planes = batch * params.planes_per_batch;
     params.num_spans = ceil_div(num_tokens, TokenNumbers::kSpan);
-    const std::int64_t plane =
-        std::int64_t{params.num_sides} * TokenNumbers::kWordsPerSpan * params.num_spans;
+    const std::int64_t plane = std::int64_t{params.words_per_span} * params.num_spans;
     if (plane > kMaxNumber) {
       refuse(
           fmt::format("the input '{}' is for {} tokens: their numbers would take {} words a "

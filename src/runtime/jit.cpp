@@ -181,11 +181,19 @@ struct Kernel::Impl {
   void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {
     for (int i = 0; i < plan.num_number_builds; ++i) {
       BuildNumbersParams& build = plan.number_builds[i];
-      constexpr std::int64_t kMostCtas = 1 << 16;
-      const std::int64_t spans = std::int64_t{build.num_planes} * build.num_sides * build.num_spans;
-      void* parameters[] = {&build};
-      launch(build_numbers, static_cast<int>(std::min(spans, kMostCtas)), kBuildNumbersThreads, 0,
-             stream, parameters);
+      const auto start = [&](BuildNumbersParams::Phase phase, std::int64_t ctas) {
+        constexpr std::int64_t kMostCtas = 1 << 16;
+        build.phase = phase;
+        void* parameters[] = {&build};
+        launch(build_numbers, static_cast<int>(std::min(ctas, kMostCtas)), kBuildNumbersThreads, 0,
+               stream, parameters);
+      };
+      start(BuildNumbersParams::Phase::numbers, build.num_spans_of_sides());
+      constexpr int kBlocksPerCta = kBuildNumbersThreads / 32;
+      if (build.num_row_blocks > 0) {
+        start(BuildNumbersParams::Phase::seen_keys,
+              (build.num_blocks_of_rows() + kBlocksPerCta - 1) / kBlocksPerCta);
+      }
     }
   }
 

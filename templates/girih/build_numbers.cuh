@@ -1,5 +1,6 @@
 // Lays out tokens' numbers as atoms read them (shared/token_numbers.cuh): copies them, and finds
-// the ranges of blocks and spans. A CTA makes one span after the other.
+// the ranges of blocks and spans, a span a CTA; then, where rows are compared with keys, what each
+// block of rows sees, a block a warp.
 #pragma once
 
 #include "girih/shared/token_numbers.cuh"
@@ -10,6 +11,9 @@ constexpr int kBuildNumbersThreads = 256;
 constexpr int kMaxSides = 4;
 
 struct BuildNumbersParams {
+  enum class Phase : int { numbers, seen_keys };  // a launch each, in this order
+  Phase phase = Phase::numbers;
+
   // Plane (b, h) has the numbers from b * batch_stride + h / planes_per_head * head_stride on,
   // token_stride apart. Without any, they are 0.
   struct Source {
@@ -21,22 +25,32 @@ struct BuildNumbersParams {
   Source sources[kMaxSides];
   int num_sides;
 
-  int* out;  // [num_planes, num_sides, TokenNumbers::kWordsPerSpan * num_spans]
+  int* out;  // [num_planes, words_per_span * num_spans]
   int num_planes;
   int planes_per_batch;
   int num_spans;
+  int words_per_span;
+  int num_row_blocks;  // of TokenNumbers::kBlock, that are compared with keys; 0 where none are
+
+  // Units of work of a phase.
+  GIRIH_HD int64 num_spans_of_sides() const { return int64{num_planes} * num_sides * num_spans; }
+  GIRIH_HD int64 num_blocks_of_rows() const { return int64{num_planes} * num_row_blocks; }
 };
 
 #ifdef __CUDACC__
 
+// Compared: atoms that compare numbers, which the kernel has.
+template <class... Compared>
 struct BuildNumbers {
   static constexpr int kWarps = kBuildNumbersThreads / 32;
+  static constexpr uint32 kAllLanes = 0xffffffff;
+  static_assert(TokenNumbers::kBlock == 32 && TokenNumbers::kBlocksPerSpan == 32,
+                "a lane for each");
 
   // `ranges` holds those of the span's blocks; by all threads.
   static __device__ void make_span(const BuildNumbersParams::Source& source, const int* from,
                                    int* side, int num_spans, int span, NumberRange* ranges) {
     using Layout = TokenNumbers;
-    static_assert(Layout::kBlock == 32 && Layout::kBlocksPerSpan == 32, "a lane for each");
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     auto* const block_ranges =
@@ -48,8 +62,8 @@ struct BuildNumbers {
       const int number =
           exists && source.numbers != nullptr ? from[token * source.token_stride] : 0;
       side[token] = number;
-      const NumberRange range{__reduce_min_sync(0xffffffff, exists ? number : kNoNumbers.least),
-                              __reduce_max_sync(0xffffffff, exists ? number : kNoNumbers.most)};
+      const NumberRange range{__reduce_min_sync(kAllLanes, exists ? number : kNoNumbers.least),
+                              __reduce_max_sync(kAllLanes, exists ? number : kNoNumbers.most)};
       if (lane == 0) {
         ranges[i] = range;
         block_ranges[span * Layout::kBlocksPerSpan + i] = range;
@@ -58,25 +72,144 @@ struct BuildNumbers {
     __syncthreads();
     if (warp == 0) {
       const NumberRange own = ranges[lane];
-      const NumberRange range{__reduce_min_sync(0xffffffff, own.least),
-                              __reduce_max_sync(0xffffffff, own.most)};
+      const NumberRange range{__reduce_min_sync(kAllLanes, own.least),
+                              __reduce_max_sync(kAllLanes, own.most)};
       if (lane == 0) span_ranges[span] = range;
     }
     __syncthreads();
   }
 
-  static __device__ void run(const BuildNumbersParams& p) {
+  static __device__ void make_numbers(const BuildNumbersParams& p) {
     __shared__ NumberRange ranges[TokenNumbers::kBlocksPerSpan];
-    const int64 count = int64{p.num_planes} * p.num_sides * p.num_spans;
-    for (int64 index = blockIdx.x; index < count; index += gridDim.x) {
+    for (int64 index = blockIdx.x; index < p.num_spans_of_sides(); index += gridDim.x) {
       const int span = static_cast<int>(index % p.num_spans);
       const int64 plane_side = index / p.num_spans;
       const int plane = static_cast<int>(plane_side / p.num_sides);
-      const BuildNumbersParams::Source& source = p.sources[plane_side % p.num_sides];
+      const int side = static_cast<int>(plane_side % p.num_sides);
+      const BuildNumbersParams::Source& source = p.sources[side];
       const int* from = source.numbers + plane / p.planes_per_batch * source.batch_stride +
                         plane % p.planes_per_batch / source.planes_per_head * source.head_stride;
-      make_span(source, from, p.out + plane_side * TokenNumbers::kWordsPerSpan * p.num_spans,
-                p.num_spans, span, ranges);
+      int* const to = p.out + int64{plane} * p.words_per_span * p.num_spans +
+                      int64{side} * TokenNumbers::kWordsPerSpan * p.num_spans;
+      make_span(source, from, to, p.num_spans, span, ranges);
+    }
+  }
+
+  // The keys of a plane, searched by a warp for what rows with some numbers see of them.
+  template <class Atom>
+  struct Search {
+    TokenNumbers keys;
+    int num_keys;
+    NumberRange rows;
+    int lane;
+
+    static constexpr int kNone = -1;
+    static __device__ bool is_visible(TileKind kind) { return kind != TileKind::empty; }
+    static __device__ bool is_full(TileKind kind) { return kind == TileKind::full; }
+    static __device__ bool is_not_full(TileKind kind) { return kind != TileKind::full; }
+
+    // A bit for each of 32 keys, blocks or spans from `first` on: whether it is of a kind.
+    template <int kTokens, class Is>
+    __device__ uint32 found(int first, const Is& is) const {
+      const int i = first + lane;
+      bool is_one = false;
+      if (i < ceil_div(num_keys, kTokens)) {
+        NumberRange range;
+        if constexpr (kTokens == TokenNumbers::kSpan) {
+          range = keys.range_of_span(i);
+        } else if constexpr (kTokens == TokenNumbers::kBlock) {
+          range = keys.range_of_block(i);
+        } else {
+          range = {keys.numbers[i], keys.numbers[i]};
+        }
+        is_one = is(Atom::kind(rows, range));
+      }
+      return __ballot_sync(kAllLanes, is_one);
+    }
+
+    // The first block of a kind, of those from `from` on.
+    template <class Is>
+    __device__ int first_block(int from, const Is& is) const {
+      for (int span = from / 32; span * TokenNumbers::kSpan < num_keys; span += 32) {
+        for (uint32 some = found<TokenNumbers::kSpan>(span, is); some != 0; some &= some - 1) {
+          const int first = 32 * (span + lowest_bit(some));
+          uint32 blocks = found<TokenNumbers::kBlock>(first, is);
+          if (first < from) blocks &= ~0u << (from - first);
+          if (blocks != 0) return first + lowest_bit(blocks);
+        }
+      }
+      return kNone;
+    }
+
+    template <class Is>
+    __device__ int last_block(const Is& is) const {
+      for (int span = (num_keys - 1) / TokenNumbers::kSpan / 32 * 32; span >= 0; span -= 32) {
+        for (uint32 some = found<TokenNumbers::kSpan>(span, is); some != 0;) {
+          const int last = 31 - __clz(some);
+          some &= ~(1u << last);
+          const uint32 blocks = found<TokenNumbers::kBlock>(32 * (span + last), is);
+          if (blocks != 0) return 32 * (span + last) + 31 - __clz(blocks);
+        }
+      }
+      return kNone;
+    }
+
+    // The hull begins and ends with a visible key of its first and last block that are not empty,
+    // or with the block where it has none, for a range may say partial of what nobody sees. The
+    // core begins with the first full key of the hull's first block, and is empty without one.
+    __device__ SeenKeys run() const {
+      const int first = first_block(0, is_visible);
+      if (first == kNone) return kNoKeys;
+      const int last = last_block(is_visible);
+      const uint32 begins = found<1>(32 * first, is_visible);
+      const uint32 ends = found<1>(32 * last, is_visible);
+      SeenKeys seen{{32 * first, min(32 * last + 32, num_keys)}, kNoKeys.core};
+      if (begins != 0) seen.hull.lo += lowest_bit(begins);
+      if (ends != 0) seen.hull.hi = 32 * last + 32 - __clz(ends);
+
+      const uint32 full = found<1>(32 * first, is_full);
+      if (full == 0) return seen;
+      seen.core = {32 * first + lowest_bit(full), num_keys};
+      int block = first;
+      uint32 behind = found<1>(32 * first, is_not_full) & ~0u << lowest_bit(full);
+      if (behind == 0) {
+        block = first_block(first + 1, is_not_full);
+        if (block == kNone) return seen;
+        behind = found<1>(32 * block, is_not_full);
+      }
+      seen.core.hi = 32 * block + lowest_bit(behind);
+      return seen;
+    }
+  };
+
+  // By a warp.
+  template <class Atom>
+  static __device__ void find_seen_keys(const BuildNumbersParams& p, int* plane, int block) {
+    const int lane = threadIdx.x % 32;
+    const TokenNumbers rows{plane, p.num_spans};
+    const TokenNumbers keys{plane + TokenNumbers::kWordsPerSpan * p.num_spans, p.num_spans};
+    const Search<Atom> search{keys, p.sources[1].num_tokens, rows.range_of_block(block), lane};
+    const SeenKeys seen = search.run();
+    auto* const of_blocks = reinterpret_cast<SeenKeys*>(
+        plane + TokenNumbers::seen_keys(p.num_spans, Atom::kComparison));
+    if (lane == 0) of_blocks[block] = seen;
+  }
+
+  static __device__ void find_seen_keys(const BuildNumbersParams& p) {
+    const int64 warps = int64{gridDim.x} * kWarps;
+    for (int64 index = int64{blockIdx.x} * kWarps + threadIdx.x / 32;
+         index < p.num_blocks_of_rows(); index += warps) {
+      int* const plane = p.out + index / p.num_row_blocks * p.words_per_span * p.num_spans;
+      const int block = static_cast<int>(index % p.num_row_blocks);
+      (find_seen_keys<Compared>(p, plane, block), ...);
+    }
+  }
+
+  static __device__ void run(const BuildNumbersParams& p) {
+    if (p.phase == BuildNumbersParams::Phase::numbers) {
+      make_numbers(p);
+    } else {
+      find_seen_keys(p);
     }
   }
 };

@@ -17,6 +17,7 @@
 
 #include "runtime/inputs.hpp"
 #include "support.hpp"
+#include "verify/inputs.hpp"
 
 using namespace gpu_tests;
 using girih::DType;
@@ -417,6 +418,29 @@ struct Tokens {
 std::int64_t words_of_side(int num_spans) {
   return std::int64_t{girih::TokenNumbers::kWordsPerSpan} * num_spans;
 }
+std::int64_t words_of_plane(int num_spans) {  // of indices
+  return std::int64_t{girih::TokenNumbers::kIndexWordsPerSpan} * num_spans;
+}
+
+// Numbers of tokens as they come: in order, in order but for what fills a row up, in none.
+enum class TokenOrder { documents, padded_documents, ascending, shuffled_documents, none };
+
+Ints ordered_numbers(Random& random, int count, TokenOrder order) {
+  const int longest = 1 + random.below(1 + random.below(4 * count));
+  Ints result;
+  for (int number = 5 - random.below(10); static_cast<int>(result.size()) < count; ++number) {
+    const int run = order == TokenOrder::ascending ? random.below(3) : 1 + random.below(longest);
+    const int own = order == TokenOrder::shuffled_documents ? random.below(7)
+                    : order == TokenOrder::none             ? random.below(1000) - 500
+                                                            : number;
+    const int length = order == TokenOrder::none ? 1 : run;
+    result.resize(std::min(result.size() + at(length), at(count)), own);
+  }
+  if (order == TokenOrder::padded_documents) {
+    std::fill(result.end() - random.below(count), result.end(), 0);
+  }
+  return result;
+}
 
 }  // namespace
 
@@ -448,12 +472,65 @@ TEST_CASE("built lists: numbers of tokens, with the least and largest of every 3
       const std::int64_t side = words_of_side(num_spans);
       for (int b = 0; b < std::max(of_q.batch, of_k.batch); ++b) {
         for (int h = 0; h < heads; ++h) {
-          const std::int64_t plane = 2 * side * (b * heads + h);
+          const std::int64_t plane = words_of_plane(num_spans) * (b * heads + h);
           REQUIRE(static_cast<std::int64_t>(words.size()) >= plane + 2 * side);
           check_side(words, plane, num_spans, q.plane(b, h, heads));
           check_side(words, plane + side, num_spans, k.plane(b, h, heads));
         }
       }
+    }
+  }
+}
+
+TEST_CASE("built lists: what blocks of rows see of the keys by their numbers") {
+  Random random(6);
+  constexpr Shape kOwnShapes[] = {{2, 333, 1777, 4, 2},
+                                  {1, 2309, 1100, 2, 2},
+                                  {3, 1, 1, 2, 1},
+                                  {1, 65, 70001, 1, 1},
+                                  {1, 40000, 40000, 1, 1}};
+  for (const Shape& s : kOwnShapes) {
+    for (const TokenOrder order :
+         {TokenOrder::documents, TokenOrder::padded_documents, TokenOrder::ascending,
+          TokenOrder::shuffled_documents, TokenOrder::none}) {
+      CAPTURE(name_of(s));
+      CAPTURE(static_cast<int>(order));
+      girih::verify::InputData data{.kind = girih::InputInfo::Kind::indices, .name = "m"};
+      data.batch = s.batch;
+      data.heads = s.heads_kv;
+      data.seqlen_q = s.seqlen_q;
+      data.seqlen_k = s.seqlen_k;
+      for (int plane = 0; plane < data.batch * data.heads; ++plane) {
+        const Ints k = ordered_numbers(random, s.seqlen_k, order);
+        Ints q = ordered_numbers(random, s.seqlen_q, order);
+        if (s.seqlen_q <= s.seqlen_k && random.one_in(2)) {  // the last tokens' own
+          q.assign(k.end() - s.seqlen_q, k.end());
+        }
+        data.numbers.insert(data.numbers.end(), q.begin(), q.end());
+        data.key_numbers.insert(data.key_numbers.end(), k.begin(), k.end());
+      }
+      const Uploaded q(data.numbers), k(data.key_numbers);
+      const auto rows = [&](const Uploaded& numbers, int tokens) {
+        return girih::TokenRows{
+            .data = numbers.ints(), .batch = data.batch, .heads = data.heads, .num_tokens = tokens};
+      };
+      const Words words = built("segments(m) & (index_ge(m) | index_gt(m))", s,
+                                girih::TokenIndices{rows(q, s.seqlen_q), rows(k, s.seqlen_k)});
+      int num_spans = 0;
+      const Words expected = girih::verify::number_planes(data, num_spans);
+      REQUIRE(words.size() >= expected.size());
+      std::int64_t wrong = 0;
+      for (int plane = 0; plane < data.batch * data.heads; ++plane) {
+        for (int comparison = 0; comparison < girih::TokenNumbers::kNumComparisons; ++comparison) {
+          const std::int64_t first = plane * words_of_plane(num_spans) +
+                                     girih::TokenNumbers::seen_keys(num_spans, comparison);
+          for (int i = 0; i < 4 * blocks(s.seqlen_q, 32); ++i) {
+            wrong += words[at(first + i)] != expected[at(first + i)];
+          }
+        }
+      }
+      CHECK(wrong == 0);
+      rows_checked += std::int64_t{data.batch} * data.heads * s.seqlen_q;
     }
   }
 }

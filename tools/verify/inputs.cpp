@@ -50,6 +50,73 @@ void lay_out(std::span<const std::int32_t> tokens, int num_spans, std::uint32_t*
   put_ranges(TokenNumbers::kSpan, side + TokenNumbers::span_ranges(num_spans));
 }
 
+// What a block of rows with some numbers sees of the keys, of whose blocks the ranges are known;
+// written by its definition.
+template <class Atom>
+SeenKeys seen_keys(NumberRange rows, std::span<const std::int32_t> keys,
+                   std::span<const NumberRange> blocks) {
+  const auto visible = [&](NumberRange range) {
+    return Atom::kind(rows, range) != TileKind::empty;
+  };
+  const auto full = [&](int key) {
+    const std::int32_t number = keys[static_cast<std::size_t>(key)];
+    return Atom::kind(rows, {number, number}) == TileKind::full;
+  };
+  const auto first = std::find_if(blocks.begin(), blocks.end(), visible);
+  if (first == blocks.end()) return kNoKeys;
+  const auto last = std::find_if(blocks.rbegin(), blocks.rend(), visible);
+
+  const int num_keys = static_cast<int>(keys.size());
+  const auto keys_of = [&](std::ptrdiff_t block) {
+    const int begin = static_cast<int>(block) * TokenNumbers::kBlock;
+    return Span{begin, std::min(begin + TokenNumbers::kBlock, num_keys)};
+  };
+  const auto sees = [&](int key) {
+    const std::int32_t number = keys[static_cast<std::size_t>(key)];
+    return visible({number, number});
+  };
+  const Span begin = keys_of(first - blocks.begin());
+  const Span end = keys_of(blocks.rend() - last - 1);
+  SeenKeys seen{{begin.lo, end.hi}, kNoKeys.core};
+  while (seen.hull.lo < begin.hi && !sees(seen.hull.lo)) ++seen.hull.lo;
+  if (seen.hull.lo == begin.hi) seen.hull.lo = begin.lo;
+  while (seen.hull.hi > end.lo && !sees(seen.hull.hi - 1)) --seen.hull.hi;
+  if (seen.hull.hi == end.lo) seen.hull.hi = end.hi;
+
+  int lo = begin.lo;
+  while (lo < begin.hi && !full(lo)) ++lo;
+  if (lo == begin.hi) return seen;
+  int hi = lo;
+  while (hi < num_keys && full(hi)) ++hi;
+  seen.core = {lo, hi};
+  return seen;
+}
+
+// Likewise of all blocks of rows, behind the sides of a plane.
+template <class Atom>
+void put_seen_keys(std::span<const std::int32_t> rows, std::span<const std::int32_t> keys,
+                   int num_spans, std::uint32_t* plane) {
+  const auto ranges_of = [](std::span<const std::int32_t> tokens) {
+    std::vector<NumberRange> ranges;
+    for (std::size_t begin = 0; begin < tokens.size(); begin += TokenNumbers::kBlock) {
+      NumberRange range = kNoNumbers;
+      for (const std::int32_t number : tokens.subspan(
+               begin, std::min<std::size_t>(TokenNumbers::kBlock, tokens.size() - begin)))
+        range = range.joined({number, number});
+      ranges.push_back(range);
+    }
+    return ranges;
+  };
+  const std::vector<NumberRange> blocks = ranges_of(keys);
+  std::uint32_t* words = plane + TokenNumbers::seen_keys(num_spans, Atom::kComparison);
+  for (const NumberRange range : ranges_of(rows)) {
+    const SeenKeys seen = seen_keys<Atom>(range, keys, blocks);
+    for (const int bound : {seen.hull.lo, seen.hull.hi, seen.core.lo, seen.core.hi}) {
+      *words++ = static_cast<std::uint32_t>(bound);
+    }
+  }
+}
+
 }  // namespace
 
 InputData random_documents(std::string name, int batch, int heads, int seqlen_q, int seqlen_k,
@@ -218,18 +285,23 @@ std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_span
   if (indices.kind == InputInfo::Kind::columns) return column_planes(indices, num_spans);
   num_spans = ceil_div(std::max(indices.seqlen_q, indices.seqlen_k), TokenNumbers::kSpan);
   const auto side = static_cast<std::size_t>(TokenNumbers::kWordsPerSpan * num_spans);
+  const auto plane_words = static_cast<std::size_t>(TokenNumbers::kIndexWordsPerSpan * num_spans);
   const auto planes = static_cast<std::size_t>(indices.batch * indices.heads);
-  std::vector<std::uint32_t> words(2 * planes * side, 0);
+  std::vector<std::uint32_t> words(planes * plane_words, 0);
   const auto row = [](const std::vector<std::int32_t>& numbers, std::size_t plane, int tokens) {
     const auto size = static_cast<std::size_t>(tokens);
     return std::span(numbers).subspan(plane * size, size);
   };
   const bool shared = indices.key_numbers.empty();
   for (std::size_t plane = 0; plane < planes; ++plane) {
-    std::uint32_t* first = words.data() + 2 * plane * side;
-    lay_out(row(indices.numbers, plane, indices.seqlen_q), num_spans, first);
-    lay_out(row(shared ? indices.numbers : indices.key_numbers, plane, indices.seqlen_k), num_spans,
-            first + side);
+    std::uint32_t* first = words.data() + plane * plane_words;
+    const auto rows = row(indices.numbers, plane, indices.seqlen_q);
+    const auto keys = row(shared ? indices.numbers : indices.key_numbers, plane, indices.seqlen_k);
+    lay_out(rows, num_spans, first);
+    lay_out(keys, num_spans, first + side);
+    put_seen_keys<Segments>(rows, keys, num_spans, first);
+    put_seen_keys<IndexGe>(rows, keys, num_spans, first);
+    put_seen_keys<IndexGt>(rows, keys, num_spans, first);
   }
   return words;
 }

@@ -41,7 +41,7 @@ constexpr int kMaxAxes = 3;
 // What an input that is named by itself holds.
 enum class InputForm {
   blocks,   // bits of blocks of rows and keys
-  indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1
+  indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1, and SeenKeys
   slashes,  // columns, and windows of keys for each block of query rows: SlashPlane
   columns,  // starts and ends of two intervals for each key: TokenNumbers, sides 0 to 3
 };
@@ -812,48 +812,30 @@ struct ComparesNumbers {
            b.inputs[slot].plane(b.batch, b.local_head);
   }
 
-  // How many spans of keys a seek looks at, some at a time, for each waits for memory; no more of
-  // those that are visited, for they are visited one by one.
-  static constexpr int kSpansAtOnce = 4, kMostSpans = 32;
-
   GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
-    const NumberRange queries = TokenNumbers::of(g, slot, 0).range(rows.begin, rows.end);
-    const TokenNumbers keys = TokenNumbers::of(g, slot, 1);
-    int end = (n + 1) * tiles.block_n;
-    const TileKind kind =
-        Atom::kind(queries, keys.range(n * tiles.block_n, min(end, tiles.seqlen_k)));
-    if (kind == TileKind::partial) return {n + 1, kind};
-    const int most = kind == TileKind::full ? kSpansAtOnce : kMostSpans;
-    int alike = kSpansAtOnce;
-    GIRIH_ROLLED
-    for (int i = 0; i < most && alike == kSpansAtOnce && end < tiles.seqlen_k; i += alike) {
-      const int span = end / TokenNumbers::kSpan;
-      alike = 0;
-      GIRIH_UNROLLED
-      for (int j = 0; j < kSpansAtOnce; ++j) {
-        const NumberRange range = keys.range_of_span(min(span + j, keys.num_spans - 1));
-        if (alike == j && Atom::kind(queries, range) == kind) alike = j + 1;
-      }
-      if (alike > 0) end = (span + alike) * TokenNumbers::kSpan;
-    }
-    return {end < tiles.seqlen_k ? end / tiles.block_n : tiles.count(), kind};
+    const TokenNumbers queries = TokenNumbers::of(g, slot, 0);
+    const SeenKeys seen = queries.seen(Atom::kComparison, rows.begin, rows.end);
+    const Run run = seek_interval(seen.hull, seen.core, tiles, n);
+    if (run.kind != TileKind::partial || seen.is_exact()) return run;
+    const int begin = n * tiles.block_n;
+    const int end = min(begin + tiles.block_n, tiles.seqlen_k);
+    return {n + 1, Atom::kind(queries.range(rows.begin, rows.end),
+                              TokenNumbers::of(g, slot, 1).range(begin, end))};
   }
 
   GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord word) const {
     const int begin = word.first_key;
-    const int end = min(begin + 32, g.seqlen_k);
-    if (q >= g.seqlen_q || begin >= end) return 0;  // there are no such numbers
-    const int own = TokenNumbers::of(g, slot, 0).numbers[q];
+    if (q >= g.seqlen_q || begin >= g.seqlen_k) return 0;  // there are no such numbers
+    const TokenNumbers queries = TokenNumbers::of(g, slot, 0);
+    const SeenKeys seen = queries.seen_by_block(Atom::kComparison, q / TokenNumbers::kBlock);
+    uint32 bits = word.inside(seen.core, g.seqlen_k);
+    if (word.inside(seen.hull, g.seqlen_k) == bits) return bits;
+    const int own = queries.numbers[q];
     const TokenNumbers keys = TokenNumbers::of(g, slot, 1);
-    const TileKind kind = Atom::kind({own, own}, keys.range(begin, end));
-    if (kind != TileKind::partial) return kind == TileKind::full ? ~0u : 0u;
-    uint32 bits = 0;
     GIRIH_ROLLED
-    for (int i = 0; begin + i < end; i += 4) {
+    for (int i = 28; i >= 0; i -= 4) {  // behind the last key lies something, too
       const TokenNumbers::Four four = keys.four(begin + i);
-      uint32 seen = 0;
-      for (int j = 0; j < 4; ++j) seen |= Atom::sees(own, four.of[j]) ? 1u << j : 0u;
-      bits |= seen << i;
+      for (int j = 3; j >= 0; --j) bits = bits << 1 | (Atom::sees(own, four.of[j]) ? 1u : 0u);
     }
     return bits;
   }
@@ -861,6 +843,7 @@ struct ComparesNumbers {
 
 // The row's number is the key's: documents packed in a sequence.
 struct Segments : ComparesNumbers<Segments> {
+  static constexpr int kComparison = 0;
   static constexpr AtomInfo kInfo{
       "segments",
       "Segments",
@@ -877,6 +860,7 @@ struct Segments : ComparesNumbers<Segments> {
 
 // The row's number is at least the key's: what is causal in an order of the tokens' own.
 struct IndexGe : ComparesNumbers<IndexGe> {
+  static constexpr int kComparison = 1;
   static constexpr AtomInfo kInfo{
       "index_ge",
       "IndexGe",
@@ -892,6 +876,7 @@ struct IndexGe : ComparesNumbers<IndexGe> {
 
 // The row's number is greater than the key's.
 struct IndexGt : ComparesNumbers<IndexGt> {
+  static constexpr int kComparison = 2;
   static constexpr AtomInfo kInfo{
       "index_gt",
       "IndexGt",

@@ -17,7 +17,7 @@ struct InputView {
 
   // `head` counts this launch's query heads.
   GIRIH_HD const uint32* plane(int batch, int head) const {
-    return data + batch * batch_stride + head / heads_per_plane * head_stride;
+    return data + batch * batch_stride + small_quotient(head, heads_per_plane) * head_stride;
   }
 };
 

@@ -24,6 +24,17 @@ using uint64 = unsigned long long;
 GIRIH_HD constexpr int min(int a, int b) { return a < b ? a : b; }
 GIRIH_HD constexpr int max(int a, int b) { return a < b ? b : a; }
 GIRIH_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+
+// a / b of numbers below 2^20, in a few instructions: a half more than a is no multiple of b, and
+// farther from one than fp32 errs.
+GIRIH_HD int small_quotient(int a, int b) {
+#ifdef __CUDA_ARCH__
+  return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
+#else
+  return a / b;
+#endif
+}
+
 GIRIH_HD constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 GIRIH_HD constexpr int largest(int a) { return a; }

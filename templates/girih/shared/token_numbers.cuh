@@ -1,5 +1,6 @@
 // A number for each token of a sequence as atoms read it, with the range of each block of tokens
-// and of each span of blocks, by which whole key tiles are judged.
+// and of each span of blocks, by which whole key tiles are judged; and, where rows and keys are
+// compared, which keys each block of rows sees, as far as two intervals can say it.
 #pragma once
 
 #include "girih/shared/geometry.cuh"
@@ -17,8 +18,25 @@ struct alignas(8) NumberRange {
 };
 constexpr NumberRange kNoNumbers{2147483647, -2147483647 - 1};
 
+// What a block of rows sees of the keys: none outside `hull`, and every row all inside `core`. That
+// is all there is to know where the two are the same, as in a document of consecutive tokens.
+struct alignas(16) SeenKeys {
+  Span hull;
+  Span core;
+
+  // Of both blocks of rows.
+  GIRIH_HD SeenKeys joined(SeenKeys other) const {
+    return {{min(hull.lo, other.hull.lo), max(hull.hi, other.hull.hi)},
+            {max(core.lo, other.core.lo), min(core.hi, other.core.hi)}};
+  }
+  GIRIH_HD bool is_exact() const { return hull.lo == core.lo && hull.hi == core.hi; }
+};
+constexpr SeenKeys kNoKeys{{2147483647, 0}, {0, 0}};
+
 // One side of a plane of an input: the queries' numbers, or one of those that keys have. A plane's
-// sides lie behind one another and have room for as many tokens each: row_stride spans.
+// sides lie behind one another and have room for as many tokens each: row_stride spans. A plane of
+// indices has the queries' side, the keys', and the SeenKeys of each block of rows for each way to
+// compare them.
 struct TokenNumbers {
   static constexpr int kBlock = 32;   // tokens: small, for tiles begin at multiples of 16
   static constexpr int kSpan = 1024;  // tokens
@@ -26,6 +44,10 @@ struct TokenNumbers {
   // A side holds its numbers, the blocks' ranges, then the spans', two words a range; it ends at a
   // multiple of 16 bytes.
   static constexpr int kWordsPerSpan = round_up(kSpan + 2 * kBlocksPerSpan + 2, 4);
+
+  static constexpr int kNumComparisons = 3;  // segments, index_ge, index_gt
+  static constexpr int kIndexWordsPerSpan =
+      2 * kWordsPerSpan + kNumComparisons * kBlocksPerSpan * 4;  // of a plane of indices
 
   const int* numbers;
   int num_spans;
@@ -40,6 +62,24 @@ struct TokenNumbers {
   GIRIH_HD static int block_ranges(int num_spans) { return kSpan * num_spans; }  // words
   GIRIH_HD static int span_ranges(int num_spans) {
     return block_ranges(num_spans) + 2 * kBlocksPerSpan * num_spans;
+  }
+
+  // Words from a plane's first to those of its first block of rows.
+  GIRIH_HD static int seen_keys(int num_spans, int comparison) {
+    return (2 * kWordsPerSpan + comparison * kBlocksPerSpan * 4) * num_spans;
+  }
+  // On the queries' side, of a block of rows, and of the blocks that hold the rows [begin, end), at
+  // least one.
+  GIRIH_HD SeenKeys seen_by_block(int comparison, int block) const {
+    return reinterpret_cast<const SeenKeys*>(numbers + seen_keys(num_spans, comparison))[block];
+  }
+  GIRIH_HD SeenKeys seen(int comparison, int begin, int end) const {
+    SeenKeys result = seen_by_block(comparison, begin / kBlock);
+    GIRIH_ROLLED
+    for (int block = begin / kBlock + 1; block * kBlock < end; ++block) {
+      result = result.joined(seen_by_block(comparison, block));
+    }
+    return result;
   }
 
   GIRIH_HD NumberRange range_of_block(int block) const {
