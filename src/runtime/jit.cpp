@@ -189,10 +189,8 @@ struct Kernel::Impl {
                stream, parameters);
       };
       start(BuildNumbersParams::Phase::numbers, build.num_spans_of_sides());
-      constexpr int kBlocksPerCta = kBuildNumbersThreads / 32;
       if (build.num_row_blocks > 0) {
-        start(BuildNumbersParams::Phase::seen_keys,
-              (build.num_blocks_of_rows() + kBlocksPerCta - 1) / kBlocksPerCta);
+        start(BuildNumbersParams::Phase::seen_keys, build.num_blocks_of_rows());
       }
     }
   }

@@ -1,6 +1,6 @@
 // Lays out tokens' numbers as atoms read them (shared/token_numbers.cuh): copies them, and finds
-// the ranges of blocks and spans, a span a CTA; then, where rows are compared with keys, what each
-// block of rows sees, a block a warp.
+// the ranges of blocks and spans, a span a CTA; then, where rows are compared with keys, what rows
+// see, a block of them a CTA.
 #pragma once
 
 #include "girih/shared/token_numbers.cuh"
@@ -44,6 +44,7 @@ template <class... Compared>
 struct BuildNumbers {
   static constexpr int kWarps = kBuildNumbersThreads / 32;
   static constexpr uint32 kAllLanes = 0xffffffff;
+  static constexpr SeenKeys kNoRows{{2147483647, 0}, {0, 2147483647}};  // joined, the others'
   static_assert(TokenNumbers::kBlock == 32 && TokenNumbers::kBlocksPerSpan == 32,
                 "a lane for each");
 
@@ -182,26 +183,54 @@ struct BuildNumbers {
     }
   };
 
-  // By a warp.
+  // Of a block of rows; by all threads. A warp searches for each number that its rows have once.
   template <class Atom>
-  static __device__ void find_seen_keys(const BuildNumbersParams& p, int* plane, int block) {
+  static __device__ void find_seen_keys(const BuildNumbersParams& p, int* plane, int block,
+                                        SeenKeys* of_rows) {
+    constexpr int kRowsPerWarp = TokenNumbers::kBlock / kWarps;
+    const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     const TokenNumbers rows{plane, p.num_spans};
     const TokenNumbers keys{plane + TokenNumbers::kWordsPerSpan * p.num_spans, p.num_spans};
-    const Search<Atom> search{keys, p.sources[1].num_tokens, rows.range_of_block(block), lane};
-    const SeenKeys seen = search.run();
-    auto* const of_blocks = reinterpret_cast<SeenKeys*>(
-        plane + TokenNumbers::seen_keys(p.num_spans, Atom::kComparison));
-    if (lane == 0) of_blocks[block] = seen;
+    const int begin = block * TokenNumbers::kBlock;
+    const int row = begin + warp * kRowsPerWarp + lane;
+    const bool exists = lane < kRowsPerWarp && row < p.sources[0].num_tokens;
+    const int own = exists ? rows.numbers[row] : 0;
+    SeenKeys seen = kNoRows;
+    for (uint32 left = __ballot_sync(kAllLanes, exists); left != 0;) {
+      const int number = __shfl_sync(kAllLanes, own, lowest_bit(left));
+      const Search<Atom> search{keys, p.sources[1].num_tokens, {number, number}, lane};
+      const SeenKeys found = search.run();
+      const bool same = exists && own == number;
+      if (same) seen = found;
+      left &= ~__ballot_sync(kAllLanes, same);
+    }
+    if (exists) {
+      auto* const intervals = reinterpret_cast<AlignedSpan*>(
+          plane + TokenNumbers::intervals(p.num_spans, Atom::kComparison));
+      const bool empty = seen.hull.lo >= seen.hull.hi;
+      intervals[row] = {empty ? Span{0, 0} : seen.is_exact() ? seen.core : kNoInterval};
+    }
+    if (lane < kRowsPerWarp) of_rows[warp * kRowsPerWarp + lane] = seen;
+    __syncthreads();
+    if (warp == 0) {
+      const SeenKeys each = of_rows[lane];
+      const SeenKeys all{
+          {__reduce_min_sync(kAllLanes, each.hull.lo), __reduce_max_sync(kAllLanes, each.hull.hi)},
+          {__reduce_max_sync(kAllLanes, each.core.lo), __reduce_min_sync(kAllLanes, each.core.hi)}};
+      auto* const of_blocks = reinterpret_cast<SeenKeys*>(
+          plane + TokenNumbers::seen_keys(p.num_spans, Atom::kComparison));
+      if (lane == 0) of_blocks[block] = all;
+    }
+    __syncthreads();
   }
 
   static __device__ void find_seen_keys(const BuildNumbersParams& p) {
-    const int64 warps = int64{gridDim.x} * kWarps;
-    for (int64 index = int64{blockIdx.x} * kWarps + threadIdx.x / 32;
-         index < p.num_blocks_of_rows(); index += warps) {
+    __shared__ SeenKeys of_rows[TokenNumbers::kBlock];
+    for (int64 index = blockIdx.x; index < p.num_blocks_of_rows(); index += gridDim.x) {
       int* const plane = p.out + index / p.num_row_blocks * p.words_per_span * p.num_spans;
       const int block = static_cast<int>(index % p.num_row_blocks);
-      (find_seen_keys<Compared>(p, plane, block), ...);
+      (find_seen_keys<Compared>(p, plane, block, of_rows), ...);
     }
   }
 

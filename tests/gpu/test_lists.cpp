@@ -482,7 +482,7 @@ TEST_CASE("built lists: numbers of tokens, with the least and largest of every 3
   }
 }
 
-TEST_CASE("built lists: what blocks of rows see of the keys by their numbers") {
+TEST_CASE("built lists: what rows and blocks of rows see of the keys by their numbers") {
   Random random(6);
   constexpr Shape kOwnShapes[] = {{2, 333, 1777, 4, 2},
                                   {1, 2309, 1100, 2, 2},
@@ -522,11 +522,14 @@ TEST_CASE("built lists: what blocks of rows see of the keys by their numbers") {
       std::int64_t wrong = 0;
       for (int plane = 0; plane < data.batch * data.heads; ++plane) {
         for (int comparison = 0; comparison < girih::TokenNumbers::kNumComparisons; ++comparison) {
-          const std::int64_t first = plane * words_of_plane(num_spans) +
-                                     girih::TokenNumbers::seen_keys(num_spans, comparison);
-          for (int i = 0; i < 4 * blocks(s.seqlen_q, 32); ++i) {
-            wrong += words[at(first + i)] != expected[at(first + i)];
-          }
+          const auto count_wrong = [&](std::int64_t first, int count) {
+            first += plane * words_of_plane(num_spans);
+            for (int i = 0; i < count; ++i)
+              wrong += words[at(first + i)] != expected[at(first + i)];
+          };
+          count_wrong(girih::TokenNumbers::intervals(num_spans, comparison), 2 * s.seqlen_q);
+          count_wrong(girih::TokenNumbers::seen_keys(num_spans, comparison),
+                      4 * blocks(s.seqlen_q, 32));
         }
       }
       CHECK(wrong == 0);

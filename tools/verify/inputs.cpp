@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <random>
 #include <span>
 
@@ -50,18 +51,15 @@ void lay_out(std::span<const std::int32_t> tokens, int num_spans, std::uint32_t*
   put_ranges(TokenNumbers::kSpan, side + TokenNumbers::span_ranges(num_spans));
 }
 
-// What a block of rows with some numbers sees of the keys, of whose blocks the ranges are known;
-// written by its definition.
+// What rows with a number see of the keys, of whose blocks the ranges are known; written by its
+// definition.
 template <class Atom>
-SeenKeys seen_keys(NumberRange rows, std::span<const std::int32_t> keys,
+SeenKeys seen_keys(std::int32_t row, std::span<const std::int32_t> keys,
                    std::span<const NumberRange> blocks) {
   const auto visible = [&](NumberRange range) {
-    return Atom::kind(rows, range) != TileKind::empty;
+    return Atom::kind({row, row}, range) != TileKind::empty;
   };
-  const auto full = [&](int key) {
-    const std::int32_t number = keys[static_cast<std::size_t>(key)];
-    return Atom::kind(rows, {number, number}) == TileKind::full;
-  };
+  const auto full = [&](int key) { return Atom::sees(row, keys[static_cast<std::size_t>(key)]); };
   const auto first = std::find_if(blocks.begin(), blocks.end(), visible);
   if (first == blocks.end()) return kNoKeys;
   const auto last = std::find_if(blocks.rbegin(), blocks.rend(), visible);
@@ -92,27 +90,32 @@ SeenKeys seen_keys(NumberRange rows, std::span<const std::int32_t> keys,
   return seen;
 }
 
-// Likewise of all blocks of rows, behind the sides of a plane.
+// Likewise of all rows and blocks of rows, behind the sides of a plane.
 template <class Atom>
 void put_seen_keys(std::span<const std::int32_t> rows, std::span<const std::int32_t> keys,
                    int num_spans, std::uint32_t* plane) {
-  const auto ranges_of = [](std::span<const std::int32_t> tokens) {
-    std::vector<NumberRange> ranges;
-    for (std::size_t begin = 0; begin < tokens.size(); begin += TokenNumbers::kBlock) {
-      NumberRange range = kNoNumbers;
-      for (const std::int32_t number : tokens.subspan(
-               begin, std::min<std::size_t>(TokenNumbers::kBlock, tokens.size() - begin)))
-        range = range.joined({number, number});
-      ranges.push_back(range);
+  constexpr std::size_t kBlock = TokenNumbers::kBlock;
+  std::vector<NumberRange> blocks(ceil_div(static_cast<int>(keys.size()), kBlock), kNoNumbers);
+  for (std::size_t k = 0; k < keys.size(); ++k) {
+    blocks[k / kBlock] = blocks[k / kBlock].joined({keys[k], keys[k]});
+  }
+  std::map<std::int32_t, SeenKeys> of_number;
+  std::uint32_t* intervals = plane + TokenNumbers::intervals(num_spans, Atom::kComparison);
+  std::uint32_t* of_blocks = plane + TokenNumbers::seen_keys(num_spans, Atom::kComparison);
+  for (std::size_t begin = 0; begin < rows.size(); begin += kBlock) {
+    SeenKeys all{};
+    for (std::size_t row = begin; row < std::min(begin + kBlock, rows.size()); ++row) {
+      const auto [found, is_new] = of_number.try_emplace(rows[row]);
+      SeenKeys& seen = found->second;
+      if (is_new) seen = seen_keys<Atom>(rows[row], keys, blocks);
+      all = row == begin ? seen : all.joined(seen);
+      const bool empty = seen.hull.lo >= seen.hull.hi;
+      const Span interval = empty ? Span{0, 0} : seen.is_exact() ? seen.core : kNoInterval;
+      *intervals++ = static_cast<std::uint32_t>(interval.lo);
+      *intervals++ = static_cast<std::uint32_t>(interval.hi);
     }
-    return ranges;
-  };
-  const std::vector<NumberRange> blocks = ranges_of(keys);
-  std::uint32_t* words = plane + TokenNumbers::seen_keys(num_spans, Atom::kComparison);
-  for (const NumberRange range : ranges_of(rows)) {
-    const SeenKeys seen = seen_keys<Atom>(range, keys, blocks);
-    for (const int bound : {seen.hull.lo, seen.hull.hi, seen.core.lo, seen.core.hi}) {
-      *words++ = static_cast<std::uint32_t>(bound);
+    for (const int bound : {all.hull.lo, all.hull.hi, all.core.lo, all.core.hi}) {
+      *of_blocks++ = static_cast<std::uint32_t>(bound);
     }
   }
 }

@@ -41,7 +41,7 @@ constexpr int kMaxAxes = 3;
 // What an input that is named by itself holds.
 enum class InputForm {
   blocks,   // bits of blocks of rows and keys
-  indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1, and SeenKeys
+  indices,  // a number for each query and each key: TokenNumbers, sides 0 and 1, and what rows see
   slashes,  // columns, and windows of keys for each block of query rows: SlashPlane
   columns,  // starts and ends of two intervals for each key: TokenNumbers, sides 0 to 3
 };
@@ -824,17 +824,16 @@ struct ComparesNumbers {
   }
 
   GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord word) const {
-    const int begin = word.first_key;
-    if (q >= g.seqlen_q || begin >= g.seqlen_k) return 0;  // there are no such numbers
+    if (q >= g.seqlen_q || word.first_key >= g.seqlen_k) return 0;  // there are no such numbers
     const TokenNumbers queries = TokenNumbers::of(g, slot, 0);
-    const SeenKeys seen = queries.seen_by_block(Atom::kComparison, q / TokenNumbers::kBlock);
-    uint32 bits = word.inside(seen.core, g.seqlen_k);
-    if (word.inside(seen.hull, g.seqlen_k) == bits) return bits;
+    const Span interval = queries.interval(Atom::kComparison, q);
+    if (interval.lo <= interval.hi) return word.inside(interval, g.seqlen_k);
     const int own = queries.numbers[q];
     const TokenNumbers keys = TokenNumbers::of(g, slot, 1);
+    uint32 bits = 0;
     GIRIH_ROLLED
     for (int i = 28; i >= 0; i -= 4) {  // behind the last key lies something, too
-      const TokenNumbers::Four four = keys.four(begin + i);
+      const TokenNumbers::Four four = keys.four(word.first_key + i);
       for (int j = 3; j >= 0; --j) bits = bits << 1 | (Atom::sees(own, four.of[j]) ? 1u : 0u);
     }
     return bits;

@@ -1,6 +1,6 @@
 // A number for each token of a sequence as atoms read it, with the range of each block of tokens
 // and of each span of blocks, by which whole key tiles are judged; and, where rows and keys are
-// compared, which keys each block of rows sees, as far as two intervals can say it.
+// compared, which keys each row and each block of rows sees, as far as intervals can say it.
 #pragma once
 
 #include "girih/shared/geometry.cuh"
@@ -18,25 +18,29 @@ struct alignas(8) NumberRange {
 };
 constexpr NumberRange kNoNumbers{2147483647, -2147483647 - 1};
 
-// What a block of rows sees of the keys: none outside `hull`, and every row all inside `core`. That
-// is all there is to know where the two are the same, as in a document of consecutive tokens.
+// What rows see of the keys: none sees any outside `hull`, and each sees all inside `core`.
 struct alignas(16) SeenKeys {
   Span hull;
   Span core;
 
-  // Of both blocks of rows.
+  // Of the one's rows and the other's.
   GIRIH_HD SeenKeys joined(SeenKeys other) const {
     return {{min(hull.lo, other.hull.lo), max(hull.hi, other.hull.hi)},
             {max(core.lo, other.core.lo), min(core.hi, other.core.hi)}};
   }
   GIRIH_HD bool is_exact() const { return hull.lo == core.lo && hull.hi == core.hi; }
 };
-constexpr SeenKeys kNoKeys{{2147483647, 0}, {0, 0}};
+constexpr SeenKeys kNoKeys{{2147483647, 0}, {2147483647, 0}};
+
+struct alignas(8) AlignedSpan : Span {};
+
+// Stands for what one row sees where that is no interval, or was not found to be one.
+constexpr Span kNoInterval{0, -1};
 
 // One side of a plane of an input: the queries' numbers, or one of those that keys have. A plane's
 // sides lie behind one another and have room for as many tokens each: row_stride spans. A plane of
-// indices has the queries' side, the keys', and the SeenKeys of each block of rows for each way to
-// compare them.
+// indices has the queries' side, the keys', and for each way to compare them the interval of keys
+// that each row sees, and the SeenKeys of each block of rows.
 struct TokenNumbers {
   static constexpr int kBlock = 32;   // tokens: small, for tiles begin at multiples of 16
   static constexpr int kSpan = 1024;  // tokens
@@ -46,8 +50,9 @@ struct TokenNumbers {
   static constexpr int kWordsPerSpan = round_up(kSpan + 2 * kBlocksPerSpan + 2, 4);
 
   static constexpr int kNumComparisons = 3;  // segments, index_ge, index_gt
-  static constexpr int kIndexWordsPerSpan =
-      2 * kWordsPerSpan + kNumComparisons * kBlocksPerSpan * 4;  // of a plane of indices
+  static constexpr int kWordsPerComparedSpan = 2 * kSpan + 4 * kBlocksPerSpan;
+  static constexpr int kIndexWordsPerSpan =  // of a plane of indices
+      2 * kWordsPerSpan + kNumComparisons * kWordsPerComparedSpan;
 
   const int* numbers;
   int num_spans;
@@ -64,20 +69,25 @@ struct TokenNumbers {
     return block_ranges(num_spans) + 2 * kBlocksPerSpan * num_spans;
   }
 
-  // Words from a plane's first to those of its first block of rows.
-  GIRIH_HD static int seen_keys(int num_spans, int comparison) {
-    return (2 * kWordsPerSpan + comparison * kBlocksPerSpan * 4) * num_spans;
+  // Words from a plane's first to the intervals of its rows, and to what its blocks of rows see.
+  GIRIH_HD static int intervals(int num_spans, int comparison) {
+    return (2 * kWordsPerSpan + comparison * kWordsPerComparedSpan) * num_spans;
   }
-  // On the queries' side, of a block of rows, and of the blocks that hold the rows [begin, end), at
-  // least one.
-  GIRIH_HD SeenKeys seen_by_block(int comparison, int block) const {
-    return reinterpret_cast<const SeenKeys*>(numbers + seen_keys(num_spans, comparison))[block];
+  GIRIH_HD static int seen_keys(int num_spans, int comparison) {
+    return intervals(num_spans, comparison) + 2 * kSpan * num_spans;
+  }
+  // On the queries' side: of a row, and of the blocks that hold the rows [begin, end), at least
+  // one.
+  GIRIH_HD Span interval(int comparison, int row) const {
+    return reinterpret_cast<const AlignedSpan*>(numbers + intervals(num_spans, comparison))[row];
   }
   GIRIH_HD SeenKeys seen(int comparison, int begin, int end) const {
-    SeenKeys result = seen_by_block(comparison, begin / kBlock);
+    const auto* of_blocks =
+        reinterpret_cast<const SeenKeys*>(numbers + seen_keys(num_spans, comparison));
+    SeenKeys result = of_blocks[begin / kBlock];
     GIRIH_ROLLED
     for (int block = begin / kBlock + 1; block * kBlock < end; ++block) {
-      result = result.joined(seen_by_block(comparison, block));
+      result = result.joined(of_blocks[block]);
     }
     return result;
   }
