@@ -446,10 +446,12 @@ TEST_CASE("what verify takes for skipped is what the oracle does, away from thre
 }
 
 TEST_CASE("a check names the head and the column of a threshold that is NaN") {
-  const std::vector<float> fine{-kInfinity, 0, 3, kInfinity}, wrong{1, -kInfinity, std::nanf("")};
-  CHECK_NOTHROW(runtime::check_thresholds("t", 0, fine));
+  const std::vector<float> fine{-kInfinity, 0, 3, kInfinity};
+  CHECK_NOTHROW(runtime::check_thresholds("t", fine, 2));
+  std::vector<float> wrong(18, -kInfinity);  // [6, 3]
+  wrong[17] = std::nanf("");
   CHECK(
-      message_of([&] { runtime::check_thresholds("t", 5, wrong); }) ==
+      message_of([&] { runtime::check_thresholds("t", wrong, 3); }) ==
       "the input 't' is NaN in head 5, column 2, where it keeps every tile: write -inf if that is "
       "meant");
 }

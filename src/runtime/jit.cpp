@@ -269,24 +269,31 @@ struct Kernel::Impl {
     if (result != CUDA_SUCCESS) refuse_launch(result, device);
   }
 
-  // Waits for what the stream does to them.
+  // Waits once for what the stream does to all of them.
   void check_thresholds(const runtime::InputPlan& plan, CUstream stream) const {
-    std::vector<float> values;
+    struct Copy {
+      const std::string& name;
+      int num_columns;
+      std::vector<float> values;
+    };
+    std::vector<Copy> copies;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].kind != InputInfo::Kind::thresholds) continue;
       const InputView& view =
           plan.views[static_cast<std::size_t>(pattern::place_of(inputs, static_cast<int>(i)))];
+      const auto num_columns = static_cast<int>(view.row_stride);
       const int heads = problem.num_heads / view.heads_per_plane;
-      values.resize(static_cast<std::size_t>(view.row_stride));
-      for (int head = 0; head < heads; ++head) {
-        cuda::check(
-            cuda::driver().cuMemcpyDtoHAsync(
-                values.data(), reinterpret_cast<CUdeviceptr>(view.data + head * view.head_stride),
-                values.size() * sizeof(float), stream),
-            "reading thresholds to check them");
-        cuda::check(cuda::driver().cuStreamSynchronize(stream), "reading thresholds to check them");
-        runtime::check_thresholds(inputs[i].name, head, values);
-      }
+      std::vector<float> values(static_cast<std::size_t>(std::int64_t{heads} * num_columns));
+      cuda::check(
+          cuda::driver().cuMemcpyDtoHAsync(values.data(), reinterpret_cast<CUdeviceptr>(view.data),
+                                           values.size() * sizeof(float), stream),
+          "reading thresholds to check them");
+      copies.push_back({inputs[i].name, num_columns, std::move(values)});
+    }
+    if (copies.empty()) return;
+    cuda::check(cuda::driver().cuStreamSynchronize(stream), "reading thresholds to check them");
+    for (const Copy& copy : copies) {
+      runtime::check_thresholds(copy.name, copy.values, copy.num_columns);
     }
   }
 };
