@@ -1,5 +1,7 @@
 // The verb that finds prune's thresholds in files: what it computes on the CPU, what it writes, and
 // the files that it refuses.
+#include <fmt/format.h>
+
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -363,7 +365,10 @@ TEST_CASE("thresholds of a file are refused for what they are not") {
   refused(R"({"rows":"128"})", entry, values, "holds no thresholds of prune");
   refused(R"({"kv":"96","rows":"128"})", entry, values, "kv = 96 is not supported");
   refused(R"({"kv":"64","rows":"64"})", entry, values, "thresholds for 64 rows each: 128");
-  refused(R"({"kv":"6x","rows":"128"})", entry, values, "says kv '6x', which is no number");
+  for (const char* kv : {"", "6x", "-64", " 64", "+64", "536870913", "99999999999999999999"}) {
+    refused(fmt::format(R"({{"kv":"{}","rows":"128"}})", kv), entry, values,
+            fmt::format("says kv '{}', which is no number from 0 to 536870912", kv).c_str());
+  }
   refused(good, R"({"dtype":"F16","shape":[1,2],"data_offsets":[0,8]})", values,
           "other than float32");
   refused(good, R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", values,
