@@ -19,8 +19,6 @@ using namespace girih::tests;
 
 namespace {
 
-using Arguments = std::vector<std::string>;
-
 std::string bytes_of(const std::vector<float>& values) {
   std::string bytes(values.size() * sizeof(float), '\0');
   std::memcpy(bytes.data(), values.data(), bytes.size());
