@@ -180,11 +180,6 @@ TEST_CASE("calibration and tile maxima refuse what makes no sense") {
   CHECK(at(many, 200 * 128, 56 * 128) == "(nothing was thrown)");
   CHECK(many.num_columns() == 256);
   CHECK(contains(message_of([] { jit::TileMaxima(causal(), 96); }), "kv = 96 is not supported"));
-  CHECK(contains(message_of([] {
-                   jit::build_tile_maxima(Pattern::parse("causal & segments(d)"), 64, Problem{},
-                                          "sm_80");
-                 }),
-                 "here 'd': closed forms are"));
 }
 
 TEST_CASE("of modifiers, tile maxima know softcaps alone") {
@@ -197,6 +192,18 @@ TEST_CASE("of modifiers, tile maxima know softcaps alone") {
         source("heads(0: causal with softcap(30), 1: causal, else: dense)"));
   CHECK(source("causal with score(\"s * 0.5 + t[q]\")") == source("causal"));
   CHECK(source("causal with softcap(30), sink_logit(l)") == source("causal with softcap(30)"));
+}
+
+TEST_CASE("tile maxima want the inputs of masks alone") {
+  const jit::TileMaxima tile_maxima(
+      Pattern::parse("kv_heads(0: causal & segments(d) with alibi(a), prune(t, kv=64), "
+                     "else: blocks(m, q=64, kv=64) with softcap(3), bias(b))"),
+      64);
+  CHECK(tile_maxima.pattern().text() ==
+        "kv_heads(0: causal & segments(d), else: blocks(m, q=64, kv=64) with softcap(3))");
+  REQUIRE(tile_maxima.pattern().inputs().size() == 2);
+  CHECK(tile_maxima.pattern().inputs()[0].name == "d");
+  CHECK(tile_maxima.pattern().inputs()[1].name == "m");
 }
 
 TEST_CASE("tile maxima take queries that overlap") {

@@ -35,12 +35,6 @@ struct Lengths {
   int q, k;
 };
 
-inline std::vector<int> all_rows(long long seqlen_q) {
-  std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
-  for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
-  return rows;
-}
-
 // What heads should see in chosen rows of a sequence: classes[c] is for heads
 // [c * kHashes, (c + 1) * kHashes), each or all of them. `sizes` are those of the first head.
 struct Expected {

@@ -21,24 +21,6 @@ using Kind = oracle::Expr::Kind;
 
 namespace {
 
-// One of an input's planes as the oracle has it, in a sequence of these sizes.
-oracle::Expr plane_of(const InputData& data, int plane, const oracle::Sizes& sizes,
-                      const std::vector<int>& rows) {
-  oracle::Expr expr{Kind::vertical_slash, {}, {}};
-  expr.slash.name = data.name;
-  expr.slash.distances.insert(0);
-  for (int i = 0; i < data.num_vertical; ++i) {
-    expr.slash.columns.insert(
-        data.vertical[static_cast<std::size_t>(plane * data.num_vertical + i)]);
-  }
-  for (int i = 0; i < data.num_slash; ++i) {
-    const auto distance = data.slash[static_cast<std::size_t>(plane * data.num_slash + i)];
-    if (distance >= 0) expr.slash.distances.insert(distance);
-  }
-  expr.slash.remember(sizes, rows);
-  return expr;
-}
-
 // The lists of each class, repeated for its kHashes heads; some entries are not there.
 InputData lists_for(const Case& c, int batch, bool by_head, int num_vertical, int num_slash) {
   const int classes = c.problem.num_heads / kHashes;
@@ -73,7 +55,7 @@ std::vector<oracle::Expr> classes_of(const InputData& data, const Case& c, int b
                                      const oracle::Sizes& sizes, Mixture mixture,
                                      const std::vector<int>& rows) {
   const auto plane = [&](int head_class) {
-    return plane_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), sizes, rows);
+    return slashes_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), sizes, rows);
   };
   switch (mixture) {
     case Mixture::alone:
@@ -192,7 +174,7 @@ TEST_CASE("columns and slashes of MInference's counts show exactly their keys at
     const InputData data =
         girih::verify::random_slashes("v", 1, 1, length, num_vertical, num_slash, c.seed);
     const oracle::Sizes sizes = with_heads(oracle::bottom_right(length, length), c.problem);
-    const std::vector<oracle::Expr> classes = {plane_of(data, 0, sizes, rows)};
+    const std::vector<oracle::Expr> classes = {slashes_of(data, 0, sizes, rows)};
     const std::vector<Expected> expected = {Expected(classes, sizes, rows)};
     check_kernels("vertical_slash(v)", with_input(c, data), kKernels, expected,
                   fmt::format("{} columns, {} slashes", num_vertical, num_slash));
