@@ -20,6 +20,7 @@ namespace girih::tests {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
+using Arguments = std::vector<std::string>;
 
 inline std::string read(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -46,7 +47,7 @@ class Program {
   }
   const TemporaryFolder& folder() const { return folder_; }
 
-  Result run(std::vector<std::string> arguments, const std::string& input = "") const {
+  Result run(Arguments arguments, const std::string& input = "") const {
     const pid_t child = start(std::move(arguments), input);
     return end(child);
   }
@@ -57,7 +58,7 @@ class Program {
     const int exit_code = wait_for(child);
     return {exit_code, read(folder_ / "stdout"), read(folder_ / "stderr")};
   }
-  pid_t start(std::vector<std::string> arguments, const std::string& input = "") const {
+  pid_t start(Arguments arguments, const std::string& input = "") const {
     const fs::path in = folder_ / "stdin", out = folder_ / "stdout", err = folder_ / "stderr";
     write(in, input);
     posix_spawn_file_actions_t actions;
@@ -81,7 +82,7 @@ class Program {
     return child;
   }
 
-  Json json(std::vector<std::string> arguments, int exit_code = 0) const {
+  Json json(Arguments arguments, int exit_code = 0) const {
     arguments.push_back("--json");
     const Result result = run(std::move(arguments));
     INFO(result.err);
@@ -113,10 +114,15 @@ inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
+inline std::size_t count_of(const std::string& text, const std::string& part) {
+  std::size_t count = 0;
+  for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
 // Both ways of reporting: exit code and message on stderr, and the object on stdout.
-inline void check_refused(std::vector<std::string> arguments, int exit_code,
-                          const std::string& code, const std::vector<std::string>& parts,
-                          const Program& program = {}) {
+inline void check_refused(Arguments arguments, int exit_code, const std::string& code,
+                          const std::vector<std::string>& parts, const Program& program = {}) {
   const Result result = program.run(arguments);
   INFO(result.err);
   CHECK(result.exit_code == exit_code);
@@ -137,8 +143,7 @@ inline bool nvrtc_found() {
   return found;
 }
 
-inline std::vector<std::string> operator+(std::vector<std::string> a,
-                                          const std::vector<std::string>& b) {
+inline Arguments operator+(Arguments a, const Arguments& b) {
   a.insert(a.end(), b.begin(), b.end());
   return a;
 }

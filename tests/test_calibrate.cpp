@@ -1,5 +1,7 @@
 // The verb that finds prune's thresholds in files: what it computes on the CPU, what it writes, and
 // the files that it refuses.
+#include <fmt/format.h>
+
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -16,8 +18,6 @@
 using namespace girih::tests;
 
 namespace {
-
-using Arguments = std::vector<std::string>;
 
 std::string bytes_of(const std::vector<float>& values) {
   std::string bytes(values.size() * sizeof(float), '\0');
@@ -163,6 +163,36 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
   CHECK(read_thresholds(out).values[3] == none);
 }
 
+TEST_CASE("calibrate takes masks with run-time inputs, as --fill makes them") {
+  const Program program;
+  const std::string q = (program.folder() / "q.npy").string();
+  const std::string k = (program.folder() / "k.npy").string();
+  const std::string out = (program.folder() / "t.safetensors").string();
+  write(q, npy("<f4", "(512, 2, 16)", bytes_of(queries())));
+  write(k, npy("<f4", "(512, 1, 16)", bytes_of(keys())));
+  const auto thresholds = [&](const std::string& pattern, const Arguments& fills) {
+    program.json(Arguments{"calibrate", pattern, "--cpu", "--softmax-scale", "1", "-o", out, "--q",
+                           q, "--k", k, "--kept-tiles", "1"} +
+                 fills);
+    return read_thresholds(out).values;
+  };
+  const std::vector<float> causal = thresholds("causal", {});
+  CHECK(thresholds("causal & blocks(m, q=64, kv=64)", {"--fill", "m=random:1"}) == causal);
+  CHECK(thresholds("causal & segments(d) with alibi(a)", {"--fill", "d=documents:1000000000"}) ==
+        causal);
+  CHECK(thresholds("causal & expr(\"k < limit[b]\")", {"--fill", "limit=random:1"}) ==
+        std::vector<float>(8, -std::numeric_limits<float>::infinity()));
+  const std::vector<float> few = thresholds("causal & sink(200)", {});
+  CHECK(few != causal);
+  CHECK(thresholds("causal & sink($n)", {"--fill", "n=200"}) == few);
+  // Every example has blocks of its own, and so has a seed.
+  const Arguments half{"--fill", "m=random:0.5", "--seed"};
+  const std::string blocks = "causal & blocks(m, q=64, kv=64)";
+  const auto first = thresholds(blocks, half + Arguments{"4"});
+  CHECK(first == thresholds(blocks, half + Arguments{"4"}));
+  CHECK(first != thresholds(blocks, half + Arguments{"5"}));
+}
+
 TEST_CASE("calibrate averages over files of every type and layout") {
   const Program program;
   const std::string q = (program.folder() / "q.npy").string();
@@ -289,9 +319,12 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   refused(good + "," + good, "--q names 2 files and --k 1");
   refused(good, "kept_tiles 0 must be from 1", {"--kept-tiles", "0"});
   refused(good, "kv = 32 is not supported", {"--kept-tiles", "2", "--kv", "32"});
-  check_refused({"calibrate", "causal & segments(d)", "--q", good, "--k", good, "--kept-tiles", "2",
-                 "-o", "x"},
-                3, "unsupported", {"here 'd', cannot be calibrated"}, program);
+  check_refused({"calibrate", "causal & segments(d)", "--cpu", "--q", good, "--k", good,
+                 "--kept-tiles", "2", "-o", "x"},
+                2, "invalid_argument", {"the input 'd' is missing"}, program);
+  check_refused({"calibrate", "causal with prune(t, kv=64)", "--cpu", "--q", good, "--k", good,
+                 "--kept-tiles", "2", "--fill", "t=keep", "-o", "x"},
+                2, "invalid_argument", {"--fill t=keep"}, program);
 }
 
 TEST_CASE("files that are damaged anywhere are read as something, or refused") {
@@ -363,7 +396,10 @@ TEST_CASE("thresholds of a file are refused for what they are not") {
   refused(R"({"rows":"128"})", entry, values, "holds no thresholds of prune");
   refused(R"({"kv":"96","rows":"128"})", entry, values, "kv = 96 is not supported");
   refused(R"({"kv":"64","rows":"64"})", entry, values, "thresholds for 64 rows each: 128");
-  refused(R"({"kv":"6x","rows":"128"})", entry, values, "says kv '6x', which is no number");
+  for (const char* kv : {"", "6x", "-64", " 64", "+64", "536870913", "99999999999999999999"}) {
+    refused(fmt::format(R"({{"kv":"{}","rows":"128"}})", kv), entry, values,
+            fmt::format("says kv '{}', which is no number from 0 to 536870912", kv).c_str());
+  }
   refused(good, R"({"dtype":"F16","shape":[1,2],"data_offsets":[0,8]})", values,
           "other than float32");
   refused(good, R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", values,

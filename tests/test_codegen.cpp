@@ -565,6 +565,40 @@ TEST_CASE("tile maxima compile without spills") {
   }
 }
 
+TEST_CASE("tile maxima of run-time masks compile without spills, with what prepares their inputs") {
+  const TemporaryFolder folder;
+  struct Subject {
+    const char* pattern;
+    const char* prepares;  // null: nothing does
+  };
+  const Subject subjects[] = {
+      {"causal & blocks(m, q=64, kv=32)", codegen::kBuildListsSymbol},
+      {"vertical_slash(v)", codegen::kBuildSlashSymbol},
+      {"causal & segments(d)", codegen::kBuildNumbersSymbol},
+      {"causal & !columns(c)", codegen::kBuildNumbersSymbol},
+      {"causal & (sink($n) | window(left=$w))", nullptr},
+      {"causal & expr(\"k % 7 != t[b]\")", codegen::kBuildTilesSymbol},
+      {"heads(0: causal & blocks(m, q=64, kv=32) with softcap(1.5), 1: vertical_slash(v), "
+       "2: causal & segments(d) & expr(\"k % 7 != t[b]\") with alibi(a), "
+       "3: columns(c) | causal & sink($n))",
+       codegen::kBuildListsSymbol}};
+  for (const auto& [pattern, prepares] : subjects) {
+    for (const auto& [head_dim, kv] : {std::pair{64, 128}, {128, 64}, {256, 64}}) {
+      const Problem problem{.head_dim = head_dim, .num_heads = 4, .num_heads_kv = 2};
+      jit::Options options;
+      options.cache_dir = folder / "cache";
+      const jit::Artifact made =
+          jit::build_tile_maxima(Pattern::parse(pattern), kv, problem, "sm_80", options);
+      CAPTURE(pattern);
+      CAPTURE(head_dim);
+      CAPTURE(kv);
+      CHECK(made.info.spill_bytes == 0);
+      CHECK(made.info.stack_bytes == 0);
+      if (prepares != nullptr) CHECK(holds_symbol(made.cubin, prepares));
+    }
+  }
+}
+
 TEST_CASE("every width compiles for sm_80 without spills") { check_widths("sm_80"); }
 TEST_CASE("every width compiles for sm_86 without spills") { check_widths("sm_86"); }
 TEST_CASE("every width compiles for sm_90 without spills") { check_widths("sm_90"); }

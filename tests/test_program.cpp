@@ -278,3 +278,14 @@ TEST_CASE("program: without a GPU, what needs one says so") {
   check_refused({"verify", "causal", "--seqlen-q", "16", "--seqlen-k", "16"}, 5, "no_device", {});
   check_refused({"compile", "causal"}, 5, "no_device", {"--arch"});
 }
+
+TEST_CASE("bench refuses bad input before it looks for a GPU") {
+  check_refused({"bench", "causal", "--batch", "0"}, 2, "invalid_argument", {"--batch 0"});
+  check_refused({"bench", "causal", "--seqlen-q", "0"}, 2, "invalid_argument", {"--seqlen-q 0"});
+  check_refused({"bench", "causal", "--repeats", "0"}, 2, "invalid_argument", {"--repeats 0"});
+  check_refused({"bench", "heads(0: causal)", "--heads", "2"}, 2, "invalid_argument", {"head 1"});
+  if (!Program().json({"env"})["driver"]["devices"].empty()) return;
+  check_refused({"bench", "causal"}, 5, "no_device", {});
+  check_refused({"warm", "--pattern", "causal"}, 5, "no_device", {"--arch"});
+  check_refused({"explain", "causal"}, 5, "no_device", {"--arch"});
+}

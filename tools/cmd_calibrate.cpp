@@ -2,13 +2,15 @@
 // found on the GPU where there is one, else on the CPU.
 #include <fmt/format.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 
 #include "common.hpp"
+#include "fill.hpp"
 #include "girih/prune.hpp"
 #include "girih/shared/prune.cuh"
-#include "pattern/interpret.hpp"
+#include "reading.hpp"
 #include "tensor_file.hpp"
 #include "verify/device.hpp"
 #include "verify/parallel.hpp"
@@ -17,12 +19,13 @@
 namespace girih::tools {
 namespace {
 
-// Q and K of one file each, rounded to what kernels take.
+// Q and K of one file each, rounded to what kernels take, and data for the masks' inputs.
 struct Example {
   std::vector<std::uint16_t> q, k;
   Tensor q_view, k_view;  // of the host's copy
   int batch, seqlen_q, seqlen_k;
   Problem problem;
+  std::vector<verify::InputData> inputs;
 };
 
 // [batch, seqlen, heads, head_dim] by layout; a file of three dimensions has no batch.
@@ -102,6 +105,8 @@ std::vector<float> maxima_on_gpu(const jit::TileMaxima& tile_maxima, const Examp
                            .softmax_scale = softmax_scale};
   args.q.data = q.data();
   args.k.data = k.data();
+  const std::vector<verify::DeviceInput> inputs(example.inputs.begin(), example.inputs.end());
+  for (const verify::DeviceInput& input : inputs) args.inputs.push_back(input.input());
   tile_maxima(args);
   verify::synchronize();
   std::vector<float> result(count);
@@ -120,6 +125,13 @@ std::vector<float> maxima_on_cpu(const Pattern& pattern, int kv, const Example& 
   };
   const int num_q_tiles = ceil_div(example.seqlen_q, kPruneRows);
   const int num_k_tiles = ceil_div(example.seqlen_k, kv);
+  verify::Case example_case;
+  example_case.problem = problem;
+  example_case.batch = example.batch;
+  example_case.seqlen_q = example.seqlen_q;
+  example_case.seqlen_k = example.seqlen_k;
+  example_case.inputs = example.inputs;
+  const verify::MaskRow mask_row = reading_of(pattern, example_case);
   std::vector<float> result(count, -std::numeric_limits<float>::infinity());
   const std::int64_t planes = std::int64_t{example.batch} * problem.num_heads;
   verify::parallel_for(planes * num_q_tiles, [&](std::int64_t item) {
@@ -129,22 +141,19 @@ std::vector<float> maxima_on_cpu(const Pattern& pattern, int kv, const Example& 
     const auto& head_class =
         pattern.classes()[static_cast<std::size_t>(class_of_head[static_cast<std::size_t>(h)])];
     const float softcap = head_class.modifiers.softcap;
-    Geometry geometry;
-    geometry.seqlen_q = example.seqlen_q;
-    geometry.seqlen_k = example.seqlen_k;
-    geometry.q_start = example.seqlen_k - example.seqlen_q;
-    geometry.head = h;
-    geometry.head_kv = h / problem.group_size();
-    geometry.group_size = problem.group_size();
-    geometry.num_heads = problem.num_heads;
     float* const maxima = result.data() + item * num_k_tiles;
     std::vector<float> q(static_cast<std::size_t>(problem.head_dim));
+    std::vector<std::uint32_t> visible(
+        static_cast<std::size_t>(verify::mask_words(example.seqlen_k)));
     for (int row = tile * kPruneRows; row < min((tile + 1) * kPruneRows, example.seqlen_q); ++row) {
       const std::uint16_t* const q_bits = row_of(example.q_view, b, row, h);
       for (std::size_t j = 0; j < q.size(); ++j) q[j] = verify::widen(problem.dtype, q_bits[j]);
-      for (const Span& span : pattern::row_spans(head_class.mask, geometry, row)) {
-        for (int key = span.lo; key < span.hi; ++key) {
-          const std::uint16_t* const k = row_of(example.k_view, b, key, geometry.head_kv);
+      std::fill(visible.begin(), visible.end(), 0u);
+      mask_row({b, h, row}, visible);
+      for (std::size_t word = 0; word < visible.size(); ++word) {
+        for (std::uint32_t bits = visible[word]; bits != 0; bits &= bits - 1) {
+          const int key = 32 * static_cast<int>(word) + std::countr_zero(bits);
+          const std::uint16_t* const k = row_of(example.k_view, b, key, h / problem.group_size());
           float score = 0;
           for (std::size_t j = 0; j < q.size(); ++j) {
             score += q[j] * verify::widen(problem.dtype, k[j]);
@@ -168,6 +177,7 @@ void add_calibrate(CLI::App& app, Context& context) {
     int kept_tiles = 0, kv = 64;
     std::optional<float> softmax_scale;
     Layout layout = Layout::bshd;
+    FillOptions fill;
     bool cpu = false;
     jit::Options jit;
   };
@@ -188,6 +198,10 @@ void add_calibrate(CLI::App& app, Context& context) {
   verb->add_option("--dtype", options->dtype, "What values are rounded to, bf16 or fp16")
       ->capture_default_str();
   add_layout_option(*verb, options->layout);
+  add_fill_options(*verb, options->fill);
+  verb->add_option("--seed", options->fill.seed,
+                   "Of the data of --fill for the first example; the next ones have the next seeds")
+      ->capture_default_str();
   verb->add_flag("--cpu", options->cpu, "Find maxima on the CPU, as without a GPU");
   verb->add_option("-o,--output", options->output, "The .safetensors file for what is found")
       ->required();
@@ -205,14 +219,6 @@ void add_calibrate(CLI::App& app, Context& context) {
       throw Error(Errc::invalid_argument, "--layout thd is not supported here: bshd and bhsd are");
     }
     const jit::TileMaxima tile_maxima(pattern, options->kv, options->jit);
-    for (const InputInfo& input : pattern.inputs()) {
-      const bool of_mask = input.kind != InputInfo::Kind::thresholds && input.decides_visibility();
-      if (!of_mask) continue;  // but a modifier's, which does not count
-      throw Error(Errc::unsupported,
-                  fmt::format("masks with run-time inputs, here '{}', cannot be calibrated: "
-                              "closed forms can",
-                              input.name));
-    }
     const bool gpu = !options->cpu && verify::device_available();
     std::optional<verify::Device> device;
     if (gpu) device.emplace();
@@ -221,7 +227,7 @@ void add_calibrate(CLI::App& app, Context& context) {
     Problem problem;
     int examples = 0;
     for (std::size_t i = 0; i < options->q.size(); ++i) {
-      const Example example = read_example(options->q[i], options->k[i], dtype, options->layout);
+      Example example = read_example(options->q[i], options->k[i], dtype, options->layout);
       if (i == 0) {
         problem = example.problem;
         pattern.class_of_head(problem);  // refuses heads that the pattern does not have
@@ -233,6 +239,10 @@ void add_calibrate(CLI::App& app, Context& context) {
                     fmt::format("{} has {}, but {} {}: examples must be alike", options->q[i],
                                 to_text(example.problem), options->q[0], to_text(problem)));
       }
+      FillOptions fill = options->fill;
+      fill.seed += i;
+      example.inputs = read_fills(fill, tile_maxima.pattern(), problem, example.batch,
+                                  example.seqlen_q, example.seqlen_k);
       const std::size_t plane = static_cast<std::size_t>(problem.num_heads) *
                                 static_cast<std::size_t>(ceil_div(example.seqlen_q, kPruneRows)) *
                                 static_cast<std::size_t>(ceil_div(example.seqlen_k, options->kv));
@@ -241,7 +251,7 @@ void add_calibrate(CLI::App& app, Context& context) {
           options->softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(problem.head_dim)));
       const std::vector<float> maxima =
           gpu ? maxima_on_gpu(tile_maxima, example, options->softmax_scale, count)
-              : maxima_on_cpu(pattern, options->kv, example, scale, count);
+              : maxima_on_cpu(tile_maxima.pattern(), options->kv, example, scale, count);
       for (int b = 0; b < example.batch; ++b, ++examples) {
         calibration->add(maxima.data() + static_cast<std::size_t>(b) * plane,
                          {.seqlen_q = example.seqlen_q, .seqlen_k = example.seqlen_k});

@@ -85,6 +85,7 @@ struct TileMaximaArgs {
   Tensor q, k;
   Layout layout = Layout::bshd;
   float* maxima = nullptr;  ///< [batch, num_heads, ceil(seqlen_q / 128), ceil(seqlen_k / kv)]
+  std::vector<Input> inputs = {};           ///< all of TileMaxima::pattern()'s, by name
   std::optional<float> softmax_scale = {};  ///< default 1 / sqrt(head_dim)
   std::optional<int> q_start = {};
   int k_start = 0;
@@ -95,12 +96,15 @@ struct TileMaximaArgs {
 /// capped; -inf where nothing is. Without V and output: what prune compares with thresholds.
 class TileMaxima {
  public:
-  /// @param pattern whose masks have no run-time inputs. Of modifiers only softcap counts here.
-  /// @throws Error invalid_argument for a kv other than 64 and 128, unsupported.
+  /// @throws Error invalid_argument for a kv other than 64 and 128.
   TileMaxima(const Pattern& pattern, int kv, Options options = {});
 
-  /// Enqueues on args.stream. The first call for a problem compiles, or finds in the cache, and
-  /// loads, which is refused while the stream is being captured.
+  /// What counts of the pattern: masks and softcaps. Other modifiers' inputs are not wanted.
+  const Pattern& pattern() const;
+
+  /// Enqueues on args.stream, with memory for lists as Program. The first call for a problem
+  /// compiles, or finds in the cache, and loads, which is refused while the stream is being
+  /// captured.
   /// @throws Error as Program.
   void operator()(const TileMaximaArgs& args) const;
 

@@ -606,17 +606,6 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
 
 Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                            int kv) {
-  if (!pattern::conditions_of(pattern).empty()) {
-    throw Error(Errc::unsupported,
-                "tile maxima are not supported for patterns with expr(...): closed forms are; "
-                "calibrate with those alone");
-  }
-  if (!pattern.inputs().empty()) {
-    throw Error(Errc::unsupported,
-                fmt::format("tile maxima are not supported for patterns with run-time inputs, here "
-                            "'{}': closed forms are; calibrate with those alone",
-                            pattern.inputs().front().name));
-  }
   Problem narrow = problem;
   narrow.head_dim_v = 16;  // nobody reads V: the least room for it
   Plan plan =

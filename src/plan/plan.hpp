@@ -93,8 +93,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                const TileConfig& requested = {});
 
 /// Of a kernel that finds the highest scores of tiles of 128 rows and `kv` keys, and neither reads
-/// V nor writes an output. @throws Error as make_plan; unsupported for patterns with run-time
-/// inputs.
+/// V nor writes an output. @throws Error as make_plan.
 Plan make_tile_maxima_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                            int kv);
 

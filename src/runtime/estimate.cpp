@@ -167,8 +167,10 @@ const EstimateKernels* BoundEstimates::find(DType dtype, int head_dim) {
   return found == kernels_.end() ? nullptr : &found->second;
 }
 
-void BoundEstimates::bind(DType dtype, int head_dim, const Device& device, const Source& source,
-                          const char* other, const Settings& settings) {
+void BoundEstimates::bind(DType dtype, int head_dim, const jit::Options& options) {
+  const Device device = current_device();
+  const Settings settings = resolve(options);
+  const Source source = kind_.source(device.arch, dtype, head_dim, settings);
   EstimateKernels kernels{
       .loaded = loaded_slot(source.key), .arch = device.arch, .num_sms = device.id.num_sms};
   {
@@ -179,10 +181,21 @@ void BoundEstimates::bind(DType dtype, int head_dim, const Device& device, const
       loaded.module->prepare(device.handle, source.shared_bytes);
     }
     kernels.main = loaded.module->function();
-    kernels.other = loaded.module->load(other);
+    kernels.other = loaded.module->load(kind_.other);
   }
   const std::unique_lock lock(mutex_);
   kernels_.try_emplace({device.context_id, dtype, head_dim}, std::move(kernels));
+}
+
+const EstimateKernels& BoundEstimates::find_or_bind(DType dtype, int head_dim, CUstream stream) {
+  if (const EstimateKernels* kernels = find(dtype, head_dim)) return *kernels;
+  refuse_while_capturing(
+      stream,
+      fmt::format("{} for this type and width are not bound in this context yet, and binding",
+                  kind_.what),
+      fmt::format("call {}", kind_.binder));
+  bind(dtype, head_dim, {});
+  return *find(dtype, head_dim);
 }
 
 static jit::KernelInfo info_of(const cache::Entry& entry, bool hit, const char* kernel) {
@@ -269,11 +282,6 @@ using runtime::EstimatePlan;
 using runtime::launch_estimate;
 using runtime::Source;
 
-runtime::BoundEstimates& bound_estimates() {
-  static auto* bound = new runtime::BoundEstimates;  // outlives the driver
-  return *bound;
-}
-
 int most_shared_bytes(int head_dim) {
   return estimate_shared_bytes(head_dim, runtime::most_estimate_heads(head_dim));
 }
@@ -289,6 +297,15 @@ Source estimate_source(const plan::Arch& arch, DType dtype, int head_dim,
                                .shared_bytes = most_shared_bytes(head_dim),
                                .threads = kEstimateThreads},
                               settings);
+}
+
+runtime::BoundEstimates& bound_estimates() {
+  // Outlives the driver.
+  static auto* bound = new runtime::BoundEstimates({.what = "estimates",
+                                                    .binder = "bind_estimate",
+                                                    .source = estimate_source,
+                                                    .other = codegen::kSelectSymbol});
+  return *bound;
 }
 
 void launch_all(const EstimateKernels& bound, EstimatePlan& plan, CUstream stream) {
@@ -307,10 +324,7 @@ void launch_all(const EstimateKernels& bound, EstimatePlan& plan, CUstream strea
 }  // namespace
 
 void bind_estimate(DType dtype, int head_dim, const Options& options) {
-  const runtime::Device device = runtime::current_device();
-  const runtime::Settings settings = runtime::resolve(options);
-  const Source source = estimate_source(device.arch, dtype, head_dim, settings);
-  bound_estimates().bind(dtype, head_dim, device, source, codegen::kSelectSymbol, settings);
+  bound_estimates().bind(dtype, head_dim, options);
 }
 
 std::size_t estimate_workspace_bytes(const EstimateArgs& args) {
@@ -324,23 +338,15 @@ std::size_t estimate_workspace_bytes(const EstimateArgs& args) {
 void estimate_slashes(const EstimateArgs& args) {
   EstimatePlan plan = runtime::estimate_plan(args, 1);  // refuses what it must before binding
   if (plan.estimate.num_planes == 0) return;
-  const EstimateKernels* bound = bound_estimates().find(plan.dtype, plan.head_dim);
-  if (bound == nullptr) {
-    runtime::refuse_while_capturing(
-        args.stream,
-        "estimates for this type and width are not bound in this context yet, and "
-        "binding",
-        "call bind_estimate");
-    bind_estimate(plan.dtype, plan.head_dim);
-    bound = bound_estimates().find(plan.dtype, plan.head_dim);
-  }
-  plan = runtime::estimate_plan(args, bound->num_sms);
+  const EstimateKernels& bound =
+      bound_estimates().find_or_bind(plan.dtype, plan.head_dim, args.stream);
+  plan = runtime::estimate_plan(args, bound.num_sms);
 
   const std::size_t bytes = plan.workspace_bytes();
   const auto launch = [&](CUdeviceptr memory) {
     plan.select.values = plan.estimate.sums = reinterpret_cast<float*>(memory);
     plan.estimate.parts = reinterpret_cast<SoftmaxPart*>(memory + plan.sums_bytes);
-    launch_all(*bound, plan, args.stream);
+    launch_all(bound, plan, args.stream);
   };
   if (args.workspace.data == nullptr && args.workspace.bytes == 0) {
     runtime::with_scratch(bytes, args.stream, launch);

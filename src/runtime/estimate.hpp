@@ -44,16 +44,29 @@ struct EstimateKernels {
   int num_sms = 0;
 };
 
+/// What the estimates' kernels differ in.
+struct EstimateKind {
+  const char* what;    ///< for messages: "estimates"
+  const char* binder;  ///< the function that binds them, for messages
+  Source (*source)(const plan::Arch&, DType, int head_dim, const Settings&);
+  const char* other;  ///< the second kernel's symbol
+};
+
+/// The kernels of one kind of estimates, for every context, type and width.
 class BoundEstimates {
  public:
+  explicit BoundEstimates(const EstimateKind& kind) : kind_(kind) {}
+
   /// Of the current context; null where they are not bound.
   const EstimateKernels* find(DType dtype, int head_dim);
-  /// @param other the second kernel's symbol.
-  void bind(DType dtype, int head_dim, const Device& device, const Source& source,
-            const char* other, const Settings& settings);
+  /// In the current context.
+  void bind(DType dtype, int head_dim, const jit::Options& options);
+  /// Binds what is not bound, which is refused while `stream` is being captured.
+  const EstimateKernels& find_or_bind(DType dtype, int head_dim, CUstream stream);
 
  private:
   using Key = std::tuple<unsigned long long, DType, int>;  // context, type, width
+  EstimateKind kind_;
   std::shared_mutex mutex_;
   std::map<Key, EstimateKernels> kernels_;
 };

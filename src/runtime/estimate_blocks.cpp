@@ -139,11 +139,6 @@ using runtime::EstimateKernels;
 using runtime::launch_estimate;
 using runtime::Source;
 
-runtime::BoundEstimates& bound_estimates() {
-  static auto* bound = new runtime::BoundEstimates;  // outlives the driver
-  return *bound;
-}
-
 Source estimate_source(const plan::Arch& arch, DType dtype, int head_dim,
                        const runtime::Settings& settings) {
   runtime::check_width(dtype, head_dim);
@@ -157,6 +152,15 @@ Source estimate_source(const plan::Arch& arch, DType dtype, int head_dim,
        .shared_bytes = estimate_blocks_shared_bytes(stages),
        .threads = kEstimateBlocksThreads},
       settings);
+}
+
+runtime::BoundEstimates& bound_estimates() {
+  // Outlives the driver.
+  static auto* bound = new runtime::BoundEstimates({.what = "estimates of blocks",
+                                                    .binder = "bind_estimate_blocks",
+                                                    .source = estimate_source,
+                                                    .other = codegen::kPoolBlocksSymbol});
+  return *bound;
 }
 
 void launch_all(const EstimateKernels& bound, EstimateBlocksPlan& plan, CUstream stream) {
@@ -173,25 +177,15 @@ void launch_all(const EstimateKernels& bound, EstimateBlocksPlan& plan, CUstream
 }  // namespace
 
 void bind_estimate_blocks(DType dtype, int head_dim, const Options& options) {
-  const runtime::Device device = runtime::current_device();
-  const runtime::Settings settings = runtime::resolve(options);
-  const Source source = estimate_source(device.arch, dtype, head_dim, settings);
-  bound_estimates().bind(dtype, head_dim, device, source, codegen::kPoolBlocksSymbol, settings);
+  bound_estimates().bind(dtype, head_dim, options);
 }
 
 void estimate_blocks(const EstimateBlocksArgs& args) {
   EstimateBlocksPlan plan = runtime::estimate_blocks_plan(args, 1);  // refuses before binding
   if (plan.num_ctas == 0 || plan.estimate.num_kv_blocks == 0) return;
-  const EstimateKernels* bound = bound_estimates().find(plan.dtype, plan.head_dim);
-  if (bound == nullptr) {
-    runtime::refuse_while_capturing(args.stream,
-                                    "estimates of blocks for this type and width are not bound in "
-                                    "this context yet, and binding",
-                                    "call bind_estimate_blocks");
-    bind_estimate_blocks(plan.dtype, plan.head_dim);
-    bound = bound_estimates().find(plan.dtype, plan.head_dim);
-  }
-  plan = runtime::estimate_blocks_plan(args, bound->num_sms);
+  const EstimateKernels& bound =
+      bound_estimates().find_or_bind(plan.dtype, plan.head_dim, args.stream);
+  plan = runtime::estimate_blocks_plan(args, bound.num_sms);
 
   const std::size_t bytes = plan.q_means_bytes + plan.k_means_bytes + plan.values_bytes;
   runtime::with_scratch(bytes, args.stream, [&](CUdeviceptr memory) {
@@ -202,7 +196,7 @@ void estimate_blocks(const EstimateBlocksArgs& args) {
       memory += plan.k_means_bytes;
     }
     plan.estimate.values = reinterpret_cast<float*>(memory);
-    launch_all(*bound, plan, args.stream);
+    launch_all(bound, plan, args.stream);
   });
 }
 

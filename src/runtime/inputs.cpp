@@ -639,14 +639,15 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
   return plan;
 }
 
-void check_thresholds(const std::string& name, int head, std::span<const float> thresholds) {
+void check_thresholds(const std::string& name, std::span<const float> thresholds, int num_columns) {
   const auto nan = std::find_if(thresholds.begin(), thresholds.end(),
                                 [](float threshold) { return std::isnan(threshold); });
   if (nan == thresholds.end()) return;
+  const std::ptrdiff_t at = nan - thresholds.begin();
   refuse(
       fmt::format("the input '{}' is NaN in head {}, column {}, where it keeps every tile: write "
                   "-inf if that is meant",
-                  name, head, nan - thresholds.begin()));
+                  name, at / num_columns, at % num_columns));
 }
 
 }  // namespace girih::runtime

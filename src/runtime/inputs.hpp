@@ -65,7 +65,8 @@ InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> 
                       const InputExtents& extents, void* workspace,
                       std::span<const plan::ConditionTiles> tiles = {});
 
-/// @throws Error invalid_argument where one of a head's thresholds is NaN.
-void check_thresholds(const std::string& name, int head, std::span<const float> thresholds);
+/// @param thresholds [heads, num_columns]
+/// @throws Error invalid_argument where one is NaN.
+void check_thresholds(const std::string& name, std::span<const float> thresholds, int num_columns);
 
 }  // namespace girih::runtime

@@ -13,6 +13,7 @@
 #include "cuda/module.hpp"
 #include "cuda/stream_counters.hpp"
 #include "girih/error.hpp"
+#include "girih/shared/prune.cuh"
 #include "pattern/places.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
@@ -20,6 +21,7 @@
 #include "runtime/auto_tune.hpp"
 #include "runtime/cubin.hpp"
 #include "runtime/inputs.hpp"
+#include "runtime/kernel.hpp"
 #include "runtime/settings.hpp"
 #include "runtime/splits.hpp"
 #include "runtime/tensors.hpp"
@@ -164,6 +166,18 @@ struct Kernel::Impl {
   runtime::SplitShape split_shape;
   std::optional<plan::Bricks> bricks;  // that its tiles are
   GridPoint grid{};                    // that they are of
+  int maxima_tile_keys = 0;            // of a kernel of tile maxima
+
+  FwdParams params_of(const Args& args) const {
+    FwdParams params = runtime::forward_params(args, problem, grids);
+    if (maxima_tile_keys > 0) {
+      const Geometry& geometry = params.geometry;
+      const std::int64_t head = std::int64_t{ceil_div(geometry.seqlen_q, kPruneRows)} *
+                                ceil_div(geometry.seqlen_k, maxima_tile_keys);
+      params.lse_strides = {problem.num_heads * head, 0, head};
+    }
+    return params;
+  }
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
@@ -275,24 +289,31 @@ struct Kernel::Impl {
     if (result != CUDA_SUCCESS) refuse_launch(result, device);
   }
 
-  // Waits for what the stream does to them.
+  // Waits once for what the stream does to all of them.
   void check_thresholds(const runtime::InputPlan& plan, CUstream stream) const {
-    std::vector<float> values;
+    struct Copy {
+      const std::string& name;
+      int num_columns;
+      std::vector<float> values;
+    };
+    std::vector<Copy> copies;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].kind != InputInfo::Kind::thresholds) continue;
       const InputView& view =
           plan.views[static_cast<std::size_t>(pattern::place_of(inputs, static_cast<int>(i)))];
+      const auto num_columns = static_cast<int>(view.row_stride);
       const int heads = problem.num_heads / view.heads_per_plane;
-      values.resize(static_cast<std::size_t>(view.row_stride));
-      for (int head = 0; head < heads; ++head) {
-        cuda::check(
-            cuda::driver().cuMemcpyDtoHAsync(
-                values.data(), reinterpret_cast<CUdeviceptr>(view.data + head * view.head_stride),
-                values.size() * sizeof(float), stream),
-            "reading thresholds to check them");
-        cuda::check(cuda::driver().cuStreamSynchronize(stream), "reading thresholds to check them");
-        runtime::check_thresholds(inputs[i].name, head, values);
-      }
+      std::vector<float> values(static_cast<std::size_t>(std::int64_t{heads} * num_columns));
+      cuda::check(
+          cuda::driver().cuMemcpyDtoHAsync(values.data(), reinterpret_cast<CUdeviceptr>(view.data),
+                                           values.size() * sizeof(float), stream),
+          "reading thresholds to check them");
+      copies.push_back({inputs[i].name, num_columns, std::move(values)});
+    }
+    if (copies.empty()) return;
+    cuda::check(cuda::driver().cuStreamSynchronize(stream), "reading thresholds to check them");
+    for (const Copy& copy : copies) {
+      runtime::check_thresholds(copy.name, copy.values, copy.num_columns);
     }
   }
 };
@@ -302,7 +323,7 @@ const Problem& Kernel::problem() const { return impl_->problem; }
 const KernelInfo& Kernel::info() const { return impl_->info; }
 
 std::size_t Kernel::workspace_bytes(const Args& args) const {
-  const FwdParams params = runtime::forward_params(args, impl_->problem, impl_->grids);
+  const FwdParams params = impl_->params_of(args);
   const runtime::InputPlan inputs = impl_->plan_inputs(args, params, {});
   return impl_->splits_of(impl_->ordered(params), inputs, {}).workspace_bytes;
 }
@@ -313,7 +334,7 @@ static void check_workspace(const Workspace& workspace, std::size_t needed) {
 
 void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {
   const Impl& impl = *impl_;
-  FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
+  FwdParams params = impl.params_of(args);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   FwdParams ordered = impl.ordered(params);
   const runtime::SplitPlan splits = impl.splits_of(ordered, plan, workspace);
@@ -375,7 +396,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
 
 void Kernel::launch(const Args& args, Workspace workspace) const {
   const Impl& impl = *impl_;
-  FwdParams params = runtime::forward_params(args, impl.problem, impl.grids);
+  FwdParams params = impl.params_of(args);
   runtime::InputPlan inputs = impl.plan_inputs(args, params, workspace);
   if (impl.bricks) runtime::refuse_partial_keys(args);
   params = impl.ordered(params);
@@ -415,8 +436,7 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   impl.launch(impl.merge_splits, 2 * impl.num_sms, kSplitThreads, 0, args.stream, merge_parameters);
 }
 
-// Launches, with a workspace from the driver's pool where the pattern's inputs need one.
-static void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
+void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
   const bool prepares = !pattern.inputs().empty() || !pattern::conditions_of(pattern).empty();
   const std::size_t bytes = prepares ? kernel.workspace_bytes(args) : 0;
   if (bytes == 0) return kernel.launch(args);
@@ -434,6 +454,53 @@ static void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const
     throw;
   }
   cuda::check(give_back(), "giving the workspace back to the memory pool");
+}
+
+Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem& problem,
+                   const Device& device, const Source& source, std::string tile_source,
+                   const Settings& settings) {
+  auto impl = std::make_shared<Kernel::Impl>();
+  impl->problem = problem;
+  impl->head_table = plan.head_table;
+  impl->inputs = pattern.inputs();
+  impl->tiles = plan.tiles;
+  impl->grids = pattern::grids_of(pattern);
+  impl->device = device.handle;
+  impl->section_bytes = section_bytes(pattern, device.l2_bytes);
+  impl->num_sms = device.id.num_sms;
+  const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
+  impl->query_tile = {plan.spec.tile.block_m / heads, heads};
+  impl->key_box = plan.spec.key_box;
+  impl->gathers = plan.spec.gathers;
+  impl->bricks = plan.spec.bricks;
+  impl->grid = plan.grid;
+  if (plan.spec.tile_maxima) impl->maxima_tile_keys = plan.spec.tile.block_n;
+  if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
+    impl->counters = &cuda::StreamCounters::of_context(device.context_id);
+  }
+  impl->loaded = loaded_slot(source.key);
+  Loaded& loaded = *impl->loaded;
+  const std::lock_guard lock(loaded.mutex);
+  const bool hit = load(loaded, source, settings);
+  if (!loaded.prepared.contains(device.context_id)) {
+    loaded.module->prepare(device.handle, plan.shared_bytes);
+    loaded.prepared.insert(device.context_id);
+  }
+  impl->function = loaded.module->function();
+  if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
+  if (plan.spec.builds_numbers) {
+    impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
+  }
+  if (plan.spec.builds_slashes) impl->build_slash = loaded.module->load(codegen::kBuildSlashSymbol);
+  if (plan.spec.builds_tiles()) impl->build_tiles = loaded.module->load(codegen::kBuildTilesSymbol);
+  if (plan.spec.splits) {
+    impl->plan_splits = loaded.module->load(codegen::kPlanSplitsSymbol);
+    impl->merge_splits = loaded.module->load(codegen::kMergeSplitsSymbol);
+    impl->split_shape = {plan.spec.tile.block_m, plan.spec.tile.block_n, plan.spec.head_dim_v,
+                         impl->num_sms};
+  }
+  impl->info = info_of(loaded.entry, plan, std::move(tile_source), hit);
+  return Kernel(std::move(impl));
 }
 
 struct Program::State {
@@ -486,49 +553,8 @@ Kernel Program::State::make_kernel(const Problem& problem, const Device& device,
                                    const runtime::TileChoice& choice,
                                    const Settings& settings) const {
   const plan::Plan plan = plan::make_plan(pattern, problem, device.arch, choice.tile);
-  const Source source = source_of_plan(pattern, plan, settings);
-
-  auto impl = std::make_shared<Kernel::Impl>();
-  impl->problem = problem;
-  impl->head_table = plan.head_table;
-  impl->inputs = pattern.inputs();
-  impl->tiles = plan.tiles;
-  impl->grids = pattern::grids_of(pattern);
-  impl->device = device.handle;
-  impl->section_bytes = section_bytes(pattern, device.l2_bytes);
-  impl->num_sms = device.id.num_sms;
-  const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
-  impl->query_tile = {plan.spec.tile.block_m / heads, heads};
-  impl->key_box = plan.spec.key_box;
-  impl->gathers = plan.spec.gathers;
-  impl->bricks = plan.spec.bricks;
-  impl->grid = plan.grid;
-  if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
-    impl->counters = &cuda::StreamCounters::of_context(device.context_id);
-  }
-  impl->loaded = loaded_slot(source.key);
-  Loaded& loaded = *impl->loaded;
-  const std::lock_guard lock(loaded.mutex);
-  const bool hit = load(loaded, source, settings);
-  if (!loaded.prepared.contains(device.context_id)) {
-    loaded.module->prepare(device.handle, plan.shared_bytes);
-    loaded.prepared.insert(device.context_id);
-  }
-  impl->function = loaded.module->function();
-  if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
-  if (plan.spec.builds_numbers) {
-    impl->build_numbers = loaded.module->load(codegen::kBuildNumbersSymbol);
-  }
-  if (plan.spec.builds_slashes) impl->build_slash = loaded.module->load(codegen::kBuildSlashSymbol);
-  if (plan.spec.builds_tiles()) impl->build_tiles = loaded.module->load(codegen::kBuildTilesSymbol);
-  if (plan.spec.splits) {
-    impl->plan_splits = loaded.module->load(codegen::kPlanSplitsSymbol);
-    impl->merge_splits = loaded.module->load(codegen::kMergeSplitsSymbol);
-    impl->split_shape = {plan.spec.tile.block_m, plan.spec.tile.block_n, plan.spec.head_dim_v,
-                         impl->num_sms};
-  }
-  impl->info = info_of(loaded.entry, plan, choice.source, hit);
-  return Kernel(std::move(impl));
+  return load_kernel(pattern, plan, problem, device, source_of_plan(pattern, plan, settings),
+                     choice.source, settings);
 }
 
 // The kernel of the first choice that can be had.

@@ -2,6 +2,7 @@
 // say what they are for.
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -24,13 +25,11 @@ namespace {
 // Metadata are texts.
 int number(const std::string& path, const char* name, const std::string& text) {
   int value = 0;
-  for (const char digit : text) {
-    if (digit < '0' || digit > '9' || value > 100000) value = -1;
-    if (value < 0) break;
-    value = 10 * value + (digit - '0');
-  }
-  if (text.empty() || value < 0) {
-    refuse(path, fmt::format("says {} '{}', which is no number", name, text));
+  const char* const end = text.data() + text.size();
+  const auto [after, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc{} || after != end || value < 0 || value > kMaxNumber) {
+    refuse(path,
+           fmt::format("says {} '{}', which is no number from 0 to {}", name, text, kMaxNumber));
   }
   return value;
 }

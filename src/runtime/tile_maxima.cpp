@@ -2,17 +2,18 @@
 #include <fmt/format.h>
 
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
 #include "girih/prune.hpp"
-#include "girih/shared/prune.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
 #include "plan/plan.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/cubin.hpp"
+#include "runtime/kernel.hpp"
 #include "runtime/tensors.hpp"
 
 namespace girih::jit {
@@ -66,6 +67,8 @@ Args attention_args(const TileMaximaArgs& args) {
   result.softmax_scale = args.softmax_scale;
   result.q_start = args.q_start;
   result.k_start = args.k_start;
+  result.lse = args.maxima;
+  result.inputs = args.inputs;
   result.stream = args.stream;
   return result;
 }
@@ -78,44 +81,31 @@ struct TileMaxima::State {
   Options options;
   struct Bound {
     unsigned long long context_id;
-    Problem problem;
-    std::shared_ptr<runtime::Loaded> loaded;
-    CUfunction function;
-    plan::Plan plan;
+    Kernel kernel;
   };
   std::shared_mutex mutex;
-  std::vector<std::shared_ptr<const Bound>> bound;
+  std::vector<Bound> bound;
 
-  std::shared_ptr<const Bound> find(const Problem& problem) {
+  std::optional<Kernel> find(const Problem& problem) {
     const std::shared_lock lock(mutex);
-    for (const auto& candidate : bound) {
-      if (candidate->context_id == runtime::current_context_id() && candidate->problem == problem) {
-        return candidate;
+    for (const Bound& candidate : bound) {
+      if (candidate.context_id == runtime::current_context_id() &&
+          candidate.kernel.problem() == problem) {
+        return candidate.kernel;
       }
     }
-    return nullptr;
+    return std::nullopt;
   }
 
-  std::shared_ptr<const Bound> bind(const Problem& problem) {
+  Kernel bind(const Problem& problem) {
     const runtime::Device device = runtime::current_device();
     const runtime::Settings settings = runtime::resolve(options);
-    plan::Plan plan = plan::make_tile_maxima_plan(pattern, problem, device.arch, kv);
-    const Source source = source_of(pattern, plan, settings);
-    const std::shared_ptr<runtime::Loaded> loaded = runtime::loaded_slot(source.key);
-    CUfunction function = nullptr;
-    {
-      const std::lock_guard lock(loaded->mutex);
-      runtime::load(*loaded, source, settings);
-      if (loaded->prepared.insert(device.context_id).second) {
-        loaded->module->prepare(device.handle, plan.shared_bytes);
-      }
-      function = loaded->module->function();
-    }
-    auto result = std::make_shared<const Bound>(
-        Bound{device.context_id, problem, loaded, function, std::move(plan)});
+    const plan::Plan plan = plan::make_tile_maxima_plan(pattern, problem, device.arch, kv);
+    Kernel kernel = load_kernel(pattern, plan, problem, device, source_of(pattern, plan, settings),
+                                "given", settings);
     const std::unique_lock lock(mutex);
-    bound.push_back(result);
-    return result;
+    bound.push_back({device.context_id, kernel});
+    return kernel;
   }
 };
 
@@ -124,6 +114,8 @@ TileMaxima::TileMaxima(const Pattern& pattern, int kv, Options options)
   check_kv(kv);
 }
 
+const Pattern& TileMaxima::pattern() const { return state_->pattern; }
+
 void TileMaxima::operator()(const TileMaximaArgs& args) const {
   if (args.layout == Layout::thd) {
     throw Error(Errc::unsupported,
@@ -131,44 +123,22 @@ void TileMaxima::operator()(const TileMaximaArgs& args) const {
                 "batch at a time");
   }
   const Args attention = attention_args(args);
-  Problem problem = runtime::problem_of(attention);
-  FwdParams params =
-      runtime::forward_params(attention, problem, pattern::grids_of(state_->pattern));
+  const Problem problem = runtime::problem_of(attention);
   runtime::check_aligned_to_4("maxima", args.maxima);
-  const std::int64_t num_q_tiles = ceil_div(params.geometry.seqlen_q, kPruneRows);
-  const std::int64_t num_k_tiles = ceil_div(params.geometry.seqlen_k, state_->kv);
-  const std::int64_t num_tiles = num_q_tiles * params.num_batch_heads;
-  if (num_tiles == 0 || num_k_tiles == 0) return;
+  const FwdParams params =  // refuses what it must before binding
+      runtime::forward_params(attention, problem, pattern::grids_of(state_->pattern));
+  const bool empty =
+      params.num_batch_heads == 0 || params.geometry.seqlen_q == 0 || params.geometry.seqlen_k == 0;
+  if (empty) return;
   if (args.maxima == nullptr) throw Error(Errc::invalid_argument, "maxima is null");
-  if (num_tiles > kMaxNumber) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("{} heads of all sequences x {} query tiles is more than {}: split the "
-                            "batch",
-                            params.num_batch_heads, num_q_tiles, kMaxNumber));
-  }
-  params.lse = args.maxima;
-  const std::int64_t head = num_q_tiles * num_k_tiles;
-  params.lse_strides = {problem.num_heads * head, 0, head};
-  params.num_m_blocks = static_cast<int>(num_q_tiles);
-  params.heads_per_section = params.num_batch_heads;
-  params.num_tiles = static_cast<int>(num_tiles);
 
-  std::shared_ptr<const State::Bound> bound = state_->find(problem);
-  if (bound == nullptr) {
+  std::optional<Kernel> kernel = state_->find(problem);
+  if (!kernel) {
     runtime::refuse_while_capturing(args.stream, "this problem is not bound yet, and binding",
                                     "call it once before");
-    bound = state_->bind(problem);
+    kernel = state_->bind(problem);
   }
-  CUlaunchConfig config{};
-  config.gridDimX = static_cast<unsigned>(num_tiles);
-  config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = static_cast<unsigned>(bound->plan.threads);
-  config.blockDimY = config.blockDimZ = 1;
-  config.sharedMemBytes = static_cast<unsigned>(bound->plan.shared_bytes);
-  config.hStream = args.stream;
-  void* parameters[] = {&params, const_cast<int*>(bound->plan.head_table.data())};
-  cuda::check(cuda::driver().cuLaunchKernelEx(&config, bound->function, parameters, nullptr),
-              "launching tile maxima");
+  launch_with_pool(state_->pattern, *kernel, attention);
 }
 
 Artifact build_tile_maxima(const Pattern& pattern, int kv, const Problem& problem,

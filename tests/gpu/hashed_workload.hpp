@@ -35,12 +35,6 @@ struct Lengths {
   int q, k;
 };
 
-inline std::vector<int> all_rows(long long seqlen_q) {
-  std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
-  for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
-  return rows;
-}
-
 // What heads should see in chosen rows of a sequence: classes[c] is for heads
 // [c * kHashes, (c + 1) * kHashes), each or all of them. `sizes` are those of the first head.
 struct Expected {
@@ -280,5 +274,27 @@ inline void require_bound(const std::vector<Binding>& bindings, const std::vecto
   CHECK_MESSAGE((outcome).wrong == 0, (description)                                              \
                                           << ": " << (outcome).wrong << " of " << (outcome).rows \
                                           << " rows wrong: " << (outcome).first)
+
+inline Case with_input(Case c, const girih::verify::InputData& data) {
+  c.inputs = {data};
+  return c;
+}
+
+// Binds a pattern for every tile, and checks which keys each kernel shows.
+inline void check_kernels(const std::string& pattern, const Case& c,
+                          std::span<const girih::TileConfig> tiles,
+                          const std::vector<Expected>& expected, const std::string& description) {
+  std::vector<Binding> bindings;
+  for (const girih::TileConfig& tile : tiles) bindings.push_back({pattern, c.problem, tile});
+  const std::vector<Bound> bound = bind_all(bindings);
+  require_bound(bindings, bound);
+  HashedWorkload workload(c, c.seed);
+  for (std::size_t i = 0; i < tiles.size(); ++i) {
+    if (!bound[i].kernel) continue;
+    const auto outcome = workload.check(*bound[i].kernel, expected);
+    CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}, tile {}", description, c.seqlen_q,
+                                       c.seqlen_k, describe(c.problem), describe(tiles[i])));
+  }
+}
 
 }  // namespace gpu_tests

@@ -108,6 +108,31 @@ inline void set_visible_bits(const oracle::Expr& expr, const oracle::Sizes& size
   }
 }
 
+inline std::vector<int> all_rows(long long seqlen_q) {
+  std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
+  for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
+  return rows;
+}
+
+/// One plane of columns and slashes as the oracle has it, for some rows of a sequence of these
+/// sizes.
+inline oracle::Expr slashes_of(const girih::verify::InputData& data, int plane,
+                               const oracle::Sizes& sizes, const std::vector<int>& rows) {
+  oracle::Expr expr{oracle::Expr::Kind::vertical_slash, {}, {}};
+  expr.slash.name = data.name;
+  expr.slash.distances.insert(0);
+  for (int i = 0; i < data.num_vertical; ++i) {
+    expr.slash.columns.insert(
+        data.vertical[static_cast<std::size_t>(plane * data.num_vertical + i)]);
+  }
+  for (int i = 0; i < data.num_slash; ++i) {
+    const auto distance = data.slash[static_cast<std::size_t>(plane * data.num_slash + i)];
+    if (distance >= 0) expr.slash.distances.insert(distance);
+  }
+  expr.slash.remember(sizes, rows);
+  return expr;
+}
+
 /// The oracle's reading of classes of consecutive heads.
 inline girih::verify::MaskRow oracle_mask(std::vector<oracle::Expr> classes, int heads_per_class,
                                           const girih::verify::Case& c) {

@@ -74,19 +74,12 @@ void check_classes(const Case& c, const Classes& classes, const std::string& des
   for (int head = 0; head < c.problem.heads_total(); head += c.problem.num_heads) {
     std::ranges::copy(classes(0), std::back_inserter(model));
   }
-  const std::vector<Binding> bindings = {{pattern_text(model, kHashes), c.problem, tile}};
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
-  if (!bound[0].kernel) return;
   std::vector<Expected> expected;
   const std::vector<oracle::Sizes> sizes = sizes_of(c);
   for (std::size_t b = 0; b < sizes.size(); ++b) {
     expected.emplace_back(classes(static_cast<int>(b)), sizes[b]);
   }
-  HashedWorkload workload(c, c.seed);
-  CHECK_OUTCOME(workload.check(*bound[0].kernel, expected),
-                fmt::format("{}, {} x {}, {}, {}", description, c.seqlen_q, c.seqlen_k,
-                            describe(c.problem), describe(tile)));
+  check_kernels(pattern_text(model, kHashes), c, {&tile, 1}, expected, description);
 }
 
 Case case_of(const Problem& problem, int batch, Lengths lengths, std::vector<InputData> inputs,
@@ -266,18 +259,9 @@ TEST_CASE("conditions of 131072 tokens pass over their empty tiles and show exac
   std::vector<int> rows;
   for (int q = 0; q < length; q += 997) rows.push_back(q);
   rows.push_back(length - 1);
-  std::vector<Binding> bindings;
-  for (const TileConfig& tile : kKernels) bindings.push_back({oracle::text(expr), problem, tile});
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
   const Case c = case_of(problem, 1, {length, length}, {}, 9);
-  HashedWorkload workload(c, c.seed);
-  const Expected expected({expr}, sizes_of(c)[0], rows);
-  for (std::size_t i = 0; i < bindings.size(); ++i) {
-    if (!bound[i].kernel) continue;
-    CHECK_OUTCOME(workload.check(*bound[i].kernel, {expected}),
-                  "131072 tokens, tile " + describe(bindings[i].tile));
-  }
+  check_kernels(oracle::text(expr), c, kKernels, {Expected({expr}, sizes_of(c)[0], rows)},
+                "131072 tokens");
 }
 
 TEST_CASE("a program finds tiles by itself, and launches with kept tiles give the same bits") {

@@ -410,17 +410,7 @@ TEST_CASE("S2-Attention's own matrices show exactly their keys") {
       Expected(classes, oracle::bottom_right(length.q, length.k))};
   for (const int head_dim : {64, 128}) {
     const Problem problem = make_problem(DType::bfloat16, head_dim, 2 * kHashes, 2);
-    std::vector<Binding> bindings;
-    for (const TileConfig& tile : kKernels) bindings.push_back({text, problem, tile});
-    const std::vector<Bound> bound = bind_all(bindings);
-    require_bound(bindings, bound);
-    HashedWorkload workload(mask_case(problem, 2, length), 12);
-    for (std::size_t i = 0; i < bindings.size(); ++i) {
-      if (!bound[i].kernel) continue;
-      CHECK_OUTCOME(
-          workload.check(*bound[i].kernel, expected),
-          fmt::format("{} {}, tile {}", text, describe(problem), describe(bindings[i].tile)));
-    }
+    check_kernels(text, mask_case(problem, 2, length), kKernels, expected, text);
   }
 }
 
@@ -481,20 +471,9 @@ TEST_CASE("neighborhoods of an image and of a video show exactly their keys") {
     for (int i = 0; i < 400; ++i) rows.push_back(static_cast<int>(random() % tokens));
     std::sort(rows.begin(), rows.end());
     const Problem problem = make_problem(DType::bfloat16, 128, kHashes, kHashes);
-    std::vector<Binding> bindings;
-    for (const TileConfig& tile : kKernels) {
-      bindings.push_back({pattern_text({expr}, kHashes), problem, tile});
-    }
-    const std::vector<Bound> bound = bind_all(bindings);
-    require_bound(bindings, bound);
-    const std::vector<Expected> expected = {
-        Expected({expr}, oracle::bottom_right(tokens, tokens), rows)};
-    HashedWorkload workload(mask_case(problem, 1, {tokens, tokens}), 9);
-    for (std::size_t i = 0; i < bindings.size(); ++i) {
-      if (!bound[i].kernel) continue;
-      const auto outcome = workload.check(*bound[i].kernel, expected);
-      CHECK_OUTCOME(outcome, bindings[i].pattern + " " + describe(problem));
-    }
+    const std::string text = pattern_text({expr}, kHashes);
+    check_kernels(text, mask_case(problem, 1, {tokens, tokens}), kKernels,
+                  {Expected({expr}, oracle::bottom_right(tokens, tokens), rows)}, text);
   }
 }
 

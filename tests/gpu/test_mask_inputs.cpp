@@ -101,19 +101,11 @@ std::vector<std::vector<oracle::Expr>> alike(const InputData& data, const Case& 
 void check_classes(const Case& c, const InputData& data,
                    const std::vector<std::vector<oracle::Expr>>& sequences,
                    const std::string& description, const TileConfig& tile = {}) {
-  const std::vector<Binding> bindings = {{pattern_text(sequences[0], kHashes), c.problem, tile}};
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
-  if (!bound[0].kernel) return;
   std::vector<Expected> expected;
   const std::vector<oracle::Sizes> sizes = sizes_of(c);
   for (std::size_t b = 0; b < sizes.size(); ++b) expected.emplace_back(sequences[b], sizes[b]);
-  Case with_inputs = c;
-  with_inputs.inputs = {data};
-  HashedWorkload workload(with_inputs, c.seed);
-  const auto outcome = workload.check(*bound[0].kernel, expected);
-  CHECK_OUTCOME(outcome, fmt::format("{}, {} x {}, {}, tile {}", description, c.seqlen_q,
-                                     c.seqlen_k, describe(c.problem), describe(tile)));
+  check_kernels(pattern_text(sequences[0], kHashes), with_input(c, data), {&tile, 1}, expected,
+                description);
 }
 
 void check_blocks(const Case& c, const InputData& data, int q_block, int kv_block,
@@ -124,25 +116,12 @@ void check_blocks(const Case& c, const InputData& data, int q_block, int kv_bloc
 // Some rows of one class, in both kernels.
 void check_long_rows(const Case& c, const InputData& data, const std::vector<oracle::Expr>& classes,
                      const std::string& description) {
-  std::vector<Binding> bindings;
-  for (const TileConfig& tile : kKernels) {
-    bindings.push_back({oracle::text(classes[0]), c.problem, tile});
-  }
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
   std::vector<int> rows;
   for (int q = 0; q < c.seqlen_q; q += 1021) rows.push_back(q);
   rows.push_back(c.seqlen_q - 1);
   const std::vector<Expected> expected = {
       Expected(classes, with_heads(oracle::bottom_right(c.seqlen_q, c.seqlen_k), c.problem), rows)};
-  Case with_inputs = c;
-  with_inputs.inputs = {data};
-  HashedWorkload workload(with_inputs, 4);
-  for (std::size_t i = 0; i < bindings.size(); ++i) {
-    if (!bound[i].kernel) continue;
-    CHECK_OUTCOME(workload.check(*bound[i].kernel, expected),
-                  description + ", tile " + describe(bindings[i].tile));
-  }
+  check_kernels(oracle::text(classes[0]), with_input(c, data), kKernels, expected, description);
 }
 
 Case block_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
@@ -506,13 +485,6 @@ TEST_CASE("sanitizer: numbers of tokens show exactly the keys that they allow") 
 TEST_CASE(
     "numbers from run-time inputs show exactly their keys, and count as the nearest allowed") {
   Case c = mask_case(make_problem(DType::bfloat16, 64, 2 * kHashes, 2), 2, {300, 420});
-  std::vector<Binding> bindings;
-  for (const TileConfig& tile : kKernels) {
-    bindings.push_back(
-        {"heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c.problem, tile});
-  }
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
   const std::vector<std::int32_t> n = {17, 100, -5, 0};  // [batch, KV heads]
   const std::vector<std::int32_t> w = {30, -9};          // [batch, 1]
   c.inputs = {
@@ -527,10 +499,8 @@ TEST_CASE(
         std::vector{both(causal(), streaming_part), atom(Kind::chunk, {std::max(n[2 * b + 1], 1)})},
         sizes[b]);
   }
-  HashedWorkload workload(c, 8);
-  for (const Bound& one : bound) {
-    if (one.kernel) CHECK_OUTCOME(workload.check(*one.kernel, expected), "numbers");
-  }
+  check_kernels("heads(0-3: causal & (sink($n) | window(left=$w)), else: chunk($n))", c, kKernels,
+                expected, "numbers");
 }
 
 TEST_CASE("sanitizer: block masks show exactly their blocks") {

@@ -21,24 +21,6 @@ using Kind = oracle::Expr::Kind;
 
 namespace {
 
-// One of an input's planes as the oracle has it, in a sequence of these sizes.
-oracle::Expr plane_of(const InputData& data, int plane, const oracle::Sizes& sizes,
-                      const std::vector<int>& rows) {
-  oracle::Expr expr{Kind::vertical_slash, {}, {}};
-  expr.slash.name = data.name;
-  expr.slash.distances.insert(0);
-  for (int i = 0; i < data.num_vertical; ++i) {
-    expr.slash.columns.insert(
-        data.vertical[static_cast<std::size_t>(plane * data.num_vertical + i)]);
-  }
-  for (int i = 0; i < data.num_slash; ++i) {
-    const auto distance = data.slash[static_cast<std::size_t>(plane * data.num_slash + i)];
-    if (distance >= 0) expr.slash.distances.insert(distance);
-  }
-  expr.slash.remember(sizes, rows);
-  return expr;
-}
-
 // The lists of each class, repeated for its kHashes heads; some entries are not there.
 InputData lists_for(const Case& c, int batch, bool by_head, int num_vertical, int num_slash) {
   const int classes = c.problem.num_heads / kHashes;
@@ -73,7 +55,7 @@ std::vector<oracle::Expr> classes_of(const InputData& data, const Case& c, int b
                                      const oracle::Sizes& sizes, Mixture mixture,
                                      const std::vector<int>& rows) {
   const auto plane = [&](int head_class) {
-    return plane_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), sizes, rows);
+    return slashes_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), sizes, rows);
   };
   switch (mixture) {
     case Mixture::alone:
@@ -99,17 +81,8 @@ void check_lists(const Case& c, const InputData& data, Mixture mixture,
     if (b == 0) text = pattern_text(classes, kHashes);
     expected.emplace_back(classes, sizes[b]);
   }
-  const std::vector<Binding> bindings = {{text, c.problem, tile}};
-  const std::vector<Bound> bound = bind_all(bindings);
-  require_bound(bindings, bound);
-  if (!bound[0].kernel) return;
-  Case with_inputs = c;
-  with_inputs.inputs = {data};
-  HashedWorkload workload(with_inputs, c.seed);
-  CHECK_OUTCOME(
-      workload.check(*bound[0].kernel, expected),
-      fmt::format("{}, {} x {}, {} columns, {} slashes, {}, tile {}", text, c.seqlen_q, c.seqlen_k,
-                  data.num_vertical, data.num_slash, describe(c.problem), describe(tile)));
+  check_kernels(text, with_input(c, data), {&tile, 1}, expected,
+                fmt::format("{}, {} columns, {} slashes", text, data.num_vertical, data.num_slash));
 }
 
 Case slash_case(int head_dim, int batch, Lengths lengths, std::uint64_t seed) {
@@ -198,26 +171,13 @@ TEST_CASE("columns and slashes of MInference's counts show exactly their keys at
   rows.push_back(length - 1);
   for (const auto& [num_vertical, num_slash] : {std::pair{1000, 6096}, {30, 800}, {3500, 100}}) {
     c.seed = static_cast<std::uint64_t>(num_slash);
-    InputData data =
+    const InputData data =
         girih::verify::random_slashes("v", 1, 1, length, num_vertical, num_slash, c.seed);
     const oracle::Sizes sizes = with_heads(oracle::bottom_right(length, length), c.problem);
-    const std::vector<oracle::Expr> classes = {plane_of(data, 0, sizes, rows)};
-    std::vector<Binding> bindings;
-    for (const girih::TileConfig& tile : kKernels) {
-      bindings.push_back({"vertical_slash(v)", c.problem, tile});
-    }
-    const std::vector<Bound> bound = bind_all(bindings);
-    require_bound(bindings, bound);
+    const std::vector<oracle::Expr> classes = {slashes_of(data, 0, sizes, rows)};
     const std::vector<Expected> expected = {Expected(classes, sizes, rows)};
-    Case with_inputs = c;
-    with_inputs.inputs = {data};
-    HashedWorkload workload(with_inputs, 4);
-    for (std::size_t i = 0; i < bindings.size(); ++i) {
-      if (!bound[i].kernel) continue;
-      CHECK_OUTCOME(workload.check(*bound[i].kernel, expected),
-                    fmt::format("{} columns, {} slashes, tile {}", num_vertical, num_slash,
-                                describe(bindings[i].tile)));
-    }
+    check_kernels("vertical_slash(v)", with_input(c, data), kKernels, expected,
+                  fmt::format("{} columns, {} slashes", num_vertical, num_slash));
   }
 }
 
@@ -256,13 +216,11 @@ TEST_CASE("entries of columns and slashes that are out of range are ignored, or 
   const Case c = slash_case(64, 1, {200, 300}, 800);
   const auto kernel = girih::jit::compile(girih::Pattern::parse("vertical_slash(v)"), c.problem);
   const auto build = [&](std::int32_t column, std::int32_t distance) {
-    Case with_inputs = c;
     InputData data{.kind = girih::InputInfo::Kind::slashes, .name = "v"};
     data.num_vertical = data.num_slash = 2;
     data.vertical = {3, column};
     data.slash = {distance, 5};
-    with_inputs.inputs = {data};
-    girih::verify::Workload workload(with_inputs);
+    girih::verify::Workload workload(with_input(c, data));
     const girih::jit::Args args = workload.args();
     const girih::verify::Buffer memory(kernel.workspace_bytes(args));
     try {

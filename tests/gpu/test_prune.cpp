@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "../oracle/prune.hpp"
-#include "girih/prune.hpp"
 #include "support.hpp"
 
 using namespace gpu_tests;
@@ -20,7 +19,6 @@ using girih::InputInfo;
 using girih::Layout;
 using girih::Pattern;
 using girih::TileConfig;
-using girih::verify::Buffer;
 using girih::verify::Case;
 using girih::verify::GpuReference;
 using girih::verify::InputData;
@@ -664,109 +662,4 @@ TEST_CASE("twenty runs of a pruned kernel give the same bits") {
       REQUIRE(bits == first);
     }
   }
-}
-
-TEST_CASE("tile maxima are the highest visible scores") {
-  for (const auto& [seqlen_q, seqlen_k] :
-       {std::pair{512, 512}, {300, 1111}, {700, 333}, {1, 200}}) {
-    for (const int head_dim : {64, 128, 256}) {
-      for (const int kv : {64, 128}) {
-        Case c = case_of(head_dim == 64 ? DType::float16 : DType::bfloat16, head_dim, seqlen_q,
-                         seqlen_k, 2);
-        if (head_dim == 128) c.problem.layout = Layout::bhsd;
-        HeadClass capped = causal_class(kv);
-        capped.softcap = 1.5f;
-        const std::vector<HeadClass> classes{capped, {streaming(40, 90), true, {kv, true, false}}};
-        c.softcaps = {1.5f, 1.5f, 0, 0};
-        Workload workload(c);
-        workload.fill_normal(c.seed);
-        const std::vector<oracle::Sizes> sizes = sizes_of(c);
-        const long long q_tiles = oracle::num_query_tiles(sizes[0]);
-        const long long k_tiles = oracle::num_key_tiles(classes[0].prune, sizes[0]);
-        std::vector<float> maxima(static_cast<std::size_t>(2 * 4 * q_tiles * k_tiles));
-        const Buffer memory(maxima.size() * sizeof(float));
-        const girih::jit::TileMaxima tile_maxima(Pattern::parse(text_of(classes, 4)), kv);
-        const girih::jit::Args args = workload.args();
-        tile_maxima({.q = args.q,
-                     .k = args.k,
-                     .layout = args.layout,
-                     .maxima = static_cast<float*>(memory.data())});
-        ++kernels_bound;
-        girih::verify::synchronize();
-        memory.download(maxima.data(), memory.size());
-        const double scale = static_cast<double>(girih::verify::softmax_scale_of(c));
-        std::size_t at = 0;
-        for (int b = 0; b < 2; ++b) {
-          for (int h = 0; h < 4; ++h) {
-            const HeadClass& head_class = classes[static_cast<std::size_t>(h / 2)];
-            const double cap = static_cast<double>(head_class.softcap);
-            const auto score = [&](long long q, long long k) {
-              const std::uint16_t* q_row = workload.q_row({b, h, static_cast<int>(q)});
-              const std::uint16_t* k_row = workload.k_row(b, static_cast<int>(k), h / 2);
-              double sum = 0;
-              for (int j = 0; j < head_dim; ++j) {
-                sum += static_cast<double>(girih::verify::widen(c.problem.dtype, q_row[j])) *
-                       static_cast<double>(girih::verify::widen(c.problem.dtype, k_row[j]));
-              }
-              return cap > 0 ? cap * std::tanh(scale * sum / cap) : scale * sum;
-            };
-            for (long long tile = 0; tile < q_tiles; ++tile) {
-              for (const double expected :
-                   oracle::tile_maxima(head_class.expr, head_class.prune,
-                                       sizes[static_cast<std::size_t>(b)], tile, score)) {
-                const auto got = static_cast<double>(maxima[at++]);
-                if (std::isinf(expected)) {
-                  REQUIRE(got == expected);
-                } else {
-                  REQUIRE(std::fabs(got - expected) < 1e-4);
-                }
-              }
-            }
-          }
-        }
-        rows_checked += 2 * 4 * seqlen_q;
-      }
-    }
-  }
-}
-
-TEST_CASE("what is calibrated keeps as many tiles as it was asked for") {
-  constexpr int kKept = 5;
-  GpuReference gpu_reference;
-  Case c = case_of(DType::bfloat16, 128, 1536, 1536);
-  Workload workload(c);
-  workload.fill_normal(c.seed);
-  const girih::jit::Args args = workload.args();
-  const int tiles = 1536 / 64;
-  std::vector<float> maxima(static_cast<std::size_t>(4 * 12 * tiles));
-  const Buffer memory(maxima.size() * sizeof(float));
-  girih::jit::TileMaxima(girih::causal(), 64)(
-      {.q = args.q, .k = args.k, .maxima = static_cast<float*>(memory.data())});
-  girih::verify::synchronize();
-  memory.download(maxima.data(), memory.size());
-  girih::Calibration calibration({.num_heads = 4, .kv = 64, .kept_tiles = kKept});
-  calibration.add(maxima.data(), {.seqlen_q = 1536, .seqlen_k = 1536});
-  InputData data{.kind = InputInfo::Kind::thresholds, .name = "t"};
-  data.heads = 4;
-  data.thresholds = calibration.thresholds();
-  data.num_columns = calibration.num_columns();
-  data.prune_kv = 64;
-  c.inputs = {data};
-  // Of the example itself just those tiles are kept, and the rows' own.
-  const auto mask = [&](Row row, std::span<std::uint32_t> words) {
-    set_visible_bits(causal(), in_head(sizes_of(c)[0], row.h), row.q, words);
-    const float* of_tile = maxima.data() + (row.h * 12 + row.q / 128) * tiles;
-    for (int n = 0; n < row.q / 128 * 2; ++n) {
-      const auto higher = std::count_if(of_tile, of_tile + row.q / 128 * 2,
-                                        [&](float other) { return other > of_tile[n]; });
-      if (higher < kKept) continue;
-      words[static_cast<std::size_t>(2 * n)] = words[static_cast<std::size_t>(2 * n + 1)] = 0;
-    }
-  };
-  const girih::jit::Program program =
-      girih::jit::compile(Pattern::parse("causal with prune(t, kv=64)"));
-  const Report report = girih::verify::verify_attention(program, c, mask, gpu_reference);
-  rows_checked += report.rows_checked;
-  CHECK(report.ok());
-  CHECK(report.rows_checked > 0);
 }

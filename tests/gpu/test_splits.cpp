@@ -119,9 +119,7 @@ void check_masks(const Case& c, Blocks size, BlockForm form, bool under_causal) 
   const auto sequences = classes_of(data, c, size, under_causal);
   const auto kernel = bound_kernel(pattern_text(sequences[0], kHashes), c.problem);
   if (!kernel) return;
-  Case with_inputs = c;
-  with_inputs.inputs = {data};
-  HashedWorkload workload(with_inputs, c.seed);
+  HashedWorkload workload(with_input(c, data), c.seed);
   const auto outcome = workload.check(*kernel, expected_rows(sequences, c, size));
   CHECK_OUTCOME(outcome, fmt::format("blocks {} x {}{}, {} x {}, {}", size.q, size.kv,
                                      under_causal ? " under causal" : "", c.seqlen_q, c.seqlen_k,
