@@ -176,31 +176,29 @@ struct BrickRow {
   using Word = typename WordOf<(kBits > 32)>::Type;
   static constexpr Word kAll = kRuns<Word, 1, 1, kBits>;
 
-  // Lines of fewer than eight keys: the lane has two keys, or one, of every kSkip-th line. A line
+  // Of lines of fewer than eight keys the lane has two keys, or one, of every kSkip-th, and a line
   // is a bit first.
+  static constexpr int kSkip = max(8 / Keys::c, 1);
   static constexpr int kLine = max(Keys::c / 4, 1);
   static constexpr int kPlane = Keys::b * kLine;
   static constexpr GridPoint kUnits{kPlane, kLine, 1};
-  static constexpr int kSkip = max(8 / Keys::c, 1);
 
-  // From the row's spans and the brick's first token, both in units.
+  // From the row's spans and the brick's first token, in units.
   GIRIH_HD static Word seen(Span a, Span b, Span c, GridPoint first, int quad) {
+    const Word of_column = inside(c, first.c + 2 * quad % Keys::c);
     if constexpr (kSkip == 1) {
-      const Word columns =
-          gather_pairs<8, Keys::c>(inside(c, first.c + 2 * quad) & kRuns<Word, 2, 8, Keys::c>);
+      const Word columns = gather_pairs<8, Keys::c>(of_column & kRuns<Word, 2, 8, Keys::c>);
       return planes(a, first.a) & lines(b, first.b) & columns * kRuns<Word, 1, kLine, kBits>;
     } else {
-      constexpr int kNumLines = Keys::a * Keys::b;
-      const int line = 2 * quad / Keys::c;  // the first of the lane's
-      const Word columns =
-          inside(c, first.c + 2 * quad % Keys::c) & kRuns<Word, 1, 1, min(Keys::c, 2)>;
-      // Planes of whole eights of keys begin with a line of every lane.
+      constexpr int kKeysOfLine = min(Keys::c, 2);  // that the lane has
+      constexpr Word kColumns = kRuns<Word, 1, 1, kKeysOfLine>;
+      constexpr Word kOwn = kRuns<Word, 2 / kKeysOfLine, kSkip, Keys::a * Keys::b>;
+      // Where planes are whole eights of keys, each of them begins with lines of all lanes.
       constexpr bool kAligned = Keys::b % kSkip == 0;
+      const int line = 2 * quad / Keys::c;  // the first of the lane's
       const int ahead = kAligned ? line : 0, behind = kAligned ? 0 : line;
-      const Word own = (planes(a, first.a + ahead) & lines(b, first.b + ahead)) >> behind &
-                       kRuns < Word,
-                 Keys::c == 1 ? 2 : 1, kSkip, kNumLines > ;
-      return gather_pairs<kSkip, 32>(own * columns);
+      const Word seen_lines = planes(a, first.a + ahead) & lines(b, first.b + ahead);
+      return gather_pairs<kSkip, 32>((seen_lines >> behind & kOwn) * (of_column & kColumns));
     }
   }
 
@@ -216,12 +214,14 @@ struct BrickRow {
     return inside(a, first);
   }
   GIRIH_HD static Word lines(Span b, int first) {
-    return (inside(b, first) & kRuns<Word, 1, 1, kPlane>)*kRuns<Word, 1, kPlane, Keys::a * kPlane>;
+    constexpr Word kOfPlane = kRuns<Word, 1, 1, kPlane>;
+    constexpr Word kEachPlane = kRuns<Word, 1, kPlane, Keys::a * kPlane>;
+    return (inside(b, first) & kOfPlane) * kEachPlane;
   }
   GIRIH_HD static Word inside(Span span, int first) {
     return from(max(span.lo - first, 0)) & ~from(max(span.hi - first, 0));
   }
-  // The bits from one on, none if it is beyond the last; a shift of C++ must not be that far.
+  // The bits from one on, none behind the last: the GPU's shifts may be that far, those of C++ not.
   GIRIH_HD static Word from(int bit) {
 #ifdef __CUDA_ARCH__
     Word bits;
