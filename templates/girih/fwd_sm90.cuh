@@ -894,7 +894,7 @@ struct FwdSm90 {
     }
   };
 
-  using Mask = WarpMask<16, kBlockN>;
+  using Mask = TileMask<Config>;
 
   static __device__ __forceinline__ void cap(Scores& scores, const FwdParams& params,
                                              const Work& work, int warpgroup) {
@@ -932,8 +932,8 @@ struct FwdSm90 {
       const int first_row = work.first_row_of(warpgroup) + warp_row;
       if constexpr (kBricks) {
         const int brick_row = 64 * warpgroup + warp_row;
-        const bool hides = evaluate_brick<Config>(mask, work, tile.box, tile.flags & kExtraKeys,
-                                                  work.geometry.seqlen_k, brick_row);
+        const bool hides = mask.evaluate(work, tile.box, tile.flags & kExtraKeys,
+                                         work.geometry.seqlen_k, brick_row);
         if (!hides) return;
       } else if (kGathers && (tile.flags & kGivenMask)) {
 #pragma unroll

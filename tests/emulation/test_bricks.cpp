@@ -1,5 +1,5 @@
-// Tiles that are bricks of a grid, on emulated warps: the visits of every query brick and the words
-// of their masks, put back in the grid's order, must be what the definition says of every row.
+// Tiles that are bricks of a grid, on emulated warps: the visits of every query brick and their
+// masks, applied and put back in the grid's order, must be what the definition says of every row.
 #include <doctest/doctest.h>
 
 #include <random>
@@ -40,7 +40,7 @@ struct Visit {
   int place;
   bool behind_grid;
   uint32 seen, full;
-  uint32 words[Config::kBlockM][round_up(ceil_div(Config::kBlockN, 32), 2)];
+  std::vector<bool> sees = std::vector<bool>(Config::kBlockM * Config::kBlockN);  // row after row
   bool hides[Config::kBlockM / 16];
 };
 
@@ -58,11 +58,18 @@ std::vector<Visit<Config>> visits_of(const Neighborhood& n, BrickTile<Config>& t
       __syncwarp();
       Visit<Config>& visit = visits[count++];
       for (int first = 0; first < Config::kBlockM; first += 16) {
-        WarpMask<16, Config::kBlockN> mask;
+        TileMask<Config> mask;
         visit.hides[first / 16] =
-            evaluate_brick<Config>(mask, tile, visit.place, visit.behind_grid, seqlen_k, first);
-        for (int i = 0; i < mask.kWordsPerLane; ++i) {
-          visit.words[first + lane % 16][mask.kLanesPerRow * i + lane / 16] = mask.words[i];
+            mask.evaluate(tile, visit.place, visit.behind_grid, seqlen_k, first);
+        float scores[Config::kBlockN / 8][4] = {};
+        for (int r = 0; r < 2; ++r) {
+          const int row = 8 * r + lane / 4;
+          mask.apply(scores, row, r);
+          for (int i = 0; i < Config::kBlockN / 4; ++i) {
+            const int key = i / 2 * 8 + lane % 4 * 2 + i % 2;
+            visit.sees[static_cast<std::size_t>((first + row) * Config::kBlockN + key)] =
+                scores[i / 2][2 * r + i % 2] == 0.0f;
+          }
         }
       }
       __syncwarp();
@@ -116,7 +123,7 @@ std::string failure_of(const std::vector<oracle::Axis>& axes, int extra) {
       for (std::size_t v = 0; v < visits.size(); ++v) {
         const Visit<Config>& visit = visits[v];
         for (int i = 0; i < Config::kBlockN; ++i) {
-          const bool bit = (visit.words[row][i / 32] >> i % 32 & 1) != 0;
+          const bool bit = visit.sees[static_cast<std::size_t>(row * Config::kBlockN + i)];
           const int key = keys[v][static_cast<std::size_t>(i)];
           const bool counts = (visit.seen >> part & 1) != 0;
           const bool all = (visit.full >> part & 1) != 0;
@@ -190,4 +197,15 @@ TEST_CASE("bricks show every row exactly its keys, and visit nothing else") {
   check_random<Config<BrickOf<4, 4, 8>, BrickOf<4, 8, 4>>>(6, 9, 13, 12);
   check_random<Config<BrickOf<2, 32, 2>, BrickOf<11, 1, 16>>>(7, 13, 40, 17);
   check_random<Config<BrickOf<6, 8, 4>, BrickOf<1, 2, 32>>>(8, 9, 12, 40);
+  check_random<Config<BrickOf<6, 8, 4>, BrickOf<5, 4, 4>>>(9, 9, 12, 11);
+  check_random<Config<BrickOf<1, 24, 8>, BrickOf<1, 8, 8>>>(10, 3, 40, 30);
+  // Planes that no fragment of eight keys ends with, lines shorter than what a lane has of one.
+  check_random<Config<BrickOf<8, 4, 4>, BrickOf<4, 5, 4>>>(11, 9, 12, 11);
+  check_random<Config<BrickOf<8, 8, 2>, BrickOf<4, 8, 2>>>(12, 9, 12, 7);
+  check_random<Config<BrickOf<8, 8, 2>, BrickOf<8, 3, 2>>>(13, 9, 12, 7);
+  check_random<Config<BrickOf<8, 8, 1>, BrickOf<4, 8, 1>>>(14, 9, 12, 3);
+  check_random<Config<BrickOf<16, 4, 1>, BrickOf<8, 4, 1>>>(15, 12, 9, 3);
+  // More bits than a word of 32 has.
+  check_random<Config<BrickOf<1, 16, 8>, BrickOf<1, 9, 16>>>(16, 3, 20, 40);
+  check_random<Config<BrickOf<8, 2, 8>, BrickOf<4, 8, 8>>>(17, 9, 12, 20);
 }

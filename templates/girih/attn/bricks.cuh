@@ -23,8 +23,11 @@ struct BrickTile<Config, true> {
   using Rows = typename Config::QueryBrick;
   static constexpr int kNumSpans = Rows::a + Rows::b + Rows::c;
 
-  GridPoint origin;         // of the brick, in tokens
-  uint32 spans[kNumSpans];  // what its planes, lines and columns of rows see: pack_row_span()
+  using Row = BrickRow<Rows, typename Config::KeyBrick>;
+  struct alignas(8) AlignedSpan : Span {};  // read at once
+
+  GridPoint origin;              // of the brick, in tokens
+  AlignedSpan spans[kNumSpans];  // what its planes, lines and columns of rows see, in Row::kUnits
 
   // By a warp.
   __device__ __forceinline__ void describe(const Neighborhood& n, int brick) {
@@ -36,7 +39,7 @@ struct BrickTile<Config, true> {
     for (int i = lane; i < kNumSpans; i += 32) {
       const int axis = i < Rows::a ? 0 : i < Rows::a + Rows::b ? 1 : 2;
       const int before = axis == 0 ? 0 : axis == 1 ? Rows::a : Rows::a + Rows::b;
-      spans[i] = pack_row_span(n, axis, first.on(axis) + i - before);
+      spans[i] = {row_span(n, axis, first.on(axis) + i - before, Row::kUnits.on(axis))};
     }
     __syncwarp();
   }
@@ -116,29 +119,56 @@ struct BrickWalk {
   }
 };
 
-// Words of the mask of a visited tile for the 16 rows from the query brick's row `first_row` on;
-// false when it hides nothing. By a warp.
+// What a warp's 16 rows see of a visited tile; of a brick each lane knows it for its own scores.
+template <class Config, bool kVisits = kVisitsBricks<Config>>
+struct TileMask : WarpMask<16, Config::kBlockN> {};
 template <class Config>
-__device__ __forceinline__ bool evaluate_brick(WarpMask<16, Config::kBlockN>& mask,
-                                               const BrickTile<Config>& tile, int place,
-                                               bool behind_grid, int seqlen_k, int first_row) {
+struct TileMask<Config, true> {
   using Rows = typename Config::QueryBrick;
   using Keys = typename Config::KeyBrick;
-  const int lane = threadIdx.x % 32;
-  const GridPoint row = place_in(Rows::box(), first_row + lane % 16);
-  const BrickRow<Keys> keys(tile.spans[row.a], tile.spans[Rows::a + row.b],
-                            tile.spans[Rows::a + Rows::b + row.c],
-                            scaled(unpack_place(place), Keys::box()));
-  bool hides = false;
-#pragma unroll
-  for (int i = 0; i < mask.kWordsPerLane; ++i) {
-    const int word = mask.kLanesPerRow * i + lane / 16;
-    const uint32 every = KeyWord{32 * word}.below(Config::kBlockN);
-    mask.words[i] = keys.word(word);
-    if (behind_grid) mask.words[i] = KeyWord{place + 32 * word}.below(seqlen_k) & every;
-    hides |= mask.words[i] != every;
+  using Row = BrickRow<Rows, Keys>;
+
+  typename Row::Word seen[2];  // of the warp's rows lane / 4 and lane / 4 + 8
+
+  // Of the rows from the query brick's row `first_row` on, a multiple of 16; false when the mask
+  // hides nothing. By a warp.
+  __device__ __forceinline__ bool evaluate(const BrickTile<Config>& tile, int place,
+                                           bool behind_grid, int seqlen_k, int first_row) {
+    const int lane = threadIdx.x % 32;
+    if (behind_grid) {
+      seen[0] = seen[1] = Row::below(seqlen_k - place, lane % 4);
+    } else {
+      const GridPoint first = scaled(unpack_place(place), scaled(Keys::box(), Row::kUnits));
+      const GridPoint row = place_in(Rows::box(), first_row + lane / 4);
+      const auto* planes = tile.spans + row.a;
+      const auto* lines = tile.spans + Rows::a + row.b;
+      const auto* columns = tile.spans + Rows::a + Rows::b + row.c;
+      seen[0] = Row::seen(*planes, *lines, *columns, first, lane % 4);
+      if constexpr (Rows::c >= 16) {
+        columns += 8;
+      } else if constexpr (Rows::b * Rows::c % 16 == 0) {
+        lines += 8 / Rows::c;
+      } else {
+        const GridPoint lower = place_in(Rows::box(), first_row + lane / 4 + 8);
+        planes += lower.a - row.a;
+        lines += lower.b - row.b;
+        columns += lower.c - row.c;
+      }
+      seen[1] = Row::seen(*planes, *lines, *columns, first, lane % 4);
+    }
+    return __any_sync(0xffffffff, (seen[0] & seen[1]) != Row::kAll);
   }
-  return __any_sync(0xffffffff, hides);
-}
+
+  // As WarpMask's.
+  __device__ __forceinline__ void apply(float (&scores)[Config::kBlockN / 8][4], int, int r) const {
+#pragma unroll
+    for (int j = 0; j < Config::kBlockN / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (!(seen[r] >> (2 * j + e) & 1)) scores[j][2 * r + e] = kMinusInfinity;
+      }
+    }
+  }
+};
 
 }  // namespace girih

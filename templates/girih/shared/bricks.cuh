@@ -37,7 +37,7 @@ GIRIH_HD constexpr GridPoint place_in(GridPoint box, int i) {
 }
 
 // Limits. A row's keys on an axis are a word; so are the lines (of the last axis) of a key brick. A
-// visit holds a brick's place in one number, a row's bounds on an axis are two of 16 bits.
+// visit holds a brick's place in one number; bounds of rows are counted in bits of a brick.
 constexpr int kMostBrickExtent = 32;
 constexpr int kMostBrickLines = 32;
 constexpr int kBrickPlaceBits = 10;
@@ -129,49 +129,111 @@ GIRIH_HD BrickView brick_view(const Neighborhood& n, GridPoint first, GridPoint 
   return view;
 }
 
-// What a row sees on an axis in one number; a row beyond the grid sees everything, for nobody looks
-// at it, and masks that hide nothing are not applied.
-GIRIH_HD uint32 pack_row_span(const Neighborhood& n, int axis, int x) {
-  if (x >= n.extent(axis)) return ~0u << 16;
-  const Span span = n.hull(axis, x, x);
-  return static_cast<uint32>(span.lo) | static_cast<uint32>(span.hi) << 16;
+// What a row sees on an axis, in units; a row beyond the grid sees everything, for nobody looks at
+// it, and masks that hide nothing are not applied.
+GIRIH_HD Span row_span(const Neighborhood& n, int axis, int x, int unit) {
+  const Span span = x < n.extent(axis) ? n.hull(axis, x, x) : Span{0, kMostGridExtent};
+  return {span.lo * unit, span.hi * unit};
 }
 
-// Which keys of a brick a row sees, as words: bit i of word w is the brick's token 32 * w + i.
-template <class Keys>
-struct BrickRow {
-  static constexpr int kLinesPerWord = 32 / Keys::c;
-  uint32 lines;   // those in which it sees something; bit i is line i
-  uint32 column;  // and what in each of them
+// kRun bits at each multiple of kStride, those below kEnd.
+template <class Word>
+GIRIH_HD constexpr Word runs_of_bits(int run, int stride, int end) {
+  Word bits = 0;
+  for (int at = 0; at < end; ++at) bits |= Word{at % stride < run} << at;
+  return bits;
+}
+template <class Word, int kRun, int kStride, int kEnd>
+constexpr Word kRuns = runs_of_bits<Word>(kRun, kStride, kEnd);
 
-  // From the row's packed spans, and the brick's first token.
-  GIRIH_HD BrickRow(uint32 a, uint32 b, uint32 c, GridPoint first) : lines(0) {
-    const uint32 planes = inside(a, first.a), in_plane = inside(b, first.b) & mask_of(Keys::b);
-    column = inside(c, first.c) & mask_of(Keys::c);
-    GIRIH_UNROLLED
-    for (int i = 0; i < Keys::a; ++i) lines |= ((planes >> i & 1) * in_plane) << (i * Keys::b);
+// Pairs of bits at multiples of kStride, a power of two, next to one another; nothing else is set.
+template <int kStride, int kEnd, int kRun = 2, class Word>
+GIRIH_HD constexpr Word gather_pairs(Word bits) {
+  if constexpr (kRun == kStride || kStride >= kEnd) {
+    return bits;
+  } else {
+    return gather_pairs<2 * kStride, kEnd, 2 * kRun>((bits | bits >> (kStride - kRun)) &
+                                                     kRuns<Word, 2 * kRun, 2 * kStride, kEnd>);
+  }
+}
+
+template <bool kWide>
+struct WordOf {
+  using Type = uint32;
+};
+template <>
+struct WordOf<true> {
+  using Type = uint64;
+};
+
+// What a row sees of a key brick, as the lane holds its scores: of every eight keys the two from
+// 2 * quad on, where quad = lane % 4. Bits 2 * j and 2 * j + 1 are the keys 8 * j + 2 * quad and
+// the next. On each axis a row sees a span, and shifts make one of bits, so that coordinates come
+// in units: how many bits a plane has, or a line, or a key.
+template <class Rows, class Keys>
+struct BrickRow {
+  static constexpr int kBits = Keys::box().volume() / 4;
+  using Word = typename WordOf<(kBits > 32)>::Type;
+  static constexpr Word kAll = kRuns<Word, 1, 1, kBits>;
+
+  // Of lines of fewer than eight keys the lane has two keys, or one, of every kSkip-th, and a line
+  // is a bit first.
+  static constexpr int kSkip = max(8 / Keys::c, 1);
+  static constexpr int kLine = max(Keys::c / 4, 1);
+  static constexpr int kPlane = Keys::b * kLine;
+  static constexpr GridPoint kUnits{kPlane, kLine, 1};
+
+  // From the row's spans and the brick's first token, in units.
+  GIRIH_HD static Word seen(Span a, Span b, Span c, GridPoint first, int quad) {
+    const Word of_column = inside(c, first.c + 2 * quad % Keys::c);
+    if constexpr (kSkip == 1) {
+      const Word columns = gather_pairs<8, Keys::c>(of_column & kRuns<Word, 2, 8, Keys::c>);
+      return planes(a, first.a) & lines(b, first.b) & columns * kRuns<Word, 1, kLine, kBits>;
+    } else {
+      constexpr int kKeysOfLine = min(Keys::c, 2);  // that the lane has
+      constexpr Word kColumns = kRuns<Word, 1, 1, kKeysOfLine>;
+      constexpr Word kOwn = kRuns<Word, 2 / kKeysOfLine, kSkip, Keys::a * Keys::b>;
+      // Where planes are whole eights of keys, each of them begins with lines of all lanes.
+      constexpr bool kAligned = Keys::b % kSkip == 0;
+      const int line = 2 * quad / Keys::c;  // the first of the lane's
+      const int ahead = kAligned ? line : 0, behind = kAligned ? 0 : line;
+      const Word seen_lines = planes(a, first.a + ahead) & lines(b, first.b + ahead);
+      return gather_pairs<kSkip, 32>((seen_lines >> behind & kOwn) * (of_column & kColumns));
+    }
   }
 
-  GIRIH_HD uint32 word(int w) const {
-    uint32 bits = lines >> (w * kLinesPerWord) & mask_of(kLinesPerWord);
-    // One bit for each line, spread to its first: halves, quarters and so on move apart.
-    GIRIH_UNROLLED
-    for (int group = kLinesPerWord / 2; group > 0; group /= 2) {
-      bits = (bits | bits << (group * (Keys::c - 1))) & groups_of(group);
-    }
-    return bits * column;
+  // Of keys in a row, those below a bound.
+  GIRIH_HD static Word below(int bound, int quad) {
+    const int own = max(bound - 2 * quad, 0);
+    return ~from(own / 8 * 2 + min(own % 8, 2)) & kAll;
   }
 
  private:
-  GIRIH_HD static constexpr uint32 mask_of(int bits) { return bits >= 32 ? ~0u : (1u << bits) - 1; }
-  GIRIH_HD static constexpr uint32 groups_of(int group) {
-    uint32 bits = 0;
-    for (int at = 0; at < 32; at += group * Keys::c) bits |= mask_of(group) << at;
-    return bits;
+  GIRIH_HD static Word planes(Span a, int first) {
+    if constexpr (Rows::a == 1 && Keys::a == 1) return ~Word{0};  // or it would not be visited
+    return inside(a, first);
   }
-  GIRIH_HD static uint32 inside(uint32 span, int first) {
-    const KeyWord word{first};
-    return word.below(static_cast<int>(span >> 16)) & ~word.below(static_cast<int>(span & 0xffff));
+  GIRIH_HD static Word lines(Span b, int first) {
+    constexpr Word kOfPlane = kRuns<Word, 1, 1, kPlane>;
+    constexpr Word kEachPlane = kRuns<Word, 1, kPlane, Keys::a * kPlane>;
+    return (inside(b, first) & kOfPlane) * kEachPlane;
+  }
+  GIRIH_HD static Word inside(Span span, int first) {
+    return from(max(span.lo - first, 0)) & ~from(max(span.hi - first, 0));
+  }
+  // The bits from one on, none behind the last: the GPU's shifts may be that far, those of C++ not.
+  GIRIH_HD static Word from(int bit) {
+#ifdef __CUDA_ARCH__
+    Word bits;
+    if constexpr (sizeof(Word) == 4) {
+      asm("shl.b32 %0, -1, %1;" : "=r"(bits) : "r"(bit));
+    } else {
+      asm("shl.b64 %0, -1, %1;" : "=l"(bits) : "r"(bit));
+    }
+    return bits;
+#else
+    return bit < static_cast<int>(8 * sizeof(Word)) ? ~Word{0} << bit : 0;
+#endif
   }
 };
 
