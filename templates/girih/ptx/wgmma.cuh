@@ -31,17 +31,18 @@ __device__ __forceinline__ void pin_registers(float (&d)[kFragments][4]) {
 // a: 64 x K from shared memory, each row contiguous; b: K x N, each column contiguous.
 // WgmmaRS<Element, N, K>::start(d, a, b): d += a * b.
 // a: 64 x K from registers (mma.sync's A fragments); b: K x N, each row contiguous.
-// What lies in shared memory gives the descriptor of a step: step(k).
+// What lies in shared memory is a descriptor, and offset(k) is added to it for step k.
 //
 // A product is one `asm`, from the fence to the commit, since each statement that holds the
-// accumulators costs compile time; what is written to them before stays before the fence.
+// accumulators costs compile time; what is written to them before stays before the fence. It finds
+// b's descriptors itself, one beside each step: all of them ahead would take registers.
 template <class Element, int kN, int kK>
 struct WgmmaSS;
 template <class Element, int kN, int kK>
 struct WgmmaRS;
 
-// Accumulators are operands 0 to N / 2 - 1, and step k has 128 + 5 * k to 132 + 5 * k: zeros
-// between and behind them let a product of any width and depth count alike.
+// Operands 0 to N / 2 - 1 of a statement are the accumulators, 128 and 129 b, and step k has five
+// from 130 + 5 * k on: zeros in the gaps let all products number them alike.
 #define GIRIH_WGMMA_R16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define GIRIH_WGMMA_R32 GIRIH_WGMMA_R16 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define GIRIH_WGMMA_R48 GIRIH_WGMMA_R32 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -97,45 +98,53 @@ struct WgmmaRS;
 
 // X of every step of a product that sums K elements: its number and operands.
 // clang-format off
-#define GIRIH_WGMMA_K16(X, N, T) X(N, T, 0, 128, 129, 130, 131, 132)
-#define GIRIH_WGMMA_K32(X, N, T) GIRIH_WGMMA_K16(X, N, T) X(N, T, 1, 133, 134, 135, 136, 137)
-#define GIRIH_WGMMA_K48(X, N, T) GIRIH_WGMMA_K32(X, N, T) X(N, T, 2, 138, 139, 140, 141, 142)
-#define GIRIH_WGMMA_K64(X, N, T) GIRIH_WGMMA_K48(X, N, T) X(N, T, 3, 143, 144, 145, 146, 147)
-#define GIRIH_WGMMA_K80(X, N, T) GIRIH_WGMMA_K64(X, N, T) X(N, T, 4, 148, 149, 150, 151, 152)
-#define GIRIH_WGMMA_K96(X, N, T) GIRIH_WGMMA_K80(X, N, T) X(N, T, 5, 153, 154, 155, 156, 157)
-#define GIRIH_WGMMA_K112(X, N, T) GIRIH_WGMMA_K96(X, N, T) X(N, T, 6, 158, 159, 160, 161, 162)
-#define GIRIH_WGMMA_K128(X, N, T) GIRIH_WGMMA_K112(X, N, T) X(N, T, 7, 163, 164, 165, 166, 167)
-#define GIRIH_WGMMA_K144(X, N, T) GIRIH_WGMMA_K128(X, N, T) X(N, T, 8, 168, 169, 170, 171, 172)
-#define GIRIH_WGMMA_K160(X, N, T) GIRIH_WGMMA_K144(X, N, T) X(N, T, 9, 173, 174, 175, 176, 177)
-#define GIRIH_WGMMA_K176(X, N, T) GIRIH_WGMMA_K160(X, N, T) X(N, T, 10, 178, 179, 180, 181, 182)
-#define GIRIH_WGMMA_K192(X, N, T) GIRIH_WGMMA_K176(X, N, T) X(N, T, 11, 183, 184, 185, 186, 187)
-#define GIRIH_WGMMA_K208(X, N, T) GIRIH_WGMMA_K192(X, N, T) X(N, T, 12, 188, 189, 190, 191, 192)
-#define GIRIH_WGMMA_K224(X, N, T) GIRIH_WGMMA_K208(X, N, T) X(N, T, 13, 193, 194, 195, 196, 197)
-#define GIRIH_WGMMA_K240(X, N, T) GIRIH_WGMMA_K224(X, N, T) X(N, T, 14, 198, 199, 200, 201, 202)
-#define GIRIH_WGMMA_K256(X, N, T) GIRIH_WGMMA_K240(X, N, T) X(N, T, 15, 203, 204, 205, 206, 207)
+#define GIRIH_WGMMA_K16(X, N, T) X(N, T, 0, 130, 131, 132, 133, 134)
+#define GIRIH_WGMMA_K32(X, N, T) GIRIH_WGMMA_K16(X, N, T) X(N, T, 1, 135, 136, 137, 138, 139)
+#define GIRIH_WGMMA_K48(X, N, T) GIRIH_WGMMA_K32(X, N, T) X(N, T, 2, 140, 141, 142, 143, 144)
+#define GIRIH_WGMMA_K64(X, N, T) GIRIH_WGMMA_K48(X, N, T) X(N, T, 3, 145, 146, 147, 148, 149)
+#define GIRIH_WGMMA_K80(X, N, T) GIRIH_WGMMA_K64(X, N, T) X(N, T, 4, 150, 151, 152, 153, 154)
+#define GIRIH_WGMMA_K96(X, N, T) GIRIH_WGMMA_K80(X, N, T) X(N, T, 5, 155, 156, 157, 158, 159)
+#define GIRIH_WGMMA_K112(X, N, T) GIRIH_WGMMA_K96(X, N, T) X(N, T, 6, 160, 161, 162, 163, 164)
+#define GIRIH_WGMMA_K128(X, N, T) GIRIH_WGMMA_K112(X, N, T) X(N, T, 7, 165, 166, 167, 168, 169)
+#define GIRIH_WGMMA_K144(X, N, T) GIRIH_WGMMA_K128(X, N, T) X(N, T, 8, 170, 171, 172, 173, 174)
+#define GIRIH_WGMMA_K160(X, N, T) GIRIH_WGMMA_K144(X, N, T) X(N, T, 9, 175, 176, 177, 178, 179)
+#define GIRIH_WGMMA_K176(X, N, T) GIRIH_WGMMA_K160(X, N, T) X(N, T, 10, 180, 181, 182, 183, 184)
+#define GIRIH_WGMMA_K192(X, N, T) GIRIH_WGMMA_K176(X, N, T) X(N, T, 11, 185, 186, 187, 188, 189)
+#define GIRIH_WGMMA_K208(X, N, T) GIRIH_WGMMA_K192(X, N, T) X(N, T, 12, 190, 191, 192, 193, 194)
+#define GIRIH_WGMMA_K224(X, N, T) GIRIH_WGMMA_K208(X, N, T) X(N, T, 13, 195, 196, 197, 198, 199)
+#define GIRIH_WGMMA_K240(X, N, T) GIRIH_WGMMA_K224(X, N, T) X(N, T, 14, 200, 201, 202, 203, 204)
+#define GIRIH_WGMMA_K256(X, N, T) GIRIH_WGMMA_K240(X, N, T) X(N, T, 15, 205, 206, 207, 208, 209)
 // clang-format on
 
-#define GIRIH_WGMMA_STEP(N, T) \
-  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." T "." T " {" GIRIH_WGMMA_R##N "}, "
-#define GIRIH_WGMMA_SS(N, T, k, A, B, I2, I3, I4) \
-  GIRIH_WGMMA_STEP(N, T) "%" #A ", %" #B ", " #k " != 0, 1, 1, 0, 0;\n"
-#define GIRIH_WGMMA_SS_OPERANDS(N, T, k, A, B, I2, I3, I4) \
-  "l"(a.step(k)), "l"(b.step(k)), "n"(0), "n"(0), "n"(0),
-#define GIRIH_WGMMA_RS(N, T, k, A0, A1, A2, A3, B) \
-  GIRIH_WGMMA_STEP(N, T) "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 1;\n"
-#define GIRIH_WGMMA_RS_OPERANDS(N, T, k, A0, A1, A2, A3, B) \
-  "r"(a[k][0]), "r"(a[k][1]), "r"(a[k][2]), "r"(a[k][3]), "l"(b.step(k)),
+#define GIRIH_WGMMA_STEP(N, T, A, OFFSET, ADD, OPTIONS)                           \
+  "add.s32 low, %128, %" #OFFSET                                                  \
+  ";\n"                                                                           \
+  "cvt.u64.u32 b, low;\n"                                                         \
+  "or.b64 b, b, %129;\n"                                                          \
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." T "." T " {" GIRIH_WGMMA_R##N \
+      "}, " A ", b, " ADD ", " OPTIONS ";\n"
+#define GIRIH_WGMMA_SS(N, T, k, A, OFFSET, I2, I3, I4) \
+  GIRIH_WGMMA_STEP(N, T, "%" #A, OFFSET, #k " != 0", "1, 1, 0, 0")
+#define GIRIH_WGMMA_SS_OPERANDS(N, T, k, I0, I1, I2, I3, I4) \
+  "l"(a.at(A::offset(k))), "n"(B::offset(k)), "n"(0), "n"(0), "n"(0),
+#define GIRIH_WGMMA_RS(N, T, k, A0, A1, A2, A3, OFFSET) \
+  GIRIH_WGMMA_STEP(N, T, "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}", OFFSET, "1", "1, 1, 1")
+#define GIRIH_WGMMA_RS_OPERANDS(N, T, k, I0, I1, I2, I3, I4) \
+  "r"(a[k][0]), "r"(a[k][1]), "r"(a[k][2]), "r"(a[k][3]), "n"(B::offset(k)),
 
 #define GIRIH_WGMMA_Bf16 "bf16"
 #define GIRIH_WGMMA_Fp16 "f16"
 
-// "n"(0) ends the list: each of the others has its comma behind it.
-#define GIRIH_WGMMA_START(PRODUCT, ELEMENT, N, K)                                        \
-  asm volatile("wgmma.fence.sync.aligned;\n" GIRIH_WGMMA_K##K(                           \
-                   PRODUCT, N, GIRIH_WGMMA_##ELEMENT) "wgmma.commit_group.sync.aligned;" \
-               : GIRIH_WGMMA_D##N                                                        \
-               : GIRIH_WGMMA_PAD##N GIRIH_WGMMA_K##K(PRODUCT##_OPERANDS, N, ) "n"(0)     \
-               : "memory")
+// Lists of operands have a comma behind each, and a zero at the end.
+#define GIRIH_WGMMA_START(PRODUCT, ELEMENT, N, K)                                    \
+  asm volatile(                                                                      \
+      "{\n.reg .b32 low;\n.reg .b64 b;\n"                                            \
+      "wgmma.fence.sync.aligned;\n" GIRIH_WGMMA_K##K(                                \
+          PRODUCT, N, GIRIH_WGMMA_##ELEMENT) "wgmma.commit_group.sync.aligned;\n}\n" \
+      : GIRIH_WGMMA_D##N                                                             \
+      : GIRIH_WGMMA_PAD##N "r"(b.low), "n"(B::kHigh),                                \
+        GIRIH_WGMMA_K##K(PRODUCT##_OPERANDS, N, ) "n"(0)                             \
+      : "memory")
 
 #define GIRIH_DEFINE_WGMMA_SS(ELEMENT, N, K)                                                     \
   template <>                                                                                    \
