@@ -677,6 +677,12 @@ TEST_CASE("the Hopper kernel compiles at every width without spills or serialise
   const std::string committed = support::read_file(path).value_or("");
   for (const Shape& shape : kShapes) {
     std::string source = committed;
+    const std::string products = "#define GIRIH_PRODUCTS(SS, RS) ";
+    const std::size_t named = source.find(products);
+    REQUIRE(named != source.npos);
+    source.replace(named, source.find('\n', named) - named,
+                   products + fmt::format("SS(Bf16, {0}, {1}) RS(Bf16, {2}, {0})", shape.block_n,
+                                          shape.head_dim, shape.head_dim_v));
     const auto set = [&](const std::string& name, const std::string& value) {
       const std::size_t begin = source.find(name + " = ");
       REQUIRE(begin != source.npos);

@@ -120,6 +120,10 @@ extern "C" __global__ void __launch_bounds__(girih::kEstimateBlocksThreads, 1)
 }}
 )";
 
+// The products that ptx/wgmma.cuh is to define: Q * K^T and P * V.
+constexpr const char* kProducts =
+    "#define GIRIH_PRODUCTS(SS, RS) SS({0}, {1}, {2}) RS({0}, {3}, {1})\n";
+
 // What the two families' entries have in common.
 constexpr const char* kConfig = R"(
 namespace girih {{
@@ -225,24 +229,25 @@ OnlySome only_some_of(const plan::KernelSpec& spec) {
   return {};
 }
 
+const char* element_of(DType dtype) { return dtype == DType::bfloat16 ? "Bf16" : "Fp16"; }
+
 std::string config_of(const plan::KernelSpec& spec) {
   const TileConfig& tile = spec.tile;
   const bool sm90 = spec.family == plan::KernelFamily::fwd_sm90;
-  return fmt::format(kConfig, fmt::arg("element", spec.dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
-                     fmt::arg("head_dim", spec.head_dim), fmt::arg("head_dim_v", spec.head_dim_v),
-                     fmt::arg("block_m", tile.block_m), fmt::arg("block_n", tile.block_n),
-                     fmt::arg("num_stages", tile.num_stages),
-                     fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
-                     fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
-                     fmt::arg("hopper", sm90 ? hopper_config_of(spec) : ""),
-                     fmt::arg("softcap", spec.softcap),
-                     fmt::arg("prune", spec.prune         ? kPruneConfig
-                                       : spec.tile_maxima ? kTileMaximaConfig
-                                                          : ""),
-                     fmt::arg("splits", spec.splits ? kSplitsConfig : ""),
-                     fmt::arg("prune_number", spec.prune ? " + 1" : ""),
-                     fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
-                     fmt::arg("head_capacity", spec.head_capacity));
+  return fmt::format(
+      kConfig, fmt::arg("element", element_of(spec.dtype)), fmt::arg("head_dim", spec.head_dim),
+      fmt::arg("head_dim_v", spec.head_dim_v), fmt::arg("block_m", tile.block_m),
+      fmt::arg("block_n", tile.block_n), fmt::arg("num_stages", tile.num_stages),
+      fmt::arg("last_name", sm90 ? "kNumQStages" : "kNumWarps"),
+      fmt::arg("last_value", sm90 ? tile.num_q_stages : tile.num_warps),
+      fmt::arg("hopper", sm90 ? hopper_config_of(spec) : ""), fmt::arg("softcap", spec.softcap),
+      fmt::arg("prune", spec.prune         ? kPruneConfig
+                        : spec.tile_maxima ? kTileMaximaConfig
+                                           : ""),
+      fmt::arg("splits", spec.splits ? kSplitsConfig : ""),
+      fmt::arg("prune_number", spec.prune ? " + 1" : ""),
+      fmt::arg("structures", fmt::join(spec.structures, ",\n      ")),
+      fmt::arg("head_capacity", spec.head_capacity));
 }
 
 std::string kernel_of(const plan::KernelSpec& spec) {
@@ -279,6 +284,10 @@ std::string emit(const plan::KernelSpec& spec) {
   std::string source = fmt::format("// Girih {}: {}, {}, head_dim {}, {}.\n", GIRIH_VERSION,
                                    spec.tile_maxima ? "tile maxima" : "attention forward",
                                    to_string(spec.dtype), spec.head_dim, spec.arch.name());
+  if (spec.family == plan::KernelFamily::fwd_sm90) {
+    source += fmt::format(kProducts, element_of(spec.dtype), spec.tile.block_n, spec.head_dim,
+                          spec.head_dim_v);
+  }
   if (spec.builds_lists) source += "#include \"girih/build_lists.cuh\"\n";
   if (spec.builds_numbers) source += "#include \"girih/build_numbers.cuh\"\n";
   if (spec.builds_slashes) source += "#include \"girih/build_slash.cuh\"\n";
@@ -309,8 +318,7 @@ std::string emit_estimate(const plan::Arch& arch, DType dtype, int head_dim) {
   return fmt::format("// Girih {}: estimate of columns and slashes, {}, head_dim {}, {}.\n",
                      GIRIH_VERSION, to_string(dtype), head_dim, arch.name()) +
          fmt::format(kEstimate, fmt::arg("estimate", kEstimateSymbol),
-                     fmt::arg("select", kSelectSymbol),
-                     fmt::arg("element", dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
+                     fmt::arg("select", kSelectSymbol), fmt::arg("element", element_of(dtype)),
                      fmt::arg("head_dim", head_dim));
 }
 
@@ -320,8 +328,8 @@ std::string emit_estimate_blocks(const plan::Arch& arch, DType dtype, int head_d
                      to_string(dtype), head_dim, arch.name()) +
          fmt::format(kEstimateBlocks, fmt::arg("pool", kPoolBlocksSymbol),
                      fmt::arg("estimate", kEstimateBlocksSymbol),
-                     fmt::arg("element", dtype == DType::bfloat16 ? "Bf16" : "Fp16"),
-                     fmt::arg("head_dim", head_dim), fmt::arg("num_stages", num_stages));
+                     fmt::arg("element", element_of(dtype)), fmt::arg("head_dim", head_dim),
+                     fmt::arg("num_stages", num_stages));
 }
 
 }  // namespace girih::codegen

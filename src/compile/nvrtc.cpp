@@ -337,8 +337,12 @@ void check_arch(const Nvrtc& nvrtc, const std::string& arch) {
 /// Without what this version does not know yet; none of it changes what is computed.
 std::vector<std::string> options_for(const Nvrtc& nvrtc, const Request& request) {
   std::vector<std::string> options{"--gpu-architecture=" + request.arch};
-  for (const std::string& option : request.options)
-    if (option != "--no-cache" || nvrtc.at_least(12, 9)) options.push_back(option);
+  for (const std::string& option : request.options) {
+    const bool known = option == "--no-cache"  ? nvrtc.at_least(12, 9)
+                       : option == "--minimal" ? nvrtc.at_least(12, 4)
+                                               : true;
+    if (known) options.push_back(option);
+  }
   return options;
 }
 
@@ -354,9 +358,10 @@ int number_before(std::string_view line, std::string_view unit) {
 
 const std::vector<std::string>& default_options() {
   // --no-cache: from 12.9 on NVRTC otherwise opens the driver, to use its cache of compilations.
+  // --minimal: leaves out textures and the runtime's API, which nothing here uses, and their time.
   // --modify-stack-limit=false: NVRTC would raise the process's stack limit.
   static const std::vector<std::string> kOptions = {
-      "--std=c++20", "--no-cache", "--modify-stack-limit=false", "--ptxas-options=-v"};
+      "--std=c++20", "--no-cache", "--minimal", "--modify-stack-limit=false", "--ptxas-options=-v"};
   return kOptions;
 }
 

@@ -846,28 +846,15 @@ struct FwdSm90 {
   // Starts scores = Q * K^T.
   static __device__ __forceinline__ void score(Scores& scores, const RowOperand<kBlockM>& q,
                                                uint32 k_tile) {
-    const RowOperand<kBlockN> k(k_tile);
-    pin_registers(scores);
-    wgmma_fence();
-#pragma unroll
-    for (int d = 0; d < kHeadDim / 16; ++d) {
-      Wgmma<Element, kBlockN>::multiply(scores, q.step(d), k.step(d), d > 0);
-    }
-    wgmma_commit();
+    WgmmaSS<Element, kBlockN, kHeadDim>::start(scores, q, RowOperand<kBlockN>(k_tile));
   }
 
   // Starts output += P * V.
-  static __device__ __forceinline__ void accumulate(Output& output, Probabilities& probabilities,
+  static __device__ __forceinline__ void accumulate(Output& output,
+                                                    const Probabilities& probabilities,
                                                     uint32 v_tile) {
-    const ColumnOperand<kBlockN> v(v_tile);
-    pin_registers(output);
-    pin_registers(probabilities);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kBlockN / 16; ++k) {
-      Wgmma<Element, kHeadDimV>::multiply_transposed(output, probabilities[k], v.step(k));
-    }
-    wgmma_commit();
+    WgmmaRS<Element, kHeadDimV, kBlockN>::start(output, probabilities,
+                                                ColumnOperand<kBlockN>(v_tile));
   }
 
   // Probabilities as wgmma's A operand: an accumulator is one, element for element.

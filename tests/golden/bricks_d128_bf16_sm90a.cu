@@ -1,4 +1,5 @@
 // Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
+#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 80, 128) RS(Bf16, 128, 80)
 #include "girih/fwd_sm90.cuh"
 
 namespace girih {

@@ -1,4 +1,5 @@
 // Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
+#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 128, 128) RS(Bf16, 128, 128)
 #include "girih/build_slash.cuh"
 #include "girih/fwd_sm90.cuh"
 

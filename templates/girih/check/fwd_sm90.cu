@@ -1,5 +1,6 @@
 // An entry of the Hopper kernel, for clangd to open; the tests compile it with NVRTC. It holds
 // every atom and every operator.
+#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 128, 128) RS(Bf16, 128, 128)
 #include "girih/attn/splits_sm90.cuh"
 #include "girih/build_lists.cuh"
 #include "girih/fwd_sm90.cuh"

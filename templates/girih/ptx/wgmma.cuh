@@ -1,6 +1,6 @@
 // Matrix instructions of a warpgroup (PTX ISA, "wgmma"): 64 rows times N columns, 16-bit elements,
-// fp32 accumulators. All 128 threads issue them, and they run asynchronously: between wgmma_fence()
-// and wgmma_wait() their registers must not be touched.
+// fp32 accumulators. All 128 threads issue them, and they run asynchronously: until wgmma_wait()
+// their registers must not be touched.
 //
 // Lane l of warp w holds, of an accumulator d, rows 16 * w + l / 4 (d[j][0], d[j][1]) and 8 more
 // (d[j][2], d[j][3]), columns 8 * j + 2 * (l % 4) and the next: mma.sync's layout, side by side.
@@ -10,16 +10,7 @@
 
 namespace girih {
 
-// Orders earlier accesses to registers before the wgmma that follow.
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Waits until at most kPending of the latest groups are under way.
+// Waits until at most kPending of the latest products are under way.
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
@@ -35,22 +26,23 @@ __device__ __forceinline__ void pin_registers(float (&d)[kFragments][4]) {
   }
 }
 
-template <int kFragments>
-__device__ __forceinline__ void pin_registers(uint32 (&a)[kFragments][4]) {
-#pragma unroll
-  for (int j = 0; j < kFragments; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[j][e])::"memory");
-  }
-}
+// Products that sum K elements, 16 a step.
+// WgmmaSS<Element, N, K>::start(d, a, b): d = a * b.
+// a: 64 x K from shared memory, each row contiguous; b: K x N, each column contiguous.
+// WgmmaRS<Element, N, K>::start(d, a, b): d += a * b.
+// a: 64 x K from registers (mma.sync's A fragments); b: K x N, each row contiguous.
+// What lies in shared memory is a descriptor, and offset(k) is added to it for step k.
+//
+// A product is one `asm`, from the fence to the commit, since each statement that holds the
+// accumulators costs compile time; what is written to them before stays before the fence. It finds
+// b's descriptors itself, one beside each step: all of them ahead would take registers.
+template <class Element, int kN, int kK>
+struct WgmmaSS;
+template <class Element, int kN, int kK>
+struct WgmmaRS;
 
-// Wgmma<Element, N>::multiply(d, a, b, add): d = a * b, plus what d held when `add`.
-// a: 64 x 16 from shared memory, each row contiguous; b: 16 x N, each column contiguous.
-// Wgmma<Element, N>::multiply_transposed(d, a, b): d += a * b.
-// a: 64 x 16 from registers (mma.sync's A fragment); b: 16 x N, each row contiguous.
-template <class Element, int kN>
-struct Wgmma;
-
+// Operands 0 to N / 2 - 1 of a statement are the accumulators, 128 and 129 b, and step k has five
+// from 130 + 5 * k on: zeros in the gaps let all products number them alike.
 #define GIRIH_WGMMA_R16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define GIRIH_WGMMA_R32 GIRIH_WGMMA_R16 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define GIRIH_WGMMA_R48 GIRIH_WGMMA_R32 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -86,59 +78,95 @@ struct Wgmma;
 #define GIRIH_WGMMA_D240 GIRIH_WGMMA_D224, GIRIH_WGMMA_F(28), GIRIH_WGMMA_F(29)
 #define GIRIH_WGMMA_D256 GIRIH_WGMMA_D240, GIRIH_WGMMA_F(30), GIRIH_WGMMA_F(31)
 
-// I0 to I4: the operand numbers that follow the accumulator's N / 2.
-#define GIRIH_WGMMA(ELEMENT, TYPE, N, I0, I1, I2, I3, I4)                                        \
+#define GIRIH_WGMMA_ZEROS "n"(0), "n"(0), "n"(0), "n"(0), "n"(0), "n"(0), "n"(0), "n"(0),
+#define GIRIH_WGMMA_PAD256
+#define GIRIH_WGMMA_PAD240 GIRIH_WGMMA_PAD256 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD224 GIRIH_WGMMA_PAD240 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD208 GIRIH_WGMMA_PAD224 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD192 GIRIH_WGMMA_PAD208 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD176 GIRIH_WGMMA_PAD192 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD160 GIRIH_WGMMA_PAD176 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD144 GIRIH_WGMMA_PAD160 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD128 GIRIH_WGMMA_PAD144 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD112 GIRIH_WGMMA_PAD128 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD96 GIRIH_WGMMA_PAD112 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD80 GIRIH_WGMMA_PAD96 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD64 GIRIH_WGMMA_PAD80 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD48 GIRIH_WGMMA_PAD64 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD32 GIRIH_WGMMA_PAD48 GIRIH_WGMMA_ZEROS
+#define GIRIH_WGMMA_PAD16 GIRIH_WGMMA_PAD32 GIRIH_WGMMA_ZEROS
+
+// X of every step of a product that sums K elements: its number and operands.
+// clang-format off
+#define GIRIH_WGMMA_K16(X, N, T) X(N, T, 0, 130, 131, 132, 133, 134)
+#define GIRIH_WGMMA_K32(X, N, T) GIRIH_WGMMA_K16(X, N, T) X(N, T, 1, 135, 136, 137, 138, 139)
+#define GIRIH_WGMMA_K48(X, N, T) GIRIH_WGMMA_K32(X, N, T) X(N, T, 2, 140, 141, 142, 143, 144)
+#define GIRIH_WGMMA_K64(X, N, T) GIRIH_WGMMA_K48(X, N, T) X(N, T, 3, 145, 146, 147, 148, 149)
+#define GIRIH_WGMMA_K80(X, N, T) GIRIH_WGMMA_K64(X, N, T) X(N, T, 4, 150, 151, 152, 153, 154)
+#define GIRIH_WGMMA_K96(X, N, T) GIRIH_WGMMA_K80(X, N, T) X(N, T, 5, 155, 156, 157, 158, 159)
+#define GIRIH_WGMMA_K112(X, N, T) GIRIH_WGMMA_K96(X, N, T) X(N, T, 6, 160, 161, 162, 163, 164)
+#define GIRIH_WGMMA_K128(X, N, T) GIRIH_WGMMA_K112(X, N, T) X(N, T, 7, 165, 166, 167, 168, 169)
+#define GIRIH_WGMMA_K144(X, N, T) GIRIH_WGMMA_K128(X, N, T) X(N, T, 8, 170, 171, 172, 173, 174)
+#define GIRIH_WGMMA_K160(X, N, T) GIRIH_WGMMA_K144(X, N, T) X(N, T, 9, 175, 176, 177, 178, 179)
+#define GIRIH_WGMMA_K176(X, N, T) GIRIH_WGMMA_K160(X, N, T) X(N, T, 10, 180, 181, 182, 183, 184)
+#define GIRIH_WGMMA_K192(X, N, T) GIRIH_WGMMA_K176(X, N, T) X(N, T, 11, 185, 186, 187, 188, 189)
+#define GIRIH_WGMMA_K208(X, N, T) GIRIH_WGMMA_K192(X, N, T) X(N, T, 12, 190, 191, 192, 193, 194)
+#define GIRIH_WGMMA_K224(X, N, T) GIRIH_WGMMA_K208(X, N, T) X(N, T, 13, 195, 196, 197, 198, 199)
+#define GIRIH_WGMMA_K240(X, N, T) GIRIH_WGMMA_K224(X, N, T) X(N, T, 14, 200, 201, 202, 203, 204)
+#define GIRIH_WGMMA_K256(X, N, T) GIRIH_WGMMA_K240(X, N, T) X(N, T, 15, 205, 206, 207, 208, 209)
+// clang-format on
+
+#define GIRIH_WGMMA_STEP(N, T, A, OFFSET, ADD, OPTIONS)                           \
+  "add.s32 low, %128, %" #OFFSET                                                  \
+  ";\n"                                                                           \
+  "cvt.u64.u32 b, low;\n"                                                         \
+  "or.b64 b, b, %129;\n"                                                          \
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." T "." T " {" GIRIH_WGMMA_R##N \
+      "}, " A ", b, " ADD ", " OPTIONS ";\n"
+#define GIRIH_WGMMA_SS(N, T, k, A, OFFSET, I2, I3, I4) \
+  GIRIH_WGMMA_STEP(N, T, "%" #A, OFFSET, #k " != 0", "1, 1, 0, 0")
+#define GIRIH_WGMMA_SS_OPERANDS(N, T, k, I0, I1, I2, I3, I4) \
+  "l"(a.at(A::offset(k))), "n"(B::offset(k)), "n"(0), "n"(0), "n"(0),
+#define GIRIH_WGMMA_RS(N, T, k, A0, A1, A2, A3, OFFSET) \
+  GIRIH_WGMMA_STEP(N, T, "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}", OFFSET, "1", "1, 1, 1")
+#define GIRIH_WGMMA_RS_OPERANDS(N, T, k, I0, I1, I2, I3, I4) \
+  "r"(a[k][0]), "r"(a[k][1]), "r"(a[k][2]), "r"(a[k][3]), "n"(B::offset(k)),
+
+#define GIRIH_WGMMA_Bf16 "bf16"
+#define GIRIH_WGMMA_Fp16 "f16"
+
+// Lists of operands have a comma behind each, and a zero at the end.
+#define GIRIH_WGMMA_START(PRODUCT, ELEMENT, N, K)                                    \
+  asm volatile(                                                                      \
+      "{\n.reg .b32 low;\n.reg .b64 b;\n"                                            \
+      "wgmma.fence.sync.aligned;\n" GIRIH_WGMMA_K##K(                                \
+          PRODUCT, N, GIRIH_WGMMA_##ELEMENT) "wgmma.commit_group.sync.aligned;\n}\n" \
+      : GIRIH_WGMMA_D##N                                                             \
+      : GIRIH_WGMMA_PAD##N "r"(b.low), "n"(B::kHigh),                                \
+        GIRIH_WGMMA_K##K(PRODUCT##_OPERANDS, N, ) "n"(0)                             \
+      : "memory")
+
+#define GIRIH_DEFINE_WGMMA_SS(ELEMENT, N, K)                                                     \
   template <>                                                                                    \
-  struct Wgmma<ELEMENT, N> {                                                                     \
-    using Accumulator = float[N / 8][4];                                                         \
-    static __device__ __forceinline__ void multiply(Accumulator& d, uint64 a, uint64 b,          \
-                                                    bool add) {                                  \
-      asm volatile(                                                                              \
-          "{\n"                                                                                  \
-          ".reg .pred add;\n"                                                                    \
-          "setp.ne.b32 add, %" #I2                                                               \
-          ", 0;\n"                                                                               \
-          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GIRIH_WGMMA_R##N  \
-          "}, %" #I0 ", %" #I1                                                                   \
-          ", add, 1, 1, 0, 0;\n"                                                                 \
-          "}\n"                                                                                  \
-          : GIRIH_WGMMA_D##N                                                                     \
-          : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                         \
-    }                                                                                            \
-    static __device__ __forceinline__ void multiply_transposed(Accumulator& d,                   \
-                                                               const uint32 (&a)[4], uint64 b) { \
-      asm volatile(                                                                              \
-          "{\n"                                                                                  \
-          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GIRIH_WGMMA_R##N  \
-          "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4                                   \
-          ", 1, 1, 1, 1;\n"                                                                      \
-          "}\n"                                                                                  \
-          : GIRIH_WGMMA_D##N                                                                     \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                 \
+  struct WgmmaSS<ELEMENT, N, K> {                                                                \
+    template <class A, class B>                                                                  \
+    static __device__ __forceinline__ void start(float (&d)[N / 8][4], const A& a, const B& b) { \
+      GIRIH_WGMMA_START(GIRIH_WGMMA_SS, ELEMENT, N, K);                                          \
     }                                                                                            \
   };
-#define GIRIH_WGMMA_BOTH(N, ...)            \
-  GIRIH_WGMMA(Bf16, "bf16", N, __VA_ARGS__) \
-  GIRIH_WGMMA(Fp16, "f16", N, __VA_ARGS__)
 
-GIRIH_WGMMA_BOTH(16, 8, 9, 10, 11, 12)
-GIRIH_WGMMA_BOTH(32, 16, 17, 18, 19, 20)
-GIRIH_WGMMA_BOTH(48, 24, 25, 26, 27, 28)
-GIRIH_WGMMA_BOTH(64, 32, 33, 34, 35, 36)
-GIRIH_WGMMA_BOTH(80, 40, 41, 42, 43, 44)
-GIRIH_WGMMA_BOTH(96, 48, 49, 50, 51, 52)
-GIRIH_WGMMA_BOTH(112, 56, 57, 58, 59, 60)
-GIRIH_WGMMA_BOTH(128, 64, 65, 66, 67, 68)
-GIRIH_WGMMA_BOTH(144, 72, 73, 74, 75, 76)
-GIRIH_WGMMA_BOTH(160, 80, 81, 82, 83, 84)
-GIRIH_WGMMA_BOTH(176, 88, 89, 90, 91, 92)
-GIRIH_WGMMA_BOTH(192, 96, 97, 98, 99, 100)
-GIRIH_WGMMA_BOTH(208, 104, 105, 106, 107, 108)
-GIRIH_WGMMA_BOTH(224, 112, 113, 114, 115, 116)
-GIRIH_WGMMA_BOTH(240, 120, 121, 122, 123, 124)
-GIRIH_WGMMA_BOTH(256, 128, 129, 130, 131, 132)
+#define GIRIH_DEFINE_WGMMA_RS(ELEMENT, N, K)                                                 \
+  template <>                                                                                \
+  struct WgmmaRS<ELEMENT, N, K> {                                                            \
+    template <class B>                                                                       \
+    static __device__ __forceinline__ void start(float (&d)[N / 8][4],                       \
+                                                 const uint32 (&a)[K / 16][4], const B& b) { \
+      GIRIH_WGMMA_START(GIRIH_WGMMA_RS, ELEMENT, N, K);                                      \
+    }                                                                                        \
+  };
 
-#undef GIRIH_WGMMA
-#undef GIRIH_WGMMA_BOTH
+// The entry names its kernel's products before it includes this, for all that there can be would
+// take long to read: #define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 80, 128) RS(Bf16, 128, 80)
+GIRIH_PRODUCTS(GIRIH_DEFINE_WGMMA_SS, GIRIH_DEFINE_WGMMA_RS)
 
 }  // namespace girih
