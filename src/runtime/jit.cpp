@@ -83,13 +83,18 @@ struct QueryTileShape {
 
 // How much of K and V the query tiles in flight should share, so that it stays in the L2 cache.
 // Under block masks they do not go through the keys together: a quarter of what others may have is
-// best, by 6 % at length 8192, and never worse (tools/bench/NOTES.md).
+// best, by 6 % at length 8192, and never worse. Documents' tiles share only what is near, and end
+// together better where there are more of them: 2 % (tools/bench/NOTES.md).
 std::int64_t section_bytes(const Pattern& pattern, int l2_bytes) {
-  const auto& inputs = pattern.inputs();
-  const bool blocks = std::any_of(inputs.begin(), inputs.end(), [](const InputInfo& input) {
-    return input.kind == InputInfo::Kind::blocks;
-  });
-  return l2_bytes / 3 * 2 / (blocks ? 4 : 1);
+  const auto has = [&](InputInfo::Kind kind) {
+    const auto& inputs = pattern.inputs();
+    return std::any_of(inputs.begin(), inputs.end(),
+                       [&](const InputInfo& input) { return input.kind == kind; });
+  };
+  const std::int64_t bytes = l2_bytes / 3 * 2;
+  return has(InputInfo::Kind::blocks)    ? bytes / 4
+         : has(InputInfo::Kind::indices) ? bytes * 2
+                                         : bytes;
 }
 
 // As many distances as the last block of rows of any sequence can have, whole or not.
