@@ -8,8 +8,6 @@
 
 namespace girih {
 
-constexpr float kMinusInfinity = -__builtin_bit_cast(float, 0x7f800000);
-
 template <int kRows, int kKeys>
 struct WarpMask {
   static_assert(kRows == 16 || kRows == 32);

@@ -135,7 +135,7 @@ struct ClassModifiers<HeadClasses<Structures...>> {
 
   // -inf where the class has none.
   GIRIH_HD static float sink_logit(int head_class, const int* numbers, const Geometry& g) {
-    float logit = -__builtin_bit_cast(float, 0x7f800000);
+    float logit = kMinusInfinity;
     int index = 0;
     (find_sink<Structures>(head_class == index++, numbers, g, logit), ...);
     return logit;

@@ -25,6 +25,21 @@ GIRIH_HD constexpr int min(int a, int b) { return a < b ? a : b; }
 GIRIH_HD constexpr int max(int a, int b) { return a < b ? b : a; }
 GIRIH_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0
 
+// NVRTC has neither <limits> nor __builtin_huge_valf, and before 12.4 no __builtin_bit_cast.
+#ifdef __CUDACC_RTC__
+constexpr float kMinusInfinity = -1.0f / 0.0f;
+#else
+constexpr float kMinusInfinity = -__builtin_huge_valf();
+#endif
+
+GIRIH_HD float float_of_bits(uint32 bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  return __builtin_bit_cast(float, bits);
+#endif
+}
+
 // a / b of numbers below 2^20, in a few instructions: a half more than a is no multiple of b, and
 // farther from one than fp32 errs.
 GIRIH_HD int small_quotient(int a, int b) {

@@ -27,7 +27,7 @@ struct PruneWord {
 
 // Of a query tile.
 struct PruneRule {
-  static constexpr float kKeepAll = -__builtin_bit_cast(float, 0x7f800000);  // -inf
+  static constexpr float kKeepAll = kMinusInfinity;
 
   float threshold;  // in scaled scores
   int first_kept;   // key tiles [first_kept, end_kept) are never skipped,
@@ -48,8 +48,7 @@ GIRIH_HD PruneRule prune_rule(int word, const Geometry& geometry, int first_row,
   const InputView& view = geometry.inputs[PruneWord::slot(word)];
   const int position = floor_div(first_row + geometry.q_start, kPruneRows);
   const int column = min(max(position, 0), view.row_stride - 1);
-  rule.threshold =
-      __builtin_bit_cast(float, view.plane(geometry.batch, geometry.local_head)[column]);
+  rule.threshold = float_of_bits(view.plane(geometry.batch, geometry.local_head)[column]);
   rule.num_sink_tiles = PruneWord::keep_sink(word) ? 1 : 0;
   if (PruneWord::causal(word)) {
     const int diagonal = geometry.diagonal(first_row);
