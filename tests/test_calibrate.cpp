@@ -184,8 +184,11 @@ TEST_CASE("calibrate takes masks with run-time inputs, as --fill makes them") {
         std::vector<float>(8, -std::numeric_limits<float>::infinity()));
   const std::vector<float> few = thresholds("causal & sink(200)", {});
   CHECK(few != causal);
-  CHECK(thresholds("causal & sink($n)", {"--fill", "n=200"}) == few);
-  // Every example has blocks of its own, and so has a seed.
+  CHECK(thresholds("causal & sink($n)", {"--fill", "n=200", "--seed", "3"}) == few);
+  const Json metadata = read_thresholds(out).header["__metadata__"];
+  CHECK(metadata["fill"] == "n=200");
+  CHECK(metadata["seed"] == "3");
+  // Every file has blocks of its own, and so has a seed.
   const Arguments half{"--fill", "m=random:0.5", "--seed"};
   const std::string blocks = "causal & blocks(m, q=64, kv=64)";
   const auto first = thresholds(blocks, half + Arguments{"4"});

@@ -242,7 +242,32 @@ TEST_CASE("keys of other documents are passed over in a few seeks") {
   }
   CHECK(visited == needed);
   CHECK(partial <= 3 * (kLength / kTile));  // where a document begins, ends, and the diagonal
-  CHECK(seeks <= needed + 12 * (kLength / kTile));  // tiles up to a span's border, one by one
+  CHECK(seeks <= needed / 4 + 6 * (kLength / kTile));
+}
+
+TEST_CASE("keys between two parts of a document are passed over in a few seeks") {
+  constexpr int kLength = 65536, kTile = 64, kPart = 3000;
+  InputData data{.kind = girih::InputInfo::Kind::indices, .name = "i0"};
+  data.seqlen_q = data.seqlen_k = kLength;
+  data.numbers.assign(kLength, 0);  // document 0, others, and what fills the sequence up
+  for (int token = kPart; token < kLength - kPart; ++token) {
+    data.numbers[static_cast<std::size_t>(token)] = token / kPart;
+  }
+  InputView view;
+  const std::vector<uint32> words = girih::verify::number_planes(data, view.row_stride);
+  view.data = words.data();
+  const Geometry geometry = long_geometry(&view, kLength);
+  const Mask mask = Mask::parse("segments(i0)").with_inputs([](const std::string&) { return 0; });
+  const KeyTiles tiles{kTile, kLength};
+  int seeks = 0, visited = 0;
+  for (int n = 0; n < tiles.count(); ++seeks) {
+    const Run run = girih::pattern::seek(mask, geometry, {0, kTile}, tiles, n);
+    if (run.kind != TileKind::empty) visited += run.end - n;
+    n = run.end;
+  }
+  CHECK(visited == 2 * ((kPart + kTile - 1) / kTile));
+  // Of 8 spans a seek, but for tiles up to a span's border and of the last part.
+  CHECK(seeks <= kLength / 8192 + 3 * 1024 / kTile + 4);
 }
 
 TEST_CASE("documents that --fill makes have the mean that was asked for, and keys end as queries") {
@@ -262,7 +287,7 @@ TEST_CASE("documents that --fill makes have the mean that was asked for, and key
 }
 
 TEST_CASE("heads share what numbers of tokens show where they read the same plane") {
-  std::vector<uint32> words(8 * TokenNumbers::kWordsPerSpan, 0);
+  std::vector<uint32> words(2 * TokenNumbers::kIndexWordsPerSpan, 0);
   InputView view;
   view.data = words.data();
   view.row_stride = 1;

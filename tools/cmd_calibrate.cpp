@@ -1,10 +1,14 @@
 // girih calibrate PATTERN: thresholds of prune from examples of Q and K in files. Tile maxima are
 // found on the GPU where there is one, else on the CPU.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "common.hpp"
 #include "fill.hpp"
@@ -200,7 +204,7 @@ void add_calibrate(CLI::App& app, Context& context) {
   add_layout_option(*verb, options->layout);
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", options->fill.seed,
-                   "Of the data of --fill for the first example; the next ones have the next seeds")
+                   "Of the data of --fill for the first file; the next ones have the next seeds")
       ->capture_default_str();
   verb->add_flag("--cpu", options->cpu, "Find maxima on the CPU, as without a GPU");
   verb->add_option("-o,--output", options->output, "The .safetensors file for what is found")
@@ -261,16 +265,20 @@ void add_calibrate(CLI::App& app, Context& context) {
                                 calibration->thresholds()};
     const auto kept = std::count_if(thresholds.values.begin(), thresholds.values.end(),
                                     [](float value) { return std::isinf(value); });
-    write_output(options->output,
-                 safetensors_bytes("thresholds", thresholds,
-                                   {{"pattern", pattern.text()},
-                                    {"kv", fmt::format("{}", options->kv)},
-                                    {"kept_tiles", fmt::format("{}", options->kept_tiles)},
-                                    {"rows", fmt::format("{}", kPruneRows)},
-                                    {"head_dim", fmt::format("{}", problem.head_dim)},
-                                    {"dtype", to_string(dtype)},
-                                    {"examples", fmt::format("{}", examples)},
-                                    {"girih", GIRIH_VERSION}}));
+    std::vector<std::pair<std::string, std::string>> metadata = {
+        {"pattern", pattern.text()},
+        {"kv", fmt::format("{}", options->kv)},
+        {"kept_tiles", fmt::format("{}", options->kept_tiles)},
+        {"rows", fmt::format("{}", kPruneRows)},
+        {"head_dim", fmt::format("{}", problem.head_dim)},
+        {"dtype", to_string(dtype)},
+        {"examples", fmt::format("{}", examples)},
+        {"girih", GIRIH_VERSION}};
+    if (!options->fill.fills.empty()) {
+      metadata.emplace_back("fill", fmt::format("{}", fmt::join(options->fill.fills, " ")));
+      metadata.emplace_back("seed", fmt::format("{}", options->fill.seed));
+    }
+    write_output(options->output, safetensors_bytes("thresholds", thresholds, metadata));
     if (context.json) {
       print_json({{"pattern", pattern.text()},
                   {"output", options->output},

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "girih/version.hpp"
+#include "pattern/atoms.hpp"
 
 namespace girih::codegen {
 
@@ -268,12 +270,15 @@ std::string kernel_of(const plan::KernelSpec& spec) {
 // The atoms that compare numbers of rows and keys.
 std::string compared_atoms(const plan::KernelSpec& spec) {
   std::vector<std::string> atoms;
-  for (const char* atom : {"Segments", "IndexGe", "IndexGt"}) {
-    const std::string leaf = fmt::format("Leaf<{}>", atom);
+  for (const AtomInfo& atom : pattern::atom_table()) {
+    if (atom.params[0].kind != ParamKind::input || atom.params[0].form != InputForm::indices) {
+      continue;
+    }
+    const std::string leaf = fmt::format("Leaf<{}>", atom.type);
     const bool occurs = std::any_of(
         spec.structures.begin(), spec.structures.end(),
         [&](const std::string& structure) { return structure.find(leaf) != structure.npos; });
-    if (occurs) atoms.push_back(fmt::format("girih::{}", atom));
+    if (occurs) atoms.push_back(fmt::format("girih::{}", atom.type));
   }
   return fmt::format("{}", fmt::join(atoms, ", "));
 }

@@ -18,6 +18,8 @@
 namespace girih::runtime {
 namespace {
 
+static_assert(pattern::kMaxHeads <= kMostSmall, "InputView::plane divides heads");
+
 constexpr std::size_t kAlignment = 256;                    // of each input's part of the workspace
 constexpr std::int64_t kMaxWords = std::int64_t{1} << 40;  // of an input: sums cannot overflow
 

@@ -85,16 +85,14 @@ struct QueryTileShape {
 // Under block masks they do not go through the keys together: a quarter of what others may have is
 // best, by 6 % at length 8192, and never worse. Documents' tiles share only what is near, and end
 // together better where there are more of them: 2 % (tools/bench/NOTES.md).
-std::int64_t section_bytes(const Pattern& pattern, int l2_bytes) {
-  const auto has = [&](InputInfo::Kind kind) {
-    const auto& inputs = pattern.inputs();
-    return std::any_of(inputs.begin(), inputs.end(),
-                       [&](const InputInfo& input) { return input.kind == kind; });
+std::int64_t section_bytes(const std::vector<std::string>& structures, int l2_bytes) {
+  const auto have = [&](const char* atom) {
+    return std::any_of(structures.begin(), structures.end(), [&](const std::string& structure) {
+      return structure.find(atom) != structure.npos;
+    });
   };
   const std::int64_t bytes = l2_bytes / 3 * 2;
-  return has(InputInfo::Kind::blocks)    ? bytes / 4
-         : has(InputInfo::Kind::indices) ? bytes * 2
-                                         : bytes;
+  return have("Leaf<Blocks>") ? bytes / 4 : have("Leaf<Segments>") ? bytes * 2 : bytes;
 }
 
 // As many distances as the last block of rows of any sequence can have, whole or not.
@@ -306,6 +304,7 @@ struct Kernel::Impl {
       if (inputs[i].kind != InputInfo::Kind::thresholds) continue;
       const InputView& view =
           plan.views[static_cast<std::size_t>(pattern::place_of(inputs, static_cast<int>(i)))];
+      if (view.data == nullptr) continue;  // a launch of no rows
       const auto num_columns = static_cast<int>(view.row_stride);
       const int heads = problem.num_heads / view.heads_per_plane;
       std::vector<float> values(static_cast<std::size_t>(std::int64_t{heads} * num_columns));
@@ -471,7 +470,7 @@ Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem
   impl->tiles = plan.tiles;
   impl->grids = pattern::grids_of(pattern);
   impl->device = device.handle;
-  impl->section_bytes = section_bytes(pattern, device.l2_bytes);
+  impl->section_bytes = section_bytes(plan.spec.structures, device.l2_bytes);
   impl->num_sms = device.id.num_sms;
   const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};

@@ -125,7 +125,7 @@ void TileMaxima::operator()(const TileMaximaArgs& args) const {
   const Args attention = attention_args(args);
   const Problem problem = runtime::problem_of(attention);
   runtime::check_aligned_to_4("maxima", args.maxima);
-  const FwdParams params =  // refuses what it must before binding
+  const FwdParams params =  // refuses tensors that it must before binding
       runtime::forward_params(attention, problem, pattern::grids_of(state_->pattern));
   const bool empty =
       params.num_batch_heads == 0 || params.geometry.seqlen_q == 0 || params.geometry.seqlen_k == 0;

@@ -287,8 +287,9 @@ static std::vector<std::uint32_t> column_planes(const InputData& columns, int& n
 std::vector<std::uint32_t> number_planes(const InputData& indices, int& num_spans) {
   if (indices.kind == InputInfo::Kind::columns) return column_planes(indices, num_spans);
   num_spans = ceil_div(std::max(indices.seqlen_q, indices.seqlen_k), TokenNumbers::kSpan);
-  const auto side = static_cast<std::size_t>(TokenNumbers::kWordsPerSpan * num_spans);
-  const auto plane_words = static_cast<std::size_t>(TokenNumbers::kIndexWordsPerSpan * num_spans);
+  const auto spans = static_cast<std::size_t>(num_spans);
+  const std::size_t side = TokenNumbers::kWordsPerSpan * spans;
+  const std::size_t plane_words = TokenNumbers::kIndexWordsPerSpan * spans;
   const auto planes = static_cast<std::size_t>(indices.batch * indices.heads);
   std::vector<std::uint32_t> words(planes * plane_words, 0);
   const auto row = [](const std::vector<std::int32_t>& numbers, std::size_t plane, int tokens) {

@@ -24,7 +24,6 @@ struct BrickTile<Config, true> {
   static constexpr int kNumSpans = Rows::a + Rows::b + Rows::c;
 
   using Row = BrickRow<Rows, typename Config::KeyBrick>;
-  struct alignas(8) AlignedSpan : Span {};  // read at once
 
   GridPoint origin;              // of the brick, in tokens
   AlignedSpan spans[kNumSpans];  // what its planes, lines and columns of rows see, in Row::kUnits

@@ -167,6 +167,9 @@ struct WgmmaRS;
 
 // The entry names its kernel's products before it includes this, for all that there can be would
 // take long to read: #define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 80, 128) RS(Bf16, 128, 80)
+#ifndef GIRIH_PRODUCTS
+#error "an entry defines GIRIH_PRODUCTS before it includes anything"
+#endif
 GIRIH_PRODUCTS(GIRIH_DEFINE_WGMMA_SS, GIRIH_DEFINE_WGMMA_RS)
 
 }  // namespace girih

@@ -812,15 +812,28 @@ struct ComparesNumbers {
            b.inputs[slot].plane(b.batch, b.local_head);
   }
 
+  // How many spans of keys a seek looks at where intervals do not say what is seen.
+  static constexpr int kMostSpans = 8;
+
   GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {
+    static_assert(Atom::kComparison < TokenNumbers::kNumComparisons);
     const TokenNumbers queries = TokenNumbers::of(g, slot, 0);
     const SeenKeys seen = queries.seen(Atom::kComparison, rows.begin, rows.end);
     const Run run = seek_interval(seen.hull, seen.core, tiles, n);
     if (run.kind != TileKind::partial || seen.is_exact()) return run;
-    const int begin = n * tiles.block_n;
-    const int end = min(begin + tiles.block_n, tiles.seqlen_k);
-    return {n + 1, Atom::kind(queries.range(rows.begin, rows.end),
-                              TokenNumbers::of(g, slot, 1).range(begin, end))};
+
+    const NumberRange own = queries.range(rows.begin, rows.end);
+    const TokenNumbers keys = TokenNumbers::of(g, slot, 1);
+    int end = (n + 1) * tiles.block_n;
+    const TileKind kind = Atom::kind(own, keys.range(n * tiles.block_n, min(end, tiles.seqlen_k)));
+    if (kind == TileKind::partial) return {n + 1, kind};
+    GIRIH_ROLLED
+    for (int i = 0; i < kMostSpans && end < tiles.seqlen_k; ++i) {
+      const int span = end / TokenNumbers::kSpan;
+      if (Atom::kind(own, keys.range_of_span(span)) != kind) break;
+      end = (span + 1) * TokenNumbers::kSpan;
+    }
+    return {end < tiles.seqlen_k ? end / tiles.block_n : tiles.count(), kind};
   }
 
   GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord word) const {
@@ -987,7 +1000,7 @@ struct Columns {
     return found;
   }
 
-  // Spans of keys that are judged at once, and how many of them one seek looks at.
+  // How many spans of keys one seek looks at.
   static constexpr int kMostSpans = 32;
 
   GIRIH_HD Run seek(const Geometry& g, QueryRows rows, KeyTiles tiles, int n) const {

@@ -37,7 +37,8 @@ GIRIH_HD constexpr GridPoint place_in(GridPoint box, int i) {
 }
 
 // Limits. A row's keys on an axis are a word; so are the lines (of the last axis) of a key brick. A
-// visit holds a brick's place in one number; bounds of rows are counted in bits of a brick.
+// visit holds a brick's place in one number. Bounds of rows are counted in bits of a brick: an axis
+// times a plane's bits fits an int.
 constexpr int kMostBrickExtent = 32;
 constexpr int kMostBrickLines = 32;
 constexpr int kBrickPlaceBits = 10;

@@ -51,6 +51,8 @@ struct Span {
   int hi;
   GIRIH_HD bool contains(int k) const { return lo <= k && k < hi; }
 };
+struct alignas(8) AlignedSpan : Span {};  // in memory: read at once
+
 constexpr int kNoLowerBound = -2147483647 - 1;
 constexpr int kNoUpperBound = 2147483647;
 constexpr Span kEveryKey{kNoLowerBound, kNoUpperBound};

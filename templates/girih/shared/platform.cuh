@@ -40,8 +40,9 @@ GIRIH_HD float float_of_bits(uint32 bits) {
 #endif
 }
 
-// a / b of numbers below 2^20, in a few instructions: a half more than a is no multiple of b, and
-// farther from one than fp32 errs.
+// a / b of numbers below kMostSmall, in a few instructions: a half more than a is no multiple of b,
+// and farther from one than fp32 errs.
+constexpr int kMostSmall = 1 << 20;
 GIRIH_HD int small_quotient(int a, int b) {
 #ifdef __CUDA_ARCH__
   return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));

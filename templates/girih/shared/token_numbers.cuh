@@ -32,8 +32,6 @@ struct alignas(16) SeenKeys {
 };
 constexpr SeenKeys kNoKeys{{2147483647, 0}, {2147483647, 0}};
 
-struct alignas(8) AlignedSpan : Span {};
-
 // Stands for what one row sees where that is no interval, or was not found to be one.
 constexpr Span kNoInterval{0, -1};
 
