@@ -330,7 +330,7 @@ TEST_CASE("causal documents are not far from dense causal attention's speed on w
   CHECK(build_ms <= 0.1);
   if (device.arch() == "sm_90") {
     // A tenth below what was measured; 0.8 is aimed at (tools/bench/RESULTS.md, Open figures).
-    CHECK(reached >= 0.64 * own);
+    CHECK(reached >= 0.70 * own);
   } else {
     MESSAGE("skipped: the figure is for sm_90");
   }
@@ -354,11 +354,10 @@ TEST_CASE("neighborhoods in bricks visit few tiles, nearly as fast as dense atte
     return verify::median(
         verify::time_launches({.warmups = 3, .repeats = 15}, [&] { kernel.launch(args); }));
   };
-  // Speeds are a twentieth below what was measured; 0.85 is aimed at (tools/bench/RESULTS.md, Open
-  // figures).
+  // Speeds are a twentieth below what was measured.
   for (const auto& [text, seqlen, most_computed, least_of_dense] :
-       {std::tuple{"neighborhood(256x256, window=80)", 256 * 256, 1.33, 0.86},
-        {"neighborhood(30x48x80, window=(18, 24, 24))", 30 * 48 * 80, 1.67, 0.78}}) {
+       {std::tuple{"neighborhood(256x256, window=80)", 256 * 256, 1.33, 0.89},
+        {"neighborhood(30x48x80, window=(18, 24, 24))", 30 * 48 * 80, 1.67, 0.86}}) {
     const Pattern pattern = Pattern::parse(text);
     const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(device.arch()));
     REQUIRE(plan.spec.bricks);
