@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "sandbox.hpp"
+#include "texts.hpp"
 
 namespace girih::tests {
 
@@ -109,10 +110,6 @@ class Program {
   TemporaryFolder folder_;
   std::vector<std::pair<std::string, std::string>> variables_;
 };
-
-inline bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 inline std::size_t count_of(const std::string& text, const std::string& part) {
   std::size_t count = 0;

@@ -13,17 +13,15 @@
 #include "girih/error.hpp"
 #include "runtime/combine.hpp"
 #include "sandbox.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using jit::CombineArgs;
 using runtime::combine_params;
+using tests::contains;
 using tests::TemporaryFolder;
 
 namespace {
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
-}
 
 // Memory that nobody reads or writes.
 void* at(std::uintptr_t address) { return reinterpret_cast<void*>(address); }

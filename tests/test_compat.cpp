@@ -8,10 +8,12 @@
 
 #include "girih/compat.hpp"
 #include "girih/error.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using compat::BlockSparseAttn;
 using compat::LocalStride;
+using tests::contains;
 
 namespace {
 
@@ -23,10 +25,6 @@ std::string refusal(const std::function<void()>& call) {
     return error.what();
   }
   return "(accepted)";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
 }
 
 std::string block_sparse_text(const BlockSparseAttn& arguments) {

@@ -13,18 +13,16 @@
 #include "sandbox.hpp"
 #include "support/fs.hpp"
 #include "support/hash.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using codegen::reachable_templates;
 using codegen::TemplateFile;
+using tests::contains;
 using tests::TemporaryFolder;
 namespace fs = std::filesystem;
 
 namespace {
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
-}
 
 template <class Function>
 Error error_of(Function function) {

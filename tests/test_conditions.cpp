@@ -19,6 +19,7 @@
 #include "plan/plan.hpp"
 #include "runtime/inputs.hpp"
 #include "seek.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using namespace girih::tests;
@@ -38,10 +39,6 @@ std::string refusal_of(const std::function<void()>& body) {
 
 std::string refusal(const std::string& text) {
   return refusal_of([&] { Pattern::parse(text); });
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
 }
 
 // The message, and the column under which its caret stands in the line above it.

@@ -8,11 +8,13 @@
 #include <vector>
 
 #include "pattern/expression.hpp"
+#include "texts.hpp"
 
 using girih::pattern::Expression;
 using girih::pattern::ExpressionPoint;
 using girih::pattern::ExpressionProblem;
 using girih::pattern::ExpressionUse;
+using girih::tests::contains;
 
 namespace {
 
@@ -31,10 +33,6 @@ std::string refusal(const std::string& text, ExpressionUse use = kScore) {
     return std::to_string(problem.at) + ": " + problem.message;
   }
   return "(accepted)";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
 }
 
 double value(const std::string& text, ExpressionUse use = kScore, const ExpressionPoint& at = {}) {

@@ -10,9 +10,11 @@
 #include "girih/error.hpp"
 #include "girih/pattern.hpp"
 #include "oracle/oracle.hpp"
+#include "texts.hpp"
 
 using girih::Mask;
 using girih::Pattern;
+using girih::tests::contains;
 
 namespace {
 
@@ -32,10 +34,6 @@ std::string refusal_of(Parse&& parse) {
 
 std::string refusal(std::string_view text) {
   return refusal_of([&] { Pattern::parse(text); });
-}
-
-bool contains(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
 }
 
 // Column of the caret in a message, counted from 0 within the shown text.
@@ -484,7 +482,7 @@ TEST_CASE("every refusal names what is wrong and where") {
     CAPTURE(text);
     const std::string what = refusal(text);
     CAPTURE(what);
-    CHECK(contains(what, message));
+    CHECK(contains(what, std::string(message)));
     CHECK(caret(what) == at);
   }
 }

@@ -13,6 +13,7 @@
 #include "girih/pattern.hpp"
 #include "girih/problem.hpp"
 #include "pattern/interpret.hpp"
+#include "texts.hpp"
 
 using girih::causal;
 using girih::dense;
@@ -20,6 +21,7 @@ using girih::Mask;
 using girih::Pattern;
 using girih::sink;
 using girih::window;
+using girih::tests::contains;
 
 namespace {
 
@@ -33,10 +35,6 @@ std::string refusal(Action&& action) {
   }
   FAIL("accepted");
   return {};
-}
-
-bool contains(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
 }
 
 // 5 for each whole number, and what is left out where it may be anything else.

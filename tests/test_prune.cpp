@@ -17,27 +17,16 @@
 #include "pattern/atoms.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
+#include "texts.hpp"
 #include "verify/pruning.hpp"
 
 using namespace girih;
+using tests::contains;
+using tests::message_of;
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-template <class Function>
-std::string message_of(Function function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
-}
 
 plan::Plan plan_for(const std::string& pattern, int head_dim = 128,
                     const std::string& arch = "sm_90", const TileConfig& tile = {}) {

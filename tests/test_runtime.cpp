@@ -23,19 +23,17 @@
 #include "runtime/settings.hpp"
 #include "sandbox.hpp"
 #include "support/fs.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using jit::Artifact;
 using jit::Emit;
 using jit::Options;
+using tests::contains;
 using tests::TemporaryFolder;
 namespace fs = std::filesystem;
 
 namespace {
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
-}
 
 template <class Function>
 Error error_of(Function function) {

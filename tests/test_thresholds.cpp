@@ -12,26 +12,15 @@
 #include "girih/prune.hpp"
 #include "oracle/prune.hpp"
 #include "runtime/inputs.hpp"
+#include "texts.hpp"
 
 using namespace girih;
+using tests::contains;
+using tests::message_of;
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-template <class Function>
-std::string message_of(Function function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(nothing was thrown)";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
-}
 
 }  // namespace
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -274,10 +273,7 @@ std::string compared_atoms(const plan::KernelSpec& spec) {
     if (atom.params[0].kind != ParamKind::input || atom.params[0].form != InputForm::indices) {
       continue;
     }
-    const std::string leaf = fmt::format("Leaf<{}>", atom.type);
-    const bool occurs = std::any_of(
-        spec.structures.begin(), spec.structures.end(),
-        [&](const std::string& structure) { return structure.find(leaf) != structure.npos; });
+    const bool occurs = plan::any_contains(spec.structures, {fmt::format("Leaf<{}>", atom.type)});
     if (occurs) atoms.push_back(fmt::format("girih::{}", atom.type));
   }
   return fmt::format("{}", fmt::join(atoms, ", "));

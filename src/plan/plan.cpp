@@ -123,14 +123,6 @@ KeysPerRow keys_per_row(const Pattern& pattern, const Problem& problem) {
                                         : KeysPerRow::many;
 }
 
-bool any_contains(const std::vector<std::string>& structures,
-                  std::initializer_list<const char*> names) {
-  return std::any_of(structures.begin(), structures.end(), [&](const std::string& structure) {
-    return std::any_of(names.begin(), names.end(),
-                       [&](const char* name) { return structure.find(name) != structure.npos; });
-  });
-}
-
 bool has_many_atoms(const std::vector<std::string>& structures) {
   constexpr int kFewAtoms = 6;  // mixtures of so many were compiled without spills
   int atoms = 0;
@@ -450,6 +442,15 @@ bool passes_over(std::span<const BrickHeads> heads, const Bricks& bricks) {
 
 const char* to_string(KernelFamily family) {
   return family == KernelFamily::fwd_sm90 ? "fwd_sm90" : "fwd_sm80";
+}
+
+bool any_contains(const std::vector<std::string>& structures,
+                  std::initializer_list<std::string_view> parts) {
+  return std::any_of(structures.begin(), structures.end(), [&](const std::string& structure) {
+    return std::any_of(parts.begin(), parts.end(), [&](std::string_view part) {
+      return structure.find(part) != structure.npos;
+    });
+  });
 }
 
 std::string structure_of(const Mask& mask) {

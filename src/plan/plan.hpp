@@ -3,8 +3,10 @@
 #pragma once
 
 #include <compare>
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "girih/pattern.hpp"
@@ -59,6 +61,10 @@ struct KernelSpec {
   bool builds_slashes = false;  ///< whether some of them are columns and slashes
   int head_capacity = 1;        ///< rows of the head table; 1 for a pattern without `heads`
 };
+
+/// Whether some structure contains one of these, such as "Leaf<Causal>".
+bool any_contains(const std::vector<std::string>& structures,
+                  std::initializer_list<std::string_view> parts);
 
 /// How many keys the rows see that make most of the work, where the sequence is long.
 enum class KeysPerRow { many, some, few };

@@ -86,13 +86,10 @@ struct QueryTileShape {
 // best, by 6 % at length 8192, and never worse. Documents' tiles share only what is near, and end
 // together better where there are more of them: 2 % (tools/bench/NOTES.md).
 std::int64_t section_bytes(const std::vector<std::string>& structures, int l2_bytes) {
-  const auto have = [&](const char* atom) {
-    return std::any_of(structures.begin(), structures.end(), [&](const std::string& structure) {
-      return structure.find(atom) != structure.npos;
-    });
-  };
   const std::int64_t bytes = l2_bytes / 3 * 2;
-  return have("Leaf<Blocks>") ? bytes / 4 : have("Leaf<Segments>") ? bytes * 2 : bytes;
+  return plan::any_contains(structures, {"Leaf<Blocks>"})     ? bytes / 4
+         : plan::any_contains(structures, {"Leaf<Segments>"}) ? bytes * 2
+                                                              : bytes;
 }
 
 // As many distances as the last block of rows of any sequence can have, whole or not.
