@@ -534,8 +534,8 @@ TEST_CASE("tiles are found in as few planes as the condition tells apart") {
     runtime::InputExtents extents = kExtents;
     extents.ragged = ragged;
     const runtime::InputPlan plan = plan_launch("expr(\"" + condition + "\")", {}, extents);
-    REQUIRE(plan.num_tile_builds == 1);
-    const BuildTilesParams& build = plan.tile_builds[0];
+    REQUIRE(plan.tiles.size() == 1);
+    const BuildTilesParams& build = plan.tiles[0];
     const InputView& view = plan.views[0];
     CHECK(build.num_rows == 16);
     CHECK(build.words_per_row == 3);
@@ -559,7 +559,7 @@ TEST_CASE("tiles are found in as few planes as the condition tells apart") {
   CHECK(planes("k < h + g + b") == 24);
   runtime::InputExtents none = kExtents;
   none.seqlen_k = 0;
-  CHECK(plan_launch("expr(\"k < h\")", {}, none).num_tile_builds == 0);
+  CHECK(plan_launch("expr(\"k < h\")", {}, none).tiles.empty());
 }
 
 TEST_CASE("tensors that cannot be right are refused before anything is launched") {

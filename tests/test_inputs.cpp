@@ -157,7 +157,7 @@ ColumnIntervals columns() {
 
 TEST_CASE("bits are read where they lie and need no workspace") {
   const InputPlan plan = plan_with(bits());
-  CHECK(plan.num_builds == 0);
+  CHECK(plan.lists.size() == 0);
   CHECK(plan.workspace_bytes == 0);
   check_view(plan.views[0], at<void>(0x1004), 64, 8, 1, 1);
 
@@ -206,12 +206,12 @@ TEST_CASE("strides of a dimension that is shared are not stepped over") {
 
 TEST_CASE("lists are built behind the counts of what was ignored") {
   const InputPlan plan = plan_with(list());
-  CHECK(plan.num_builds == 1);
-  CHECK(plan.build_input[0] == 0);
+  CHECK(plan.lists.size() == 1);
+  CHECK(plan.lists[0].input == 0);
   check_view(plan.views[0], in_workspace(256), 64, 8, 1, 1);
   CHECK(plan.workspace_bytes == 256 + 3 * 8 * 8 * sizeof(std::uint32_t));
 
-  const BuildListsParams& build = plan.builds[0];
+  const BuildListsParams& build = plan.lists[0].params;
   CHECK(build.indptr == at<int>(0x1000));
   CHECK(build.indices == at<int>(0x2000));
   CHECK(build.counts == nullptr);
@@ -227,7 +227,7 @@ TEST_CASE("lists are built behind the counts of what was ignored") {
   CHECK(build.num_ignored == nullptr);
 
   const auto by_plane = changed(list(), [](BlockList& l) { l.plane_stride = 9; });
-  CHECK(plan_with(by_plane).builds[0].plane_stride == 9);
+  CHECK(plan_with(by_plane).lists[0].params.plane_stride == 9);
 }
 
 TEST_CASE("tables are built from their counts and capacity") {
@@ -236,7 +236,7 @@ TEST_CASE("tables are built from their counts and capacity") {
     t.heads = 2;
     t.num_kv_blocks = 65;
   }));
-  const BuildListsParams& build = plan.builds[0];
+  const BuildListsParams& build = plan.lists[0].params;
   CHECK(build.indptr == nullptr);
   CHECK(build.mask == nullptr);
   CHECK(build.counts == at<int>(0x1000));
@@ -250,7 +250,7 @@ TEST_CASE("tables are built from their counts and capacity") {
 
 TEST_CASE("byte masks are built from their strides, contiguous where all are 0") {
   const InputPlan plan = plan_with(mask());
-  const BuildListsParams& build = plan.builds[0];
+  const BuildListsParams& build = plan.lists[0].params;
   CHECK(static_cast<const void*>(build.mask) == at<void>(0x1001));
   CHECK(build.indptr == nullptr);
   CHECK(build.counts == nullptr);
@@ -266,9 +266,9 @@ TEST_CASE("byte masks are built from their strides, contiguous where all are 0")
     m.row_stride = 40;
   });
   const InputPlan strided = plan_with(expanded);
-  CHECK(strided.builds[0].batch_stride == 900);
-  CHECK(strided.builds[0].plane_stride == 0);
-  CHECK(strided.builds[0].row_stride == 40);
+  CHECK(strided.lists[0].params.batch_stride == 900);
+  CHECK(strided.lists[0].params.plane_stride == 0);
+  CHECK(strided.lists[0].params.row_stride == 40);
   check_view(strided.views[0], in_workspace(256), 64, 8, 1, 1);  // the bits are contiguous
 }
 
@@ -294,9 +294,9 @@ TEST_CASE("inputs stand in the pattern's order, whatever order they are given in
       plan_for(pattern, {{"c", mask()}, {"b", bits()}, {"a", list()}, {"n", numbers()}});
   CHECK(plan.views[0].data == at<std::uint32_t>(0x1000));
   CHECK(plan.views[2].data == at<std::uint32_t>(0x1004));
-  CHECK(plan.num_builds == 2);
-  CHECK(plan.build_input[0] == 1);
-  CHECK(plan.build_input[1] == 3);
+  CHECK(plan.lists.size() == 2);
+  CHECK(plan.lists[0].input == 1);
+  CHECK(plan.lists[1].input == 3);
   // 768 bytes of bits each.
   check_view(plan.views[1], in_workspace(256), 64, 8, 1, 1);
   check_view(plan.views[3], in_workspace(256 + 768), 64, 8, 1, 1);
@@ -315,7 +315,7 @@ TEST_CASE("a launch without elements needs no data and builds nothing") {
                             changed(kExtents, [](InputExtents& e) { e.seqlen_k = 0; })}) {
     const BlockList nothing{.num_q_blocks = 8, .num_kv_blocks = 32};
     const InputPlan plan = plan_with(nothing, empty);
-    CHECK(plan.num_builds == 0);
+    CHECK(plan.lists.size() == 0);
     CHECK(plan.workspace_bytes == 0);
     CHECK_NOTHROW(plan_for("columns(c)", {{"c", ColumnIntervals{.num_keys = 2000}}}, empty));
     CHECK_NOTHROW(plan_for("causal with bias(v)", {{"v", Values(kNoFloats, {2000})}}, empty));
@@ -501,9 +501,9 @@ TEST_CASE("planes whose bits no workspace could hold are refused") {
 TEST_CASE(
     "indices are laid out in the workspace, a plane for each sequence and head that differs") {
   const InputPlan plan = plan_indices(indices());
-  REQUIRE(plan.num_number_builds == 1);
-  CHECK(plan.num_builds == 0);
-  const BuildNumbersParams& build = plan.number_builds[0];
+  REQUIRE(plan.numbers.size() == 1);
+  CHECK(plan.lists.size() == 0);
+  const BuildNumbersParams& build = plan.numbers[0].params;
   CHECK(build.num_sides == 2);
   CHECK(build.num_planes == 3 * 8);
   CHECK(build.planes_per_batch == 8);
@@ -534,8 +534,8 @@ TEST_CASE("queries' indices serve the keys where both are as many") {
   const TokenIndices documents{
       {.data = at<std::int32_t>(0x1000), .batch = 3, .num_tokens = 1600, .batch_stride = 5000}};
   const InputPlan plan = plan_indices(documents, square);
-  REQUIRE(plan.num_number_builds == 1);
-  for (const auto& source : std::span(plan.number_builds[0].sources).first(2)) {
+  REQUIRE(plan.numbers.size() == 1);
+  for (const auto& source : std::span(plan.numbers[0].params.sources).first(2)) {
     CHECK(source.numbers == at<std::int32_t>(0x1000));
     CHECK(source.batch_stride == 5000);
     CHECK(source.num_tokens == 1500);
@@ -550,12 +550,12 @@ TEST_CASE("queries' indices serve the keys where both are as many") {
 TEST_CASE("indices and lists share a workspace without touching one another") {
   const InputPlan plan = plan_for(kPattern + " & segments(d) & !index_gt(e)",
                                   {{"e", indices()}, {"d", indices()}, {"m", mask()}}, kExtents);
-  REQUIRE(plan.num_builds == 1);
-  REQUIRE(plan.num_number_builds == 2);
-  CHECK(plan.views[0].data == plan.builds[0].bits);
-  const auto* const first = reinterpret_cast<char*>(plan.number_builds[0].out);
-  const auto* const second = reinterpret_cast<char*>(plan.number_builds[1].out);
-  CHECK(first >= reinterpret_cast<char*>(plan.builds[0].bits + 3 * 8 * 8));
+  REQUIRE(plan.lists.size() == 1);
+  REQUIRE(plan.numbers.size() == 2);
+  CHECK(plan.views[0].data == plan.lists[0].params.bits);
+  const auto* const first = reinterpret_cast<char*>(plan.numbers[0].params.out);
+  const auto* const second = reinterpret_cast<char*>(plan.numbers[1].params.out);
+  CHECK(first >= reinterpret_cast<char*>(plan.lists[0].params.bits + 3 * 8 * 8));
   CHECK(second - first >= 24 * 2 * TokenNumbers::kIndexWordsPerSpan * 4);
   CHECK(reinterpret_cast<std::uintptr_t>(second) % 16 == 0);
 }
@@ -597,9 +597,9 @@ TEST_CASE("columns and slashes get a plane for each sequence and head that diffe
   InputExtents extents = kExtents;
   extents.num_distances = 2063;
   const InputPlan plan = plan_for("vertical_slash(v)", {{"v", slashes()}}, extents);
-  REQUIRE(plan.num_slash_builds == 1);
-  CHECK(plan.num_builds == 0);
-  const BuildSlashParams& build = plan.slash_builds[0];
+  REQUIRE(plan.slashes.size() == 1);
+  CHECK(plan.lists.size() == 0);
+  const BuildSlashParams& build = plan.slashes[0].params;
   CHECK(build.columns == at<int>(0x1000));
   CHECK(build.distances == at<int>(0x2004));
   CHECK(build.num_columns == 30);
@@ -626,8 +626,8 @@ TEST_CASE("columns and slashes get a plane for each sequence and head that diffe
   SlashLists shared = slashes();
   shared.batch = shared.heads = 1;
   const InputPlan of_shared = plan_for("vertical_slash(v)", {{"v", shared}}, extents);
-  CHECK(of_shared.slash_builds[0].planes_per_source_batch == 0);
-  CHECK(of_shared.slash_builds[0].num_planes == 3);
+  CHECK(of_shared.slashes[0].params.planes_per_source_batch == 0);
+  CHECK(of_shared.slashes[0].params.num_planes == 3);
   check_view(of_shared.views[0], in_workspace(256), plane, plane, 64, 8);
 }
 
@@ -703,8 +703,8 @@ TEST_CASE("intervals of columns are laid out as four sides of each plane") {
     return plan_for("columns(c)", {{"c", given}});
   };
   const InputPlan plan = plan_columns(columns());
-  REQUIRE(plan.num_number_builds == 1);
-  const BuildNumbersParams& build = plan.number_builds[0];
+  REQUIRE(plan.numbers.size() == 1);
+  const BuildNumbersParams& build = plan.numbers[0].params;
   CHECK(build.num_sides == 4);
   CHECK(build.num_planes == 6);
   CHECK(build.num_row_blocks == 0);  // rows have no numbers
@@ -729,9 +729,9 @@ TEST_CASE("intervals of columns are laid out as four sides of each plane") {
     c.key_stride = 4;
   });
   const InputPlan other = plan_columns(beside);
-  CHECK(other.number_builds[0].sources[3].numbers == at<std::int32_t>(0x100c));
-  CHECK(other.number_builds[0].sources[3].token_stride == 4);
-  CHECK(other.number_builds[0].sources[3].head_stride == 4 * 2048);
+  CHECK(other.numbers[0].params.sources[3].numbers == at<std::int32_t>(0x100c));
+  CHECK(other.numbers[0].params.sources[3].token_stride == 4);
+  CHECK(other.numbers[0].params.sources[3].head_stride == 4 * 2048);
 }
 
 TEST_CASE("intervals of columns that cannot be right are refused") {

@@ -74,7 +74,7 @@ void plan_tiles(const plan::ConditionTiles& tiles, int place, const InputExtents
   view.head_stride = plane;
   view.row_stride = params.words_per_row;
   view.heads_per_plane = params.heads_per_plane;
-  plan.tile_builds[static_cast<std::size_t>(plan.num_tile_builds++)] = params;
+  plan.tiles.push_back(params);
 }
 
 // Checks and lays out one input.
@@ -238,8 +238,7 @@ class InputPlanner {
     view.head_stride = plane;
     view.row_stride = params.words_per_row;
     view.heads_per_plane = extents_.num_heads / lists.heads;
-    plan_.slash_input[plan_.num_slash_builds] = index_;
-    plan_.slash_builds[plan_.num_slash_builds++] = params;
+    plan_.slashes.push_back({index_, params});
   }
 
   void operator()(const ColumnIntervals& columns) {
@@ -356,7 +355,7 @@ class InputPlanner {
     view.head_stride = plane;
     view.row_stride = params.num_spans;
     view.heads_per_plane = extents_.num_heads / params.planes_per_batch;
-    plan_.number_builds[plan_.num_number_builds++] = params;
+    plan_.numbers.push_back({index_, params});
   }
 
   [[noreturn]] void fail(const char* what, std::int64_t value, const std::string& expected) const {
@@ -575,8 +574,7 @@ class InputPlanner {
     view.head_stride = plane;
     view.row_stride = params.words_per_row;
     view.heads_per_plane = extents_.num_heads / blocks.heads;
-    plan_.build_input[plan_.num_builds] = index_;
-    plan_.builds[plan_.num_builds++] = params;
+    plan_.lists.push_back({index_, params});
   }
 
   const InputInfo& wanted_;
@@ -608,7 +606,7 @@ bool share_blocks(std::span<const Input> inputs, const Problem& problem) {
 InputPlan plan_inputs(std::span<const InputInfo> wanted, std::span<const Input> given,
                       const InputExtents& extents, void* workspace,
                       std::span<const plan::ConditionTiles> tiles) {
-  InputPlan plan{};
+  InputPlan plan;
   for (std::size_t i = 0; i < given.size(); ++i) {
     const auto same_name = [&](const Input& input) { return input.name == given[i].name; };
     if (pattern::find_input(wanted, given[i].name) < 0) {

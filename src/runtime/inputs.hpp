@@ -32,20 +32,41 @@ struct InputExtents {
   bool ragged = false;    ///< whether sequences may differ in length or in where they start
 };
 
+/// Up to `kMost` values in place: a launch takes no memory, and what is not there is not written.
+template <class Value, std::size_t kMost>
+class ShortList {
+ public:
+  void push_back(const Value& value) { values_[size_++] = value; }
+  std::size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  Value* begin() { return values_.data(); }
+  Value* end() { return begin() + size_; }
+  const Value* begin() const { return values_.data(); }
+  const Value* end() const { return begin() + size_; }
+  const Value& operator[](std::size_t i) const { return values_[i]; }
+
+ private:
+  std::array<Value, kMost> values_;
+  std::size_t size_ = 0;
+};
+
+/// Work of a kernel, and which input it is for.
+template <class Params>
+struct InputBuild {
+  int input;
+  Params params;
+};
+
 /// In the order of what the pattern wants; formats text only when it throws.
 struct InputPlan {
-  std::array<InputView, pattern::kMaxPlaces> views;          ///< the kernel's table
-  std::array<BuildListsParams, pattern::kMaxInputs> builds;  ///< of lists and byte masks
-  std::array<int, pattern::kMaxInputs> build_input;          ///< which input each is for
-  int num_builds = 0;
-  /// Of indices of tokens and intervals of columns.
-  std::array<BuildNumbersParams, pattern::kMaxInputs> number_builds;
-  int num_number_builds = 0;
-  std::array<BuildSlashParams, pattern::kMaxInputs> slash_builds;  ///< of columns and slashes
-  std::array<int, pattern::kMaxInputs> slash_input;                ///< which input each is for
-  int num_slash_builds = 0;
-  std::array<BuildTilesParams, pattern::kMaxConditions> tile_builds;  ///< of expressions
-  int num_tile_builds = 0;
+  template <class Params>
+  using Builds = ShortList<InputBuild<Params>, pattern::kMaxInputs>;
+
+  std::array<InputView, pattern::kMaxPlaces> views{};  ///< the kernel's table
+  Builds<BuildListsParams> lists;                      ///< of lists and byte masks
+  Builds<BuildNumbersParams> numbers;                  ///< of indices and intervals of columns
+  Builds<BuildSlashParams> slashes;                    ///< of columns and slashes
+  ShortList<BuildTilesParams, pattern::kMaxConditions> tiles;  ///< of expressions
   std::size_t workspace_bytes = 0;
 };
 

@@ -193,8 +193,7 @@ struct Kernel::Impl {
   }
 
   void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {
-    for (int i = 0; i < plan.num_number_builds; ++i) {
-      BuildNumbersParams& build = plan.number_builds[i];
+    for (auto& [input, build] : plan.numbers) {
       const auto start = [&](BuildNumbersParams::Phase phase, std::int64_t ctas) {
         constexpr std::int64_t kMostCtas = 1 << 16;
         build.phase = phase;
@@ -211,9 +210,8 @@ struct Kernel::Impl {
 
   void build_slashes_of(runtime::InputPlan& plan, FwdParams& params, int* ignored,
                         CUstream stream) const {
-    for (int i = 0; i < plan.num_slash_builds; ++i) {
-      BuildSlashParams& build = plan.slash_builds[i];
-      if (ignored != nullptr) build.num_ignored = ignored + plan.slash_input[i];
+    for (auto& [input, build] : plan.slashes) {
+      if (ignored != nullptr) build.num_ignored = ignored + input;
       using Phase = BuildSlashParams::Phase;
       for (const Phase phase : {Phase::sort, Phase::link, Phase::windows}) {
         build.phase = phase;
@@ -235,7 +233,7 @@ struct Kernel::Impl {
 
   // Whether lists are built, and query tiles split by what they show.
   bool splits_with(const runtime::InputPlan& plan) const {
-    return plan_splits != nullptr && plan.num_builds > 0;
+    return plan_splits != nullptr && !plan.lists.empty();
   }
 
   runtime::SplitPlan splits_of(const FwdParams& ordered_params, const runtime::InputPlan& plan,
@@ -265,8 +263,7 @@ struct Kernel::Impl {
 
   // A CTA for 64 rows and 32 tiles of keys.
   void build_tiles_of(runtime::InputPlan& plan, FwdParams& params, CUstream stream) const {
-    for (int i = 0; i < plan.num_tile_builds; ++i) {
-      BuildTilesParams& build = plan.tile_builds[static_cast<std::size_t>(i)];
+    for (BuildTilesParams& build : plan.tiles) {
       constexpr std::int64_t kMostCtas = 1 << 16;
       const std::int64_t words =
           std::int64_t{build.num_planes} * build.num_rows * build.words_per_row;
@@ -343,7 +340,7 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   if (check == Check::yes) impl.check_thresholds(plan, args.stream);
   impl.build_numbers_of(plan, args.stream);
   impl.build_tiles_of(plan, params, args.stream);
-  if (plan.num_builds + plan.num_slash_builds == 0) return;
+  if (plan.lists.empty() && plan.slashes.empty()) return;
 
   const auto counts = reinterpret_cast<CUdeviceptr>(workspace.data);
   if (check == Check::yes) {
@@ -353,9 +350,8 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   }
   int* const counted = static_cast<int*>(workspace.data);  // of each input
   impl.build_slashes_of(plan, params, check == Check::yes ? counted : nullptr, args.stream);
-  for (int i = 0; i < plan.num_builds; ++i) {
-    BuildListsParams& build = plan.builds[i];
-    if (check == Check::yes) build.num_ignored = counted + plan.build_input[i];
+  for (auto& [input, build] : plan.lists) {
+    if (check == Check::yes) build.num_ignored = counted + input;
     const std::int64_t num_rows = std::int64_t{build.num_planes} * build.num_rows;
     constexpr int kRowsPerCta = kBuildListsThreads / 32;
     constexpr std::int64_t kMostCtas = 1 << 16;
@@ -374,19 +370,15 @@ void Kernel::build_lists(const Args& args, Workspace workspace, Check check) con
   cuda::check(cuda::driver().cuStreamSynchronize(args.stream), "building block lists");
   cuda::check(cuda::driver().cuMemcpyDtoH(ignored.data(), counts, runtime::kIgnoredCountsBytes),
               "reading back the check of block lists");
-  for (int i = 0; i < plan.num_builds; ++i) {
-    const int input = plan.build_input[i];
+  for (const auto& [input, build] : plan.lists) {
     if (ignored[input] == 0) continue;
-    throw Error(
-        Errc::invalid_argument,
-        fmt::format("the input '{}' has {} entries out of range: key blocks must be from 0 "
-                    "to {}, and rows lie within the list",
-                    impl.inputs[input].name, ignored[input], plan.builds[i].num_columns - 1));
+    throw Error(Errc::invalid_argument,
+                fmt::format("the input '{}' has {} entries out of range: key blocks must be from 0 "
+                            "to {}, and rows lie within the list",
+                            impl.inputs[input].name, ignored[input], build.num_columns - 1));
   }
-  for (int i = 0; i < plan.num_slash_builds; ++i) {
-    const int input = plan.slash_input[i];
+  for (const auto& [input, build] : plan.slashes) {
     if (ignored[input] == 0) continue;
-    const BuildSlashParams& build = plan.slash_builds[i];
     throw Error(Errc::invalid_argument,
                 fmt::format("the input '{}' has {} entries out of range: columns must be from 0 to "
                             "{} and distances from 0 to {}; pad rows with -1",

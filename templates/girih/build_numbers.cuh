@@ -96,17 +96,16 @@ struct BuildNumbers {
     }
   }
 
-  // The keys of a plane, searched by a warp for what rows with some numbers see of them.
+  // The keys of a plane, searched by a warp for what a row with some number sees of them.
   template <class Atom>
   struct Search {
     TokenNumbers keys;
     int num_keys;
-    NumberRange rows;
+    int number;
     int lane;
 
     static constexpr int kNone = -1;
     static __device__ bool is_visible(TileKind kind) { return kind != TileKind::empty; }
-    static __device__ bool is_full(TileKind kind) { return kind == TileKind::full; }
     static __device__ bool is_not_full(TileKind kind) { return kind != TileKind::full; }
 
     // A bit for each of 32 keys, blocks or spans from `first` on: whether it is of a kind.
@@ -123,7 +122,7 @@ struct BuildNumbers {
         } else {
           range = {keys.numbers[i], keys.numbers[i]};
         }
-        is_one = is(Atom::kind(rows, range));
+        is_one = is(Atom::kind({number, number}, range));
       }
       return __ballot_sync(kAllLanes, is_one);
     }
@@ -157,7 +156,7 @@ struct BuildNumbers {
 
     // The hull begins and ends with a visible key of its first and last block that are not empty,
     // or with the block where it has none, for a range may say partial of what nobody sees. The
-    // core begins with the first full key of the hull's first block, and is empty without one.
+    // core begins with the hull's first visible key, and is empty where its block has none.
     __device__ SeenKeys run() const {
       const int first = first_block(0, is_visible);
       if (first == kNone) return kNoKeys;
@@ -165,14 +164,13 @@ struct BuildNumbers {
       const uint32 begins = found<1>(32 * first, is_visible);
       const uint32 ends = found<1>(32 * last, is_visible);
       SeenKeys seen{{32 * first, min(32 * last + 32, num_keys)}, kNoKeys.core};
-      if (begins != 0) seen.hull.lo += lowest_bit(begins);
       if (ends != 0) seen.hull.hi = 32 * last + 32 - __clz(ends);
+      if (begins == 0) return seen;
 
-      const uint32 full = found<1>(32 * first, is_full);
-      if (full == 0) return seen;
-      seen.core = {32 * first + lowest_bit(full), num_keys};
+      seen.hull.lo += lowest_bit(begins);
+      seen.core = {seen.hull.lo, num_keys};
       int block = first;
-      uint32 behind = found<1>(32 * first, is_not_full) & ~0u << lowest_bit(full);
+      uint32 behind = found<1>(32 * first, is_not_full) & ~0u << lowest_bit(begins);
       if (behind == 0) {
         block = first_block(first + 1, is_not_full);
         if (block == kNone) return seen;
@@ -199,7 +197,7 @@ struct BuildNumbers {
     SeenKeys seen = kNoRows;
     for (uint32 left = __ballot_sync(kAllLanes, exists); left != 0;) {
       const int number = __shfl_sync(kAllLanes, own, lowest_bit(left));
-      const Search<Atom> search{keys, p.sources[1].num_tokens, {number, number}, lane};
+      const Search<Atom> search{keys, p.sources[1].num_tokens, number, lane};
       const SeenKeys found = search.run();
       const bool same = exists && own == number;
       if (same) seen = found;

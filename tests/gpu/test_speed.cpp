@@ -11,6 +11,8 @@
 
 #include "compile/nvrtc.hpp"
 #include "cuda/module.hpp"
+#include "girih/shared/params.cuh"
+#include "girih/shared/tensor_map.cuh"
 #include "plan/plan.hpp"
 #include "support.hpp"
 
@@ -59,17 +61,19 @@ TEST_CASE("a launch costs the host little more than the driver's own") {
   const jit::Args args = workload.args();
   program(args);
 
-  // The bare launch: as many bytes of parameters as a kernel of ours takes.
-  const std::string source =
-      "struct Bytes { char data[512]; };\n"
-      "extern \"C\" __global__ void empty(const __grid_constant__ Bytes bytes) {}\n";
+  // The bare launch: as many bytes of parameters as the Hopper kernel takes.
+  constexpr int kBytes = sizeof(FwdParams) + sizeof(FwdTensorMaps) + sizeof(int*);
+  const std::string source = fmt::format(
+      "struct Bytes {{ char data[{}]; }};\n"
+      "extern \"C\" __global__ void empty(const __grid_constant__ Bytes bytes) {{}}\n",
+      kBytes);
   const verify::Device device;
   compiler::Request request;
   request.source = source;
   request.arch = device.arch();
   request.options = compiler::default_options();
   const cuda::Module module(compiler::compile(request).cubin, "empty");
-  char bytes[512] = {};
+  char bytes[kBytes] = {};
   void* parameters[] = {bytes};
   CUlaunchConfig config{};
   config.gridDimX = config.gridDimY = config.gridDimZ = 1;

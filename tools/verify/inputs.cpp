@@ -59,7 +59,7 @@ SeenKeys seen_keys(std::int32_t row, std::span<const std::int32_t> keys,
   const auto visible = [&](NumberRange range) {
     return Atom::kind({row, row}, range) != TileKind::empty;
   };
-  const auto full = [&](int key) { return Atom::sees(row, keys[static_cast<std::size_t>(key)]); };
+  const auto sees = [&](int key) { return Atom::sees(row, keys[static_cast<std::size_t>(key)]); };
   const auto first = std::find_if(blocks.begin(), blocks.end(), visible);
   if (first == blocks.end()) return kNoKeys;
   const auto last = std::find_if(blocks.rbegin(), blocks.rend(), visible);
@@ -69,24 +69,18 @@ SeenKeys seen_keys(std::int32_t row, std::span<const std::int32_t> keys,
     const int begin = static_cast<int>(block) * TokenNumbers::kBlock;
     return Span{begin, std::min(begin + TokenNumbers::kBlock, num_keys)};
   };
-  const auto sees = [&](int key) {
-    const std::int32_t number = keys[static_cast<std::size_t>(key)];
-    return visible({number, number});
-  };
   const Span begin = keys_of(first - blocks.begin());
   const Span end = keys_of(blocks.rend() - last - 1);
   SeenKeys seen{{begin.lo, end.hi}, kNoKeys.core};
-  while (seen.hull.lo < begin.hi && !sees(seen.hull.lo)) ++seen.hull.lo;
-  if (seen.hull.lo == begin.hi) seen.hull.lo = begin.lo;
   while (seen.hull.hi > end.lo && !sees(seen.hull.hi - 1)) --seen.hull.hi;
   if (seen.hull.hi == end.lo) seen.hull.hi = end.hi;
-
-  int lo = begin.lo;
-  while (lo < begin.hi && !full(lo)) ++lo;
-  if (lo == begin.hi) return seen;
-  int hi = lo;
-  while (hi < num_keys && full(hi)) ++hi;
-  seen.core = {lo, hi};
+  while (seen.hull.lo < begin.hi && !sees(seen.hull.lo)) ++seen.hull.lo;
+  if (seen.hull.lo == begin.hi) {
+    seen.hull.lo = begin.lo;
+    return seen;
+  }
+  seen.core = {seen.hull.lo, seen.hull.lo};
+  while (seen.core.hi < num_keys && sees(seen.core.hi)) ++seen.core.hi;
   return seen;
 }
 
