@@ -65,6 +65,7 @@ struct BlockList {
   std::int64_t plane_stride = 0;
   int batch = 1, heads = 1;
   int num_q_blocks = 0, num_kv_blocks = 0;
+  friend bool operator==(const BlockList&, const BlockList&) = default;
 };
 
 /// Visible blocks as padded rows, device int32: row i of plane (b, h) holds the first
@@ -76,6 +77,7 @@ struct BlockTable {
   int row_capacity = 0;
   int batch = 1, heads = 1;
   int num_q_blocks = 0, num_kv_blocks = 0;
+  friend bool operator==(const BlockTable&, const BlockTable&) = default;
 };
 
 /// One byte for each block, not 0 where it is visible: torch.bool or uint8.
@@ -84,6 +86,7 @@ struct BlockMask {
   std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;  ///< all 0: contiguous
   int batch = 1, heads = 1;
   int num_q_blocks = 0, num_kv_blocks = 0;
+  friend bool operator==(const BlockMask&, const BlockMask&) = default;
 };
 
 /// One bit for each block: bit j % 32 of a row's word j / 32. Used where it lies, without a copy.
@@ -92,6 +95,7 @@ struct BlockBits {
   std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;  ///< words; all 0: contiguous
   int batch = 1, heads = 1;
   int num_q_blocks = 0, num_kv_blocks = 0;  ///< a row has ceil(num_kv_blocks / 32) words
+  friend bool operator==(const BlockBits&, const BlockBits&) = default;
 };
 
 /// Numbers of an atom (`sink($n)`), device int32, contiguous [batch, heads]. What the atom cannot
@@ -99,6 +103,7 @@ struct BlockBits {
 struct HeadNumbers {
   const std::int32_t* data = nullptr;
   int batch = 1, heads = 1;
+  friend bool operator==(const HeadNumbers&, const HeadNumbers&) = default;
 };
 
 /// A number for each token, device int32: any numbers, in any order, but key tiles are passed over
@@ -109,12 +114,14 @@ struct TokenRows {
   int batch = 1, heads = 1;
   int num_tokens = 0;  ///< seqlen_q or seqlen_k, of the longest sequence, or more
   std::int64_t batch_stride = 0, head_stride = 0;  ///< both 0: contiguous
+  friend bool operator==(const TokenRows&, const TokenRows&) = default;
 };
 
 /// What `segments`, `index_ge` and `index_gt` compare.
 struct TokenIndices {
   TokenRows q;
   TokenRows k = {};  ///< without data: q serves both, where seqlen_q is seqlen_k
+  friend bool operator==(const TokenIndices&, const TokenIndices&) = default;
 };
 
 /// What `vertical_slash` shows, device int32, in any order. Entries that are no key of the
@@ -126,6 +133,7 @@ struct SlashLists {
   const std::int32_t* slash = nullptr;     ///< distances, contiguous [batch, heads, num_slash]
   int num_vertical = 0, num_slash = 0;
   int batch = 1, heads = 1;
+  friend bool operator==(const SlashLists&, const SlashLists&) = default;
 };
 
 /// Where `prune` skips key tiles: below a score, for each head and each 128 positions of queries.
@@ -137,6 +145,7 @@ struct Thresholds {
   int heads = 1;                ///< the launch's num_heads, its num_heads_kv, or 1 for all
   int num_columns = 0;
   int kv_block_size = 0;  ///< keys of the tiles that they were calibrated for: prune's kv
+  friend bool operator==(const Thresholds&, const Thresholds&) = default;
 };
 
 /// Which rows see a key, device int32: rows q of the sequence's own with start[k] <= q < end[k], or
@@ -151,6 +160,7 @@ struct ColumnIntervals {
   int num_keys = 0;                                ///< seqlen_k, of the longest sequence, or more
   std::int64_t key_stride = 1;                     ///< 2 or 4 where bounds lie beside one another
   std::int64_t batch_stride = 0, head_stride = 0;  ///< both 0: key_stride * num_keys a head
+  friend bool operator==(const ColumnIntervals&, const ColumnIntervals&) = default;
 };
 
 /// Numbers of a modifier or of an expression, device memory in one to four dimensions: those that
@@ -173,6 +183,8 @@ struct Values {
   Values(const std::int32_t* values, std::initializer_list<std::int64_t> extents)
       : Values(values, Type::int32, extents) {}
 
+  friend bool operator==(const Values&, const Values&) = default;
+
  private:
   Values(const void* values, Type values_type, std::initializer_list<std::int64_t> extents)
       : data(values), type(values_type) {
@@ -189,6 +201,7 @@ struct Input {
   std::variant<BlockList, BlockTable, BlockMask, BlockBits, HeadNumbers, TokenIndices, SlashLists,
                Thresholds, ColumnIntervals, Values>
       data;
+  friend bool operator==(const Input&, const Input&) = default;
 };
 
 }  // namespace girih

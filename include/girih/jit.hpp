@@ -82,6 +82,7 @@ struct Args {
 
   int max_ctas = 0;  ///< caps the grid, for tests; 0 is no cap
   CUstream_st* stream = nullptr;
+  friend bool operator==(const Args&, const Args&) = default;
 };
 
 /// Whether run-time inputs are looked through for entries out of range, which waits for the GPU.
@@ -91,6 +92,7 @@ enum class Check { no, yes };
 struct Workspace {
   void* data = nullptr;
   std::size_t bytes = 0;
+  friend bool operator==(const Workspace&, const Workspace&) = default;
 };
 
 /// How a kernel came about and what it uses.

@@ -75,6 +75,7 @@ struct Tensor {
   static Tensor contiguous(void* data, DType dtype, std::array<std::int64_t, 4> shape) {
     return {data, dtype, shape, {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
   }
+  friend bool operator==(const Tensor&, const Tensor&) = default;
 };
 
 }  // namespace girih

@@ -31,13 +31,4 @@ TensorMap encode_tensor_map(const TiledTensor& tensor) {
   return map;
 }
 
-const TensorMap& TensorMapMemory::get(const TiledTensor& tensor) {
-  if (!(tensor == tensor_)) {
-    tensor_ = {};
-    map_ = encode_tensor_map(tensor);
-    tensor_ = tensor;
-  }
-  return map_;
-}
-
 }  // namespace girih::cuda

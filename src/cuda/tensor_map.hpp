@@ -19,25 +19,11 @@ struct TiledTensor {
   CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   int num_dimensions = 0;
   PerDimension extents{}, strides{}, box{};
-
-  bool operator==(const TiledTensor&) const = default;
 };
 
 /// Boxes are swizzled in rows of 128 bytes. What one holds beyond the tensor's extents is read as
 /// zeros and not written. Takes no lock and no device memory.
 /// @throws Error driver when the driver refuses it.
 TensorMap encode_tensor_map(const TiledTensor& tensor);
-
-/// The same, from the last one of a thread when it was for this: encoding takes 0.15 us, and most
-/// launches repeat their tensors.
-class TensorMapMemory {
- public:
-  /// @throws Error driver as encode_tensor_map().
-  const TensorMap& get(const TiledTensor& tensor);
-
- private:
-  TiledTensor tensor_;  // of no dimensions: holds none
-  TensorMap map_;
-};
 
 }  // namespace girih::cuda

@@ -160,37 +160,35 @@ CUtensorMapDataType type_of(const Problem& problem) {
                                           : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
 }
 
-// The maps of a thread's last launch are used again: `memory` is one tensor's.
-TensorMap map_of(cuda::TensorMapMemory& memory, const Tensor& tensor, const void* data,
-                 const Strides& strides, int box_rows, const Problem& problem, const Dims& dims) {
+TensorMap map_of(const Tensor& tensor, const void* data, const Strides& strides, int box_rows,
+                 const Problem& problem, const Dims& dims) {
   check_strides(strides);
-  return memory.get({.data = data,
-                     .type = type_of(problem),
-                     .num_dimensions = 4,
-                     .extents = {tensor.shape[kDim], tensor.shape[dims.row],
-                                 tensor.shape[dims.head], tensor.shape[dims.batch]},
-                     .strides = {1, strides.row, strides.head, strides.batch},
-                     .box = {kBoxColumns, box_rows, 1, 1}});
+  return cuda::encode_tensor_map({.data = data,
+                                  .type = type_of(problem),
+                                  .num_dimensions = 4,
+                                  .extents = {tensor.shape[kDim], tensor.shape[dims.row],
+                                              tensor.shape[dims.head], tensor.shape[dims.batch]},
+                                  .strides = {1, strides.row, strides.head, strides.batch},
+                                  .box = {kBoxColumns, box_rows, 1, 1}});
 }
 
 }  // namespace
 
 FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                           int query_rows, int key_rows) {
-  static thread_local cuda::TensorMapMemory memory[4];  // of q, k, v and out
   const Dims dims = dims_of(args.layout);
-  const auto map = [&](int place, const Tensor& tensor, const void* data, const Strides& strides,
+  const auto map = [&](const Tensor& tensor, const void* data, const Strides& strides,
                        int box_rows) {
-    return map_of(memory[place], tensor, data, strides, box_rows, problem, dims);
+    return map_of(tensor, data, strides, box_rows, problem, dims);
   };
   // Without keys a row is read and masked: of tensors that are as wide and have memory.
   const bool keys = args.k.shape[dims.row] > 0;
-  return {.q = map(0, args.q, params.q, params.q_strides, query_rows),
-          .k = keys ? map(1, args.k, params.k, params.k_strides, key_rows)
-                    : map(1, args.q, params.q, params.q_strides, key_rows),
-          .v = keys ? map(2, args.v, params.v, params.v_strides, key_rows)
-                    : map(2, args.out, params.out, params.out_strides, key_rows),
-          .out = map(3, args.out, params.out, params.out_strides, query_rows)};
+  return {.q = map(args.q, params.q, params.q_strides, query_rows),
+          .k = keys ? map(args.k, params.k, params.k_strides, key_rows)
+                    : map(args.q, params.q, params.q_strides, key_rows),
+          .v = keys ? map(args.v, params.v, params.v_strides, key_rows)
+                    : map(args.out, params.out, params.out_strides, key_rows),
+          .out = map(args.out, params.out, params.out_strides, query_rows)};
 }
 
 namespace {
@@ -244,13 +242,13 @@ bool is_too_far_for_bricks(const jit::Args& args) {
 
 FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
                         const GridPoint& grid, const plan::Bricks& bricks) {
-  static thread_local cuda::TensorMapMemory memory[3];  // of q, k and v
-  return {.q = memory[0].get(
-              tensor_over_grid(args.q, params.q, params.q_strides, problem, grid, bricks.queries)),
-          .k = memory[1].get(
-              tensor_over_grid(args.k, params.k, params.k_strides, problem, grid, bricks.keys)),
-          .v = memory[2].get(
-              tensor_over_grid(args.v, params.v, params.v_strides, problem, grid, bricks.keys))};
+  const auto map = [&](const Tensor& tensor, const void* data, const Strides& strides,
+                       const GridPoint& brick) {
+    return cuda::encode_tensor_map(tensor_over_grid(tensor, data, strides, problem, grid, brick));
+  };
+  return {.q = map(args.q, params.q, params.q_strides, bricks.queries),
+          .k = map(args.k, params.k, params.k_strides, bricks.keys),
+          .v = map(args.v, params.v, params.v_strides, bricks.keys)};
 }
 
 void refuse_partial_keys(const jit::Args& args) {
@@ -262,12 +260,11 @@ void refuse_partial_keys(const jit::Args& args) {
 }
 
 FwdRowMaps row_maps(const jit::Args& args, const FwdParams& params, const Problem& problem) {
-  static thread_local cuda::TensorMapMemory memory[2];  // of k and v
   const Dims dims = dims_of(args.layout);
   const bool keys = args.k.shape[dims.row] > 0;  // else none is read
-  return {.k = map_of(memory[0], keys ? args.k : args.q, keys ? params.k : params.q,
+  return {.k = map_of(keys ? args.k : args.q, keys ? params.k : params.q,
                       keys ? params.k_strides : params.q_strides, 1, problem, dims),
-          .v = map_of(memory[1], keys ? args.v : args.out, keys ? params.v : params.out,
+          .v = map_of(keys ? args.v : args.out, keys ? params.v : params.out,
                       keys ? params.v_strides : params.out_strides, 1, problem, dims)};
 }
 
