@@ -9,7 +9,7 @@
 //            | "prune" "(" name "," "kv" "=" int [ "," "keep_sink" "=" ( "true" | "false" ) ] ")"
 //   or      = and { "|" and }      and = not { "&" not }      not = { "!" } primary
 //   primary = "(" or ")" | name [ "(" [ arg { "," arg } ] ")" ] | "expr" "(" string ")"
-//   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atoms.cuh;
+//   arg     = [ name "=" ] value   its form is the parameter's: see ParamKind in shared/atom.cuh;
 //             "$" name is an integer that a run-time input holds
 //
 // Whitespace is free; "#" starts a comment that ends with the line.

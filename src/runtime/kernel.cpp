@@ -371,7 +371,7 @@ Launch Kernel::Impl::plan_launch(const Args& args, Workspace workspace) const {
   return launch;
 }
 
-// Planning takes a microsecond, and most launches repeat a thread's last: then it is compared.
+// Planning takes a microsecond: a launch that repeats its thread's last is only compared with it.
 Launch& Kernel::Impl::planned(const Args& args, Workspace workspace) const {
   struct Last {
     std::uint64_t kernel = 0;  // none

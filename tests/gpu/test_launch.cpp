@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <future>
 #include <limits>
 #include <thread>
 
@@ -281,6 +282,50 @@ TEST_CASE("a program binds by itself and a kernel outlives its program") {
       girih::verify::synchronize();
       CHECK(results(workload) == expected);
     }
+  }
+}
+
+TEST_CASE("a launch that differs from its thread's last one in anything is planned anew") {
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
+  const auto other = girih::jit::compile(Pattern::parse("causal"), kProblem);
+  Workload workload(small_case());
+  workload.fill_normal(1);
+  Args args = workload.args();
+  args.q_start = -5;  // so that some rows see nothing
+  const auto launch = [&](const girih::jit::Kernel& launched, const Args& its) {
+    workload.poison_outputs();
+    launched.launch(its);
+    girih::verify::synchronize();
+    return results(workload);
+  };
+  const auto expected = launch(kernel, args);
+
+  const auto check = [&](const girih::jit::Kernel& launched, const Args& changed) {
+    // By a thread that has launched nothing before.
+    const auto alone = std::async(std::launch::async, [&] {
+                         const girih::verify::Device device;
+                         return launch(launched, changed);
+                       }).get();
+    CHECK(alone != expected);
+    CHECK(launch(kernel, args) == expected);
+    CHECK(launch(launched, changed) == alone);
+  };
+  check(other, args);
+  const std::vector<std::pair<const char*, std::function<void(Args&)>>> changes = {
+      {"data", [](Args& a) { a.k.data = a.v.data; }},
+      {"strides", [](Args& a) { a.q.stride[2] = 0; }},
+      {"shapes", [](Args& a) { a.q.shape[1] = a.out.shape[1] = 100; }},
+      {"lse", [](Args& a) { a.lse = nullptr; }},
+      {"softmax_scale", [](Args& a) { a.softmax_scale = 0.5f; }},
+      {"empty_lse", [](Args& a) { a.empty_lse = std::numeric_limits<float>::infinity(); }},
+      {"q_start", [](Args& a) { a.q_start = std::nullopt; }},
+      {"k_start", [](Args& a) { a.k_start = 7; }},
+  };
+  for (const auto& [name, change] : changes) {
+    CAPTURE(name);
+    Args changed = args;
+    change(changed);
+    check(kernel, changed);
   }
 }
 
