@@ -93,6 +93,8 @@ typedef struct girih_options {
   girih_tune tune;       // GIRIH_TUNE
   int32_t num_q_stages;  // Q tiles in flight, in Hopper's kernel
   int32_t portable;      // 1: the kernel that runs on every GPU, where one has its own
+  int32_t check_inputs;  // 1: girih_attention waits for the GPU and refuses inputs with entries out of
+                         // range; 0: as the environment variable GIRIH_CHECK_INPUTS says
 } girih_options;
 
 // Parses a pattern. `options` may be NULL. The text is not kept. On failure *program is NULL.

@@ -33,11 +33,15 @@ enum class Tune {
   automatic,  ///< as db, but a Program called with lengths that have no record measures them first
 };
 
+/// Whether run-time inputs are looked through for entries out of range, which waits for the GPU.
+enum class Check { no, yes };
+
 /// Each field left empty takes its value from the environment variable named beside it.
 struct Options {
   TileConfig tile = {};                                 ///< zeros: chosen from records or by plan
   std::optional<Mode> mode = {};                        ///< GIRIH_JIT=auto|off
   std::optional<Tune> tune = {};                        ///< GIRIH_TUNE=db|auto|off
+  std::optional<Check> check_inputs = {};               ///< GIRIH_CHECK_INPUTS=no|yes: of calls
   std::optional<std::filesystem::path> cache_dir = {};  ///< GIRIH_CACHE_DIR
   std::optional<std::vector<std::filesystem::path>> cache_layers =
       {};                                                  ///< GIRIH_CACHE_LAYERS (a:b)
@@ -84,9 +88,6 @@ struct Args {
   CUstream_st* stream = nullptr;
   friend bool operator==(const Args&, const Args&) = default;
 };
-
-/// Whether run-time inputs are looked through for entries out of range, which waits for the GPU.
-enum class Check { no, yes };
 
 /// Device scratch memory; see Kernel::workspace_bytes.
 struct Workspace {
@@ -168,8 +169,9 @@ class Program {
   Kernel bind(const Problem& problem) const;
 
   /// Binds to the tensors' types and heads on first use, then launches. Lists are built into memory
-  /// that is taken from and given back to the driver's pool in the order of the stream. While
-  /// args.stream is being captured only an already bound problem is accepted. The tensors' heads
+  /// that is taken from and given back to the driver's pool in the order of the stream, with
+  /// Options::check_inputs. While args.stream is being captured only an already bound problem is
+  /// accepted, and nothing can be checked. The tensors' heads
   /// count as the whole model's: on a tensor-parallel rank bind() and launch the kernel.
   ///
   /// With Tune::automatic the first use of a problem that bind() has not bound, with lengths in

@@ -197,6 +197,7 @@ girih::jit::Options options_of(const girih_options* pointer) {
           "GIRIH_TUNE_OFF ({}) or GIRIH_TUNE_AUTO ({})",
           c.tune, +GIRIH_TUNE_DEFAULT, +GIRIH_TUNE_DB, +GIRIH_TUNE_OFF, +GIRIH_TUNE_AUTO));
   }
+  if (c.check_inputs != 0) options.check_inputs = girih::jit::Check::yes;
   options.tile = {.block_m = c.block_m,
                   .block_n = c.block_n,
                   .num_stages = c.num_stages,

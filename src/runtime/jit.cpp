@@ -51,6 +51,7 @@ const char* source_of(const TileConfig& requested) {
 struct Program::State {
   Pattern pattern;
   Options options;
+  Check check = runtime::check_setting(options.check_inputs);
   std::shared_mutex mutex;
   struct Bound {
     unsigned long long context_id;
@@ -176,17 +177,18 @@ void Program::operator()(const Args& args) const {
     if (found != nullptr) {
       const Kernel kernel = *found;
       lock.unlock();
-      return launch_with_pool(state_->pattern, kernel, args);
+      return launch_with_pool(state_->pattern, kernel, args, state_->check);
     }
   }
   runtime::refuse_while_capturing(args.stream, "this problem is not bound yet, and binding",
                                   "call Program::bind");
   const Settings settings = runtime::resolve(state_->options);
   const bool measured = settings.tune == Tune::automatic && state_->options.tile == TileConfig{};
-  if (!measured) return launch_with_pool(state_->pattern, bind(problem), args);
+  if (!measured) return launch_with_pool(state_->pattern, bind(problem), args, state_->check);
   // Refuses what no kernel takes.
   runtime::forward_params(args, problem, pattern::grids_of(state_->pattern));
-  launch_with_pool(state_->pattern, state_->bind_tuned(problem, args, settings), args);
+  launch_with_pool(state_->pattern, state_->bind_tuned(problem, args, settings), args,
+                   state_->check);
 }
 
 Program compile(Pattern pattern, Options options) {

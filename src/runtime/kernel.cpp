@@ -301,6 +301,9 @@ static void check_workspace(const Workspace& workspace, std::size_t needed) {
 
 void Kernel::build_lists(const Args& args, Workspace workspace, Check check) const {
   const Impl& impl = *impl_;
+  if (check == Check::yes) {
+    runtime::refuse_while_capturing(args.stream, "checking run-time inputs", "check them");
+  }
   FwdParams params = impl.params_of(args);
   runtime::InputPlan plan = impl.plan_inputs(args, params, workspace);
   FwdParams ordered = impl.ordered(params);
@@ -417,10 +420,13 @@ void Kernel::launch(const Args& args, Workspace workspace) const {
   impl.launch(impl.merge_splits, 2 * impl.num_sms, kSplitThreads, 0, args.stream, merge_parameters);
 }
 
-void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args) {
+void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args, Check check) {
   const bool prepares = !pattern.inputs().empty() || !pattern::conditions_of(pattern).empty();
   const std::size_t bytes = prepares ? kernel.workspace_bytes(args) : 0;
-  if (bytes == 0) return kernel.launch(args);
+  if (bytes == 0) {
+    if (check == Check::yes) kernel.build_lists(args, {}, check);  // of thresholds
+    return kernel.launch(args);
+  }
   const cuda::Api& api = cuda::driver();
   CUdeviceptr memory = 0;
   cuda::check(api.cuMemAllocAsync(&memory, bytes, args.stream),
@@ -428,7 +434,7 @@ void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& 
   const auto give_back = [&] { return api.cuMemFreeAsync(memory, args.stream); };
   try {
     const Workspace workspace{reinterpret_cast<void*>(memory), bytes};
-    kernel.build_lists(args, workspace);
+    kernel.build_lists(args, workspace, check);
     kernel.launch(args, workspace);
   } catch (...) {
     give_back();

@@ -22,6 +22,7 @@ Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem
                    std::string tile_source, const runtime::Settings& settings);
 
 /// Launches, with a workspace from the driver's pool where the pattern's inputs need one.
-void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args);
+void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& args,
+                      Check check = Check::no);
 
 }  // namespace girih::jit

@@ -39,6 +39,15 @@ jit::Tune tune_setting(const std::optional<jit::Tune>& option) {
 
 }  // namespace
 
+jit::Check check_setting(const std::optional<jit::Check>& option) {
+  if (option) return *option;
+  const std::string value = support::env("CHECK_INPUTS").value_or("no");
+  if (value == "no") return jit::Check::no;
+  if (value == "yes") return jit::Check::yes;
+  throw Error(Errc::invalid_argument,
+              fmt::format("GIRIH_CHECK_INPUTS={} is neither no nor yes", value));
+}
+
 std::vector<std::filesystem::path> split_paths(std::string_view text) {
   std::vector<std::filesystem::path> paths;
   while (!text.empty()) {

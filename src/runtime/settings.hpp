@@ -23,6 +23,9 @@ struct Settings {
 /// "a:b" -> a, b, without empty ones.
 std::vector<std::filesystem::path> split_paths(std::string_view text);
 
+/// @throws Error invalid_argument when GIRIH_CHECK_INPUTS has a value that is not known.
+jit::Check check_setting(const std::optional<jit::Check>& option);
+
 /// @throws Error invalid_argument when GIRIH_JIT or GIRIH_TUNE has a value that is not known.
 Settings resolve(const jit::Options& options);
 

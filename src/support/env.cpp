@@ -40,6 +40,8 @@ const std::vector<Variable>& known_variables() {
       {"GIRIH_JIT", "auto (default) compiles what is not cached; off refuses to"},
       {"GIRIH_TUNE",
        "tiles: db (default) takes measured ones, auto also measures them, off neither"},
+      {"GIRIH_CHECK_INPUTS",
+       "yes: calls wait and refuse run-time inputs with entries out of range; no (default)"},
       {"GIRIH_NVRTC", "the NVRTC library to use, or its folder"},
       {"GIRIH_TEMPLATE_DIR", "folder whose kernel templates replace the built-in ones"},
       {"GIRIH_DUMP", "folder to which the source and cubin of each kernel are written"},

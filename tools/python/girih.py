@@ -71,7 +71,7 @@ class _Options(_Struct):
                 ("nvrtc", _char_p), ("template_dir", _char_p), ("dump_dir", _char_p),
                 ("jit", _int32), ("block_m", _int32), ("block_n", _int32), ("num_stages", _int32),
                 ("num_warps", _int32), ("tune", _int32), ("num_q_stages", _int32),
-                ("portable", _int32)]
+                ("portable", _int32), ("check_inputs", _int32)]
 
 
 class _Problem(_Struct):
@@ -845,8 +845,10 @@ def compile(pattern, **options):
     Options, each with an environment variable for its default: cache_dir, cache_layers ("a:b"),
     jit ("auto" or "off"), tune ("db", "auto" or "off"), nvrtc, template_dir, dump_dir. The tile,
     chosen by Girih where not given: block_m, block_n, num_stages, num_warps, num_q_stages, and
-    portable=True for the kernel of every GPU where one has its own. A kernel is compiled at the
-    first call for a problem, or by Program.bind.
+    portable=True for the kernel of every GPU where one has its own. With check_inputs=True calls of
+    the Program wait for the GPU and refuse inputs with entries out of range, which are ignored
+    otherwise, and thresholds that are NaN. A kernel is compiled at the first call for a problem, or
+    by Program.bind.
     """
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:
