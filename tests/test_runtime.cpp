@@ -377,6 +377,20 @@ TEST_CASE("a wrong value of GIRIH_JIT is refused unless an option wins") {
   CHECK(!build(options_in(folder / "cache"), Emit::source).source.empty());
 }
 
+TEST_CASE("GIRIH_CHECK_INPUTS is no or yes, and an option wins") {
+  const auto with = [](const char* value) {
+    const ScopedVariable variable("GIRIH_CHECK_INPUTS", value);
+    CHECK(runtime::check_setting(jit::Check::no) == jit::Check::no);
+    return runtime::check_setting({});
+  };
+  CHECK(with("") == jit::Check::no);
+  CHECK(with("no") == jit::Check::no);
+  CHECK(with("yes") == jit::Check::yes);
+  CHECK_THROWS_WITH_AS(with("1"), "GIRIH_CHECK_INPUTS=1 is neither no nor yes", Error);
+  const ScopedVariable variable("GIRIH_CHECK_INPUTS", "on");
+  CHECK_THROWS_AS(jit::compile(Pattern::parse("causal")), Error);
+}
+
 // --- Binding -------------------------------------------------------------------------------------
 
 TEST_CASE("binding without a driver or a context says what is missing") {

@@ -80,8 +80,7 @@ void add_compile(CLI::App& app, Context& context) {
     }
     for (const std::string& warning : warnings) print(fmt::format("warning     {}\n", warning));
     print(fmt::format("{:<12}{} bytes{}\n", options->emit, made.size(),
-                      options->output.empty() ? ", kept in the cache only (-o FILE writes it)"
-                                              : " in " + options->output));
+                      options->output.empty() ? " (-o FILE writes it)" : " in " + options->output));
   });
 }
 

@@ -323,7 +323,7 @@ GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const gir
                                            void* workspace, size_t workspace_bytes, int32_t check);
 
 // Enqueues one attention forward on args->stream; does not wait for it. Never compiles or
-// allocates. `workspace`: at least girih_workspace_bytes of device memory aligned to 16 bytes, into
+// allocates device memory. `workspace`: at least girih_workspace_bytes of device memory aligned to 16 bytes, into
 // which girih_build_lists has built for this kernel; NULL where that is 0. Launches that may run at
 // once need one each where block lists, tables or masks were built.
 GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_args* args,

@@ -61,7 +61,7 @@ Item read_item(const Folder& folder, const fs::path& path, Key key) {
       item.problem = examined.why;
       break;
     case Examined::State::usable:
-      examined.entry.cubin.clear();
+      std::string().swap(examined.entry.cubin);  // clear() would keep its memory
       if (gives_key(examined.entry, item.key))
         item.entry = std::move(examined.entry);
       else

@@ -24,8 +24,6 @@ class StreamCounters {
  private:
   explicit StreamCounters(unsigned long long context_id);
 
-  bool is_of_this_context(CUstream stream) const;
-
   static constexpr std::size_t kCount = 1024;
 
   unsigned long long context_id_;

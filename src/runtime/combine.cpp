@@ -154,22 +154,6 @@ Source combine_source(const plan::Arch& arch, const runtime::Settings& settings)
                               settings);
 }
 
-KernelInfo info_of(const cache::Entry& entry, bool hit) {
-  return {.arch = entry.arch,
-          .kernel = "combine",
-          .key = entry.key,
-          .tile = {},
-          .tile_source = "",
-          .registers = entry.registers,
-          .spill_bytes = entry.spill_bytes,
-          .stack_bytes = entry.stack_bytes,
-          .shared_bytes = entry.shared_bytes,
-          .threads = entry.threads,
-          .compile_ms = entry.compile_ms,
-          .cache_hit = hit,
-          .compiler = entry.compiler};
-}
-
 }  // namespace
 
 void bind_combine(const Options& options) {
@@ -181,7 +165,7 @@ void bind_combine(const Options& options) {
     runtime::Loaded& loaded = *bound.loaded;
     const std::lock_guard lock(loaded.mutex);
     runtime::load(loaded, source, settings);
-    if (loaded.prepared.insert(device.context_id).second) loaded.module->prepare(device.handle, 0);
+    runtime::prepare(loaded, device, 0);
     bound.function = loaded.module->function();
   }
   BoundKernels& kernels = bound_kernels();
@@ -217,25 +201,7 @@ void combine(const CombineArgs& args) {
 Artifact build_combine(const std::string& arch, const Options& options, Emit emit) {
   const runtime::Settings settings = runtime::resolve(options);
   const Source source = combine_source(plan::Arch::parse(arch), settings);
-  Artifact artifact;
-  artifact.source = source.text;
-  artifact.info.arch = source.arch;
-  artifact.info.kernel = "combine";
-  artifact.info.key = source.key.hex;
-  artifact.info.threads = source.threads;
-  if (emit == Emit::source) return artifact;
-  if (emit == Emit::ptx) {
-    compiler::Output output = runtime::compile_source(source, settings);
-    artifact.info = info_of(runtime::make_entry(source, output), false);
-    artifact.ptx = std::move(output.ptx);
-    artifact.log = std::move(output.log);
-    return artifact;
-  }
-  runtime::Obtained obtained = runtime::obtain_cubin(source, settings);
-  artifact.info = info_of(obtained.entry, obtained.hit);
-  artifact.cubin = std::move(obtained.entry.cubin);
-  artifact.log = std::move(obtained.log);
-  return artifact;
+  return runtime::make_artifact(source, settings, emit, "combine");
 }
 
 }  // namespace girih::jit

@@ -149,6 +149,13 @@ bool load(Loaded& loaded, const Source& source, const Settings& settings) {
     hand_over();
   } catch (const Error& error) {
     if (!obtained.hit) throw;
+    if (settings.mode == jit::Mode::off) {
+      throw Error(Errc::jit_disabled,
+                  fmt::format("the driver refuses the cached kernel {}, made by {} ({}), and "
+                              "compilation is off: unset GIRIH_JIT, or make the cache with a "
+                              "compiler that is not newer than the driver",
+                              source.key.hex, obtained.entry.compiler, error.what()));
+    }
     support::log(support::LogLevel::warn,
                  fmt::format("the driver refuses the cached kernel {}, made by {} ({}): compiling "
                              "it again",
@@ -157,8 +164,54 @@ bool load(Loaded& loaded, const Source& source, const Settings& settings) {
     hand_over();
   }
   loaded.entry = std::move(obtained.entry);
-  loaded.entry.cubin.clear();  // the driver has its own copy
+  std::string().swap(loaded.entry.cubin);  // the driver has its own copy; clear() would keep it
   return obtained.hit;
+}
+
+jit::KernelInfo info_of(const cache::Entry& entry, bool hit, const char* kernel) {
+  return {.arch = entry.arch,
+          .kernel = kernel,
+          .key = entry.key,
+          .tile = {},
+          .tile_source = "",
+          .registers = entry.registers,
+          .spill_bytes = entry.spill_bytes,
+          .stack_bytes = entry.stack_bytes,
+          .shared_bytes = entry.shared_bytes,
+          .threads = entry.threads,
+          .compile_ms = entry.compile_ms,
+          .cache_hit = hit,
+          .compiler = entry.compiler};
+}
+
+jit::Artifact make_artifact(const Source& source, const Settings& settings, jit::Emit emit,
+                            const char* kernel) {
+  jit::Artifact artifact;
+  artifact.source = source.text;
+  artifact.info.arch = source.arch;
+  artifact.info.kernel = kernel;
+  artifact.info.key = source.key.hex;
+  artifact.info.shared_bytes = source.shared_bytes;
+  artifact.info.threads = source.threads;
+  if (emit == jit::Emit::source) return artifact;
+  if (emit == jit::Emit::ptx) {
+    compiler::Output output = compile_source(source, settings);
+    artifact.info = info_of(make_entry(source, output), false, kernel);
+    artifact.ptx = std::move(output.ptx);
+    artifact.log = std::move(output.log);
+    return artifact;
+  }
+  Obtained obtained = obtain_cubin(source, settings);
+  artifact.info = info_of(obtained.entry, obtained.hit, kernel);
+  artifact.cubin = std::move(obtained.entry.cubin);
+  artifact.log = std::move(obtained.log);
+  return artifact;
+}
+
+void prepare(Loaded& loaded, const Device& device, int dynamic_shared_bytes) {
+  if (loaded.prepared.contains(device.context_id)) return;
+  loaded.module->prepare(device.handle, dynamic_shared_bytes);
+  loaded.prepared.insert(device.context_id);
 }
 
 Device current_device() {

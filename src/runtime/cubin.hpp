@@ -64,7 +64,7 @@ struct Loaded {
   std::mutex mutex;  ///< held while one thread obtains it; the others wait for that
   std::unique_ptr<cuda::Module> module;
   cache::Entry entry;
-  std::set<unsigned long long> prepared;  ///< ids of contexts
+  std::set<unsigned long long> prepared;  ///< ids of contexts; see prepare()
 };
 
 /// The same for the same key.
@@ -74,6 +74,15 @@ std::shared_ptr<Loaded> loaded_slot(const cache::Key& key);
 /// the driver refuses, made by a newer compiler say, is compiled again.
 /// @return whether no compilation was needed.
 bool load(Loaded& loaded, const Source& source, const Settings& settings);
+
+// --- Answers
+
+/// Of a kernel that has no tile.
+jit::KernelInfo info_of(const cache::Entry& entry, bool hit, const char* kernel);
+
+/// A kernel without a device, up to `emit`.
+jit::Artifact make_artifact(const Source& source, const Settings& settings, jit::Emit emit,
+                            const char* kernel);
 
 // --- Devices and streams
 
@@ -90,6 +99,9 @@ struct Device {
 
 /// Of the current context. @throws Error no_device where there is none.
 Device current_device();
+
+/// Makes what is loaded ready in the device's context, once, with loaded.mutex held.
+void prepare(Loaded& loaded, const Device& device, int dynamic_shared_bytes);
 
 /// @throws Error invalid_argument "<what> cannot be captured into a graph: <remedy> before the
 /// capture begins" where the stream is being captured.

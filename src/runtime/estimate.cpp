@@ -177,9 +177,7 @@ void BoundEstimates::bind(DType dtype, int head_dim, const jit::Options& options
     Loaded& loaded = *kernels.loaded;
     const std::lock_guard lock(loaded.mutex);
     load(loaded, source, settings);
-    if (loaded.prepared.insert(device.context_id).second) {
-      loaded.module->prepare(device.handle, source.shared_bytes);
-    }
+    prepare(loaded, device, source.shared_bytes);
     kernels.main = loaded.module->function();
     kernels.other = loaded.module->load(kind_.other);
   }
@@ -196,46 +194,6 @@ const EstimateKernels& BoundEstimates::find_or_bind(DType dtype, int head_dim, C
       fmt::format("call {}", kind_.binder));
   bind(dtype, head_dim, {});
   return *find(dtype, head_dim);
-}
-
-static jit::KernelInfo info_of(const cache::Entry& entry, bool hit, const char* kernel) {
-  return {.arch = entry.arch,
-          .kernel = kernel,
-          .key = entry.key,
-          .tile = {},
-          .tile_source = "",
-          .registers = entry.registers,
-          .spill_bytes = entry.spill_bytes,
-          .stack_bytes = entry.stack_bytes,
-          .shared_bytes = entry.shared_bytes,
-          .threads = entry.threads,
-          .compile_ms = entry.compile_ms,
-          .cache_hit = hit,
-          .compiler = entry.compiler};
-}
-
-jit::Artifact make_artifact(const Source& source, const Settings& settings, jit::Emit emit,
-                            const char* kernel) {
-  jit::Artifact artifact;
-  artifact.source = source.text;
-  artifact.info.arch = source.arch;
-  artifact.info.kernel = kernel;
-  artifact.info.key = source.key.hex;
-  artifact.info.shared_bytes = source.shared_bytes;
-  artifact.info.threads = source.threads;
-  if (emit == jit::Emit::source) return artifact;
-  if (emit == jit::Emit::ptx) {
-    compiler::Output output = compile_source(source, settings);
-    artifact.info = info_of(make_entry(source, output), false, kernel);
-    artifact.ptx = std::move(output.ptx);
-    artifact.log = std::move(output.log);
-    return artifact;
-  }
-  Obtained obtained = obtain_cubin(source, settings);
-  artifact.info = info_of(obtained.entry, obtained.hit, kernel);
-  artifact.cubin = std::move(obtained.entry.cubin);
-  artifact.log = std::move(obtained.log);
-  return artifact;
 }
 
 void launch_estimate(CUfunction function, int num_ctas, int threads, int shared_bytes,

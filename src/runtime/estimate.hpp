@@ -71,10 +71,6 @@ class BoundEstimates {
   std::map<Key, EstimateKernels> kernels_;
 };
 
-/// The kernels without a device.
-jit::Artifact make_artifact(const Source& source, const Settings& settings, jit::Emit emit,
-                            const char* kernel);
-
 void launch_estimate(CUfunction function, int num_ctas, int threads, int shared_bytes,
                      CUstream stream, void* params);
 

@@ -28,7 +28,6 @@ using runtime::Settings;
 using runtime::current_context_id;
 using runtime::current_device;
 using runtime::Device;
-using runtime::Obtained;
 using runtime::Source;
 
 Source source_of_plan(const Pattern& pattern, const plan::Plan& plan, const Settings& settings) {
@@ -40,10 +39,6 @@ Source source_of_plan(const Pattern& pattern, const plan::Plan& plan, const Sett
                                .shared_bytes = plan.shared_bytes,
                                .threads = plan.threads},
                               settings);
-}
-
-const char* source_of(const TileConfig& requested) {
-  return requested == TileConfig{} ? "heuristic" : "given";
 }
 
 }  // namespace
@@ -204,29 +199,10 @@ Artifact build(const Pattern& pattern, const Problem& problem, const std::string
   const Settings settings = runtime::resolve(options);
   const plan::Plan plan = plan::make_plan(pattern, problem, plan::Arch::parse(arch), options.tile);
   const Source source = source_of_plan(pattern, plan, settings);
-  Artifact artifact;
-  artifact.source = source.text;
-  artifact.info = {.arch = source.key.arch,
-                   .kernel = plan::to_string(plan.spec.family),
-                   .key = source.key.hex,
-                   .tile = plan.spec.tile,
-                   .tile_source = source_of(options.tile),
-                   .shared_bytes = plan.shared_bytes,
-                   .threads = plan.threads,
-                   .compiler = ""};
-  if (emit == Emit::source) return artifact;
-  if (emit == Emit::ptx) {
-    compiler::Output output = runtime::compile_source(source, settings);
-    artifact.info =
-        info_of(runtime::make_entry(source, output), plan, source_of(options.tile), false);
-    artifact.ptx = std::move(output.ptx);
-    artifact.log = std::move(output.log);
-    return artifact;
-  }
-  Obtained obtained = runtime::obtain_cubin(source, settings);
-  artifact.info = info_of(obtained.entry, plan, source_of(options.tile), obtained.hit);
-  artifact.cubin = std::move(obtained.entry.cubin);
-  artifact.log = std::move(obtained.log);
+  Artifact artifact =
+      runtime::make_artifact(source, settings, emit, plan::to_string(plan.spec.family));
+  artifact.info.tile = plan.spec.tile;
+  artifact.info.tile_source = options.tile == TileConfig{} ? "heuristic" : "given";
   return artifact;
 }
 

@@ -382,15 +382,21 @@ Launch& Kernel::Impl::planned(const Args& args, Workspace workspace) const {
     Workspace workspace;
     Launch launch;
   };
-  static thread_local Last last;
-  if (last.kernel != number || last.workspace != workspace || last.args != args) {
-    last.kernel = 0;
-    last.launch = plan_launch(args, workspace);
-    last.args = args;
-    last.workspace = workspace;
-    last.kernel = number;
+  // A pointer, for it may be asked for behind the owner's end: by another destructor of the thread.
+  static thread_local Last* last = nullptr;
+  struct Owner {
+    ~Owner() { delete std::exchange(last, nullptr); }
+  };
+  static thread_local Owner owner;
+  if (last == nullptr) last = new Last;
+  if (last->kernel != number || last->workspace != workspace || last->args != args) {
+    last->kernel = 0;
+    last->launch = plan_launch(args, workspace);
+    last->args = args;
+    last->workspace = workspace;
+    last->kernel = number;
   }
-  return last.launch;
+  return last->launch;
 }
 
 void Kernel::launch(const Args& args, Workspace workspace) const {
@@ -443,23 +449,6 @@ void launch_with_pool(const Pattern& pattern, const Kernel& kernel, const Args& 
   cuda::check(give_back(), "giving the workspace back to the memory pool");
 }
 
-KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::string tile_source,
-                   bool hit) {
-  return {.arch = entry.arch,
-          .kernel = plan::to_string(plan.spec.family),
-          .key = entry.key,
-          .tile = plan.spec.tile,
-          .tile_source = std::move(tile_source),
-          .registers = entry.registers,
-          .spill_bytes = entry.spill_bytes,
-          .stack_bytes = entry.stack_bytes,
-          .shared_bytes = entry.shared_bytes,
-          .threads = entry.threads,
-          .compile_ms = entry.compile_ms,
-          .cache_hit = hit,
-          .compiler = entry.compiler};
-}
-
 Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem& problem,
                    const runtime::Device& device, const runtime::Source& source,
                    std::string tile_source, const runtime::Settings& settings) {
@@ -486,10 +475,7 @@ Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem
   runtime::Loaded& loaded = *impl->loaded;
   const std::lock_guard lock(loaded.mutex);
   const bool hit = runtime::load(loaded, source, settings);
-  if (!loaded.prepared.contains(device.context_id)) {
-    loaded.module->prepare(device.handle, plan.shared_bytes);
-    loaded.prepared.insert(device.context_id);
-  }
+  runtime::prepare(loaded, device, plan.shared_bytes);
   impl->function = loaded.module->function();
   if (plan.spec.builds_lists) impl->build_lists = loaded.module->load(codegen::kBuildListsSymbol);
   if (plan.spec.builds_numbers) {
@@ -503,7 +489,9 @@ Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem
     impl->split_shape = {plan.spec.tile.block_m, plan.spec.tile.block_n, plan.spec.head_dim_v,
                          impl->num_sms};
   }
-  impl->info = info_of(loaded.entry, plan, std::move(tile_source), hit);
+  impl->info = runtime::info_of(loaded.entry, hit, plan::to_string(plan.spec.family));
+  impl->info.tile = plan.spec.tile;
+  impl->info.tile_source = std::move(tile_source);
   return Kernel(std::move(impl));
 }
 

@@ -3,16 +3,11 @@
 
 #include <string>
 
-#include "cache/entry.hpp"
 #include "girih/jit.hpp"
 #include "plan/plan.hpp"
 #include "runtime/cubin.hpp"
 
 namespace girih::jit {
-
-/// What is known of a plan's kernel from its cache entry.
-KernelInfo info_of(const cache::Entry& entry, const plan::Plan& plan, std::string tile_source,
-                   bool hit);
 
 /// Obtains a plan's kernel and loads it in the current context. One of tile maxima writes them
 /// where Args::lse points, [batch, num_heads, query tiles, key tiles].

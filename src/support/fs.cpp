@@ -94,7 +94,12 @@ std::optional<std::string> read_file(const std::filesystem::path& path) {
 
 std::optional<std::string> read_all(int fd) {
   struct stat info {};
-  if (::fstat(fd, &info) != 0 || info.st_size > kMaxFileBytes) return std::nullopt;
+  const auto too_large = [] {
+    errno = EFBIG;
+    return std::nullopt;
+  };
+  if (::fstat(fd, &info) != 0) return std::nullopt;
+  if (info.st_size > kMaxFileBytes) return too_large();
   std::string bytes;
   std::size_t size = 0;
   while (true) {
@@ -106,7 +111,7 @@ std::optional<std::string> read_all(int fd) {
     if (got < 0) return std::nullopt;
     if (got == 0) break;
     size += static_cast<std::size_t>(got);
-    if (size > std::size_t{kMaxFileBytes}) return std::nullopt;
+    if (size > std::size_t{kMaxFileBytes}) return too_large();
   }
   bytes.resize(size);
   return bytes;

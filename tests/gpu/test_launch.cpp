@@ -285,50 +285,6 @@ TEST_CASE("a program binds by itself and a kernel outlives its program") {
   }
 }
 
-TEST_CASE("a launch that differs from its thread's last one in anything is planned anew") {
-  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
-  const auto other = girih::jit::compile(Pattern::parse("causal"), kProblem);
-  Workload workload(small_case());
-  workload.fill_normal(1);
-  Args args = workload.args();
-  args.q_start = -5;  // so that some rows see nothing
-  const auto launch = [&](const girih::jit::Kernel& launched, const Args& its) {
-    workload.poison_outputs();
-    launched.launch(its);
-    girih::verify::synchronize();
-    return results(workload);
-  };
-  const auto expected = launch(kernel, args);
-
-  const auto check = [&](const girih::jit::Kernel& launched, const Args& changed) {
-    // By a thread that has launched nothing before.
-    const auto alone = std::async(std::launch::async, [&] {
-                         const girih::verify::Device device;
-                         return launch(launched, changed);
-                       }).get();
-    CHECK(alone != expected);
-    CHECK(launch(kernel, args) == expected);
-    CHECK(launch(launched, changed) == alone);
-  };
-  check(other, args);
-  const std::vector<std::pair<const char*, std::function<void(Args&)>>> changes = {
-      {"data", [](Args& a) { a.k.data = a.v.data; }},
-      {"strides", [](Args& a) { a.q.stride[2] = 0; }},
-      {"shapes", [](Args& a) { a.q.shape[1] = a.out.shape[1] = 100; }},
-      {"lse", [](Args& a) { a.lse = nullptr; }},
-      {"softmax_scale", [](Args& a) { a.softmax_scale = 0.5f; }},
-      {"empty_lse", [](Args& a) { a.empty_lse = std::numeric_limits<float>::infinity(); }},
-      {"q_start", [](Args& a) { a.q_start = std::nullopt; }},
-      {"k_start", [](Args& a) { a.k_start = 7; }},
-  };
-  for (const auto& [name, change] : changes) {
-    CAPTURE(name);
-    Args changed = args;
-    change(changed);
-    check(kernel, changed);
-  }
-}
-
 TEST_CASE("two streams at once, each with its own tensors, do not disturb one another") {
   const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
   const Case c = small_case();
@@ -571,6 +527,139 @@ TEST_CASE("entries out of range are ignored, and refused where a check is asked 
     const bool refused = message.find("the input 'm' has ") != std::string::npos;
     CHECK(refused == (form != BlockForm::bytes));
   }
+}
+
+TEST_CASE("a launch that differs from its thread's last one is planned anew") {
+  const auto kernel = girih::jit::compile(Pattern::parse(kPattern), kProblem);
+  const auto other = girih::jit::compile(Pattern::parse("causal"), kProblem);
+  Workload workload(small_case());
+  workload.fill_normal(1);
+  Args args = workload.args();
+  args.q_start = -5;  // so that some rows see nothing
+  const auto launch = [&](const girih::jit::Kernel& launched, const Args& its) {
+    workload.poison_outputs();
+    launched.launch(its);
+    girih::verify::synchronize();
+    return results(workload);
+  };
+  const auto expected = launch(kernel, args);
+
+  const auto check = [&](const girih::jit::Kernel& launched, const Args& changed) {
+    // By a thread that has launched nothing before.
+    const auto alone = std::async(std::launch::async, [&] {
+                         const girih::verify::Device device;
+                         return launch(launched, changed);
+                       }).get();
+    CHECK(alone != expected);
+    CHECK(launch(kernel, args) == expected);
+    Args refused = changed;
+    refused.max_ctas = -1;
+    CHECK_THROWS_AS(launched.launch(refused), Error);
+    CHECK(launch(launched, changed) == alone);
+  };
+  check(other, args);
+  const std::vector<std::pair<const char*, std::function<void(Args&)>>> changes = {
+      {"data of k", [](Args& a) { a.k.data = a.v.data; }},
+      {"data of v", [](Args& a) { a.v.data = a.k.data; }},
+      {"strides", [](Args& a) { a.q.stride[2] = 0; }},
+      {"shapes", [](Args& a) { a.q.shape[1] = a.out.shape[1] = 100; }},
+      {"lse", [](Args& a) { a.lse = nullptr; }},
+      {"softmax_scale", [](Args& a) { a.softmax_scale = 0.5f; }},
+      {"empty_lse", [](Args& a) { a.empty_lse = std::numeric_limits<float>::infinity(); }},
+      {"q_start", [](Args& a) { a.q_start = std::nullopt; }},
+      {"k_start", [](Args& a) { a.k_start = 7; }},
+  };
+  for (const auto& [name, change] : changes) {
+    CAPTURE(name);
+    Args changed = args;
+    change(changed);
+    check(kernel, changed);
+  }
+}
+
+TEST_CASE("a launch with other inputs or another workspace than its thread's last one has them") {
+  Case c = listed_case(girih::verify::BlockForm::list);
+  Workload first(c);
+  c.inputs[0] =
+      girih::verify::random_blocks("m", c.inputs[0].batch, c.inputs[0].heads,
+                                   c.inputs[0].num_q_blocks, c.inputs[0].num_kv_blocks, 0.3, 0, 77);
+  Workload second(c);
+  first.fill_normal(1);
+  second.fill_normal(1);
+  std::vector<std::vector<std::uint16_t>> expected(2), again(2);
+  for (std::vector<std::vector<std::uint16_t>>* found : {&expected, &again}) {
+    // A kernel of its own each time, for one that is gone may leave its place to the next.
+    const auto kernel = girih::jit::compile(Pattern::parse(kListed), kProblem);
+    const girih::verify::Buffer memory[2] = {
+        girih::verify::Buffer(kernel.workspace_bytes(first.args())),
+        girih::verify::Buffer(kernel.workspace_bytes(second.args()))};
+    for (int i = 0; i < 2; ++i) {
+      Workload& workload = i == 0 ? first : second;
+      Args args = first.args();  // but for the inputs
+      args.inputs = workload.args().inputs;
+      first.poison_outputs();
+      kernel.build_lists(args, {memory[i].data(), memory[i].size()});
+      kernel.launch(args, {memory[i].data(), memory[i].size()});
+      girih::verify::synchronize();
+      (*found)[static_cast<std::size_t>(i)] = results(first);
+    }
+    const girih::jit::Workspace of_first{memory[0].data(), memory[0].size()};
+    first.poison_outputs();
+    kernel.launch(first.args(), of_first);
+    girih::verify::synchronize();
+    CHECK(results(first) == (*found)[0]);
+  }
+  CHECK(expected[0] != expected[1]);
+  CHECK(again == expected);
+}
+
+TEST_CASE("a program that checks its inputs refuses what is out of range, and no capture") {
+  girih::jit::Options options;
+  options.check_inputs = girih::jit::Check::yes;
+  const auto refusal = [&](const girih::jit::Program& program, const Args& args) -> std::string {
+    try {
+      program(args);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  Workload listed(listed_case(girih::verify::BlockForm::list));  // lists come with such entries
+  listed.fill_normal(1);
+  listed.poison_outputs();
+  const girih::jit::Program lists(Pattern::parse(kListed), options);
+  CHECK(refusal(lists, listed.args()).find("the input 'm' has ") != std::string::npos);
+  girih::verify::synchronize();
+  listed.download_outputs();
+  CHECK(listed.out.count_written() == 0);
+
+  Case pruned = small_case();
+  girih::verify::InputData thresholds{.kind = girih::InputInfo::Kind::thresholds, .name = "t"};
+  thresholds.heads = kProblem.num_heads;
+  thresholds.num_columns = 2;
+  thresholds.prune_kv = 64;
+  thresholds.thresholds.assign(2 * static_cast<std::size_t>(kProblem.num_heads), -1.0f);
+  pruned.inputs = {thresholds};
+  const girih::jit::Program prune(Pattern::parse("causal with prune(t, kv=64)"), options);
+  Workload finite(pruned);
+  finite.fill_normal(1);
+  CHECK(refusal(prune, finite.args()) == "");
+  pruned.inputs[0].thresholds[3] = std::numeric_limits<float>::quiet_NaN();
+  const Workload nan(pruned);
+  CHECK(refusal(prune, nan.args()).find("the input 't' is NaN in head 1, column 1") !=
+        std::string::npos);
+
+  const Stream stream;
+  Args args = finite.args();
+  args.stream = stream.get();
+  girih::cuda::check(
+      DRIVER(cuStreamBeginCapture)(stream.get(), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "capture");
+  const std::string message = refusal(prune, args);
+  CUgraph graph = nullptr;
+  girih::cuda::check(DRIVER(cuStreamEndCapture)(stream.get(), &graph), "capture");
+  DRIVER(cuGraphDestroy)(graph);
+  CAPTURE(message);
+  CHECK(message.find("checking run-time inputs cannot be captured") != std::string::npos);
 }
 
 TEST_CASE("a workspace that lists do not fit in is refused") {

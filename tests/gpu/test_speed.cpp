@@ -10,10 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "compile/nvrtc.hpp"
-#include "cuda/module.hpp"
-#include "girih/shared/params.cuh"
-#include "girih/shared/tensor_map.cuh"
 #include "plan/plan.hpp"
 #include "support.hpp"
 
@@ -64,33 +60,13 @@ TEST_CASE("a launch costs the host little more than the driver's own") {
   jit::Args other = args;  // a launch that differs from the last one is planned anew
   std::swap(other.k.data, other.v.data);
 
-  // The bare launch: as many bytes of parameters as the Hopper kernel takes.
-  constexpr int kBytes = sizeof(FwdParams) + sizeof(FwdTensorMaps) + sizeof(int*);
-  const std::string source = fmt::format(
-      "struct Bytes {{ char data[{}]; }};\n"
-      "extern \"C\" __global__ void empty(const __grid_constant__ Bytes bytes) {{}}\n",
-      kBytes);
   const verify::Device device;
-  compiler::Request request;
-  request.source = source;
-  request.arch = device.arch();
-  request.options = compiler::default_options();
-  const cuda::Module module(compiler::compile(request).cubin, "empty");
-  char bytes[kBytes] = {};
-  void* parameters[] = {bytes};
-  CUlaunchConfig config{};
-  config.gridDimX = config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = 128;
-  config.blockDimY = config.blockDimZ = 1;
-  const auto bare = [&] {
-    cuda::check(cuda::driver().cuLaunchKernelEx(&config, module.function(), parameters, nullptr),
-                "bare");
-  };
+  verify::EmptyKernel empty(device.arch());
   const jit::Kernel kernel = program.bind(workload.parameters.problem);
   // In turns, for a host's speed varies.
   std::vector<double> bare_us, bound_us, fresh_us, beyond_bound, beyond_fresh;
   for (int turn = 0; turn < 25; ++turn) {
-    bare_us.push_back(host_microseconds(bare));
+    bare_us.push_back(host_microseconds([&] { empty.launch(); }));
     bound_us.push_back(host_microseconds([&] { kernel.launch(args); }));
     fresh_us.push_back(host_microseconds(
         [&, turned = false]() mutable { program((turned = !turned) ? other : args); }));

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "compile/nvrtc.hpp"
 #include "girih/error.hpp"
 
 namespace girih::verify {
@@ -74,5 +75,32 @@ bool device_available(std::string* reason) {
 }
 
 void synchronize() { cuda::check(cuda::driver().cuCtxSynchronize(), "cuCtxSynchronize"); }
+
+static std::string empty_kernel(const std::string& arch, int bytes) {
+  compiler::Request request;
+  request.source = fmt::format(
+      "struct Bytes {{ char data[{}]; }};\n"
+      "extern \"C\" __global__ void empty(const __grid_constant__ Bytes bytes) {{}}\n",
+      bytes);
+  request.arch = arch;
+  request.options = compiler::default_options();
+  return compiler::compile(request).cubin;
+}
+
+EmptyKernel::EmptyKernel(const std::string& arch) : module_(empty_kernel(arch, kBytes), "empty") {
+  CUdevice device = 0;
+  cuda::check(cuda::driver().cuCtxGetDevice(&device), "cuCtxGetDevice");
+  module_.prepare(device, 0);
+}
+
+void EmptyKernel::launch() {
+  CUlaunchConfig config{};
+  config.gridDimX = config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = 128;
+  config.blockDimY = config.blockDimZ = 1;
+  void* parameters[] = {bytes_};
+  cuda::check(cuda::driver().cuLaunchKernelEx(&config, module_.function(), parameters, nullptr),
+              "launching an empty kernel");
+}
 
 }  // namespace girih::verify

@@ -9,7 +9,10 @@
 
 #include "cuda/driver.hpp"
 #include "cuda/memory.hpp"
+#include "cuda/module.hpp"
 #include "cuda/timer.hpp"
+#include "girih/shared/params.cuh"
+#include "girih/shared/tensor_map.cuh"
 
 namespace girih::verify {
 
@@ -83,6 +86,20 @@ std::vector<double> time_launches(const Timing& timing, Launch&& launch) {
   std::sort(milliseconds.begin(), milliseconds.end());
   return milliseconds;
 }
+
+/// A kernel that does nothing, with as many bytes of parameters as the Hopper kernel of a pattern
+/// without inputs: what a launch costs at least.
+class EmptyKernel {
+ public:
+  /// In the current context. @throws Error compile_failed, driver.
+  explicit EmptyKernel(const std::string& arch);
+  void launch();
+
+ private:
+  static constexpr int kBytes = sizeof(FwdParams) + sizeof(FwdTensorMaps) + sizeof(int*);
+  cuda::Module module_;
+  char bytes_[kBytes] = {};
+};
 
 /// The middle of sorted values; 0 when there are none.
 inline double median(const std::vector<double>& sorted) {
