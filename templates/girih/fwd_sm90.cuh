@@ -23,6 +23,7 @@
 #pragma once
 
 #include "girih/attn/bricks_sm90.cuh"
+#include "girih/attn/document_tiles.cuh"
 #include "girih/attn/gather_slash.cuh"
 #include "girih/attn/part_of_tile.cuh"
 #include "girih/attn/prune_sm90.cuh"
@@ -51,7 +52,7 @@ constexpr bool kIsElaborate = requires {
 template <class Config>
 struct FwdSm90 {
   using Element = typename Config::Element;
-  using Classes = typename Config::Classes;
+  using Classes = typename DocumentClasses<typename Config::Classes>::Type;
   using Heads = typename Config::Heads;
 
   static constexpr int kHeadDim = Config::kHeadDim;
@@ -75,6 +76,8 @@ struct FwdSm90 {
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;
   static constexpr bool kBricks = kVisitsBricks<Config>;
+  static constexpr bool kDocumentTiles =
+      DocumentClasses<typename Config::Classes>::kAll && !Config::kPackHeads && !kPrune;
   static constexpr int kPanels = ceil_div(kHeadDim, kPanelColumns);
   static constexpr int kPanelsV = ceil_div(kHeadDimV, kPanelColumns);
   static constexpr FwdSm90Layout kLayout =
@@ -305,14 +308,17 @@ struct FwdSm90 {
     }
   }
 
-  // Fills in a query tile; false when it has no rows.
-  static __device__ __forceinline__ bool describe(Work& work, const FwdParams& params,
-                                                  const Heads& heads, const InputView* inputs,
-                                                  int tile) {
+  // Whether a block of query rows has a tile to describe, and rows behind it for another one.
+  enum Described : int { kNoTile, kLastTile, kMoreTiles };
+
+  // Fills in a query tile, the block's second one if `second`.
+  static __device__ __forceinline__ Described describe(Work& work, const FwdParams& params,
+                                                       const Heads& heads, const InputView* inputs,
+                                                       int tile, bool second = false) {
     const QueryTile at = query_tile(params, tile, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
     const int first_row = at.m_block * kRowsPerHead;
-    if (first_row >= sequence.geometry.seqlen_q) return false;
+    if (first_row >= sequence.geometry.seqlen_q) return kNoTile;
 
     const int kv_head = at.head / sequence.geometry.group_size;
     work.first_row = first_row;
@@ -340,7 +346,34 @@ struct FwdSm90 {
       work.rule =
           prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);
     }
-    return true;
+    if constexpr (kDocumentTiles) return lay_tile(work, second);
+    return kLastTile;
+  }
+
+  // Moves a tile from its block's first row to where documents let the block begin. As far as the
+  // tile knows, there are no rows behind its own.
+  static __device__ __forceinline__ Described lay_tile(Work& work, bool second) {
+    const DocumentTiles tiles(work.geometry, work.numbers[0][0]);
+    const int end = tiles.template begin<kRowsPerHead>(work.first_row + kRowsPerHead);
+    int first_row = tiles.template begin<kRowsPerHead>(work.first_row);
+    if (second) first_row += kRowsPerHead;
+    work.queries.row += first_row - work.first_row;
+    work.first_row = first_row;
+    work.geometry.seqlen_q = min(first_row + kRowsPerHead, end);
+    return first_row + kRowsPerHead < end ? kMoreTiles : kLastTile;
+  }
+
+  // Where all rows of a tile are of a document, makes it the tile's sequence; by a warp.
+  static __device__ __forceinline__ void enter_document(Work& work) {
+    const DocumentTiles tiles(work.geometry, work.numbers[0][0]);
+    const Span document = tiles.template document<kRowsPerHead>(work.first_row);
+    if (fresh_thread_index() % 32 == 0 && document.lo < document.hi) {
+      work.keys.row += document.lo;
+      work.geometry.q_start -= document.lo;
+      work.geometry.seqlen_k = document.hi - document.lo;
+      work.geometry.inputs = nullptr;  // OwnDocument
+    }
+    __syncwarp();
   }
 
   // The query tiles of a CTA, one after the other. The first ones are the CTAs' by number, the
@@ -398,30 +431,38 @@ struct FwdSm90 {
     uint32 count = 0;
     int num_items = 0;
     if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
-    int index = blockIdx.x;
+    int index = blockIdx.x;  // ~index where the second tile of a block of rows comes next
 #pragma unroll 1
     for (int round = 1;; ++round) {
       const bool none_left = index >= params.num_tiles + num_items;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
       wait(control.work_empty[at.stage], at.parity ^ 1);
-      bool described = none_left;
+      int described = none_left;  // a Described
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
-        int tile = index;
+        int tile = kDocumentTiles && index < 0 ? ~index : index;
         if constexpr (SplitsTiles<Config>) {
           tile = Splits::describe(work, params, *splits, num_items, index);
         }
         if (!none_left && (!SplitsTiles<Config> || tile >= 0)) {
-          described = describe(work, params, heads, inputs, tile);
+          described = describe(work, params, heads, inputs, tile, index < 0);
         }
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();
-      if (described) {
+      if (kDocumentTiles && (index < 0 || described == kMoreTiles)) index = ~index;
+      if (described != kNoTile) {
         ++count;
+        if constexpr (kDocumentTiles) {
+          if (!none_left) enter_document(work);
+        }
         find_visits(control, work, announcer);
         if (none_left) return;
+      }
+      if (kDocumentTiles && index < 0) {
+        --round;
+        continue;
       }
       index = take_query_tile(params, num_items, counter, round);
     }
@@ -796,7 +837,7 @@ struct FwdSm90 {
         Bricks::store(work, params.out_strides.row, tile);
       } else if (work.is_part()) {
         // Its consumers have stored it.
-      } else if (params.cu_seqlens_q == nullptr ||
+      } else if ((params.cu_seqlens_q == nullptr && !kDocumentTiles) ||
                  work.first_row + kRowsPerHead <= work.geometry.seqlen_q) {
         if (elect_one()) {
 #pragma unroll
