@@ -10,10 +10,12 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../oracle/oracle.hpp"
@@ -50,6 +52,15 @@ inline oracle::Expr strided(oracle::Strided blocks) {
 }
 inline oracle::Expr neighborhood(std::vector<oracle::Axis> axes) {
   return {oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, std::move(axes)};
+}
+/// expr("text"), which holds where `holds` says so.
+inline oracle::Expr condition(
+    std::string text,
+    std::function<bool(const oracle::Sizes& sizes, long long q, long long k)> holds,
+    bool by_head = false) {
+  oracle::Expr expr{oracle::Expr::Kind::condition, {}, {}};
+  expr.condition = {std::move(text), std::move(holds), by_head};
+  return expr;
 }
 inline oracle::Expr both(oracle::Expr a, oracle::Expr b) {
   return {oracle::Expr::Kind::all_of, {}, {std::move(a), std::move(b)}};
@@ -112,25 +123,6 @@ inline std::vector<int> all_rows(long long seqlen_q) {
   std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
   for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
   return rows;
-}
-
-/// One plane of columns and slashes as the oracle has it, for some rows of a sequence of these
-/// sizes.
-inline oracle::Expr slashes_of(const girih::verify::InputData& data, int plane,
-                               const oracle::Sizes& sizes, const std::vector<int>& rows) {
-  oracle::Expr expr{oracle::Expr::Kind::vertical_slash, {}, {}};
-  expr.slash.name = data.name;
-  expr.slash.distances.insert(0);
-  for (int i = 0; i < data.num_vertical; ++i) {
-    expr.slash.columns.insert(
-        data.vertical[static_cast<std::size_t>(plane * data.num_vertical + i)]);
-  }
-  for (int i = 0; i < data.num_slash; ++i) {
-    const auto distance = data.slash[static_cast<std::size_t>(plane * data.num_slash + i)];
-    if (distance >= 0) expr.slash.distances.insert(distance);
-  }
-  expr.slash.remember(sizes, rows);
-  return expr;
 }
 
 /// The oracle's reading of classes of consecutive heads.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hashed_workload.hpp"
+#include "planes.hpp"
 #include "runtime/splits.hpp"
 
 using namespace gpu_tests;
@@ -48,27 +49,14 @@ InputData full_row(const Case& c, Blocks size, BlockForm form) {
   return data;
 }
 
-oracle::Expr plane_of(const InputData& data, int plane, Blocks size) {
-  const std::int64_t count = std::int64_t{data.num_q_blocks} * data.num_kv_blocks;
-  const std::uint8_t* first = data.row(plane, 0);
-  return {Kind::blocks,
-          {},
-          {},
-          {},
-          {.name = data.name,
-           .q = size.q,
-           .kv = size.kv,
-           .columns = data.num_kv_blocks,
-           .visible = std::vector<char>(first, first + count)}};
-}
-
 // For each sequence the expression of each KV head, which has kHashes heads.
 std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const Case& c, Blocks size,
                                                   bool under_causal) {
   std::vector<std::vector<oracle::Expr>> sequences(static_cast<std::size_t>(c.batch));
   for (int b = 0; b < c.batch; ++b) {
     for (int head = 0; head < c.problem.num_heads; head += kHashes) {
-      const oracle::Expr plane = plane_of(data, data.plane(b, head, c.problem.num_heads), size);
+      const oracle::Expr plane =
+          blocks_of(data, data.plane(b, head, c.problem.num_heads), size.q, size.kv);
       sequences[static_cast<std::size_t>(b)].push_back(under_causal ? both(causal(), plane)
                                                                     : plane);
     }
@@ -307,7 +295,9 @@ TEST_CASE("split rows: values are right, with softcap too") {
     c.inputs = {full_row(c, size, BlockForm::list)};
     const InputData data = c.inputs[0];
     std::vector<oracle::Expr> planes;
-    for (int b = 0; b < c.batch; ++b) planes.push_back(plane_of(data, data.plane(b, 0, 4), size));
+    for (int b = 0; b < c.batch; ++b) {
+      planes.push_back(blocks_of(data, data.plane(b, 0, 4), size.q, size.kv));
+    }
     const auto sizes = sizes_of(c);
     const auto report = girih::verify::verify_attention(
         girih::jit::compile(Pattern::parse(text)), c,
