@@ -215,6 +215,46 @@ inline std::vector<std::uint16_t> result_bits(const girih::verify::Workload& wor
   return bits;
 }
 
+// --- Launches that repeat
+
+constexpr int kRepeats = 20;
+
+/// Out and lse of one launch, where there was something else before it: in the outputs, and in the
+/// workspace that its lists are built in.
+inline std::vector<std::uint16_t> bits_of_launch(const girih::jit::Kernel& kernel,
+                                                 girih::verify::Workload& workload,
+                                                 girih::verify::Buffer& memory) {
+  workload.poison_outputs();
+  memory.fill(0xff);
+  const girih::jit::Args args = workload.args();
+  const girih::jit::Workspace workspace{memory.data(), memory.size()};
+  kernel.build_lists(args, workspace);
+  kernel.launch(args, workspace);
+  girih::verify::synchronize();
+  workload.download_outputs();
+  return result_bits(workload);
+}
+
+/// Launches so often, and each time all bits must be those of the first, which it returns.
+inline std::vector<std::uint16_t> check_repeats(const girih::jit::Kernel& kernel,
+                                                girih::verify::Workload& workload,
+                                                girih::verify::Buffer& memory) {
+  const std::vector<std::uint16_t> first = bits_of_launch(kernel, workload, memory);
+  for (int run = 1; run < kRepeats; ++run) {
+    const std::vector<std::uint16_t> bits = bits_of_launch(kernel, workload, memory);
+    std::int64_t different = 0;
+    for (std::size_t i = 0; i < bits.size(); ++i) different += bits[i] != first[i];
+    CHECK_MESSAGE(different == 0, "launch " << run << " differs from the first in " << different
+                                            << " of " << bits.size() << " halves of words");
+  }
+  // Rows that no launch has written would be alike, too.
+  const std::int64_t elements = workload.num_rows() * workload.out.shape().width;
+  CHECK(workload.touched_padding() == 0);
+  CHECK(workload.out.count_written() == elements);
+  rows_checked += workload.num_rows();
+  return first;
+}
+
 // --- Driver functions that Girih itself has no use for
 
 template <class Function>

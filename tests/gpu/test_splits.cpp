@@ -123,23 +123,6 @@ Case split_case(int head_dim, int num_classes, int batch, Lengths lengths,
   return c;
 }
 
-// What a kernel makes of a case whose lists it builds first, where there was something else.
-std::vector<std::uint16_t> run(const girih::jit::Kernel& kernel, girih::verify::Workload& workload,
-                               const girih::verify::Buffer& memory, int max_ctas) {
-  girih::jit::Args args = workload.args();
-  args.max_ctas = max_ctas;
-  const girih::jit::Workspace workspace{memory.data(), memory.size()};
-  workload.poison_outputs();
-  girih::cuda::check(
-      DRIVER(cuMemsetD8)(reinterpret_cast<CUdeviceptr>(memory.data()), 0xff, memory.size()),
-      "poisoning the workspace");
-  kernel.build_lists(args, workspace);
-  kernel.launch(args, workspace);
-  girih::verify::synchronize();
-  workload.download_outputs();
-  return result_bits(workload);
-}
-
 }  // namespace
 
 TEST_CASE("split rows: one of all keys beside rows of one block shows exactly its keys") {
@@ -236,15 +219,16 @@ TEST_CASE("split rows: every launch gives the same bits, on few multiprocessors 
   if (!kernel) return;
   girih::verify::Workload workload(c);
   workload.fill_normal(1);
-  const girih::verify::Buffer memory(kernel->workspace_bytes(workload.args()));
-  const std::vector<std::uint16_t> first = run(*kernel, workload, memory, 0);
+  girih::verify::Buffer memory(kernel->workspace_bytes(workload.args()));
+  const std::vector<std::uint16_t> first = check_repeats(*kernel, workload, memory);
   std::vector<unsigned char> head(256);
   memory.download(head.data(), head.size());
   check_split(*kernel, head, 1);
-  for (int i = 0; i < 20; ++i) CHECK(run(*kernel, workload, memory, 0) == first);
   for (const int max_ctas : {1, 2, 7, 100}) {
-    CHECK(run(*kernel, workload, memory, max_ctas) == first);
+    workload.parameters.max_ctas = max_ctas;
+    CHECK(bits_of_launch(*kernel, workload, memory) == first);
   }
+  workload.parameters.max_ctas = 0;
 
   // A captured launch has no counter.
   const girih::jit::Program program = girih::jit::compile(Pattern::parse(
