@@ -220,3 +220,18 @@ TEST_CASE("what is calibrated keeps as many tiles as it was asked for") {
   CHECK(report.ok());
   CHECK(report.rows_checked > 0);
 }
+
+TEST_CASE("sanitizer: tile maxima are the highest visible scores") {
+  const std::vector<oracle::Expr> classes = {causal(), streaming(40, 90)};
+  const std::string text = fmt::format("heads(0-1: {} with softcap(1.5), 2-3: {})",
+                                       oracle::text(classes[0]), oracle::text(classes[1]));
+  for (const int kv : {64, 128}) {
+    for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
+      Case c = case_of(DType::bfloat16, 64, 150, 210, 2);
+      c.problem.layout = layout;
+      c.softcaps = {1.5f, 1.5f, 0, 0};
+      check_maxima(c, kv, text,
+                   [&](int, int h) { return classes[static_cast<std::size_t>(h / 2)]; });
+    }
+  }
+}
