@@ -201,6 +201,7 @@ inline std::vector<int> random_parts(std::mt19937_64& random, const std::vector<
 inline std::vector<std::uint16_t> result_bits(const girih::verify::Workload& workload) {
   const girih::verify::Case& c = workload.parameters;
   std::vector<std::uint16_t> bits;
+  bits.reserve(static_cast<std::size_t>(workload.num_rows() * (c.problem.width_v() + 2)));
   for (int b = 0; b < c.batch; ++b) {
     for (int q = 0; q < workload.sequences[static_cast<std::size_t>(b)].seqlen_q; ++q) {
       for (int h = 0; h < c.problem.num_heads; ++h) {
