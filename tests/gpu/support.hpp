@@ -10,10 +10,12 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../oracle/oracle.hpp"
@@ -50,6 +52,15 @@ inline oracle::Expr strided(oracle::Strided blocks) {
 }
 inline oracle::Expr neighborhood(std::vector<oracle::Axis> axes) {
   return {oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, std::move(axes)};
+}
+/// expr("text"), which holds where `holds` says so.
+inline oracle::Expr condition(
+    std::string text,
+    std::function<bool(const oracle::Sizes& sizes, long long q, long long k)> holds,
+    bool by_head = false) {
+  oracle::Expr expr{oracle::Expr::Kind::condition, {}, {}};
+  expr.condition = {std::move(text), std::move(holds), by_head};
+  return expr;
 }
 inline oracle::Expr both(oracle::Expr a, oracle::Expr b) {
   return {oracle::Expr::Kind::all_of, {}, {std::move(a), std::move(b)}};
@@ -112,25 +123,6 @@ inline std::vector<int> all_rows(long long seqlen_q) {
   std::vector<int> rows(static_cast<std::size_t>(seqlen_q));
   for (int q = 0; q < seqlen_q; ++q) rows[static_cast<std::size_t>(q)] = q;
   return rows;
-}
-
-/// One plane of columns and slashes as the oracle has it, for some rows of a sequence of these
-/// sizes.
-inline oracle::Expr slashes_of(const girih::verify::InputData& data, int plane,
-                               const oracle::Sizes& sizes, const std::vector<int>& rows) {
-  oracle::Expr expr{oracle::Expr::Kind::vertical_slash, {}, {}};
-  expr.slash.name = data.name;
-  expr.slash.distances.insert(0);
-  for (int i = 0; i < data.num_vertical; ++i) {
-    expr.slash.columns.insert(
-        data.vertical[static_cast<std::size_t>(plane * data.num_vertical + i)]);
-  }
-  for (int i = 0; i < data.num_slash; ++i) {
-    const auto distance = data.slash[static_cast<std::size_t>(plane * data.num_slash + i)];
-    if (distance >= 0) expr.slash.distances.insert(distance);
-  }
-  expr.slash.remember(sizes, rows);
-  return expr;
 }
 
 /// The oracle's reading of classes of consecutive heads.
@@ -209,6 +201,7 @@ inline std::vector<int> random_parts(std::mt19937_64& random, const std::vector<
 inline std::vector<std::uint16_t> result_bits(const girih::verify::Workload& workload) {
   const girih::verify::Case& c = workload.parameters;
   std::vector<std::uint16_t> bits;
+  bits.reserve(static_cast<std::size_t>(workload.num_rows() * (c.problem.width_v() + 2)));
   for (int b = 0; b < c.batch; ++b) {
     for (int q = 0; q < workload.sequences[static_cast<std::size_t>(b)].seqlen_q; ++q) {
       for (int h = 0; h < c.problem.num_heads; ++h) {
@@ -221,6 +214,46 @@ inline std::vector<std::uint16_t> result_bits(const girih::verify::Workload& wor
     }
   }
   return bits;
+}
+
+// --- Launches that repeat
+
+constexpr int kRepeats = 20;
+
+/// Out and lse of one launch, where there was something else before it: in the outputs, and in the
+/// workspace that its lists are built in.
+inline std::vector<std::uint16_t> bits_of_launch(const girih::jit::Kernel& kernel,
+                                                 girih::verify::Workload& workload,
+                                                 girih::verify::Buffer& memory) {
+  workload.poison_outputs();
+  memory.fill(0xff);
+  const girih::jit::Args args = workload.args();
+  const girih::jit::Workspace workspace{memory.data(), memory.size()};
+  kernel.build_lists(args, workspace);
+  kernel.launch(args, workspace);
+  girih::verify::synchronize();
+  workload.download_outputs();
+  return result_bits(workload);
+}
+
+/// Launches so often, and each time all bits must be those of the first, which it returns.
+inline std::vector<std::uint16_t> check_repeats(const girih::jit::Kernel& kernel,
+                                                girih::verify::Workload& workload,
+                                                girih::verify::Buffer& memory) {
+  const std::vector<std::uint16_t> first = bits_of_launch(kernel, workload, memory);
+  for (int run = 1; run < kRepeats; ++run) {
+    const std::vector<std::uint16_t> bits = bits_of_launch(kernel, workload, memory);
+    std::int64_t different = 0;
+    for (std::size_t i = 0; i < bits.size(); ++i) different += bits[i] != first[i];
+    CHECK_MESSAGE(different == 0, "launch " << run << " differs from the first in " << different
+                                            << " of " << bits.size() << " halves of words");
+  }
+  // Rows that no launch has written would be alike, too.
+  const std::int64_t elements = workload.num_rows() * workload.out.shape().width;
+  CHECK(workload.touched_padding() == 0);
+  CHECK(workload.out.count_written() == elements);
+  rows_checked += workload.num_rows();
+  return first;
 }
 
 // --- Driver functions that Girih itself has no use for

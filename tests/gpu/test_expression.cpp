@@ -28,12 +28,6 @@ namespace {
 
 using Holds = std::function<bool(const oracle::Sizes&, long long, long long)>;
 
-oracle::Expr condition(std::string text, Holds holds, bool by_head = false) {
-  oracle::Expr expr{Kind::condition, {}, {}};
-  expr.condition = {std::move(text), std::move(holds), by_head};
-  return expr;
-}
-
 // The key at the row's position.
 long long diagonal(const oracle::Sizes& s, long long q) { return q + s.q_start - s.k_start; }
 

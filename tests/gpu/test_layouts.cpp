@@ -4,10 +4,16 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdint>
+#include <memory>
 #include <random>
 #include <span>
 #include <tuple>
+#include <vector>
 
+#include "compile/nvrtc.hpp"
+#include "cuda/module.hpp"
+#include "support/env.hpp"
 #include "values.hpp"
 
 using namespace gpu_tests;
@@ -166,39 +172,12 @@ class HugeTensors {
   Report check(const girih::jit::Kernel& kernel, const Case& c, std::span<const Row> rows,
                const girih::verify::MaskRow& mask_row) {
     const auto sequences = girih::verify::sequences_of(c);
-    const bool packed = c.problem.layout == Layout::thd;
-    std::vector<int> starts = {0};
-    for (const int length : c.lengths.q) starts.push_back(starts.back() + length);
-    const std::int64_t batch = packed ? 1 : c.batch;
-    const std::int64_t num_rows = packed ? starts.back() : c.seqlen_q;
-    const std::int64_t heads = c.problem.num_heads, width = c.problem.head_dim;
     const bool heads_first = c.problem.layout == Layout::bhsd;
-    const auto view = [&](const Buffer& buffer) {
-      return heads_first ? Tensor::contiguous(buffer.data(), c.problem.dtype,
-                                              {batch, heads, num_rows, width})
-                         : Tensor::contiguous(buffer.data(), c.problem.dtype,
-                                              {batch, num_rows, heads, width});
-    };
-    Buffer cu_seqlens(starts.size() * sizeof(int));
-    cu_seqlens.upload(starts.data(), cu_seqlens.size());
-    const Buffer lse(static_cast<std::size_t>(batch * heads * num_rows) * sizeof(float));
-    out_.fill(0xff);
-
-    Args args;
-    args.q = view(q_);
-    args.k = view(k_);
-    args.v = view(v_);
-    args.out = view(out_);
-    args.layout = c.problem.layout;
-    args.lse = static_cast<float*>(lse.data());
-    if (packed) {
-      args.cu_seqlens_q = args.cu_seqlens_k = static_cast<const int*>(cu_seqlens.data());
-      args.num_sequences = c.batch;
-      args.max_seqlen_q = c.seqlen_q;
-      args.max_seqlen_k = c.seqlen_k;
-    }
-    kernel.launch(args);
-    girih::verify::synchronize();
+    const Launched launched = launch(kernel, c);
+    const Args& args = launched.args;
+    const Buffer& lse = launched.lse;
+    const std::int64_t heads = c.problem.num_heads, width = c.problem.head_dim;
+    const std::int64_t num_rows = args.out.shape[heads_first ? 2 : 1];
 
     Tensor by_row = args.out;  // [batch, row, head, width]
     if (heads_first) std::swap(by_row.shape[1], by_row.shape[2]);
@@ -247,7 +226,62 @@ class HugeTensors {
     return report;
   }
 
+  // Launches so often, and all that is written must be the first launch's bits.
+  void check_repeats(const girih::jit::Kernel& kernel, const Case& c) {
+    std::vector<std::uint64_t> first;
+    for (int run = 0; run < kRepeats; ++run) {
+      const Launched launched = launch(kernel, c);
+      const std::vector<std::uint64_t> fingerprints = {fingerprint(out_),
+                                                       fingerprint(launched.lse)};
+      if (run == 0) first = fingerprints;
+      CHECK_MESSAGE(fingerprints == first, "launch " << run << " differs from the first");
+    }
+  }
+
  private:
+  struct Launched {
+    Args args;
+    Buffer cu_seqlens, lse;
+  };
+
+  Launched launch(const girih::jit::Kernel& kernel, const Case& c) {
+    const bool packed = c.problem.layout == Layout::thd;
+    std::vector<int> starts = {0};
+    for (const int length : c.lengths.q) starts.push_back(starts.back() + length);
+    const std::int64_t batch = packed ? 1 : c.batch;
+    const std::int64_t num_rows = packed ? starts.back() : c.seqlen_q;
+    const std::int64_t heads = c.problem.num_heads, width = c.problem.head_dim;
+    const bool heads_first = c.problem.layout == Layout::bhsd;
+    const auto view = [&](const Buffer& buffer) {
+      return heads_first ? Tensor::contiguous(buffer.data(), c.problem.dtype,
+                                              {batch, heads, num_rows, width})
+                         : Tensor::contiguous(buffer.data(), c.problem.dtype,
+                                              {batch, num_rows, heads, width});
+    };
+    Launched launched{{},
+                      Buffer(starts.size() * sizeof(int)),
+                      Buffer(static_cast<std::size_t>(batch * heads * num_rows) * sizeof(float))};
+    launched.cu_seqlens.upload(starts.data(), launched.cu_seqlens.size());
+    out_.fill(0xff);
+
+    Args& args = launched.args;
+    args.q = view(q_);
+    args.k = view(k_);
+    args.v = view(v_);
+    args.out = view(out_);
+    args.layout = c.problem.layout;
+    args.lse = static_cast<float*>(launched.lse.data());
+    if (packed) {
+      args.cu_seqlens_q = args.cu_seqlens_k = static_cast<const int*>(launched.cu_seqlens.data());
+      args.num_sequences = c.batch;
+      args.max_seqlen_q = c.seqlen_q;
+      args.max_seqlen_k = c.seqlen_k;
+    }
+    kernel.launch(args);
+    girih::verify::synchronize();
+    return launched;
+  }
+
   // One period of normal values from the host, then doubled on the device.
   static void fill(Buffer& buffer, unsigned seed) {
     std::mt19937 random(seed);
@@ -265,13 +299,56 @@ class HugeTensors {
     }
   }
 
+  // Of memory too large for the host: what its words and their places are hashed to, added up.
+  std::uint64_t fingerprint(const Buffer& buffer) {
+    if (!hash_) {
+      girih::compiler::Request request;
+      request.source = kHashSource;
+      request.program_name = "girih_test_hash.cu";
+      request.arch = girih::verify::Device().arch();
+      request.options = girih::compiler::default_options();
+      if (const auto nvrtc = girih::support::env("NVRTC")) request.nvrtc_path = *nvrtc;
+      hash_ = std::make_unique<girih::cuda::Module>(girih::compiler::compile(request).cubin,
+                                                    "add_hashes");
+    }
+    Buffer sum(sizeof(std::uint64_t));
+    sum.fill(0);
+    CUdeviceptr words = buffer.address(), target = sum.address();
+    auto num_words = static_cast<long long>(buffer.size() / sizeof(std::uint64_t));
+    void* arguments[] = {&words, &num_words, &target};
+    CUlaunchConfig config{};
+    config.gridDimX = 1024;
+    config.gridDimY = config.gridDimZ = 1;
+    config.blockDimX = 256;
+    config.blockDimY = config.blockDimZ = 1;
+    girih::cuda::check(
+        girih::cuda::driver().cuLaunchKernelEx(&config, hash_->function(), arguments, nullptr),
+        "launching add_hashes");
+    girih::verify::synchronize();
+    std::uint64_t result = 0;
+    sum.download(&result, sizeof result);
+    return result;
+  }
+
+  static constexpr const char* kHashSource = R"(
+    typedef unsigned long long uint64;
+    extern "C" __global__ void add_hashes(const uint64* words, long long num_words, uint64* sum) {
+      uint64 own = 0;
+      for (long long i = blockIdx.x * 256LL + threadIdx.x; i < num_words; i += gridDim.x * 256LL) {
+        uint64 hash = (words[i] ^ i * 0x9e3779b97f4a7c15) * 0xbf58476d1ce4e5b9;
+        own += (hash ^ hash >> 32) * 0x94d049bb133111eb;
+      }
+      atomicAdd(sum, own);
+    })";
+
   Buffer q_, k_, v_, out_;
   GpuReference gpu_reference_;
+  std::unique_ptr<girih::cuda::Module> hash_;
 };
 
 }  // namespace
 
-TEST_CASE("tensors of more than 2^31 elements are right, 131072 rows of 136 heads") {
+TEST_CASE("tensors of more than 2^31 elements are right, and repeat: 131072 rows of 136 heads") {
   constexpr int kHeads = 136, kWidth = 128, kRows = 131072;
   std::size_t free_bytes = 0, total_bytes = 0;
   girih::cuda::check(DRIVER(cuMemGetInfo)(&free_bytes, &total_bytes), "cuMemGetInfo");
@@ -309,6 +386,7 @@ TEST_CASE("tensors of more than 2^31 elements are right, 131072 rows of 136 head
       rows_checked += report.rows_checked;
       CHECK(report.rows_checked == static_cast<std::int64_t>(rows.size()));
       CHECK_MESSAGE(report.ok(), describe_case(c, report) << ", tile " << describe(tile));
+      if (c.batch == 1 && c.problem.layout == Layout::bshd) tensors.check_repeats(kernel, c);
     }
   }
 }

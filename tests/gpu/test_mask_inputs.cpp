@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hashed_workload.hpp"
+#include "planes.hpp"
 
 using namespace gpu_tests;
 using girih::DType;
@@ -22,21 +23,6 @@ using girih::verify::InputData;
 using Kind = oracle::Expr::Kind;
 
 namespace {
-
-// One of an input's planes as the oracle has it.
-oracle::Expr plane_of(const InputData& data, int plane, int q_block, int kv_block) {
-  const std::uint8_t* first = data.row(plane, 0);
-  const std::int64_t size = std::int64_t{data.num_q_blocks} * data.num_kv_blocks;
-  return {Kind::blocks,
-          {},
-          {},
-          {},
-          {.name = data.name,
-           .q = q_block,
-           .kv = kv_block,
-           .columns = data.num_kv_blocks,
-           .visible = std::vector<char>(first, first + size)}};
-}
 
 enum class Sharing { all, kv_heads, heads };
 
@@ -73,8 +59,8 @@ std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const C
   std::vector<std::vector<oracle::Expr>> sequences;
   for (int b = 0; b < c.batch; ++b) {
     const auto plane = [&](int head_class) {
-      return plane_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), q_block,
-                      kv_block);
+      return blocks_of(data, data.plane(b, head_class * kHashes, c.problem.num_heads), q_block,
+                       kv_block);
     };
     sequences.push_back({plane(0),
                          both(causal(), plane(1)),
@@ -90,7 +76,7 @@ std::vector<std::vector<oracle::Expr>> alike(const InputData& data, const Case& 
   for (int b = 0; b < c.batch; ++b) {
     for (int head = 0; head < c.problem.num_heads; head += kHashes) {
       const oracle::Expr plane =
-          plane_of(data, data.plane(b, head, c.problem.num_heads), q_block, kv_block);
+          blocks_of(data, data.plane(b, head, c.problem.num_heads), q_block, kv_block);
       sequences[static_cast<std::size_t>(b)].push_back(under_causal ? both(causal(), plane)
                                                                     : plane);
     }
@@ -272,25 +258,12 @@ TEST_CASE("block masks show exactly their blocks at 131072 x 131072") {
     const InputData data =
         blocks_for(c, "m", q_block, kv_block, Sharing::all, true, 0.05, 1, BlockForm::list, 0);
     const std::vector<oracle::Expr> classes = {
-        both(causal(), plane_of(data, 0, q_block, kv_block))};
+        both(causal(), blocks_of(data, 0, q_block, kv_block))};
     check_long_rows(c, data, classes, fmt::format("blocks {} x {}", q_block, kv_block));
   }
 }
 
 namespace {
-
-// One of an input's planes as the oracle has it.
-oracle::Expr indices_of(Kind kind, const InputData& data, int plane) {
-  const auto row = [&](const std::vector<std::int32_t>& numbers, int length) {
-    const auto first = numbers.begin() + std::int64_t{plane} * length;
-    return std::vector<long long>(first, first + length);
-  };
-  oracle::Expr expr{kind, {}, {}};
-  const bool shared = data.key_numbers.empty();
-  expr.indices = {data.name, row(data.numbers, data.seqlen_q),
-                  row(shared ? data.numbers : data.key_numbers, data.seqlen_k)};
-  return expr;
-}
 
 // Three classes of kHashes heads with a KV head each, which an input tells apart. atom(kind, plane)
 // reads one of its planes, and stands alone, under causality, and in an expression.
@@ -315,21 +288,6 @@ void check_indices(const Case& c, const InputData& data, const std::string& desc
   check_three_classes(
       c, data, description, {Kind::index_ge, Kind::segments, Kind::index_gt},
       [&](Kind kind, int plane) { return indices_of(kind, data, plane); }, tile);
-}
-
-// One of an input's planes as the oracle has it.
-oracle::Expr columns_of(const InputData& data, int plane) {
-  oracle::Expr expr{Kind::columns, {}, {}};
-  expr.columns.name = data.name;
-  const std::int32_t* bound =
-      data.bounds.data() + std::int64_t{plane} * data.seqlen_k * 2 * data.num_intervals;
-  for (int k = 0; k < data.seqlen_k; ++k) {
-    expr.columns.rows.emplace_back();
-    for (int i = 0; i < data.num_intervals; ++i, bound += 2) {
-      expr.columns.rows.back().emplace_back(bound[0], bound[1]);
-    }
-  }
-  return expr;
 }
 
 void check_columns(const Case& c, const InputData& data, const std::string& description,

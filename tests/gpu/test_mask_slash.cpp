@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hashed_workload.hpp"
+#include "planes.hpp"
 
 using namespace gpu_tests;
 using girih::DType;

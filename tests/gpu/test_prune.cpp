@@ -233,8 +233,9 @@ class Decisions {
   std::int64_t skipped_ = 0, skippable_ = 0;
 };
 
-void check_pruned(Case c, const std::vector<HeadClass>& classes, double fraction,
-                  const TileConfig& tile, GpuReference& gpu_reference) {
+// Returns how many tiles were skipped.
+std::int64_t check_pruned(Case c, const std::vector<HeadClass>& classes, double fraction,
+                          const TileConfig& tile, GpuReference& gpu_reference) {
   for (const HeadClass& head_class : classes) {
     for (int i = 0; i < c.problem.num_heads / static_cast<int>(classes.size()); ++i) {
       c.softcaps.push_back(head_class.softcap);
@@ -268,6 +269,7 @@ void check_pruned(Case c, const std::vector<HeadClass>& classes, double fraction
                                          report.rows_wrong, report.rows_checked, report.not_finite,
                                          report.touched_padding, failures));
   CHECK(report.rows_checked > 0);
+  return decisions.skipped();
 }
 
 Case case_of(DType dtype, int head_dim, int seqlen_q, int seqlen_k, int batch = 1) {
@@ -651,15 +653,45 @@ TEST_CASE("twenty runs of a pruned kernel give the same bits") {
     options.tile = tile;
     const girih::jit::Kernel kernel =
         girih::jit::compile(Pattern::parse(head_class.text()), c.problem, options);
-    std::vector<std::uint16_t> first;
-    for (int run = 0; run < 20; ++run) {
-      workload.poison_outputs();
-      kernel.launch(workload.args());
-      girih::verify::synchronize();
-      workload.download_outputs();
-      const std::vector<std::uint16_t> bits = result_bits(workload);
-      if (run == 0) first = bits;
-      REQUIRE(bits == first);
+    girih::verify::Buffer memory(kernel.workspace_bytes(workload.args()));
+    check_repeats(kernel, workload, memory);
+  }
+}
+
+TEST_CASE("sanitizer: pruned heads keep the right tiles") {
+  GpuReference gpu_reference;
+  HeadClass biased = causal_class(64);
+  biased.others = "bias(b)";
+  std::vector<std::pair<std::vector<HeadClass>, Case>> cases;
+  for (const int kv : {64, 128}) {
+    // So many that a CTA decides on more tiles than there are places for votes.
+    const int keys = kv == 64 ? 500 : 900;
+    const DType dtype = kv == 64 ? DType::bfloat16 : DType::float16;
+    const std::vector<HeadClass> classes = {causal_class(kv), dense_class(kv, true)};
+    cases.push_back({classes, case_of(dtype, 64, 300, keys)});
+    Case packed = case_of(dtype, 64, 300, keys, 3);
+    packed.problem.layout = Layout::thd;
+    packed.lengths.q = {300, 0, 1};
+    packed.lengths.k = {keys, 64, 0};
+    cases.push_back({classes, packed});
+  }
+  cases.push_back({{biased}, case_of(DType::bfloat16, 64, 300, 500)});
+  cases.back().second.inputs = {girih::verify::random_values("b", 1, 4, 500, 4.0, 6)};
+
+  std::vector<Binding> bindings;  // to compile on all processors
+  for (const auto& [classes, c] : cases) {
+    if (c.problem.layout == Layout::thd) continue;  // has the same kernels
+    for (const TileConfig& tile : kKernels) {
+      bindings.push_back({text_of(classes, c.problem.num_heads), c.problem, tile});
+    }
+  }
+  const std::vector<Bound> bound = bind_all(bindings);
+  for (const Bound& one : bound) CHECK_MESSAGE(one.kernel, one.message);
+  for (auto& [classes, c] : cases) {
+    c.max_ctas = 2;
+    c.reference = Case::Reference::cpu;
+    for (const TileConfig& tile : kKernels) {
+      CHECK(check_pruned(c, classes, 0.5, tile, gpu_reference) > 0);
     }
   }
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hashed_workload.hpp"
+#include "planes.hpp"
 #include "runtime/splits.hpp"
 
 using namespace gpu_tests;
@@ -48,27 +49,14 @@ InputData full_row(const Case& c, Blocks size, BlockForm form) {
   return data;
 }
 
-oracle::Expr plane_of(const InputData& data, int plane, Blocks size) {
-  const std::int64_t count = std::int64_t{data.num_q_blocks} * data.num_kv_blocks;
-  const std::uint8_t* first = data.row(plane, 0);
-  return {Kind::blocks,
-          {},
-          {},
-          {},
-          {.name = data.name,
-           .q = size.q,
-           .kv = size.kv,
-           .columns = data.num_kv_blocks,
-           .visible = std::vector<char>(first, first + count)}};
-}
-
 // For each sequence the expression of each KV head, which has kHashes heads.
 std::vector<std::vector<oracle::Expr>> classes_of(const InputData& data, const Case& c, Blocks size,
                                                   bool under_causal) {
   std::vector<std::vector<oracle::Expr>> sequences(static_cast<std::size_t>(c.batch));
   for (int b = 0; b < c.batch; ++b) {
     for (int head = 0; head < c.problem.num_heads; head += kHashes) {
-      const oracle::Expr plane = plane_of(data, data.plane(b, head, c.problem.num_heads), size);
+      const oracle::Expr plane =
+          blocks_of(data, data.plane(b, head, c.problem.num_heads), size.q, size.kv);
       sequences[static_cast<std::size_t>(b)].push_back(under_causal ? both(causal(), plane)
                                                                     : plane);
     }
@@ -133,23 +121,6 @@ Case split_case(int head_dim, int num_classes, int batch, Lengths lengths,
                      batch, lengths);
   c.seed = 40 + static_cast<std::uint64_t>(head_dim + lengths.q);
   return c;
-}
-
-// What a kernel makes of a case whose lists it builds first, where there was something else.
-std::vector<std::uint16_t> run(const girih::jit::Kernel& kernel, girih::verify::Workload& workload,
-                               const girih::verify::Buffer& memory, int max_ctas) {
-  girih::jit::Args args = workload.args();
-  args.max_ctas = max_ctas;
-  const girih::jit::Workspace workspace{memory.data(), memory.size()};
-  workload.poison_outputs();
-  girih::cuda::check(
-      DRIVER(cuMemsetD8)(reinterpret_cast<CUdeviceptr>(memory.data()), 0xff, memory.size()),
-      "poisoning the workspace");
-  kernel.build_lists(args, workspace);
-  kernel.launch(args, workspace);
-  girih::verify::synchronize();
-  workload.download_outputs();
-  return result_bits(workload);
 }
 
 }  // namespace
@@ -248,15 +219,16 @@ TEST_CASE("split rows: every launch gives the same bits, on few multiprocessors 
   if (!kernel) return;
   girih::verify::Workload workload(c);
   workload.fill_normal(1);
-  const girih::verify::Buffer memory(kernel->workspace_bytes(workload.args()));
-  const std::vector<std::uint16_t> first = run(*kernel, workload, memory, 0);
+  girih::verify::Buffer memory(kernel->workspace_bytes(workload.args()));
+  const std::vector<std::uint16_t> first = check_repeats(*kernel, workload, memory);
   std::vector<unsigned char> head(256);
   memory.download(head.data(), head.size());
   check_split(*kernel, head, 1);
-  for (int i = 0; i < 20; ++i) CHECK(run(*kernel, workload, memory, 0) == first);
   for (const int max_ctas : {1, 2, 7, 100}) {
-    CHECK(run(*kernel, workload, memory, max_ctas) == first);
+    workload.parameters.max_ctas = max_ctas;
+    CHECK(bits_of_launch(*kernel, workload, memory) == first);
   }
+  workload.parameters.max_ctas = 0;
 
   // A captured launch has no counter.
   const girih::jit::Program program = girih::jit::compile(Pattern::parse(
@@ -307,7 +279,9 @@ TEST_CASE("split rows: values are right, with softcap too") {
     c.inputs = {full_row(c, size, BlockForm::list)};
     const InputData data = c.inputs[0];
     std::vector<oracle::Expr> planes;
-    for (int b = 0; b < c.batch; ++b) planes.push_back(plane_of(data, data.plane(b, 0, 4), size));
+    for (int b = 0; b < c.batch; ++b) {
+      planes.push_back(blocks_of(data, data.plane(b, 0, 4), size.q, size.kv));
+    }
     const auto sizes = sizes_of(c);
     const auto report = girih::verify::verify_attention(
         girih::jit::compile(Pattern::parse(text)), c,

@@ -11,6 +11,7 @@
 
 #include "../oracle/prune.hpp"
 #include "girih/prune.hpp"
+#include "planes.hpp"
 #include "support.hpp"
 
 using namespace gpu_tests;
@@ -96,12 +97,6 @@ void check_maxima(const Case& c, int kv, const std::string& text, const Reading&
   rows_checked += std::int64_t{c.batch} * num_heads * c.seqlen_q;
 }
 
-oracle::Expr condition(std::function<bool(const oracle::Sizes&, long long, long long)> holds) {
-  oracle::Expr expr{oracle::Expr::Kind::condition, {}, {}};
-  expr.condition.holds = std::move(holds);
-  return expr;
-}
-
 }  // namespace
 
 TEST_CASE("tile maxima are the highest visible scores") {
@@ -155,7 +150,8 @@ TEST_CASE("tile maxima are the highest scores that run-time masks show") {
             return numbers[static_cast<std::size_t>(b * each + i)];
           };
           if (h == 0) {
-            return both(causal(), condition([&, b](const oracle::Sizes&, long long q, long long k) {
+            return both(causal(),
+                        condition("", [&, b](const oracle::Sizes&, long long q, long long k) {
                           return m.row(b, static_cast<int>(q / 64))[k / 32] != 0;
                         }));
           }
@@ -163,20 +159,21 @@ TEST_CASE("tile maxima are the highest scores that run-time masks show") {
             return slashes_of(v, b, sizes_of(c)[static_cast<std::size_t>(b)], all_rows(seqlen_q));
           }
           if (h == 2) {
-            return both(causal(), condition([&, b, number](const oracle::Sizes& sizes, long long q,
-                                                           long long k) {
+            return both(causal(), condition("", [&, b, number](const oracle::Sizes& sizes,
+                                                               long long q, long long k) {
                           return number(d.numbers, sizes.seqlen_q, q) ==
                                      number(of_keys, sizes.seqlen_k, k) &&
                                  k % 7 != t.numbers[static_cast<std::size_t>(b)];
                         }));
           }
-          return condition([&, b, number](const oracle::Sizes& sizes, long long q, long long k) {
-            const bool in_interval = number(columns.bounds, 2 * sizes.seqlen_k, 2 * k) <= q &&
-                                     q < number(columns.bounds, 2 * sizes.seqlen_k, 2 * k + 1);
-            return in_interval ||
-                   oracle::visible(both(causal(), sink(n.numbers[static_cast<std::size_t>(b)])),
-                                   sizes, q, k);
-          });
+          return condition(
+              "", [&, b, number](const oracle::Sizes& sizes, long long q, long long k) {
+                const bool in_interval = number(columns.bounds, 2 * sizes.seqlen_k, 2 * k) <= q &&
+                                         q < number(columns.bounds, 2 * sizes.seqlen_k, 2 * k + 1);
+                return in_interval ||
+                       oracle::visible(both(causal(), sink(n.numbers[static_cast<std::size_t>(b)])),
+                                       sizes, q, k);
+              });
         });
       }
     }
@@ -222,4 +219,19 @@ TEST_CASE("what is calibrated keeps as many tiles as it was asked for") {
   rows_checked += report.rows_checked;
   CHECK(report.ok());
   CHECK(report.rows_checked > 0);
+}
+
+TEST_CASE("sanitizer: tile maxima are the highest visible scores") {
+  const std::vector<oracle::Expr> classes = {causal(), streaming(40, 90)};
+  const std::string text = fmt::format("heads(0-1: {} with softcap(1.5), 2-3: {})",
+                                       oracle::text(classes[0]), oracle::text(classes[1]));
+  for (const int kv : {64, 128}) {
+    for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
+      Case c = case_of(DType::bfloat16, 64, 150, 210, 2);
+      c.problem.layout = layout;
+      c.softcaps = {1.5f, 1.5f, 0, 0};
+      check_maxima(c, kv, text,
+                   [&](int, int h) { return classes[static_cast<std::size_t>(h / 2)]; });
+    }
+  }
 }

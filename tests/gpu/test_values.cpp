@@ -301,62 +301,6 @@ TEST_CASE("half of Llama's KV heads streaming is right at 32768") {
   }
 }
 
-TEST_CASE("twenty runs give the same bits") {
-  struct Run {
-    std::string text;
-    Case parameters;
-    girih::TileConfig tile;
-  };
-  std::vector<Run> runs;
-  for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    for (const int head_dim : {64, 128, 256}) {
-      const Case c = make_case(make_problem(dtype, head_dim, 16, 8), 2, 1023, 1024);
-      const std::string text =
-          pattern_text({dense(), causal(), streaming(64, 256), window(9, 9)}, 4);
-      runs.push_back({text, c, {}});
-      if (dtype == DType::bfloat16) runs.push_back({text, c, kPortable});
-    }
-  }
-  // 64 heads of three kinds, where rows differ much in what they see; and one row that sees all.
-  Case c = make_case(make_problem(DType::bfloat16, 128, 64, 16), 1, 2048, 2048);
-  for (const double density : {0.0, 0.1, 1.0}) {
-    c.inputs = {girih::verify::random_blocks("m", 1, 16, 32, 32, density, 3, 9)};
-    if (density == 0) {
-      for (int i = 0; i < 16 * 32; ++i) {
-        c.inputs[0].visible[static_cast<std::size_t>(32 * i + i % 32)] = 1;
-      }
-      std::fill_n(c.inputs[0].visible.begin() + 32 * 20, 32, std::uint8_t{1});
-    }
-    for (const girih::TileConfig& tile : kKernels) {
-      runs.push_back({"heads(0-19: causal, 20-39: " + oracle::text(streaming(16, 100)) +
-                          ", 40-63: blocks(m, q=64, kv=64))",
-                      c, tile});
-    }
-  }
-  for (const auto& [text, parameters, tile] : runs) {
-    CAPTURE(text);
-    CAPTURE(describe(tile));
-    const auto kernel =
-        girih::jit::compile(Pattern::parse(text), parameters.problem, {.tile = tile});
-    girih::verify::Workload workload(parameters);
-    workload.fill_normal(1);
-    const girih::jit::Args args = workload.args();
-    const Buffer memory(kernel.workspace_bytes(args));
-    const girih::jit::Workspace workspace{memory.data(), memory.size()};
-    std::vector<std::uint16_t> first;
-    for (int run = 0; run < 20; ++run) {
-      workload.poison_outputs();
-      kernel.build_lists(args, workspace);
-      kernel.launch(args, workspace);
-      girih::verify::synchronize();
-      workload.download_outputs();
-      const std::vector<std::uint16_t> bits = gpu_tests::result_bits(workload);
-      if (run == 0) first = bits;
-      CHECK(bits == first);
-    }
-  }
-}
-
 TEST_CASE("sanitizer: values of three kinds of heads are right") {
   GpuReference gpu_reference;
   for (const DType dtype : {DType::bfloat16, DType::float16}) {
