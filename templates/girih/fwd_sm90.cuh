@@ -367,6 +367,7 @@ struct FwdSm90 {
   static __device__ __forceinline__ void enter_document(Work& work) {
     const DocumentTiles tiles(work.geometry, work.numbers[0][0]);
     const Span document = tiles.template document<kRowsPerHead>(work.first_row);
+    __syncwarp();  // all have read what one writes
     if (fresh_thread_index() % 32 == 0 && document.lo < document.hi) {
       work.keys.row += document.lo;
       work.geometry.q_start -= document.lo;
