@@ -93,8 +93,8 @@ typedef struct girih_options {
   girih_tune tune;       // GIRIH_TUNE
   int32_t num_q_stages;  // Q tiles in flight, in Hopper's kernel
   int32_t portable;      // 1: the kernel that runs on every GPU, where one has its own
-  int32_t check_inputs;  // 1: girih_attention waits for the GPU and refuses inputs with entries out of
-                         // range; 0: as the environment variable GIRIH_CHECK_INPUTS says
+  int32_t check_inputs;  // 1: girih_attention waits for the GPU and refuses inputs with entries out
+                         // of range; 0: as the environment variable GIRIH_CHECK_INPUTS says
 } girih_options;
 
 // Parses a pattern. `options` may be NULL. The text is not kept. On failure *program is NULL.
@@ -323,9 +323,9 @@ GIRIH_C_API girih_status girih_build_lists(const girih_kernel* kernel, const gir
                                            void* workspace, size_t workspace_bytes, int32_t check);
 
 // Enqueues one attention forward on args->stream; does not wait for it. Never compiles or
-// allocates device memory. `workspace`: at least girih_workspace_bytes of device memory aligned to 16 bytes, into
-// which girih_build_lists has built for this kernel; NULL where that is 0. Launches that may run at
-// once need one each where block lists, tables or masks were built.
+// allocates device memory. `workspace`: at least girih_workspace_bytes of device memory aligned to
+// 16 bytes, into which girih_build_lists has built for this kernel; NULL where that is 0. Launches
+// that may run at once need one each where block lists, tables or masks were built.
 GIRIH_C_API girih_status girih_launch(const girih_kernel* kernel, const girih_args* args,
                                       void* workspace, size_t workspace_bytes);
 
