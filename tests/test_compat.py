@@ -101,7 +101,10 @@ class OtherPatternsTest(CompatTest):
                  ((True, (128, 7)), "causal & window(left=128)"),
                  ((True, (-1, 5)), "causal"), ((True, (0, 0)), "causal & window(left=0)"),
                  ((False, (4, 5)), "window(left=4, right=5)"),
-                 ((False, (-1, 0)), "window(right=0)"), ((False, (3, -7)), "window(left=3)")]
+                 # One that ends at the diagonal is causal, as the library has it.
+                 ((False, (-1, 0)), "causal"), ((False, (9, 0)), "causal & window(left=9)"),
+                 ((False, (0, 0)), "causal & window(left=0)"),
+                 ((False, (3, -7)), "window(left=3)")]
         for arguments, text in cases:
             self.assertEqual(compat.flash_pattern(*arguments), text)
             self.parses(text)

@@ -39,7 +39,7 @@ struct BlockSparseHeads {
 BlockSparseHeads block_sparse_attn(const BlockSparseAttn& arguments);
 
 /// Arguments of FlashAttention's functions. Distances are inclusive, below 0 unbounded; a causal
-/// window ends at the diagonal.
+/// window ends at the diagonal, and one that ends there, window_right = 0, is causal.
 struct FlashAttn {
   bool causal = false;
   int window_left = -1;

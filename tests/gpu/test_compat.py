@@ -286,7 +286,9 @@ class FlashTest(CompatTest):
             compat.flash_attn_func(q, q, q)
 
     def test_thresholds_skip_key_tiles(self):
-        for kv, causal in ((64, True), (64, False), (128, True)):
+        for kv, causal, window in ((64, True, (-1, -1)), (64, False, (-1, -1)),
+                                   (128, True, (-1, -1)), (64, False, (-1, 0)),
+                                   (64, False, (300, 0)), (128, False, (200, 0))):
             seqlen, heads = 640, 4
             q, k, v = (normal(1, seqlen, heads, 64) for _ in range(3))
             scores = torch.einsum("qhd,khd->hqk", q[0].double(), k[0].double()) / 8
@@ -301,15 +303,20 @@ class FlashTest(CompatTest):
             threshold = torch.full((heads, seqlen // 128), -math.inf, device="cuda")
             for h in range(heads):
                 for t in range(seqlen // 128):
+            named = {"causal": causal, "window_size": window, "kv": kv}
+            causal = causal or window[1] == 0
                     ordered = maxima[h, t][candidates[t]].sort().values
                     if ordered.numel() > 1:
+            if window[0] >= 0:
+                rows, keys = rows_and_keys(seqlen, seqlen)
+                visible = visible & (keys >= rows - window[0])
                         i = ordered.numel() // 2
                         threshold[h, t] = (ordered[i - 1] + ordered[i]) / 2
             skipped = candidates[None] & (maxima < threshold[..., None])
             self.assertTrue(bool(skipped.any()))
             kept = ~skipped.repeat_interleave(128, 1).repeat_interleave(kv, 2) & visible
             out, lse, _ = compat.block_sparse_flash_attn_func(
-                q, k, v, threshold, causal=causal, return_attn_probs=True, kv=kv)
+                q, k, v, threshold, return_attn_probs=True, **named)
             expected = reference(q[0], k[0], v[0], kept)
             self.close(out[0], expected[0])
             self.close_lse(lse[0], expected[1])

@@ -115,10 +115,10 @@ def block_sparse_pattern(head_mask_type, streaming_info=None, is_causal=False,
 
 def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0, alibi=False):
     """What FlashAttention's arguments mean, as a pattern's text. Distances of the window are
-    inclusive, and below 0 unbounded; a causal one ends at the diagonal. alibi: the slopes are the
-    input alibi_slopes."""
+    inclusive, and below 0 unbounded; a causal one ends at the diagonal, and one that ends there is
+    causal, which decides what prune never skips. alibi: the slopes are the input alibi_slopes."""
     left, right = (max(int(size), -1) for size in window_size)
-    if causal:
+    if causal or right == 0:
         text = "causal" if left < 0 else "causal & window(left=%d)" % left
     else:
         sizes = ["%s=%d" % pair for pair in (("left", left), ("right", right)) if pair[1] >= 0]
@@ -541,7 +541,8 @@ def block_sparse_flash_attn_func(q, k, v, block_sparse_threshold, dropout_p=0.0,
     kv: keys of the tiles that it was calibrated for, 64, which BSFA's kernel has, or 128.
 
     Causality is aligned bottom-right by the true lengths; block_size, to which BSFA pads, does not
-    matter. Never skipped are the tiles at the diagonal, or without causal the last one.
+    matter. Never skipped are the tiles at the diagonal, or, where the launch is neither causal nor
+    has a window that ends at the diagonal, (left, 0), the last one.
     """
     arguments = {}
     if hasattr(block_sparse_threshold, "shape"):
