@@ -5,7 +5,9 @@ import gc
 import math
 import pathlib
 import sys
+import types
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "python"))
@@ -151,6 +153,43 @@ class HostValuesTest(CompatTest):
         tensor.values, tensor._version = [1, 1, 1], 1
         self.assertEqual(compat._host_values("t", tensor), [1, 1, 1])
         self.assertEqual(tensor.copies, 2)
+
+    def test_an_inference_tensor_is_copied_in_every_call_and_captured_as_last_known(self):
+        class Inference(Fake):  # whose writes nothing counts
+            _version = property(lambda self: self.counted())
+
+            def __init__(self, *shape, **named):
+                Fake.__init__(self, *shape, **named)
+
+            def counted(self):
+                raise RuntimeError("Inference tensors do not track version counter.")
+
+            @_version.setter
+            def _version(self, _):
+                pass
+
+        capturing = []
+        torch = types.SimpleNamespace(cuda=types.SimpleNamespace(
+            is_current_stream_capturing=lambda: bool(capturing)))
+        with unittest.mock.patch.dict(sys.modules, {"torch": torch}):
+            tensor, fresh = (Inference(2, dtype="int32", values=[0, 1]) for _ in range(2))
+            self.assertEqual(compat._host_values("t", tensor), [0, 1])
+            tensor.values = [1, 1]
+            self.assertEqual(compat._host_values("t", tensor), [1, 1])
+            capturing.append(True)
+            self.assertEqual(compat._host_values("t", tensor), [1, 1])
+            self.assertEqual(tensor.copies, 2)
+            self.refused("t is on the GPU .* call once with the same tensor before the capture",
+                         compat._host_values, "t", fresh)
+            self.assertEqual(fresh.copies, 0)
+            counted = Fake(2, dtype="int32", values=[0, 1])
+            self.refused("cannot be captured", compat._host_values, "t", counted)
+            capturing.clear()
+            compat._host_values("t", counted)
+            capturing.append(True)
+            self.assertEqual(compat._host_values("t", counted), [0, 1])
+            counted._version = 1  # what is known is old
+            self.refused("cannot be captured", compat._host_values, "t", counted)
 
     def test_what_is_forgotten_is_not_mistaken_for_another_tensor(self):
         tensor = Fake(1, dtype="int32", values=[0])

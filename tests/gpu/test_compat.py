@@ -143,6 +143,17 @@ class BlockSparseTest(CompatTest):
         types[1] = 0  # written to: head 1 is dense, and there is a plane too many
         with self.assertRaisesRegex(girih.Error, "base_blockmask has 3 planes: 2 heads"):
             call()
+        with torch.inference_mode():  # which keeps no count of what is written to such a tensor
+            types = torch.tensor(self.types, device="cuda", dtype=torch.int32)
+            self.assertTrue(torch.equal(call(), first))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = call()
+            graph.replay()
+            self.assertTrue(torch.equal(captured, first))
+            types[1] = 0
+            with self.assertRaisesRegex(girih.Error, "base_blockmask has 3 planes: 2 heads"):
+                call()
         fresh = torch.tensor(self.types, device="cuda", dtype=torch.int32)
         graph = torch.cuda.CUDAGraph()
         with self.assertRaisesRegex(girih.Error, "head_mask_type .* cannot be captured"):

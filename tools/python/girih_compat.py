@@ -167,7 +167,11 @@ _seen = {}  # id of a tensor: a weak reference to it, its version, and what it h
 
 def _host_values(name, values):
     """The numbers of a list or tensor. Those of a tensor on a GPU are copied once, which waits for
-    it, and known from then on, as long as the same tensor comes again and is not written to."""
+    it, and known from then on, as long as the same tensor comes again and is not written to.
+
+    A tensor made under torch.inference_mode() does not tell when it is written to, so it is copied,
+    and waited for, in every call; only a capture, which cannot wait, takes its last known numbers:
+    it must not have been written to since the call before."""
     if not getattr(values, "is_cuda", False):
         values = values.reshape(-1).tolist() if hasattr(values, "reshape") else list(values)
         return values
@@ -177,15 +181,17 @@ def _host_values(name, values):
         version = None
     key = id(values)
     known = _seen.get(key)
-    if known is not None and known[0]() is values and version is not None and known[1] == version:
+    if known is not None and (known[0]() is not values or known[1] != version):
+        known = None
+    if known is not None and version is not None:
         return known[2]
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_current_stream_capturing():
         _refuse("%s is on the GPU and its numbers are not known yet, which cannot be captured into "
-                "a graph: call once before the capture begins, or give a list" % name)
+                "a graph: call once with the same tensor before the capture begins, or give a list"
+                % name)
     numbers = values.reshape(-1).tolist()
-    if version is not None:
-        _seen[key] = (weakref.ref(values, lambda _: _seen.pop(key, None)), version, numbers)
+    _seen[key] = (weakref.ref(values, lambda _: _seen.pop(key, None)), version, numbers)
     return numbers
 
 
@@ -198,6 +204,8 @@ def _planes_of_heads(blockmask, planes):
     used = {plane for plane in planes if plane is not None}
     if len(used) == 1:
         plane = used.pop()
+        if known is not None:
+            return known[2]
         return blockmask[:, plane:plane + 1]
     if planes == list(range(blockmask.shape[1])):
         return blockmask
@@ -287,7 +295,9 @@ def block_sparse_attn_func(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, 
     sequences, q [total_q, num_heads, head_dim].
 
     head_mask_type, streaming_info: see block_sparse_pattern. Lists and tensors on the CPU never
-      wait for the GPU; a tensor on the GPU is waited for when it is first seen.
+      wait for the GPU; a tensor on the GPU is waited for when it is first seen and after it was
+      written to, and one made under torch.inference_mode(), which does not tell, in every call. A
+      capture into a graph takes the numbers of the last call before it.
     base_blockmask: [batch, block-sparse heads, ceil(max_seqlen_q / 128), ceil(max_seqlen_k / 128)],
       bool or numbers, where not 0 is visible.
 
