@@ -116,6 +116,7 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
   CHECK(metadata["pattern"] == "causal with prune(t, kv=64)");
   CHECK(metadata["head_dim"] == "16");
   CHECK(metadata["dtype"] == "bf16");
+  CHECK(metadata["softmax_scale"] == "1");
 
   // The library reads what was written, and so do fills.
   const girih::CalibratedThresholds loaded = girih::load_thresholds(out);
@@ -124,11 +125,13 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
   CHECK(loaded.num_columns == 4);
   CHECK(loaded.kv == 64);
   CHECK(loaded.head_dim == 16);
+  CHECK(loaded.softmax_scale == 1.0f);
   CHECK(loaded.pattern == "causal with prune(t, kv=64)");
   const girih::Thresholds view = loaded.on_device(loaded.values.data());
   CHECK(view.heads == 2);
   CHECK(view.num_columns == 4);
   CHECK(view.kv_block_size == 64);
+  CHECK(view.softmax_scale == 1.0f);
   const auto filled = [&](const char* kv, const char* heads, const char* head_dim) {
     return Arguments{"explain",    std::string("causal with prune(t, kv=") + kv + ")",
                      "--arch",     "sm_90a",
@@ -144,6 +147,24 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
                 {"thresholds of 2 heads, but there are 4"}, program);
   check_refused(filled("64", "2", "64"), 2, "invalid_argument",
                 {"calibrated at head_dim 16, not 64"}, program);
+
+  // Whatever launches has the same softmax_scale; the default is written as well.
+  const Arguments here{
+      "causal with prune(t, kv=64)", "--heads", "2", "--head-dim", "16", "--fill", "t=@" + out};
+  for (const char* verb : {"verify", "bench"}) {
+    check_refused(Arguments{verb} + here, 2, "invalid_argument",
+                  {"calibrated with softmax_scale 1, not 0.25: give --softmax-scale 1"}, program);
+  }
+  check_refused(Arguments{"calibrate", "causal", "--softmax-scale", "-1", "-o", out, "--q", q,
+                          "--k", k, "--kept-tiles", "2"},
+                2, "invalid_argument", {"--softmax-scale -1 must be finite and not negative"},
+                program);
+  program.json(
+      {"calibrate", "causal", "--cpu", "-o", out, "--q", q, "--k", k, "--kept-tiles", "2"});
+  CHECK(read_thresholds(out).header["__metadata__"]["softmax_scale"] == "0.25");
+  check_refused(Arguments{"verify", "--softmax-scale", "0.5"} + here, 2, "invalid_argument",
+                {"calibrated with softmax_scale 0.25, not 0.5: give --softmax-scale 0.25"},
+                program);
 
   // Other modifiers than a softcap come behind the decision.
   const std::string more =
@@ -403,6 +424,13 @@ TEST_CASE("thresholds of a file are refused for what they are not") {
     refused(fmt::format(R"({{"kv":"{}","rows":"128"}})", kv), entry, values,
             fmt::format("says kv '{}', which is no number from 0 to 536870912", kv).c_str());
   }
+  for (const char* scale : {"", "x", "-1", "nan", "inf", "0.1x"}) {
+    refused(fmt::format(R"({{"kv":"64","rows":"128","softmax_scale":"{}"}})", scale), entry, values,
+            fmt::format("says softmax_scale '{}', which must be a finite number", scale).c_str());
+  }
+  write((folder / "old.safetensors").string(),
+        safetensors("{\"__metadata__\":" + good + ",\"thresholds\":" + entry + "}", values));
+  CHECK_FALSE(girih::load_thresholds((folder / "old.safetensors").string()).softmax_scale);
   refused(good, R"({"dtype":"F16","shape":[1,2],"data_offsets":[0,8]})", values,
           "other than float32");
   refused(good, R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", values,

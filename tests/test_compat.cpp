@@ -83,7 +83,8 @@ TEST_CASE("compat: FlashAttention's windows are inclusive and end at the diagona
         "causal & window(left=128)");
   CHECK(text({.window_left = 4, .window_right = 5}) == "window(left=4, right=5)");
   CHECK(text({.window_left = 3, .window_right = -7}) == "window(left=3)");
-  CHECK(text({.window_right = 0}) == "window(right=0)");
+  CHECK(text({.window_right = 0}) == "causal");
+  CHECK(text({.window_left = 9, .window_right = 0}) == "causal & window(left=9)");
   CHECK(text({.causal = true, .window_left = 9, .softcap = 30}) ==
         "causal & window(left=9) with softcap(30)");
   CHECK(text({.causal = true, .softcap = 30, .alibi_slopes = "slopes"}) ==
@@ -99,6 +100,9 @@ TEST_CASE("compat: BSFA's arguments are FlashAttention's, pruned by tiles of 64 
         "causal with softcap(30), prune(t, kv=64)");
   arguments.kv = 128;
   arguments.softcap = 0;
+  CHECK(compat::block_sparse_flash_attn(arguments).text() == "causal with prune(t, kv=128)");
+  arguments.causal = false;
+  arguments.window_right = 0;
   CHECK(compat::block_sparse_flash_attn(arguments).text() == "causal with prune(t, kv=128)");
   arguments.kv = 32;
   CHECK_THROWS_WITH_AS(compat::block_sparse_flash_attn(arguments).text(),

@@ -5,7 +5,9 @@ import gc
 import math
 import pathlib
 import sys
+import types
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "python"))
@@ -101,7 +103,10 @@ class OtherPatternsTest(CompatTest):
                  ((True, (128, 7)), "causal & window(left=128)"),
                  ((True, (-1, 5)), "causal"), ((True, (0, 0)), "causal & window(left=0)"),
                  ((False, (4, 5)), "window(left=4, right=5)"),
-                 ((False, (-1, 0)), "window(right=0)"), ((False, (3, -7)), "window(left=3)")]
+                 # One that ends at the diagonal is causal, as the library has it.
+                 ((False, (-1, 0)), "causal"), ((False, (9, 0)), "causal & window(left=9)"),
+                 ((False, (0, 0)), "causal & window(left=0)"),
+                 ((False, (3, -7)), "window(left=3)")]
         for arguments, text in cases:
             self.assertEqual(compat.flash_pattern(*arguments), text)
             self.parses(text)
@@ -148,6 +153,43 @@ class HostValuesTest(CompatTest):
         tensor.values, tensor._version = [1, 1, 1], 1
         self.assertEqual(compat._host_values("t", tensor), [1, 1, 1])
         self.assertEqual(tensor.copies, 2)
+
+    def test_an_inference_tensor_is_copied_in_every_call_and_captured_as_last_known(self):
+        class Inference(Fake):  # whose writes nothing counts
+            _version = property(lambda self: self.counted())
+
+            def __init__(self, *shape, **named):
+                Fake.__init__(self, *shape, **named)
+
+            def counted(self):
+                raise RuntimeError("Inference tensors do not track version counter.")
+
+            @_version.setter
+            def _version(self, _):
+                pass
+
+        capturing = []
+        torch = types.SimpleNamespace(cuda=types.SimpleNamespace(
+            is_current_stream_capturing=lambda: bool(capturing)))
+        with unittest.mock.patch.dict(sys.modules, {"torch": torch}):
+            tensor, fresh = (Inference(2, dtype="int32", values=[0, 1]) for _ in range(2))
+            self.assertEqual(compat._host_values("t", tensor), [0, 1])
+            tensor.values = [1, 1]
+            self.assertEqual(compat._host_values("t", tensor), [1, 1])
+            capturing.append(True)
+            self.assertEqual(compat._host_values("t", tensor), [1, 1])
+            self.assertEqual(tensor.copies, 2)
+            self.refused("t is on the GPU .* call once with the same tensor before the capture",
+                         compat._host_values, "t", fresh)
+            self.assertEqual(fresh.copies, 0)
+            counted = Fake(2, dtype="int32", values=[0, 1])
+            self.refused("cannot be captured", compat._host_values, "t", counted)
+            capturing.clear()
+            compat._host_values("t", counted)
+            capturing.append(True)
+            self.assertEqual(compat._host_values("t", counted), [0, 1])
+            counted._version = 1  # what is known is old
+            self.refused("cannot be captured", compat._host_values, "t", counted)
 
     def test_what_is_forgotten_is_not_mistaken_for_another_tensor(self):
         tensor = Fake(1, dtype="int32", values=[0])
@@ -233,30 +275,112 @@ class RefusalTest(CompatTest):
         q, k = Fake(2, 32, 4, 64), Fake(2, 32, 2, 64)
         self.refused("q is no PyTorch tensor: give out=", module, q, k, k)
         self.refused("q has 2 heads: this module is for 4", module, k, k, k)
-        self.refused("k has 4 heads: this module is for 2", module, q, q, q)
+        self.refused("q is no PyTorch tensor: give out=", module, q, q, q)  # K repeated
+        for heads in (1, 3, 8):
+            self.refused("k has %d heads: with query heads 0 to 3 in groups of 2 it must have 2 or 4"
+                         % heads, module, q, Fake(2, 32, heads, 64), k)
         self.refused("k has 129 keys: max_seq_len is 128", module, q, Fake(2, 129, 2, 64), k)
-        self.refused("give three tensors", module, q, code="unsupported")
+        self.refused("v is not given: .* split_qkv must be the function", module, q)
+        self.refused("v is not given", module, q, k)
+        self.refused("v is given without k", module, q, None, k)
         pads = Fake(2, dtype="int32")
-        self.refused("pad on one side", module, q, k, k, left_paddings=pads, seqlens=pads,
-                     code="unsupported")
         self.refused("16 queries and 32 keys", module, Fake(2, 16, 4, 64), k, k, seqlens=pads)
         self.refused("packed tensors of 3 dimensions need cu_seqlen_k", module, self.q, self.k,
                      self.k)
         self.refused("without cu_seqlen_q", module, self.q, self.k, self.k, cu_seqlen_k=self.cu)
         self.refused("seq_dim 3", compat.LocalStrideSparseAttention, 4, 100, 16, 2, 3, seq_dim=3)
 
-    def test_a_ranks_heads_are_a_part_of_the_pattern(self):
-        module = compat.LocalStrideSparseAttention(32, 8192, 64, 16, 8, num_kv_heads=8,
-                                                   active_head_range=(2, 4))
-        self.assertEqual((module.head_offset, module.rank_heads), (8, 8))
-        k = Fake(1, 64, 8, 64)
+    def test_packed_tensors_are_split_by_the_callers_function(self):
+        module = compat.LocalStrideSparseAttention(4, 100, 16, 2, 3, num_kv_heads=2)
+        q, k, v = Fake(2, 32, 4, 64), Fake(2, 32, 2, 64), Fake(2, 32, 2, 64)
+        packed = object()
+        for arguments, made in (((packed,), (q, k, v)), ((q, packed), (k, v))):
+            def split(given, made=made):
+                self.assertIs(given, packed)
+                return made
+            with unittest.mock.patch.object(compat, "_attend", return_value=("out", "lse")) as call:
+                self.assertEqual(module(*arguments, split_qkv=split, return_lse=True),
+                                 ("out", "lse"))
+            for passed, expected in zip(call.call_args.args[1:4], (q, k, v)):
+                self.assertIs(passed, expected)
+
+    def test_a_ranks_heads_are_query_heads(self):
+        make = lambda *heads, **named: compat.LocalStrideSparseAttention(  # noqa: E731
+            32, 8192, 64, 16, 8, num_kv_heads=8, active_head_range=heads, **named)
+        module = make(8, 16)
+        self.assertEqual((module.head_offset, module.rank_heads, module.kv_heads), (8, 8, [2, 4, 8]))
+        k = Fake(1, 64, 2, 64)
         self.refused("q has 32 heads: this module is for 8", module, Fake(1, 64, 32, 64), k, k)
-        self.refused(r"active_head_range \(4, 9\) is not within the pattern's 8 heads",
-                     compat.LocalStrideSparseAttention, 32, 8192, 64, 16, 8, num_kv_heads=8,
-                     active_head_range=(4, 9))
+        # A rank may have a part of a group, or parts of several, as long as K's heads go with them.
+        self.assertEqual(make(8, 10).kv_heads, [1, 2])
+        self.assertEqual(make(2, 6).kv_heads, [2, 4])
+        self.assertEqual(make(3, 8).kv_heads, [5])
+        self.refused("k has 1 heads: with query heads 2 to 5 in groups of 4 it must have 2 or 4",
+                     make(2, 6), Fake(1, 64, 4, 64), Fake(1, 64, 1, 64), Fake(1, 64, 1, 64))
+        self.refused(r"active_head_range \(4, 33\) is not within the 32 query heads", make, 4, 33)
+        self.refused(r"active_head_range \(8, 8\)", make, 8, 8)
         alike = compat.LocalStrideSparseAttention(32, 8192, 64, 16, 8, homo_head=True,
                                                   active_head_range=(0, 4))
         self.assertEqual((alike.head_offset, alike.rank_heads), (0, None))
+
+    def test_a_rank_launches_its_own_kernel_or_the_pattern_of_its_query_heads(self):
+        def launched(module, heads, heads_kv):
+            q, k = Fake(1, 64, heads, 64), Fake(1, 64, heads_kv, 64)
+            programs, bound = [], []
+
+            class Program:
+                def __init__(self, text):
+                    programs.append(text)
+
+                def bind(self, **named):
+                    bound.append((named["num_heads"], named["num_heads_kv"], named["head_offset"],
+                                  named["num_heads_total"]))
+
+            with unittest.mock.patch.object(girih, "compile", Program):
+                module._check(q, k, 2, 1)
+                module._call(q, k, k, "bshd", 2)
+            return programs[0], bound
+
+        make = compat.LocalStrideSparseAttention
+        of_groups = "causal & strided(local=2, stride=3, block=16, heads=kv)"
+        whole = make(8, 128, 16, 2, 3, num_kv_heads=4)
+        self.assertEqual(launched(whole, 8, 4), (of_groups, []))
+        part = make(8, 128, 16, 2, 3, num_kv_heads=4, active_head_range=(2, 6))
+        self.assertEqual(launched(part, 4, 2), (of_groups, [(4, 2, 2, 8)]))
+        of_each = ("heads(0-1: causal & strided(local=2, stride=3, block=16, offset=1, homo=true), "
+                   "2-3: causal & strided(local=2, stride=3, block=16, offset=2, homo=true))")
+        self.assertEqual(launched(part, 4, 4), (of_each, []))
+        self.parses(of_each)
+        half = make(8, 128, 16, 2, 3, num_kv_heads=4, active_head_range=(3, 4))
+        self.assertEqual(launched(half, 1, 1), (
+            "causal & strided(local=2, stride=3, block=16, offset=1, homo=true)", []))
+        # Without num_kv_heads K's heads are free, but a kernel's rank begins at a whole group.
+        free = make(8, 128, 16, 2, 3, active_head_range=(2, 4))
+        self.assertEqual(launched(free, 2, 1)[1], [(2, 1, 2, 8)])
+        odd = make(8, 128, 16, 2, 3, active_head_range=(1, 3))
+        self.assertEqual(launched(odd, 2, 1)[1], [])
+
+    def test_both_ways_to_write_a_pattern_say_the_same(self):
+        """The pattern of KV heads, and that of each query head, by what dkernel computes."""
+        for num_kv_heads, dense, offset, stride, causal in (
+                (None, 0, 0, 3, True), (4, 0, 0, 3, True), (2, 1, 2, 5, True), (8, 3, 1, 20, True),
+                (4, 4, 0, 3, True), (4, 0, 0, 3, False), (4, 1, 0, 3, False)):
+            text = compat.local_stride_pattern(
+                8, 16, 2, stride, num_kv_heads=num_kv_heads, num_dense_heads=dense,
+                head_sliding_offset=offset, causal=causal, query_heads=(1, 8))
+            self.parses(text)
+            count, step = num_kv_heads or 8, max(1, stride // 8)
+            full, expected = ("causal" if causal else "dense"), []
+            for head in range(1, 8):
+                owner = head // (8 // count)
+                moved = (owner * step + offset) % stride
+                sparse = ("causal & strided(local=2, stride=%d, block=16%s, homo=true)"
+                          % (stride, ", offset=%d" % moved if moved else "")) if causal else (
+                         "strided(local=2, stride=%d, block=16, relative=true)" % stride)
+                expected.append(full if owner >= count - dense else sparse)
+            self.assertEqual(text, compat._heads_pattern(expected))
+        alike = compat.local_stride_pattern(8, 16, 2, 3, homo_head=True, query_heads=(0, 8))
+        self.assertEqual(alike, "causal & strided(local=2, stride=3, block=16, homo=true)")
 
 
 if __name__ == "__main__":

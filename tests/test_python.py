@@ -437,7 +437,12 @@ class InputTest(unittest.TestCase):
         good = {"kv": "64", "rows": "128", "pattern": "causal"}
         with tempfile.TemporaryDirectory() as folder:
             self.assertEqual(girih._read_thresholds(file("a", good)), ([2, 3], values, good))
+            scaled = dict(good, softmax_scale="0.125")
+            self.assertEqual(girih._read_thresholds(file("i", scaled)), ([2, 3], values, scaled))
             for path, message in [
+                    (file("j", dict(good, softmax_scale="x")), "holds no thresholds of prune"),
+                    (file("k", dict(good, softmax_scale="nan")), "says softmax_scale nan, which"),
+                    (file("l", dict(good, softmax_scale="-1")), "says softmax_scale -1.0, which"),
                     (file("b", {"kv": "64"}), "holds no thresholds of prune"),
                     (file("c", dict(good, kv="96")), "128 rows and 96 keys"),
                     (file("d", dict(good, rows="64")), "64 rows and 64 keys"),
@@ -450,6 +455,22 @@ class InputTest(unittest.TestCase):
                 out.write(b"short")
             with self.assertRaisesRegex(girih.Error, "holds no thresholds of prune"):
                 girih._read_thresholds(os.path.join(folder, "h"))
+
+    def test_thresholds_of_another_softmax_scale_are_refused(self):
+        values = Fake(4, 16, dtype="float32")
+        def call(own, given, width=64):
+            q = Fake(2, 8, 4, width)
+            return girih._Call(q, q, q, out=q, softmax_scale=given,
+                               inputs={"t": girih.Thresholds(values, 64, own)})
+        for own, given in ((None, 0.3), (0.125, None), (0.125, 0.125), (0.3, 0.3), (0, 0),
+                           (0.08838835, 0.088388346), (0.125, 0.12501)):
+            call(own, given)
+        call(0.08838834764, None, 128)
+        for own, given, has in ((0.25, None, "0.125"), (0.125, 0.3, "0.3"), (0.125, 0, "0")):
+            with self.assertRaisesRegex(
+                    girih.Error, r"inputs\['t'\] holds thresholds for softmax_scale %s, but the call "
+                    "has %s: give softmax_scale=%s" % (own, has, own)):
+                call(own, given)
 
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):
         mask, numbers = Fake(3, 5, dtype="bool"), Fake(dtype="int32", address=512)

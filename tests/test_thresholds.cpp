@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "girih/error.hpp"
@@ -53,6 +55,26 @@ TEST_CASE("thresholds are views by head and position") {
   };
   refused([](Thresholds& t) { t.kv_block_size = 128; },
           "holds thresholds for tiles of 128 keys, but the pattern prunes tiles of 64");
+  Thresholds scaled = right;
+  scaled.softmax_scale = 0.25f;
+  plan_of(scaled);  // nobody knows the launch's
+  runtime::InputExtents launch = extents;
+  const auto message_of_scales = [&](std::optional<float> own, float scale) {
+    scaled.softmax_scale = own;
+    launch.softmax_scale = scale;
+    const std::vector<Input> given{{.name = "t", .data = scaled}};
+    return message_of([&] { runtime::plan_inputs(pattern.inputs(), given, launch, nullptr); });
+  };
+  for (const auto& [own, scale] : {std::pair<std::optional<float>, float>{{}, 0.5f},
+                                   {0.25f, 0.25f},
+                                   {0.25f, 0.25001f},
+                                   {0.0f, 0.0f}}) {
+    CHECK(message_of_scales(own, scale) == "(nothing was thrown)");
+  }
+  CHECK(contains(message_of_scales(0.25f, 0.5f),
+                 "the input 't' holds thresholds for softmax_scale 0.25, but the launch has 0.5: "
+                 "launch with softmax_scale 0.25"));
+  CHECK(contains(message_of_scales(0.25f, 0), "but the launch has 0:"));
   refused([](Thresholds& t) { t.heads = 3; }, "has heads 3: it must be 1");
   refused([](Thresholds& t) { t.num_columns = 0; }, "has num_columns 0: it must be from 1");
   refused([](Thresholds& t) { t.data = nullptr; }, "has no data");

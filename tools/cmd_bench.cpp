@@ -299,6 +299,7 @@ void add_bench(CLI::App& app, Context& context) {
   verb->add_option("--batch", c.batch, "Sequences")->capture_default_str();
   add_length_options(*verb, c.seqlen_q, c.seqlen_k);
   add_problem_options(*verb, options->problem);
+  verb->add_option("--softmax-scale", c.softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--repeats", options->repeats,
                    "Timed runs of each kernel; at least 15, 30 where one takes less than 1 ms")
       ->capture_default_str();
@@ -321,6 +322,7 @@ void add_bench(CLI::App& app, Context& context) {
     default_to_grid(*verb, pattern, parameters.seqlen_q, parameters.seqlen_k);
     parameters.problem = options->problem.resolve(pattern);
     options->fill.seed = parameters.seed;
+    options->fill.softmax_scale = verify::softmax_scale_of(parameters);
     parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,
                                    parameters.seqlen_q, parameters.seqlen_k);
     reading_of(pattern, parameters);  // refuses uncovered heads

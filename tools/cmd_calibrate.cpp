@@ -219,6 +219,11 @@ void add_calibrate(CLI::App& app, Context& context) {
                   fmt::format("--q names {} files and --k {}: an example has one of each",
                               options->q.size(), options->k.size()));
     }
+    if (const float scale = options->softmax_scale.value_or(1);
+        !std::isfinite(scale) || scale < 0) {
+      throw Error(Errc::invalid_argument,
+                  fmt::format("--softmax-scale {} must be finite and not negative", scale));
+    }
     if (options->layout == Layout::thd) {
       throw Error(Errc::invalid_argument, "--layout thd is not supported here: bshd and bhsd are");
     }
@@ -229,11 +234,14 @@ void add_calibrate(CLI::App& app, Context& context) {
 
     std::optional<Calibration> calibration;
     Problem problem;
+    float scale = 1;
     int examples = 0;
     for (std::size_t i = 0; i < options->q.size(); ++i) {
       Example example = read_example(options->q[i], options->k[i], dtype, options->layout);
       if (i == 0) {
         problem = example.problem;
+        scale =
+            options->softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(problem.head_dim)));
         pattern.class_of_head(problem);  // refuses heads that the pattern does not have
         calibration.emplace(
             Calibration::Settings{problem.num_heads, options->kv, options->kept_tiles});
@@ -251,8 +259,6 @@ void add_calibrate(CLI::App& app, Context& context) {
                                 static_cast<std::size_t>(ceil_div(example.seqlen_q, kPruneRows)) *
                                 static_cast<std::size_t>(ceil_div(example.seqlen_k, options->kv));
       const std::size_t count = plane * static_cast<std::size_t>(example.batch);
-      const float scale =
-          options->softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(problem.head_dim)));
       const std::vector<float> maxima =
           gpu ? maxima_on_gpu(tile_maxima, example, options->softmax_scale, count)
               : maxima_on_cpu(tile_maxima.pattern(), options->kv, example, scale, count);
@@ -271,6 +277,7 @@ void add_calibrate(CLI::App& app, Context& context) {
         {"kept_tiles", fmt::format("{}", options->kept_tiles)},
         {"rows", fmt::format("{}", kPruneRows)},
         {"head_dim", fmt::format("{}", problem.head_dim)},
+        {"softmax_scale", fmt::format("{}", scale)},
         {"dtype", to_string(dtype)},
         {"examples", fmt::format("{}", examples)},
         {"girih", GIRIH_VERSION}};

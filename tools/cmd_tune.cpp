@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 
 #include "common.hpp"
 #include "fill.hpp"
@@ -121,6 +122,7 @@ struct TuneOptions {
   std::string budget = "60s";
   ProblemOptions problem;
   FillOptions fill;
+  std::optional<float> softmax_scale;
   Layout layout = Layout::bshd;
   jit::Options jit;
 };
@@ -143,8 +145,10 @@ void run_tune(const TuneOptions& options, Context& context) {
   std::size_t num_records = 0;
   for (verify::Case& c : cases) {
     c.problem = request.problem;
-    c.inputs =
-        read_fills(options.fill, request.pattern, request.problem, c.batch, c.seqlen_q, c.seqlen_k);
+    c.softmax_scale = options.softmax_scale;
+    FillOptions fill = options.fill;
+    fill.softmax_scale = verify::softmax_scale_of(c);
+    c.inputs = read_fills(fill, request.pattern, request.problem, c.batch, c.seqlen_q, c.seqlen_k);
     request.mask_row = reading_of_pruned(request.pattern, c).mask;
     request.parameters = c;
     const TuneResult result = tune_on_gpu(request);
@@ -184,6 +188,7 @@ void add_tune(CLI::App& app, Context& context) {
       ->capture_default_str();
   add_problem_options(*verb, options->problem);
   add_layout_option(*verb, options->layout);
+  verb->add_option("--softmax-scale", options->softmax_scale, "Default: 1 / sqrt(head_dim)");
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   add_compile_options(*verb, options->jit);

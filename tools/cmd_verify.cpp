@@ -117,6 +117,7 @@ void add_verify(CLI::App& app, Context& context) {
     parameters.problem.layout = options->layout;
 
     options->fill.seed = parameters.seed;
+    options->fill.softmax_scale = verify::softmax_scale_of(parameters);
     parameters.inputs = read_fills(options->fill, pattern, parameters.problem, parameters.batch,
                                    parameters.seqlen_q, parameters.seqlen_k);
     reading_of(pattern, parameters);  // refuses uncovered heads

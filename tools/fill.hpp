@@ -1,6 +1,8 @@
 // Random data for a pattern's run-time inputs, as `--fill` describes it.
 #pragma once
 
+#include <optional>
+
 #include "common.hpp"
 #include "verify/inputs.hpp"
 
@@ -10,6 +12,7 @@ namespace girih::tools {
 struct FillOptions {
   std::vector<std::string> fills;  ///< NAME=VALUE and ",KEY=...": see the option's help
   std::uint64_t seed = 1;
+  std::optional<float> softmax_scale = {};  ///< of the launches to come, where there are any
 };
 void add_fill_options(CLI::App& verb, FillOptions& options);
 

@@ -39,7 +39,7 @@ struct BlockSparseHeads {
 BlockSparseHeads block_sparse_attn(const BlockSparseAttn& arguments);
 
 /// Arguments of FlashAttention's functions. Distances are inclusive, below 0 unbounded; a causal
-/// window ends at the diagonal.
+/// window ends at the diagonal, and one that ends there, window_right = 0, is causal.
 struct FlashAttn {
   bool causal = false;
   int window_left = -1;
@@ -66,7 +66,7 @@ struct LocalStride {
   int vert_stride = 0;
   bool homo_head = false;
   int num_dense_heads = 0;               ///< of the pattern's heads, the last ones
-  std::optional<int> num_kv_heads = {};  ///< given: the pattern's heads are KV heads
+  std::optional<int> num_kv_heads = {};  ///< given: the pattern's heads are KV heads, K's and V's
   int head_sliding_offset = 0;           ///< vLLM and Phi-3-small have 1
   bool causal = true;                    ///< else launches want q_start = 0
 };

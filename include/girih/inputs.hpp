@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <variant>
 
@@ -145,6 +146,9 @@ struct Thresholds {
   int heads = 1;                ///< the launch's num_heads, its num_heads_kv, or 1 for all
   int num_columns = 0;
   int kv_block_size = 0;  ///< keys of the tiles that they were calibrated for: prune's kv
+  /// Of the scores that they were calibrated for, where that is known: launches with another one
+  /// are refused.
+  std::optional<float> softmax_scale = {};
   friend bool operator==(const Thresholds&, const Thresholds&) = default;
 };
 

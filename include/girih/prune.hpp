@@ -66,17 +66,21 @@ struct CalibratedThresholds {
   std::vector<float> values;  ///< [num_heads, num_columns]
   int num_heads = 0;
   int num_columns = 0;
-  int kv = 0;           ///< keys of the tiles that they are for
-  int head_dim = 0;     ///< of the examples; 0 where the file does not say
-  std::string pattern;  ///< that was calibrated
+  int kv = 0;                               ///< keys of the tiles that they are for
+  int head_dim = 0;                         ///< of the examples; 0 where the file does not say
+  std::optional<float> softmax_scale = {};  ///< of the scores; files of old do not say
+  std::string pattern;                      ///< that was calibrated
 
   /// As a launch takes them, `data` being the values in device memory. A launch of a pattern that
-  /// prunes other tiles refuses them.
+  /// prunes other tiles refuses them, and so does one with another softmax_scale.
   Thresholds on_device(const float* data) const;
 };
 
 /// @throws Error invalid_argument for a file that cannot be read, or holds no such thresholds.
 CalibratedThresholds load_thresholds(const std::string& path);
+
+/// Whether they are for this softmax_scale, give or take a thousandth, or do not say for which.
+bool serve_softmax_scale(const Thresholds& thresholds, float softmax_scale);
 
 namespace jit {
 

@@ -87,9 +87,11 @@ BlockSparseHeads block_sparse_attn(const BlockSparseAttn& arguments) {
 Pattern flash_attn(const FlashAttn& arguments) {
   const int left = std::max(arguments.window_left, -1);
   const int right = std::max(arguments.window_right, -1);
+  // A window that ends at the diagonal is causal, which decides what prune never skips.
+  const bool is_causal = arguments.causal || right == 0;
   const Mask mask =
-      arguments.causal ? (left < 0 ? causal() : causal() & window({.left = left}))
-                       : (left < 0 && right < 0 ? dense() : window({.left = left, .right = right}));
+      is_causal ? (left < 0 ? causal() : causal() & window({.left = left}))
+                : (left < 0 && right < 0 ? dense() : window({.left = left, .right = right}));
   Modifiers modifiers;
   modifiers.softcap = std::max(arguments.softcap, 0.0f);
   modifiers.alibi = arguments.alibi_slopes;

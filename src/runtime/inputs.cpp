@@ -12,6 +12,7 @@
 #include <variant>
 
 #include "girih/error.hpp"
+#include "girih/prune.hpp"
 #include "girih/shared/expression.cuh"
 #include "girih/shared/geometry.cuh"
 
@@ -162,6 +163,14 @@ class InputPlanner {
           "the input '{}' holds thresholds for tiles of {} keys, but the pattern "
           "prunes tiles of {}: calibrate for these, or write kv={}",
           wanted_.name, thresholds.kv_block_size, wanted_.kv_block_size, thresholds.kv_block_size));
+    }
+    if (extents_.softmax_scale && !serve_softmax_scale(thresholds, *extents_.softmax_scale)) {
+      refuse(
+          fmt::format("the input '{}' holds thresholds for softmax_scale {}, but the launch has "
+                      "{}: launch with "
+                      "softmax_scale {}, or calibrate for the other",
+                      wanted_.name, *thresholds.softmax_scale, *extents_.softmax_scale,
+                      *thresholds.softmax_scale));
     }
     if (thresholds.num_columns < 1 || thresholds.num_columns > kMaxNumber) {
       fail("num_columns", thresholds.num_columns, fmt::format("from 1 to {}", kMaxNumber));

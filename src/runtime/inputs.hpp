@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ struct InputExtents {
   int seqlen_k = 0;
   int num_distances = 0;  ///< that a block of 64 queries can have to keys before it
   bool ragged = false;    ///< whether sequences may differ in length or in where they start
+  std::optional<float> softmax_scale = {};  ///< of the launch, where that is known
 };
 
 /// Up to `kMost` values in place: a launch takes no memory, and what is not there is not written.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <mutex>
 #include <utility>
@@ -154,7 +155,9 @@ struct Kernel::Impl {
                                  .seqlen_q = params.geometry.seqlen_q,
                                  .seqlen_k = params.geometry.seqlen_k,
                                  .num_distances = num_distances(params),
-                                 .ragged = is_ragged(params)},
+                                 .ragged = is_ragged(params),
+                                 .softmax_scale = args.softmax_scale.value_or(
+                                     1.0f / std::sqrt(static_cast<float>(problem.head_dim)))},
                                 workspace.data, tiles);
   }
 

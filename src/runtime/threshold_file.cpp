@@ -2,6 +2,7 @@
 // say what they are for.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -34,10 +35,30 @@ int number(const std::string& path, const char* name, const std::string& text) {
   return value;
 }
 
+float scale(const std::string& path, const std::string& text) {
+  float value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [after, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc{} || after != end || !std::isfinite(value) || value < 0) {
+    refuse(path,
+           fmt::format("says softmax_scale '{}', which must be a finite number, 0 or more", text));
+  }
+  return value;
+}
+
 }  // namespace
 
 Thresholds CalibratedThresholds::on_device(const float* data) const {
-  return {.data = data, .heads = num_heads, .num_columns = num_columns, .kv_block_size = kv};
+  return {.data = data,
+          .heads = num_heads,
+          .num_columns = num_columns,
+          .kv_block_size = kv,
+          .softmax_scale = softmax_scale};
+}
+
+bool serve_softmax_scale(const Thresholds& thresholds, float softmax_scale) {
+  const float own = thresholds.softmax_scale.value_or(softmax_scale);
+  return std::abs(own - softmax_scale) <= 1e-3f * std::max(own, softmax_scale);
 }
 
 CalibratedThresholds load_thresholds(const std::string& path) {
@@ -57,6 +78,9 @@ CalibratedThresholds load_thresholds(const std::string& path) {
   if (!problem.empty()) refuse(path, problem);
   if (metadata.contains("head_dim")) {
     result.head_dim = number(path, "head_dim", metadata["head_dim"]);
+  }
+  if (metadata.contains("softmax_scale")) {
+    result.softmax_scale = scale(path, metadata["softmax_scale"]);
   }
   result.pattern = metadata["pattern"];
 

@@ -243,16 +243,25 @@ TEST_CASE("compat: FlashAttention's windows, soft caps and slopes are right") {
 }
 
 TEST_CASE("compat: BSFA's thresholds skip all key tiles but the rows' own, or none") {
-  for (const bool causal : {false, true}) {
+  struct Arguments {
+    bool causal;
+    int left, right;
+  };
+  for (const auto& [given, left, right] :
+       {Arguments{false, -1, -1}, {true, -1, -1}, {false, -1, 0}, {false, 200, 0}}) {
+    const bool causal = given || right == 0;  // a window that ends at the diagonal protects it, too
     for (const int kv : {64, 128}) {
       compat::BlockSparseFlashAttn arguments;
-      arguments.causal = causal;
+      arguments.causal = given;
+      arguments.window_left = left;
+      arguments.window_right = right;
       arguments.kv = kv;
       Case c = case_of(make_problem(DType::bfloat16, 64, 4, 2), 2, 300, 500);
       c.inputs = {thresholds_of(c, kv)};
       check("block_sparse_flash_attn_func", compat::block_sparse_flash_attn(arguments), c,
-            [=](const Sequence& sequence, Row row, int key) {
+            [=, left = left](const Sequence& sequence, Row row, int key) {
               if (causal && key > position_of(sequence, row)) return false;
+              if (left >= 0 && key < position_of(sequence, row) - left) return false;
               if (row.h % 2 == 0) return true;
               if (!causal) return key / kv == (sequence.seqlen_k - 1) / kv;
               const int first =  // position of the first of the tile's 128 rows

@@ -143,6 +143,17 @@ class BlockSparseTest(CompatTest):
         types[1] = 0  # written to: head 1 is dense, and there is a plane too many
         with self.assertRaisesRegex(girih.Error, "base_blockmask has 3 planes: 2 heads"):
             call()
+        with torch.inference_mode():  # which keeps no count of what is written to such a tensor
+            types = torch.tensor(self.types, device="cuda", dtype=torch.int32)
+            self.assertTrue(torch.equal(call(), first))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = call()
+            graph.replay()
+            self.assertTrue(torch.equal(captured, first))
+            types[1] = 0
+            with self.assertRaisesRegex(girih.Error, "base_blockmask has 3 planes: 2 heads"):
+                call()
         fresh = torch.tensor(self.types, device="cuda", dtype=torch.int32)
         graph = torch.cuda.CUDAGraph()
         with self.assertRaisesRegex(girih.Error, "head_mask_type .* cannot be captured"):
@@ -286,12 +297,19 @@ class FlashTest(CompatTest):
             compat.flash_attn_func(q, q, q)
 
     def test_thresholds_skip_key_tiles(self):
-        for kv, causal in ((64, True), (64, False), (128, True)):
+        for kv, causal, window in ((64, True, (-1, -1)), (64, False, (-1, -1)),
+                                   (128, True, (-1, -1)), (64, False, (-1, 0)),
+                                   (64, False, (300, 0)), (128, False, (200, 0))):
             seqlen, heads = 640, 4
             q, k, v = (normal(1, seqlen, heads, 64) for _ in range(3))
             scores = torch.einsum("qhd,khd->hqk", q[0].double(), k[0].double()) / 8
+            named = {"causal": causal, "window_size": window, "kv": kv}
+            causal = causal or window[1] == 0
             visible = (causal_mask(seqlen, seqlen) if causal
                        else torch.ones(seqlen, seqlen, dtype=torch.bool, device="cuda"))
+            if window[0] >= 0:
+                rows, keys = rows_and_keys(seqlen, seqlen)
+                visible = visible & (keys >= rows - window[0])
             tiles = scores.masked_fill(~visible, -math.inf).unflatten(1, (-1, 128))
             maxima = tiles.unflatten(3, (-1, kv)).amax((2, 4))  # [heads, query tiles, key tiles]
             before = torch.arange(seqlen // kv, device="cuda")
@@ -309,7 +327,7 @@ class FlashTest(CompatTest):
             self.assertTrue(bool(skipped.any()))
             kept = ~skipped.repeat_interleave(128, 1).repeat_interleave(kv, 2) & visible
             out, lse, _ = compat.block_sparse_flash_attn_func(
-                q, k, v, threshold, causal=causal, return_attn_probs=True, kv=kv)
+                q, k, v, threshold, return_attn_probs=True, **named)
             expected = reference(q[0], k[0], v[0], kept)
             self.close(out[0], expected[0])
             self.close_lse(lse[0], expected[1])
@@ -379,15 +397,69 @@ class LocalStrideTest(CompatTest):
         mask = golden.repeat_interleave(16, 0).repeat_interleave(16, 1).expand(2, -1, -1)
         self.check(module(q, k, v), q, k, v, mask)
 
-    def test_ranks_have_their_part_of_the_heads(self):
+    def test_ranks_have_their_part_of_the_query_heads(self):
         q, k, v = normal(1, 120, 8, 64), *(normal(1, 120, 4, 64) for _ in range(2))
         whole = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, num_kv_heads=4)(q, k, v)
-        for first in (0, 2):
+        for first, end in ((0, 4), (4, 8), (2, 4), (3, 4)):
             part = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, num_kv_heads=4,
-                                                     active_head_range=(first, first + 2))
-            out = part(q[:, :, 2 * first:2 * first + 4], k[:, :, first:first + 2],
-                       v[:, :, first:first + 2])
-            self.close(out, whole[:, :, 2 * first:2 * first + 4].float())
+                                                     active_head_range=(first, end))
+            of_rank = slice(first // 2, (end + 1) // 2)
+            out = part(q[:, :, first:end], k[:, :, of_rank], v[:, :, of_rank])
+            self.close(out, whole[:, :, first:end].float())
+
+    def test_k_and_v_may_be_repeated_for_each_query_head(self):
+        q, k, v = normal(1, 120, 8, 64), *(normal(1, 120, 4, 64) for _ in range(2))
+        named = {"num_kv_heads": 4, "num_dense_heads": 1, "head_sliding_offset": 1}
+        module = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, **named)
+        mask = self.mask(120, 120, heads=8, group=2, stride=6, dense_heads=1, offset=1)
+        repeated = [x.repeat_interleave(2, dim=2) for x in (k, v)]
+        self.check(module(q, *repeated), q, *repeated, mask)
+        # Which need not be copies: every query head has its own.
+        k, v = normal(1, 120, 8, 64), normal(1, 120, 8, 64)
+        self.check(module(q, k, v), q, k, v, mask)
+        part = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, active_head_range=(3, 6), **named)
+        q, k, v = (x[:, :, 3:6] for x in (q, k, v))
+        self.check(part(q, k, v), q, k, v, mask[3:6])
+
+    def test_packed_tensors_are_split(self):
+        module = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3)
+        q, k, v = (normal(2, 100, 4, 64) for _ in range(3))
+        expected = module(q, k, v)
+        out = module(torch.cat((q, k, v), dim=2), split_qkv=lambda x: x.chunk(3, dim=2))
+        self.assertTrue(torch.equal(out, expected))
+        out = module(q, torch.cat((k, v), dim=2), split_qkv=lambda x: x.chunk(2, dim=2))
+        self.assertTrue(torch.equal(out, expected))
+
+    def test_sequences_may_be_padded_on_both_sides(self):
+        left = torch.tensor([0, 30, 100, 17], device="cuda")
+        lengths = torch.tensor([60, 70, 0, 1], device="cuda")
+        for seq_dim in (1, 2):
+            module = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3, num_kv_heads=2,
+                                                       seq_dim=seq_dim)
+            q, k, v = normal(4, 100, 4, 64), *(normal(4, 100, 2, 64) for _ in range(2))
+            for b, (first, n) in enumerate(zip(left.tolist(), lengths.tolist())):
+                for x in (q, k, v):  # what lies there is never looked at
+                    x[b, :first], x[b, first + n:] = math.nan, math.nan
+            swap = (lambda x: x.transpose(1, 2)) if seq_dim == 2 else (lambda x: x)
+            out, lse = module(*map(swap, (q, k, v)), left_paddings=left, seqlens=lengths,
+                              return_lse=True)
+            out = swap(out)
+            self.assertEqual((out.shape, lse.shape), (q.shape, (4, 4, 100)))
+            q = q.nan_to_num()
+            last = swap(module(*map(swap, (q[:, :1], k, v)), left_paddings=left, seqlens=lengths))
+            for b, (first, n) in enumerate(zip(left.tolist(), lengths.tolist())):
+                rows = slice(first, first + n)
+                outside = torch.ones(100, dtype=torch.bool, device="cuda")
+                outside[rows] = False
+                self.assertTrue((out[b, outside] == 0).all())
+                self.assertTrue((lse[b][:, outside] == -math.inf).all())
+                if n == 0:
+                    continue
+                mask = self.mask(n, n, group=2)
+                expected, expected_lse = reference(q[b, rows], k[b, rows], v[b, rows], mask)
+                self.close(out[b, rows], expected)
+                self.close_lse(lse[b, :, rows], expected_lse)
+                self.close(last[b], reference(q[b, :1], k[b, rows], v[b, rows], mask[:, -1:])[0])
 
     def test_padded_and_packed_sequences_count_from_their_first_token(self):
         module = compat.LocalStrideSparseAttention(4, 256, 16, 2, 3)

@@ -251,13 +251,17 @@ class TokenIndicesTest(unittest.TestCase):
         pattern = "causal with prune(t, kv=64)"
         values = torch.full((4, 5), 3.7)  # about what the highest of 128 x 64 scores is
         header = json.dumps({
-            "__metadata__": {"kv": "64", "rows": "128", "pattern": "causal"},
+            "__metadata__": {"kv": "64", "rows": "128", "pattern": "causal",
+                             "softmax_scale": "0.125"},
             "thresholds": {"dtype": "F32", "shape": [4, 5], "data_offsets": [0, 80]}}).encode()
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
             file.write(struct.pack("<Q", len(header)) + header + values.numpy().tobytes())
             file.flush()
             loaded = girih.Thresholds.load(file.name)
         self.assertEqual((loaded.kv, loaded.metadata["pattern"]), (64, "causal"))
+        self.assertEqual(loaded.softmax_scale, 0.125)
+        with self.assertRaisesRegex(girih.Error, "for softmax_scale 0.125, but the call has 0.5"):
+            girih.attention(q, k, v, pattern, inputs={"t": loaded}, softmax_scale=0.5)
         out = girih.attention(q, k, v, pattern, inputs={"t": loaded})
         given = girih.Thresholds(values.cuda(), 64)
         self.assertTrue(torch.equal(out, girih.attention(q, k, v, pattern, inputs={"t": given})))

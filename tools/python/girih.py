@@ -421,11 +421,14 @@ def _read_thresholds(path):
         metadata, entry = header["__metadata__"], header["thresholds"]
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         kv, rows = int(metadata["kv"]), int(metadata["rows"])
+        scale = float(metadata.get("softmax_scale", 0))  # files of old do not say
     except (KeyError, TypeError, ValueError):
         _refuse("%s holds no thresholds of prune: `girih calibrate` writes such files" % path)
     if rows != 128 or kv not in (64, 128):
         _refuse("%s holds thresholds for %d rows and %d keys: 128 rows, and 64 or 128 keys, are "
                 "supported" % (path, rows, kv))
+    if not 0 <= scale < math.inf:
+        _refuse("%s says softmax_scale %s, which must be finite, 0 or more" % (path, scale))
     values = data[8 + length:][begin:end]
     if entry.get("dtype") != "F32" or len(shape) != 2 or len(values) != 4 * shape[0] * shape[1]:
         _refuse("%s has %d bytes of thresholds, which are no float32 %s" % (path, len(values), shape))
@@ -439,22 +442,31 @@ class Thresholds:
       and each 128 positions of queries; those beyond the last column take the last one. -inf and
       NaN keep every tile.
     kv: keys of the tiles that they were calibrated for, 64 or 128, as prune has it.
+    softmax_scale: of the scores that they were calibrated for, where that is known: calls with
+      another one are refused.
     """
 
-    def __init__(self, values, kv):
-        self.values, self.kv = values, kv
+    def __init__(self, values, kv, softmax_scale=None):
+        self.values, self.kv, self.softmax_scale = values, kv, softmax_scale
 
     @classmethod
     def load(cls, path, device="cuda"):
-        """What `girih calibrate` wrote, with its kv: patterns that prune other tiles refuse it. The
-        values become a PyTorch tensor; what else the file says is in `metadata`, a dict of strings
-        (pattern, head_dim, kept_tiles, ...)."""
+        """What `girih calibrate` wrote, with its kv and softmax_scale: patterns that prune other
+        tiles refuse it, and so do calls with another scale. The values become a PyTorch tensor; what
+        else the file says is in `metadata`, a dict of strings (pattern, head_dim, kept_tiles, ...)."""
         import torch
         shape, values, metadata = _read_thresholds(path)
+        scale = metadata.get("softmax_scale")
         result = cls(torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(shape)
-                     .to(device), int(metadata["kv"]))
+                     .to(device), int(metadata["kv"]), None if scale is None else float(scale))
         result.metadata = metadata
         return result
+
+    def _check_scale(self, name, scale):
+        own = self.softmax_scale
+        if own is not None and abs(own - scale) > 1e-3 * max(own, scale):
+            _refuse("%s holds thresholds for softmax_scale %.8g, but the call has %.8g: give "
+                    "softmax_scale=%.8g, or calibrate for the other" % (name, own, scale, own))
 
     def _input(self, name, device):
         shape = tuple(self.values.shape)
@@ -681,6 +693,10 @@ class _Call:
         if q_start is not None:
             args.q_start, args.given = q_start, args.given | _GIVEN_Q_START
         self.inputs = inputs = dict(inputs or {})
+        for name, value in inputs.items():
+            if isinstance(value, Thresholds):
+                value._check_scale("inputs[%r]" % name, q_view.shape[3] ** -0.5
+                                   if softmax_scale is None else softmax_scale)
         args.inputs = (_Input * len(inputs))(*(_input(name, value, device)
                                                for name, value in inputs.items()))
         args.num_inputs = len(inputs)

@@ -115,10 +115,10 @@ def block_sparse_pattern(head_mask_type, streaming_info=None, is_causal=False,
 
 def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0, alibi=False):
     """What FlashAttention's arguments mean, as a pattern's text. Distances of the window are
-    inclusive, and below 0 unbounded; a causal one ends at the diagonal. alibi: the slopes are the
-    input alibi_slopes."""
+    inclusive, and below 0 unbounded; a causal one ends at the diagonal, and one that ends there is
+    causal, which decides what prune never skips. alibi: the slopes are the input alibi_slopes."""
     left, right = (max(int(size), -1) for size in window_size)
-    if causal:
+    if causal or right == 0:
         text = "causal" if left < 0 else "causal & window(left=%d)" % left
     else:
         sizes = ["%s=%d" % pair for pair in (("left", left), ("right", right)) if pair[1] >= 0]
@@ -130,10 +130,14 @@ def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0, alibi=False):
 
 def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, homo_head=False,
                          num_dense_heads=0, num_kv_heads=None, head_sliding_offset=0, causal=True,
-                         max_seq_len=None):
+                         max_seq_len=None, query_heads=None):
     """What the arguments of S2-Attention's LocalStrideSparseAttention mean, as a pattern's text.
     Of a tensor-parallel rank it is the whole model's. Without causality strides count from the
-    edges of the local blocks, and heads are alike."""
+    edges of the local blocks, and heads are alike.
+
+    With num_kv_heads the text counts KV heads, so that K and V must have so many (of a rank, its
+    part). query_heads=(first, end) gives a text for these query heads alone, counted from 0, which
+    names the mask of each: right for K and V with any heads, repeated ones say."""
     if isinstance(local_blocks, (tuple, list)):
         local = "(%d, %d)" % tuple(local_blocks)
     else:
@@ -147,6 +151,19 @@ def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, ho
     if not causal and max_seq_len is not None:  # no two blocks are farther apart
         vert_stride = min(vert_stride, max(1, -(-max_seq_len // block_size)))
     arguments = ["local=" + local, "stride=%d" % vert_stride, "block=%d" % block_size]
+    if query_heads is not None:
+        count, step = num_kv_heads or num_heads, max(1, vert_stride // num_heads)
+        group = num_heads // count
+
+        def mask(owner):  # of the pattern's heads the one that a query head belongs to
+            if owner >= count - num_dense_heads:
+                return "causal" if causal else "dense"
+            if not causal:
+                return "strided(%s, relative=true)" % ", ".join(arguments)
+            moved = (0 if homo_head else owner * step) + head_sliding_offset
+            offset = ["offset=%d" % (moved % vert_stride)] if moved % vert_stride else []
+            return "causal & strided(%s, homo=true)" % ", ".join(arguments + offset)
+        return _heads_pattern([mask(head // group) for head in range(*query_heads)])
     if causal and head_sliding_offset:
         arguments.append("offset=%d" % head_sliding_offset)
     if num_kv_heads is not None and num_kv_heads != num_heads:
@@ -167,7 +184,11 @@ _seen = {}  # id of a tensor: a weak reference to it, its version, and what it h
 
 def _host_values(name, values):
     """The numbers of a list or tensor. Those of a tensor on a GPU are copied once, which waits for
-    it, and known from then on, as long as the same tensor comes again and is not written to."""
+    it, and known from then on, as long as the same tensor comes again and is not written to.
+
+    A tensor made under torch.inference_mode() does not tell when it is written to, so it is copied,
+    and waited for, in every call; only a capture, which cannot wait, takes its last known numbers:
+    it must not have been written to since the call before."""
     if not getattr(values, "is_cuda", False):
         values = values.reshape(-1).tolist() if hasattr(values, "reshape") else list(values)
         return values
@@ -177,15 +198,19 @@ def _host_values(name, values):
         version = None
     key = id(values)
     known = _seen.get(key)
-    if known is not None and known[0]() is values and version is not None and known[1] == version:
+    if known is not None and (known[0]() is not values or known[1] != version):
+        known = None
+    if known is not None and version is not None:
         return known[2]
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_current_stream_capturing():
+        if known is not None:
+            return known[2]
         _refuse("%s is on the GPU and its numbers are not known yet, which cannot be captured into "
-                "a graph: call once before the capture begins, or give a list" % name)
+                "a graph: call once with the same tensor before the capture begins, or give a list"
+                % name)
     numbers = values.reshape(-1).tolist()
-    if version is not None:
-        _seen[key] = (weakref.ref(values, lambda _: _seen.pop(key, None)), version, numbers)
+    _seen[key] = (weakref.ref(values, lambda _: _seen.pop(key, None)), version, numbers)
     return numbers
 
 
@@ -287,7 +312,9 @@ def block_sparse_attn_func(q, k, v, cu_seqlens_q, cu_seqlens_k, head_mask_type, 
     sequences, q [total_q, num_heads, head_dim].
 
     head_mask_type, streaming_info: see block_sparse_pattern. Lists and tensors on the CPU never
-      wait for the GPU; a tensor on the GPU is waited for when it is first seen.
+      wait for the GPU; a tensor on the GPU is waited for when it is first seen and after it was
+      written to, and one made under torch.inference_mode(), which does not tell, in every call. A
+      capture into a graph takes the numbers of the last call before it.
     base_blockmask: [batch, block-sparse heads, ceil(max_seqlen_q / 128), ceil(max_seqlen_k / 128)],
       bool or numbers, where not 0 is visible.
 
@@ -326,8 +353,9 @@ class LocalStrideSparseAttention(_Module):
     """S2-Attention's module (dkernel): local blocks, and of the others every vert_stride-th, moved
     from head to head. Nothing is built: max_seq_len only limits the keys.
 
-    active_head_range: the heads of this rank, in the pattern's heads, which are KV heads where
-      num_kv_heads is given.
+    active_head_range: the query heads of this rank, (first, end), also where num_kv_heads is given.
+    num_kv_heads: query heads of one KV head see the same. K and V have so many heads (a rank its
+      part), or more, as when they are repeated: up to one for each query head.
     seq_dim: 1, the default, for [batch, seqlen, heads, head_dim], 2 for [batch, heads, seqlen,
       head_dim]. out: a tensor to write to. block_m, block_n and other keywords of dkernel's kernels
       are not needed.
@@ -349,33 +377,59 @@ class LocalStrideSparseAttention(_Module):
             head_sliding_offset=head_sliding_offset, causal=causal, max_seq_len=self.max_seq_len)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.causal, self.out = causal, out
-        group = num_heads // (num_kv_heads or num_heads)
-        first, end = 0, num_heads // group
+        first, end = 0, num_heads
         if active_head_range is not None and not homo_head:
             first, end = active_head_range
-            if not 0 <= first < end <= num_heads // group:
-                _refuse("active_head_range (%d, %d) is not within the pattern's %d heads"
-                        % (first, end, num_heads // group))
+            if not 0 <= first < end <= num_heads:
+                _refuse("active_head_range (%d, %d) is not within the %d query heads, in which it "
+                        "counts, also where num_kv_heads is given" % (first, end, num_heads))
         elif active_head_range is not None:
             end = None  # as many as there are: all are alike
-        self.head_offset = first * group
-        self.rank_heads = None if end is None else (end - first) * group
+        self.head_offset = first
+        self.rank_heads = None if end is None else end - first
+        self.group = num_heads // (num_kv_heads or num_heads)
+        if self.rank_heads is None:
+            return
+        self.query_heads_pattern = local_stride_pattern(
+            num_heads, block_size, local_blocks, vert_stride, homo_head=homo_head,
+            num_dense_heads=num_dense_heads, num_kv_heads=num_kv_heads,
+            head_sliding_offset=head_sliding_offset, causal=causal, max_seq_len=self.max_seq_len,
+            query_heads=(first, end))
+        # Heads that K may have, so that none of them is shared by query heads of two groups.
+        counts = [count for count in range(1, end - first + 1) if (end - first) % count == 0]
+        if num_kv_heads is not None:
+            counts = [count for count in counts if self._keeps_groups((end - first) // count)]
+        self.kv_heads = counts
+
+    def _keeps_groups(self, shared):
+        """Whether runs of so many of the rank's query heads, which share a head of K, lie each in
+        one KV group of the model."""
+        return all(head // self.group == (head + shared - 1) // self.group
+                   for head in range(self.head_offset, self.head_offset + self.rank_heads, shared))
 
     def _check(self, q, k, heads_at, rows_at):
         heads, heads_kv = q.shape[heads_at], k.shape[heads_at]
         if self.rank_heads not in (None, heads):
             _refuse("q has %d heads: this module is for %d" % (heads, self.rank_heads))
-        if self.num_kv_heads is not None and self.rank_heads is not None:
-            expected = self.rank_heads * self.num_kv_heads // self.num_heads
-            if heads_kv != expected:
-                _refuse("k has %d heads: this module is for %d" % (heads_kv, expected))
+        if self.rank_heads is not None and heads_kv not in self.kv_heads:
+            of_groups = " in groups of %d" % self.group if self.num_kv_heads is not None else ""
+            _refuse("k has %d heads: with query heads %d to %d%s it must have %s"
+                    % (heads_kv, self.head_offset, self.head_offset + heads - 1, of_groups,
+                       " or ".join(str(count) for count in self.kv_heads)))
         if rows_at is not None and k.shape[rows_at] > self.max_seq_len:
             _refuse("k has %d keys: max_seq_len is %d" % (k.shape[rows_at], self.max_seq_len))
 
     def _call(self, q, k, v, layout, heads_at):
-        """What launches: a rank's kernel where the heads are not all of the model's."""
+        """What launches: a rank's kernel where the heads are not all of the model's, and the pattern
+        of each query head where K's heads are not the pattern's."""
+        if self.rank_heads is None:
+            return girih.compile(self.pattern)
+        shared = self.rank_heads // k.shape[heads_at]
+        if ((self.num_kv_heads is not None and shared != self.group)
+                or self.head_offset % shared or self.num_heads % shared):
+            return girih.compile(self.query_heads_pattern)
         program = girih.compile(self.pattern)
-        if q.shape[heads_at] == self.num_heads or self.rank_heads is None:
+        if self.rank_heads == self.num_heads:
             return program
         width, width_v = (-(-x.shape[-1] // 16) * 16 for x in (q, v))
         return program.bind(dtype=q.dtype, head_dim=width, head_dim_v=width_v, layout=layout,
@@ -387,13 +441,22 @@ class LocalStrideSparseAttention(_Module):
                 left_paddings=None, seqlens=None, return_lse=False, split_qkv=None):
         """q, k, v: 4-D, by seq_dim, or packed [tokens, heads, head_dim] with cu_seqlen_k and, unless
         there is one query a sequence or as many as keys, cu_seqlen_q.
-        left_paddings, seqlens: [batch], 4-D: so many first keys do not exist, or those from seqlens
-          on; with as many queries as keys or one. Rows of padding give 0.
+        left_paddings, seqlens: [batch], 4-D: so many first keys do not exist, and behind them so many
+          do, all where not given; with as many queries as keys or one. Rows of padding give 0.
+        split_qkv: what makes q, k and v of q, where k and v are not given, or k and v of k, where v
+          is not: a function that returns tensors, views say.
         Returns out, or (out, lse [batch, heads, seqlen_q]) with return_lse.
         """
-        if k is None or v is None or split_qkv is not None:
-            _unsupported("packed q, k and v are not supported: give three tensors, which may be "
-                         "slices of one")
+        if v is None:
+            if split_qkv is None:
+                _refuse("v is not given: where q, k and v or k and v are packed into one tensor, "
+                        "split_qkv must be the function that splits it")
+            if k is None:
+                q, k, v = split_qkv(q)
+            else:
+                k, v = split_qkv(k)
+        elif k is None:
+            _refuse("v is given without k: give both, or neither and split_qkv")
         arguments = {"out": self.out} if self.out is not None else {}
         if not self.causal:
             arguments["q_start"] = 0
@@ -405,19 +468,20 @@ class LocalStrideSparseAttention(_Module):
         if cu_seqlen_k is not None or cu_seqlen_q is not None:
             _refuse("cu_seqlen_k and cu_seqlen_q are for packed tensors of 3 dimensions")
         rows, keys = q.shape[rows_at], k.shape[rows_at]
-        if left_paddings is not None and seqlens is not None:
-            _unsupported("left_paddings and seqlens together are not supported: pad on one side")
         padded = left_paddings is not None or seqlens is not None
         if padded and rows not in (1, keys):
             _refuse("%d queries and %d keys: with paddings there is one query, or as many as keys"
                     % (rows, keys))
         if padded and not self.causal:
             _unsupported("paddings need causal=True")
+        if left_paddings is not None and seqlens is not None and rows > 1:
+            return self._padded_twice(q, k, v, sm_scale, left_paddings, seqlens, return_lse)
         if left_paddings is not None:
             arguments["leftpad_k"] = left_paddings.int()
-        if seqlens is not None:
-            arguments["seqused_k"] = seqlens.int()
-            if rows == keys:
+        if seqlens is not None:  # which count from the first key that exists
+            ends = seqlens if left_paddings is None else left_paddings + seqlens
+            arguments["seqused_k"] = ends.int()
+            if rows == keys and left_paddings is None:
                 arguments["q_start"] = 0  # padding follows the queries as it does the keys
         call = self._call(q, k, v, self.layout, heads_at)
         out, lse = _attend(call, q, k, v, sm_scale or None, return_lse, layout=self.layout,
@@ -432,6 +496,36 @@ class LocalStrideSparseAttention(_Module):
 
     if _Module is object:
         __call__ = forward
+
+    def _padded_twice(self, q, k, v, sm_scale, left_paddings, seqlens, return_lse):
+        """As many queries as keys, with padding on both sides. No q_start is right for all
+        sequences, so they are packed ones, and what lies between two of them is another, whose
+        results are thrown away."""
+        import torch
+        if self.layout == "bhsd":
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        batch, rows = q.shape[:2]
+        left, right = (x.long().clamp(max=rows) for x in (left_paddings, left_paddings + seqlens))
+        edges = torch.stack((left, right), dim=1) + rows * torch.arange(
+            batch, device=q.device)[:, None]
+        cu = torch.nn.functional.pad(edges.flatten(), (1, 1))
+        cu[-1:].fill_(batch * rows)
+        cu = cu.int()
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        out, lse = _attend(self._call(q, k, v, "thd", 1), q, k, v, sm_scale or None, return_lse,
+                           layout="thd", cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=rows,
+                           max_seqlen_k=rows)
+        row = torch.arange(rows, device=q.device)
+        padding = (row < left[:, None]) | (row >= right[:, None])  # [batch, rows]
+        out = out.unflatten(0, (batch, rows)).masked_fill_(padding[:, :, None, None], 0)
+        if self.layout == "bhsd":
+            out = out.transpose(1, 2)
+        if self.out is not None:
+            out = self.out.copy_(out)
+        if not return_lse:
+            return out
+        lse = lse.unflatten(1, (batch, rows)).transpose(0, 1)
+        return out, lse.masked_fill(padding[:, None], -math.inf).contiguous()
 
     def _packed(self, q, k, v, sm_scale, cu_seqlen_q, cu_seqlen_k, left_paddings, seqlens,
                 return_lse, arguments):
@@ -541,7 +635,8 @@ def block_sparse_flash_attn_func(q, k, v, block_sparse_threshold, dropout_p=0.0,
     kv: keys of the tiles that it was calibrated for, 64, which BSFA's kernel has, or 128.
 
     Causality is aligned bottom-right by the true lengths; block_size, to which BSFA pads, does not
-    matter. Never skipped are the tiles at the diagonal, or without causal the last one.
+    matter. Never skipped are the tiles at the diagonal, or, where the launch is neither causal nor
+    has a window that ends at the diagonal, (left, 0), the last one.
     """
     arguments = {}
     if hasattr(block_sparse_threshold, "shape"):
