@@ -115,6 +115,14 @@ TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   const Result piped = program.run({"show", "-", "--json"}, "dense\n");
   CHECK(Json::parse(piped.out)["pattern"] == "dense");
   check_refused({"show", "@/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+
+  // A comment ends with its line, wherever it begins; messages count a file's own lines.
+  write(file, "causal   # decoders\r\n# all\n& window(left=3)  # near\n");
+  CHECK(program.json({"show", file.string()})["pattern"] == "causal & window(left=3)");
+  write(file, "causal & expr(\"k < 9\n  # of both\n  && q < 9\")\n");
+  CHECK(program.json({"show", file.string()})["pattern"] == "causal & expr(\"k < 9 && q < 9\")");
+  write(file, "# one\ncausal  # two\n  & sunk(4)\n");
+  check_refused({"show", file.string()}, 2, "invalid_argument", {"3:5: ", "sunk", "^"});
 }
 
 TEST_CASE("program: env reports versions, folders and every variable") {

@@ -26,18 +26,17 @@ std::string file_text(const std::filesystem::path& path) {
   return *text;
 }
 
-// One line: a parse error then shows the text with a caret under the character.
+// Without lines that are comments, which may stand inside an expression's string, too. Line breaks
+// stay: a comment behind a part of the pattern ends with its line, and messages count lines.
 std::string without_comments(const std::string& text) {
   std::istringstream lines(text);
-  std::string joined;
+  std::string kept;
   for (std::string line; std::getline(lines, line);) {
-    constexpr auto kBlank = " \t\r";
-    const auto begin = line.find_first_not_of(kBlank);
-    if (begin == std::string::npos || line[begin] == '#') continue;
-    if (!joined.empty()) joined += ' ';
-    joined += line.substr(begin, line.find_last_not_of(kBlank) - begin + 1);
+    const auto begin = line.find_first_not_of(" \t\r");
+    if (begin != std::string::npos && line[begin] != '#') kept += line;
+    kept += '\n';
   }
-  return joined;
+  return kept;
 }
 
 jit::Mode parse_mode(std::string_view text) {

@@ -111,8 +111,8 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
 // --- Input
 
 /// The pattern in a PATTERN argument: text, or the contents of a file: `@FILE`, a path that
-/// exists, or `-` for stdin. In a file, lines that start with `#` are comments and line breaks
-/// are spaces. @throws Error invalid_argument.
+/// exists, or `-` for stdin. In a file, `#` and what follows it in its line is a comment, and line
+/// breaks are spaces. @throws Error invalid_argument.
 Pattern read_pattern(const std::string& argument);
 
 /// @throws Error invalid_argument unless it is "bf16" or "fp16".
