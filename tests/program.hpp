@@ -48,6 +48,9 @@ class Program {
   }
   const TemporaryFolder& folder() const { return folder_; }
 
+  /// From here on stderr goes to this file, which Result::err then does not hold.
+  void send_errors_to(const fs::path& file) { errors_ = file; }
+
   Result run(Arguments arguments, const std::string& input = "") const {
     const pid_t child = start(std::move(arguments), input);
     return end(child);
@@ -60,7 +63,7 @@ class Program {
     return {exit_code, read(folder_ / "stdout"), read(folder_ / "stderr")};
   }
   pid_t start(Arguments arguments, const std::string& input = "") const {
-    const fs::path in = folder_ / "stdin", out = folder_ / "stdout", err = folder_ / "stderr";
+    const fs::path in = folder_ / "stdin", out = folder_ / "stdout", err = errors_;
     write(in, input);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
@@ -108,6 +111,7 @@ class Program {
   }
 
   TemporaryFolder folder_;
+  fs::path errors_ = folder_ / "stderr";
   std::vector<std::pair<std::string, std::string>> variables_;
 };
 

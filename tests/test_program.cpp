@@ -243,6 +243,16 @@ TEST_CASE("program: wrong usage") {
                 "invalid_argument", {"/nonexistent/file"});
 }
 
+TEST_CASE("program: a message that cannot be written changes no exit code") {
+  Program program;
+  program.send_errors_to("/dev/full");
+  CHECK(program.run({"show", "causl"}).exit_code == 2);
+  CHECK(program.run({"show"}).exit_code == 2);
+  CHECK(program.json({"show", "causl"}, 2)["error"]["code"] == "invalid_argument");
+  program.set("GIRIH_CASHE_DIR", "/tmp");
+  CHECK(program.run({"show", "causal"}).exit_code == 0);
+}
+
 TEST_CASE("program: patterns that are not patterns") {
   check_refused({"show", "causal & sunk(4)"}, 2, "invalid_argument", {"sunk", "^"});
   check_refused({"show", "causal & (sink(4)"}, 2, "invalid_argument", {")", "^"});

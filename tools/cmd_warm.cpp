@@ -432,9 +432,9 @@ void add_warm(CLI::App& app, Context& context) {
     for (const Job& job : jobs) ++counts[to_string(job.status)];
     context.exit_code = counts["skipped"] > 0 ? kInterrupted : exit_code_of(jobs);
     if (counts["skipped"] > 0) {
-      fmt::print(stderr,
-                 "girih: interrupted: {} kernels are left; the same command goes on from here\n",
-                 counts["skipped"]);
+      print_error(fmt::format(
+          "girih: interrupted: {} kernels are left; the same command goes on from here\n",
+          counts["skipped"]));
     }
     const std::string folder = runtime::resolve(options->jit).cache.directory.string();
     if (context.json) {

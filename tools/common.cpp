@@ -1,6 +1,7 @@
 #include "common.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -264,6 +265,11 @@ void print_json(const Json& json) {
 }
 
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+void print_error(std::string_view text) {
+  // There is nowhere to say that this failed; an exception here would end the program.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
 
 void write_output(const std::filesystem::path& path, std::string_view bytes) {
   std::ofstream file(path, std::ios::binary);  // not by renaming: it may be a device or a pipe

@@ -130,6 +130,9 @@ void print_json(const Json& json);
 /// Writes to stdout; `text` should end in a line break.
 void print(std::string_view text);
 
+/// Writes to stderr, whole or not at all: what cannot be written there is lost, and throws nothing.
+void print_error(std::string_view text);
+
 /// @throws Error invalid_argument when the file cannot be written.
 void write_output(const std::filesystem::path& path, std::string_view bytes);
 

@@ -1,5 +1,7 @@
 // The `girih` program: one verb a file, errors and exit codes here.
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -16,7 +18,7 @@ using namespace girih;
 using namespace girih::tools;
 
 int report(const char* code, std::string_view message, int exit_code, bool json) {
-  fmt::print(stderr, "girih: error: {}\n", message);
+  print_error(fmt::format("girih: error: {}\n", message));
   if (json) print_json({{"error", {{"code", code}, {"message", message}}}});
   return exit_code;
 }
@@ -47,9 +49,18 @@ int run(CLI::App& app, Context& context, int argc, char** argv) {
   }
 }
 
+// A stream that the caller closed must stay one that cannot be written: without this, the next file
+// that is opened, an entry of the cache, would get its number and the log's lines.
+void occupy_closed_streams() {
+  for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; ++stream) {
+    if (::fcntl(stream, F_GETFD) == -1) ::open("/dev/null", O_RDONLY);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  occupy_closed_streams();
   support::warn_about_unknown_variables();
 
   CLI::App app("Sparse-attention kernels, made at run time.", "girih");
@@ -75,7 +86,7 @@ int main(int argc, char** argv) {
 
   const int code = run(app, context, argc, argv);
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
-    fmt::print(stderr, "girih: error: the result could not be written to stdout\n");
+    print_error("girih: error: the result could not be written to stdout\n");
     return kFailure;
   }
   return code;
