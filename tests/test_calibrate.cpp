@@ -234,9 +234,32 @@ TEST_CASE("calibrate averages over files of every type and layout") {
   CHECK(read_thresholds(out).values ==
         std::vector<float>{none, none, 5.25f, 6.75f, none, none, 10.5f, 13.5f});
   // What was written is read as well.
+  const std::string other = (program.folder() / "other.safetensors").string();
   check_refused(
-      {"calibrate", "causal", "--cpu", "-o", out, "--kept-tiles", "2", "--q", q, "--k", out}, 2,
+      {"calibrate", "causal", "--cpu", "-o", other, "--kept-tiles", "2", "--q", q, "--k", out}, 2,
       "invalid_argument", {"has 2 dimensions: it must have 4"}, program);
+}
+
+TEST_CASE("calibrate looks at its output before it computes, and keeps what it reads") {
+  const Program program;
+  const std::string k = (program.folder() / "k.safetensors").string();
+  write(k, "anything");
+  const auto refused = [&](const std::string& output, const std::vector<std::string>& parts) {
+    check_refused({"calibrate", "causal with prune(t, kv=64)", "--cpu", "--kept-tiles", "2", "--q",
+                   "nowhere.npy", "--k", k + ":k", "--fill",
+                   "t=@" + (program.folder() / "t").string() + ",heads=1", "-o", output},
+                  2, "invalid_argument", parts, program);
+  };
+  refused("/nonexistent/t", {"/nonexistent/t", "No such file or directory"});
+  refused(program.folder().path().string(), {"Is a directory"});
+  refused("", {"No such file or directory"});
+  refused(k, {"'" + k + "' is read, too"});
+  fs::create_symlink(k, program.folder() / "link");
+  refused((program.folder() / "link").string(), {"is read, too"});
+  write(program.folder() / "t", "thresholds");
+  refused((program.folder() / "t").string(), {"is read, too"});
+  CHECK(read(k) == "anything");
+  refused((program.folder() / "out").string(), {"nowhere.npy: cannot be read"});
 }
 
 TEST_CASE("the program shows and explains pruned patterns") {

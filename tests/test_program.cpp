@@ -1,4 +1,6 @@
 // The program as a process: what it prints, and how it ends when the input or the machine is bad.
+#include <sys/resource.h>
+
 #include "program.hpp"
 
 using namespace girih::tests;
@@ -251,6 +253,34 @@ TEST_CASE("program: a message that cannot be written changes no exit code") {
   CHECK(program.json({"show", "causl"}, 2)["error"]["code"] == "invalid_argument");
   program.set("GIRIH_CASHE_DIR", "/tmp");
   CHECK(program.run({"show", "causal"}).exit_code == 0);
+}
+
+TEST_CASE("program: a result is written whole or not at all, and errors have their reasons") {
+  const Program program;
+  const fs::path svg = program.folder() / "a.svg";
+  const auto show = [](const std::string& file) {
+    return Arguments{"show", "causal", "--seqlen-q", "64", "--seqlen-k", "64", "--svg", file};
+  };
+  check_refused(show("/dev/full"), 2, "invalid_argument", {"/dev/full", "No space left on device"});
+  check_refused(show(program.folder().path().string()), 2, "invalid_argument", {"Is a directory"});
+
+  write(svg, "old");
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit small = before;
+  small.rlim_cur = 600;  // more than the message has, and less than the picture
+  setrlimit(RLIMIT_FSIZE, &small);
+  const Result result = program.run(show(svg.string()));
+  setrlimit(RLIMIT_FSIZE, &before);
+  CHECK(result.exit_code == 2);
+  CHECK(contains(result.err, "File too large"));
+  CHECK(read(svg) == "old");
+
+  fs::create_symlink("a.svg", program.folder() / "link");
+  CHECK(program.run(show((program.folder() / "link").string())).exit_code == 0);
+  CHECK(fs::is_symlink(program.folder() / "link"));
+  CHECK(contains(read(svg), "</svg>"));
+  CHECK(contains(program.run(show("/dev/null")).out, "density"));
 }
 
 TEST_CASE("program: patterns that are not patterns") {

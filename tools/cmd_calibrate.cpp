@@ -172,6 +172,20 @@ std::vector<float> maxima_on_cpu(const Pattern& pattern, int kv, const Example& 
   return result;
 }
 
+// Every file that is read: of Q, of K, of thresholds in fills, and the pattern's.
+std::vector<std::string> files_read(const std::vector<std::string>& q,
+                                    const std::vector<std::string>& k, const FillOptions& fill,
+                                    const std::string& pattern) {
+  std::vector<std::string> files{pattern.starts_with('@') ? pattern.substr(1) : pattern};
+  for (const std::string& source : q) files.push_back(file_of(source));
+  for (const std::string& source : k) files.push_back(file_of(source));
+  for (const std::string& text : fill.fills) {
+    const std::size_t at = text.find("=@");
+    if (at != text.npos) files.push_back(text.substr(at + 2, text.find(',', at) - at - 2));
+  }
+  return files;
+}
+
 }  // namespace
 
 void add_calibrate(CLI::App& app, Context& context) {
@@ -222,6 +236,8 @@ void add_calibrate(CLI::App& app, Context& context) {
     if (options->layout == Layout::thd) {
       throw Error(Errc::invalid_argument, "--layout thd is not supported here: bshd and bhsd are");
     }
+    check_output(options->output,
+                 files_read(options->q, options->k, options->fill, options->pattern));
     const jit::TileMaxima tile_maxima(pattern, options->kv, options->jit);
     const bool gpu = !options->cpu && verify::device_available();
     std::optional<verify::Device> device;

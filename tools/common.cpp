@@ -4,11 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <sstream>
+#include <system_error>
 
 #include "pattern/grid.hpp"
 #include "support/fs.hpp"
@@ -38,6 +39,28 @@ std::string without_comments(const std::string& text) {
     kept += '\n';
   }
   return kept;
+}
+
+std::string error_text(int error) { return std::generic_category().message(error); }
+
+[[noreturn]] void cannot_write(const std::filesystem::path& path, const std::string& why) {
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format("cannot write '{}': {}; give a file in a folder that you can write to and "
+                  "that has room",
+                  path.string(), why));
+}
+
+// Where links lead to: they stay, and /dev/stdout is one. A device or a pipe may have no name of
+// its own and is written by the one given.
+std::filesystem::path target_of(std::filesystem::path path) {
+  constexpr int kMostLinks = 40;
+  std::error_code error;
+  for (int i = 0; i < kMostLinks && std::filesystem::is_symlink(path, error); ++i) {
+    if (std::filesystem::is_other(std::filesystem::status(path, error))) break;
+    path = path.parent_path() / std::filesystem::read_symlink(path, error);
+  }
+  return path;
 }
 
 jit::Mode parse_mode(std::string_view text) {
@@ -271,15 +294,29 @@ void print_error(std::string_view text) {
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
 }
 
-void write_output(const std::filesystem::path& path, std::string_view bytes) {
-  std::ofstream file(path, std::ios::binary);  // not by renaming: it may be a device or a pipe
-  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  if (!file) {
+void check_output(const std::filesystem::path& path, const std::vector<std::string>& inputs) {
+  const std::filesystem::path target = target_of(path);
+  std::error_code error;
+  for (const std::string& input : inputs) {
+    if (!std::filesystem::is_regular_file(target, error)) break;
+    if (!std::filesystem::equivalent(target, input, error)) continue;
     throw Error(Errc::invalid_argument,
-                fmt::format("cannot write {} bytes to '{}': give a file in a writable folder",
-                            bytes.size(), path.string()));
+                fmt::format("'{}' is read, too, and would be overwritten: give another output",
+                            path.string()));
   }
+  if (std::filesystem::is_directory(target, error)) cannot_write(path, error_text(EISDIR));
+  const bool in_place = std::filesystem::is_other(std::filesystem::status(target, error));
+  const std::filesystem::path folder =
+      target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
+  if (in_place ? ::access(target.c_str(), W_OK) != 0
+               : target.empty() || ::access(folder.c_str(), W_OK | X_OK) != 0) {
+    cannot_write(path, error_text(target.empty() ? ENOENT : errno));
+  }
+}
+
+void write_output(const std::filesystem::path& path, std::string_view bytes) {
+  const std::string why = support::write_file_atomically(target_of(path), bytes);
+  if (!why.empty()) cannot_write(path, why);
 }
 
 Json to_json(const TileConfig& tile) {

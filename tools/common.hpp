@@ -133,7 +133,12 @@ void print(std::string_view text);
 /// Writes to stderr, whole or not at all: what cannot be written there is lost, and throws nothing.
 void print_error(std::string_view text);
 
-/// @throws Error invalid_argument when the file cannot be written.
+/// Before a long computation: @throws Error invalid_argument when write_output could not write
+/// `path`, or when it is one of `inputs`, whose bytes would be lost.
+void check_output(const std::filesystem::path& path, const std::vector<std::string>& inputs);
+
+/// The whole file or, when that fails, what was there before. A link's target is written, a device
+/// or a pipe in place. @throws Error invalid_argument when it cannot be written.
 void write_output(const std::filesystem::path& path, std::string_view bytes);
 
 Json to_json(const TileConfig& tile);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <fstream>
@@ -19,6 +20,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "files are, too");
 
+constexpr std::string_view kSafetensors = ".safetensors";
 constexpr std::int64_t kMostElements = std::int64_t{1} << 33;
 
 [[noreturn]] void refuse(const std::string& source, const std::string& why) {
@@ -156,16 +158,16 @@ FileTensor read_safetensors(const std::string& source, const std::string& path, 
 }  // namespace
 
 FileTensor read_tensor(const std::string& source) {
-  constexpr std::string_view kSafetensors = ".safetensors";
+  const std::string file = file_of(source);
+  if (!file.ends_with(kSafetensors)) return read_npy(file);
+  return read_safetensors(source, file, source.substr(std::min(file.size() + 1, source.size())));
+}
+
+std::string file_of(const std::string& source) {
   const std::size_t at = source.rfind(kSafetensors);
-  if (at != source.npos) {
-    const std::size_t end = at + kSafetensors.size();
-    if (end == source.size()) return read_safetensors(source, source, "");
-    if (source[end] == ':') {
-      return read_safetensors(source, source.substr(0, end), source.substr(end + 1));
-    }
-  }
-  return read_npy(source);
+  if (at == source.npos) return source;
+  const std::size_t end = at + kSafetensors.size();
+  return end < source.size() && source[end] == ':' ? source.substr(0, end) : source;
 }
 
 std::string safetensors_bytes(const std::string& name, const FileTensor& tensor,
