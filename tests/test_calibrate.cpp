@@ -342,6 +342,10 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   refused(file("j.safetensors",
                safetensors(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "")),
           "beyond the end");
+  for (const std::string scale : {"nan", "inf", "-1"}) {
+    refused("nowhere.npy", ("--softmax-scale " + scale + " must be finite").c_str(),
+            {"--kept-tiles", "2", "--softmax-scale", scale});
+  }
   refused(good + "," + good, "--q names 2 files and --k 1");
   refused(good, "kept_tiles 0 must be from 1", {"--kept-tiles", "0"});
   refused(good, "kv = 32 is not supported", {"--kept-tiles", "2", "--kv", "32"});

@@ -61,6 +61,7 @@ TEST_CASE("import duo refuses what are not gates") {
   refused({file, "--layer", "0", "--sparsity", "0.5", "--threshold", "1"}, {"either"});
   refused({file, "--layer", "0", "--sparsity", "1.5"}, {"--sparsity 1.5", "0 to 1"});
   refused({file, "--layer", "0", "--sparsity", "1", "--sink", "0", "--recent", "0"}, {"nothing"});
+  refused({file, "--layer", "0", "--threshold", "nan"}, {"--threshold nan"});
   refused({"/nonexistent", "--layer", "0", "--sparsity", "1"}, {"/nonexistent"});
   const fs::path bad = program.folder() / "bad.tsv";
   const auto refused_text = [&](const std::string& text, const std::vector<std::string>& parts) {

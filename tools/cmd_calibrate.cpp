@@ -226,6 +226,11 @@ void add_calibrate(CLI::App& app, Context& context) {
   add_jit_options(*verb, options->jit);
 
   verb->callback([options, &context] {
+    const float given_scale = options->softmax_scale.value_or(1);
+    if (!std::isfinite(given_scale) || given_scale < 0) {  // as a launch refuses it
+      throw Error(Errc::invalid_argument,
+                  fmt::format("--softmax-scale {} must be finite and not negative", given_scale));
+    }
     const Pattern pattern = read_pattern(options->pattern);
     const DType dtype = parse_dtype(options->dtype);
     if (options->q.size() != options->k.size()) {

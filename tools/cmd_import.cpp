@@ -139,6 +139,9 @@ void add_duo(CLI::App& app, Context& context) {
     if (options->sparsity && !(0 <= *options->sparsity && *options->sparsity <= 1)) {
       refuse(fmt::format("--sparsity {} is out of range: give 0 to 1", *options->sparsity));
     }
+    if (options->threshold && std::isnan(*options->threshold)) {
+      refuse("--threshold nan is above no gate and below none: give a number");
+    }
     check_range("--sink", options->sink, 0, kMaxNumber);
     check_range("--recent", options->recent, 0, kMaxNumber);
     if (options->sink == 0 && options->recent == 0) {
