@@ -284,6 +284,27 @@ TEST_CASE("cache lists, checks, repairs and prunes") {
   CHECK(cache_entries(program).empty());
 }
 
+TEST_CASE("cache looks only into folders that are there, where they are named") {
+  const Program program;
+  write(program.folder() / "file", "");
+  const std::string file = (program.folder() / "file").string();
+  const std::string none = (program.folder() / "none").string();
+  const std::vector<Arguments> verbs{
+      {"cache", "ls"}, {"cache", "verify"}, {"cache", "prune", "--all"}};
+  for (const Arguments& verb : verbs) {
+    for (const std::string option : {"--cache-dir", "--cache-layer"}) {
+      check_refused(verb + Arguments{option, none}, 2, "invalid_argument",
+                    {option + " '" + none + "' does not exist"}, program);
+      check_refused(verb + Arguments{option, file}, 2, "invalid_argument",
+                    {option + " '" + file + "' is not a folder"}, program);
+    }
+    CHECK(program.run(verb).exit_code == 0);  // a cache that is not made yet
+    Program other;
+    other.set("GIRIH_CACHE_DIR", file);
+    check_refused(verb, 1, "cache_io", {file, "it is not a folder"}, other);
+  }
+}
+
 TEST_CASE("cache refuses to guess") {
   check_refused({"cache", "prune"}, 2, "invalid_argument",
                 {"--max-bytes", "--older-than", "--all"});

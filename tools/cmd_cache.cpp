@@ -28,6 +28,26 @@ std::vector<cache::Folder> all_folders(const jit::Options& options) {
   return cache::folders_of(runtime::resolve(options).cache);
 }
 
+// A cache that nobody has written to yet is empty, but a folder that was named is to be there: its
+// name may be wrong.
+void check_named(const std::filesystem::path& folder, const char* option) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(folder, error);
+  if (std::filesystem::is_directory(status)) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} '{}' {}: give a cache's folder", option, folder.string(),
+                          std::filesystem::exists(status) ? "is not a folder"
+                                                          : "does not exist or is out of reach"));
+}
+
+void check_named(const jit::Options& options) {
+  if (options.cache_dir) check_named(*options.cache_dir, "--cache-dir");
+  if (!options.cache_layers) return;
+  for (const std::filesystem::path& layer : *options.cache_layers) {
+    check_named(layer, "--cache-layer");
+  }
+}
+
 std::int64_t seconds_since(Clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - time).count();
 }
@@ -79,6 +99,7 @@ void add_ls(CLI::App& app, Context& context) {
   CLI::App* verb = add_verb(app, context, "ls", "List the cached kernels, layers included");
   add_cache_options(*verb, *options);
   verb->callback([options, &context] {
+    check_named(*options);
     Json json{{"folders", Json::array()}};
     for (const cache::Folder& folder : all_folders(*options)) {
       const cache::Listing listing = cache::list(folder);
@@ -130,13 +151,15 @@ void add_check(CLI::App& app, Context& context) {
                  "Put damaged entries aside (not in layers, which are read only)");
   add_cache_options(*verb, options->jit);
   verb->callback([options, &context] {
+    check_named(options->jit);
     std::size_t checked = 0;
     Json damaged = Json::array();
     for (const cache::Folder& folder : all_folders(options->jit)) {
-      for (const cache::Item& item : cache::list(folder).items) {
+      for (cache::Item& item : cache::list(folder).items) {
         ++checked;
+        const bool aside =
+            options->repair && folder.writable && cache::put_aside_if_damaged(folder, item);
         if (item.problem.empty()) continue;
-        const bool aside = options->repair && folder.writable && cache::put_aside(item.path);
         damaged.push_back(
             {{"path", item.path.string()}, {"problem", item.problem}, {"put_aside", aside}});
       }
@@ -180,6 +203,7 @@ void add_prune(CLI::App& app, Context& context) {
       throw Error(Errc::invalid_argument,
                   "nothing says what to remove: give --max-bytes N, --older-than DAYS or --all");
     }
+    check_named(options->jit);
     cache::PruneLimits limits{
         .max_bytes = options->max_bytes, .older_than = {}, .all = options->all};
     if (options->older_than_days) {
