@@ -275,6 +275,10 @@ TEST_CASE("the program shows and explains pruned patterns") {
                 {"'1.5' is no number from 0 to 1"}, program);
   check_refused(Arguments{"show", pattern, "--fill", "t=@nowhere"} + square, 2, "invalid_argument",
                 {"nowhere: cannot be read"}, program);
+  check_refused(Arguments{"show", pattern, "--fill", "t=@/"} + square, 2, "invalid_argument",
+                {"/: cannot be read: Is a directory"}, program);
+  check_refused(Arguments{"show", pattern, "--fill", "t=@/dev/zero"} + square, 2,
+                "invalid_argument", {"/dev/zero: cannot be read: File too large"}, program);
   const Json explained =
       program.json(Arguments{"explain", pattern, "--arch", "sm_90a", "--fill", "t=keep"} + square);
   CHECK(explained["tile"]["block_m"] == 128);
@@ -300,6 +304,11 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
     check_refused(arguments, 2, "invalid_argument", {message}, program);
   };
   refused("nowhere.npy", "nowhere.npy: cannot be read");
+  const std::string folder = program.folder().path().string();
+  refused(folder, (folder + ": cannot be read: Is a directory").c_str());
+  fs::create_directory(program.folder() / "a.safetensors");
+  refused(folder + "/a.safetensors:q", "a.safetensors: cannot be read: Is a directory");
+  refused("/dev/zero", "/dev/zero: cannot be read: File too large");
   refused(file("a.npy", "PK"), "is no .npy file");
   refused(file("b.npy", npy("<i4", "(512, 1, 16)", bytes_of(keys()))), "is of type '<i4'");
   refused(file("c.npy", npy("<f4", "(512, 1, 16)", bytes_of(keys()), true)), "in Fortran's order");

@@ -230,7 +230,12 @@ TEST_CASE("warm refuses what it does not understand, with the line") {
   refused("{\"pattern\": \"causal\", \"dtype\": \"fp8\"}", {"line 1", "fp8"});
   refused("{\"pattern\": \"heads(0: causal, else: dense)\"}", {"line 1", "--heads"});
   check_refused({"warm", "--arch", "sm_80"}, 2, "invalid_argument", {"FILE", "--pattern"});
-  check_refused({"warm", "/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+  refused("", {file.string(), "names no kernels"});
+  refused("# none\n\n", {file.string(), "names no kernels"});
+  check_refused({"warm", "/nonexistent"}, 2, "invalid_argument",
+                {"/nonexistent", "No such file or directory"});
+  check_refused({"warm", "/"}, 2, "invalid_argument", {"'/'", "Is a directory"});
+  check_refused({"warm", "-"}, 2, "invalid_argument", {"'-' names no kernels"});
   check_refused(kTwoKernels + Arguments{"--jobs", "0"}, 2, "invalid_argument", {"--jobs 0"});
 }
 

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <sstream>
+#include <system_error>
 
 #include "common.hpp"
 #include "girih/shared/geometry.cuh"
@@ -24,7 +26,10 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::string contents(const std::string& file) {
   const auto text = support::read_file(file);
-  if (!text) refuse(fmt::format("cannot read '{}': it must exist and be readable", file));
+  if (!text) {
+    refuse(fmt::format("cannot read '{}' ({}): it must exist and be readable", file,
+                       std::generic_category().message(errno)));
+  }
   return *text;
 }
 

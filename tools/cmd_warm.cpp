@@ -3,13 +3,16 @@
 // ended when the same command is given again.
 #include <fmt/format.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
-#include <fstream>
-#include <iostream>
 #include <map>
+#include <optional>
 #include <set>
+#include <sstream>
+#include <system_error>
 #include <thread>
 
 #include "cache/disk_cache.hpp"
@@ -18,6 +21,7 @@
 #include "girih/estimate.hpp"
 #include "progress.hpp"
 #include "runtime/settings.hpp"
+#include "support/fs.hpp"
 
 namespace girih::tools {
 namespace {
@@ -140,15 +144,15 @@ void add_specs(const Group& group, std::vector<Spec>& specs) {
 
 // JSON objects, one a line; empty lines and lines that start with # are skipped.
 void add_specs_of_file(const std::string& name, const Group& defaults, std::vector<Spec>& specs) {
-  std::ifstream file;
-  if (name != "-") {
-    file.open(name);
-    if (!file) {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("cannot read '{}': give a file of JSON lines, or - for stdin", name));
-    }
+  const std::optional<std::string> text =
+      name == "-" ? support::read_all(STDIN_FILENO) : support::read_file(name);
+  if (!text) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("cannot read '{}' ({}): give a file of JSON lines, or - for stdin",
+                            name, std::generic_category().message(errno)));
   }
-  std::istream& input = name == "-" ? std::cin : file;
+  std::istringstream input(*text);
+  const std::size_t before = specs.size();
   int number = 0;
   for (std::string line; std::getline(input, line);) {
     ++number;
@@ -168,6 +172,12 @@ void add_specs_of_file(const std::string& name, const Group& defaults, std::vect
     } catch (const Json::exception& error) {
       refuse(error.what());
     }
+  }
+  if (specs.size() == before) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("'{}' names no kernels: give a JSON object a line, such as "
+                            "{{\"pattern\": \"causal\"}}",
+                            name));
   }
 }
 

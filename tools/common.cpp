@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <sstream>
 #include <system_error>
 
@@ -18,12 +16,13 @@
 namespace girih::tools {
 namespace {
 
-std::string file_text(const std::filesystem::path& path) {
-  const auto text = support::read_file(path);
+// Of a pattern's file, or of stdin, "-".
+std::string file_text(const std::string& name) {
+  const auto text = name == "-" ? support::read_all(STDIN_FILENO) : support::read_file(name);
   if (!text) {
     throw Error(Errc::invalid_argument,
-                fmt::format("cannot read the pattern file '{}': it must exist and be readable",
-                            path.string()));
+                fmt::format("cannot read the pattern file '{}' ({}): it must exist and be readable",
+                            name, std::generic_category().message(errno)));
   }
   return *text;
 }
@@ -251,9 +250,7 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
 }
 
 Pattern read_pattern(const std::string& argument) {
-  if (argument == "-") {
-    return Pattern::parse(without_comments(std::string(std::istreambuf_iterator(std::cin), {})));
-  }
+  if (argument == "-") return Pattern::parse(without_comments(file_text(argument)));
   if (argument.starts_with('@'))
     return Pattern::parse(without_comments(file_text(argument.substr(1))));
   std::error_code error;  // a long pattern is no file name, and that is fine

@@ -4,14 +4,16 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "girih/error.hpp"
 #include "girih/problem.hpp"
+#include "support/fs.hpp"
 #include "support/safetensors.hpp"
 #include "verify/reference.hpp"
 
@@ -28,9 +30,11 @@ constexpr std::int64_t kMostElements = std::int64_t{1} << 33;
 }
 
 std::string bytes_of_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) refuse(path, "cannot be read");
-  return {std::istreambuf_iterator<char>(file), {}};
+  std::optional<std::string> bytes = support::read_file(path, support::kMaxTensorFileBytes);
+  if (!bytes) {
+    refuse(path, fmt::format("cannot be read: {}", std::generic_category().message(errno)));
+  }
+  return std::move(*bytes);
 }
 
 std::int64_t product(const std::string& source, const std::vector<std::int64_t>& shape) {
