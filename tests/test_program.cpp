@@ -283,6 +283,35 @@ TEST_CASE("program: a result is written whole or not at all, and errors have the
   CHECK(contains(program.run(show("/dev/null")).out, "density"));
 }
 
+TEST_CASE("program: numbers are whole texts, read in tens, and refused by name") {
+  const Program program;
+  const auto refused = [&](const Arguments& arguments, const std::vector<std::string>& parts) {
+    check_refused(arguments, 2, "invalid_argument", parts, program);
+  };
+  const Arguments show{"show", "causal", "--seqlen-k", "16"};
+  for (const std::string bad : {"", " 4", "4 ", "0x10", "1e3", "4.5", "four", "+4"}) {
+    refused(show + Arguments{"--seqlen-q", bad},
+            {"--seqlen-q: '" + bad + "' is no whole number", "2147483647"});
+  }
+  refused(show + Arguments{"--seqlen-q", "4294967300"},
+          {"--seqlen-q: '4294967300' is out of range: give -2147483648 to 2147483647"});
+  refused(show + Arguments{"--heads", ""}, {"--heads: '' is no whole number"});
+  refused(show + Arguments{"--seed", "-1"}, {"--seed: '-1'", "0 to 18446744073709551615"});
+  refused(kCompile + Arguments{"--block-m", ""}, {"--block-m: ''"});
+  refused({"warm", "--pattern", "causal", "--arch", "sm_80", "--head-dim", "64,", "--dry-run"},
+          {"--head-dim: ''"});
+  refused({"calibrate", "causal", "--q", "q", "--k", "k", "--kept-tiles", "2", "-o", "x",
+           "--softmax-scale", "1,5"},
+          {"--softmax-scale: '1,5' is no number"});
+  refused({"cache", "prune", "--max-bytes", "-1"}, {"--max-bytes: '-1' is no size", "500MB"});
+  refused({"cache", "prune", "--max-bytes", ""}, {"--max-bytes: '' is no size"});
+  refused({"cache", "prune", "--older-than", ""}, {"--older-than: '' is no number"});
+  CHECK(program.json(show + Arguments{"--seqlen-q", "010"})["seqlen_q"] == 10);
+  CHECK(program.run({"cache", "prune", "--max-bytes", "09MB"}).exit_code == 0);
+  CHECK(program.json({"warm", "--pattern", "causal", "--arch", "sm_80", "--head-dim", "064,128",
+                      "--dry-run"})["kernels"][0]["problem"]["head_dim"] == 64);
+}
+
 TEST_CASE("program: patterns that are not patterns") {
   check_refused({"show", "causal & sunk(4)"}, 2, "invalid_argument", {"sunk", "^"});
   check_refused({"show", "causal & (sink(4)"}, 2, "invalid_argument", {")", "^"});

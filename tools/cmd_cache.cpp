@@ -48,6 +48,16 @@ void check_named(const jit::Options& options) {
   }
 }
 
+// What CLI::AsSizeValue would read as another number: a sign, and an octal one behind a 0.
+std::string plain_size(std::string& text) {
+  const auto is_digit = [](char c) { return '0' <= c && c <= '9'; };
+  if (text.empty() || !is_digit(text[0])) {
+    return fmt::format("'{}' is no size: give 0 or more bytes, such as 1000000 or 500MB", text);
+  }
+  while (text.size() > 1 && text[0] == '0' && is_digit(text[1])) text.erase(0, 1);
+  return {};
+}
+
 std::int64_t seconds_since(Clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - time).count();
 }
@@ -192,9 +202,10 @@ void add_prune(CLI::App& app, Context& context) {
       add_verb(app, context, "prune", "Remove kernels, those unused for longest first");
   verb->add_option("--max-bytes", options->max_bytes,
                    "Keep at most so many bytes; 500MB and 2GB are understood")
-      ->transform(CLI::AsSizeValue(false));
-  verb->add_option("--older-than", options->older_than_days, "Remove what is unused for DAYS")
-      ->type_name("DAYS");
+      ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::Validator(plain_size, ""));
+  verb->add_option("--older-than", options->older_than_days,
+                   "Remove what is unused for so many days");
   verb->add_flag("--all", options->all, "Remove everything");
   verb->add_flag("--dry-run", options->dry_run, "Only say what would be removed");
   add_cache_options(*verb, options->jit);

@@ -4,10 +4,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <limits>
 #include <new>
+#include <string>
 #include <string_view>
+#include <system_error>
+#include <type_traits>
 
 #include "common.hpp"
 #include "support/env.hpp"
@@ -49,6 +55,57 @@ int run(CLI::App& app, Context& context, int argc, char** argv) {
   }
 }
 
+// Why `text` is not the whole of a number from `least` to `most`; else it is written plainly, so
+// that the parser, to which a leading 0 means octal, reads the same.
+template <class Value>
+std::string number_problem(std::string& text, Value least, Value most) {
+  Value value{};
+  const char* const end = text.data() + text.size();
+  const auto [behind, error] = std::from_chars(text.data(), end, value);
+  constexpr bool whole = std::is_integral_v<Value>;
+  if (behind != end || error == std::errc::invalid_argument) {
+    return fmt::format("'{}' is no {}: give one in digits{}", text,
+                       whole ? "whole number" : "number",
+                       whole ? fmt::format(", from {} to {}", least, most) : ", such as 0.5");
+  }
+  if (error != std::errc() || value < least || value > most) {
+    return fmt::format("'{}' is out of range: give {} to {}", text, least, most);
+  }
+  if (whole) text = fmt::format("{}", value);
+  return {};
+}
+
+// Every option that takes numbers, in every verb, takes nothing but numbers. The parser knows them
+// by their types.
+void read_numbers_strictly(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    if (type == "INT" && option->check_lname("rows")) {  // the only ones of 64 bits
+      using Limits = std::numeric_limits<std::int64_t>;
+      option->transform(CLI::Validator(
+          [](std::string& text) { return number_problem(text, Limits::min(), Limits::max()); },
+          ""));
+    } else if (type == "INT") {
+      using Limits = std::numeric_limits<int>;
+      option->transform(CLI::Validator(
+          [](std::string& text) { return number_problem(text, Limits::min(), Limits::max()); },
+          ""));
+    } else if (type == "UINT") {
+      using Limits = std::numeric_limits<std::uint64_t>;
+      option->transform(CLI::Validator(
+          [](std::string& text) { return number_problem(text, Limits::min(), Limits::max()); },
+          ""));
+    } else if (type == "FLOAT") {
+      constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      option->transform(CLI::Validator(
+          [](std::string& text) { return number_problem(text, -kInfinity, kInfinity); }, ""));
+    }
+  }
+  for (CLI::App* verb : app.get_subcommands([](CLI::App*) { return true; })) {
+    read_numbers_strictly(*verb);
+  }
+}
+
 // A stream that the caller closed must stay one that cannot be written: without this, the next file
 // that is opened, an entry of the cache, would get its number and the log's lines.
 void occupy_closed_streams() {
@@ -83,6 +140,7 @@ int main(int argc, char** argv) {
   add_cache(app, context);
   add_import(app, context);
   add_env(app, context);
+  read_numbers_strictly(app);
 
   const int code = run(app, context, argc, argv);
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
