@@ -226,7 +226,17 @@ TEST_CASE("warm refuses what it does not understand, with the line") {
   refused("{\"pattern\": \"causal\"", {"line 1"});
   refused("{\"pattern\": \"sunk(1)\"}", {"line 1", "sunk"});
   refused("{\"pattern\": \"-\"}", {"line 1", "not stdin"});
-  refused("{\"pattern\": \"causal\", \"head_dim\": \"wide\"}", {"line 1"});
+  for (const std::string bad : {"\"wide\"", "64.9", "4294967360", "true", "[64, 64.5]", "null",
+                                "18446744073709551615", "1e300"}) {
+    refused("{\"pattern\": \"causal\", \"head_dim\": " + bad + "}",
+            {"line 1", "head_dim ", "must be a whole number from "});
+  }
+  refused("{\"pattern\": \"causal\", \"head_dim\": []}", {"head_dim is an empty list"});
+  refused("{\"pattern\": \"causal\", \"block_m\": 64.5}", {"block_m 64.5 must be"});
+  refused("{\"pattern\": \"causal\", \"heads\": \"8\"}", {"heads \"8\" must be"});
+  refused("{\"pattern\": \"causal\", \"portable\": 1}", {"portable 1 must be true or false"});
+  refused("{\"pattern\": 7}", {"pattern 7 must be a text"});
+  refused("{\"pattern\": \"causal\", \"arch\": [80]}", {"arch 80 must be a text"});
   refused("{\"pattern\": \"causal\", \"dtype\": \"fp8\"}", {"line 1", "fp8"});
   refused("{\"pattern\": \"heads(0: causal, else: dense)\"}", {"line 1", "--heads"});
   check_refused({"warm", "--arch", "sm_80"}, 2, "invalid_argument", {"FILE", "--pattern"});

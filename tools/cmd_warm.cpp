@@ -63,10 +63,22 @@ void add_estimates(const Group& group, const std::string& arch, std::vector<Spec
   }
 }
 
-template <class T>
-std::vector<T> one_or_more(const Json& json) {
-  if (json.is_array()) return json.get<std::vector<T>>();
-  return {json.get<T>()};
+// Of numbers every verb refuses what is too large for it; here they only have to be the given ones.
+constexpr int kLeast = -kMaxNumber, kMost = kMaxNumber;
+
+// What `read` makes of a member, or of each value of a list.
+template <class Read>
+auto one_or_more(const std::string& member, const Json& json, const Read& read) {
+  std::vector<decltype(read(member, json))> values;
+  if (!json.is_array()) {
+    values.push_back(read(member, json));
+    return values;
+  }
+  if (json.empty()) {
+    throw Error(Errc::invalid_argument, fmt::format("{} is an empty list: give a value", member));
+  }
+  for (const Json& value : json) values.push_back(read(member, value));
+  return values;
 }
 
 std::vector<DType> parse_dtypes(const std::vector<std::string>& names) {
@@ -86,29 +98,36 @@ Group parse_line(const std::string& line, const Group& defaults) {
                                          {"stages", &group.tile.num_stages},
                                          {"warps", &group.tile.num_warps},
                                          {"q_stages", &group.tile.num_q_stages}};
+  const auto integer = [](const std::string& member, const Json& value) {
+    return integer_of(member, value, kLeast, kMost);
+  };
   for (const auto& [name, value] : json.items()) {
     if (name == "pattern") {
-      group.patterns = one_or_more<std::string>(value);
+      group.patterns = one_or_more(name, value, string_of);
     } else if (name == "head_dim") {
-      group.head_dims = one_or_more<int>(value);
+      group.head_dims = one_or_more(name, value, integer);
     } else if (name == "head_dim_v") {
-      group.problem.head_dim_v = value.get<int>();
+      group.problem.head_dim_v = integer(name, value);
     } else if (name == "dtype") {
-      group.dtypes = parse_dtypes(one_or_more<std::string>(value));
+      group.dtypes = parse_dtypes(one_or_more(name, value, string_of));
     } else if (name == "arch") {
-      group.archs = one_or_more<std::string>(value);
+      group.archs = one_or_more(name, value, string_of);
     } else if (name == "heads") {
-      group.problem.num_heads = value.get<int>();
+      group.problem.num_heads = integer(name, value);
     } else if (name == "kv_heads") {
-      group.problem.num_heads_kv = value.get<int>();
+      group.problem.num_heads_kv = integer(name, value);
     } else if (name == "head_offset") {
-      group.problem.head_offset = value.get<int>();
+      group.problem.head_offset = integer(name, value);
     } else if (name == "heads_total") {
-      group.problem.num_heads_total = value.get<int>();
+      group.problem.num_heads_total = integer(name, value);
     } else if (name == "portable") {
+      if (!value.is_boolean()) {
+        throw Error(Errc::invalid_argument,
+                    fmt::format("{} {} must be true or false", name, value.dump()));
+      }
       group.tile.portable = value.get<bool>();
     } else if (const auto member = tile.find(name); member != tile.end()) {
-      *member->second = value.get<int>();
+      *member->second = integer(name, value);
     } else {
       throw Error(
           Errc::invalid_argument,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <limits>
 #include <sstream>
 #include <system_error>
 
@@ -60,6 +61,14 @@ std::filesystem::path target_of(std::filesystem::path path) {
     path = path.parent_path() / std::filesystem::read_symlink(path, error);
   }
   return path;
+}
+
+// For a message: short, whatever bytes are in it.
+std::string json_text(const Json& value) {
+  constexpr std::size_t kMost = 60;
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > kMost) text = text.substr(0, kMost) + "...";
+  return text;
 }
 
 jit::Mode parse_mode(std::string_view text) {
@@ -258,6 +267,23 @@ Pattern read_pattern(const std::string& argument) {
     return Pattern::parse(without_comments(file_text(argument)));
   }
   return Pattern::parse(argument);
+}
+
+int integer_of(std::string_view member, const Json& value, int least, int most) {
+  // What is beyond int64 is held as unsigned, or, like what has a fraction, as floating.
+  const bool whole = value.is_number_integer() &&
+                     !(value.is_number_unsigned() &&
+                       value.get<std::uint64_t>() > std::numeric_limits<std::int64_t>::max());
+  const std::int64_t number = whole ? value.get<std::int64_t>() : 0;
+  if (whole && least <= number && number <= most) return static_cast<int>(number);
+  throw Error(Errc::invalid_argument, fmt::format("{} {} must be a whole number from {} to {}",
+                                                  member, json_text(value), least, most));
+}
+
+std::string string_of(std::string_view member, const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} {} must be a text in quotes", member, json_text(value)));
 }
 
 DType parse_dtype(std::string_view text) {

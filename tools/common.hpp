@@ -115,6 +115,11 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
 /// breaks are spaces. @throws Error invalid_argument.
 Pattern read_pattern(const std::string& argument);
 
+/// The value of a member of a JSON file. @throws Error invalid_argument, which names the member and
+/// the value, unless it is a whole number from `least` to `most`, or a text.
+int integer_of(std::string_view member, const Json& value, int least, int most);
+std::string string_of(std::string_view member, const Json& value);
+
 /// @throws Error invalid_argument unless it is "bf16" or "fp16".
 DType parse_dtype(std::string_view text);
 
