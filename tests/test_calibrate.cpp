@@ -153,6 +153,17 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
                 "--kept-tiles", "2"});
   CHECK(read_thresholds(out).values == found.values);
 
+  // The pattern's tiles are calibrated for, and --kv may only agree.
+  const std::string wide = "heads(0: causal, 1: causal with prune(t, kv=128))";
+  const Arguments one{"--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k",
+                      k,       "--kept-tiles",    "1"};
+  CHECK(program.json(Arguments{"calibrate", wide} + one)["kv"] == 128);
+  CHECK(program.json(Arguments{"calibrate", wide, "--kv", "128"} + one)["kv"] == 128);
+  CHECK(read_thresholds(out).header["__metadata__"]["kv"] == "128");
+  check_refused(Arguments{"calibrate", wide, "--kv", "64"} + one, 2, "invalid_argument",
+                {"--kv 64 contradicts the pattern, which prunes tiles of 128 keys"}, program);
+  CHECK(program.json(Arguments{"calibrate", "causal"} + one)["kv"] == 64);
+
   // Tiles of 128: 5 4 6 7; with a window the first is hidden from rows 384 on.
   program.json({"calibrate", "causal", "--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k",
                 k, "--kept-tiles", "1", "--kv", "128"});
