@@ -117,6 +117,10 @@ TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   const Result piped = program.run({"show", "-", "--json"}, "dense\n");
   CHECK(Json::parse(piped.out)["pattern"] == "dense");
   check_refused({"show", "@/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+  for (const std::string none : {"nope.girih", "a/b", "./no pe", "/nonexistent"}) {
+    check_refused({"show", none}, 2, "invalid_argument", {"there is no file '" + none + "'"});
+  }
+  check_refused({"show", "expr(\"k / 2 <\")"}, 2, "invalid_argument", {"^"});
 
   // A comment ends with its line, wherever it begins; messages count a file's own lines.
   write(file, "causal   # decoders\r\n# all\n& window(left=3)  # near\n");
@@ -233,6 +237,11 @@ TEST_CASE("program: wrong usage") {
   CHECK(program.run({"--help"}).exit_code == 0);
   CHECK(contains(program.run({"--version"}).out, "girih "));
   check_refused({"show"}, 2, "invalid_argument", {"PATTERN"});
+  check_refused({"expalin", "causal"}, 2, "invalid_argument",
+                {"'expalin' is no verb; did you mean explain?"});
+  check_refused({"cache", "lst"}, 2, "invalid_argument", {"'lst' is no verb; did you mean ls?"});
+  check_refused({"explain", "causal", "--arch", "sm_80", "--seqlen-k", "-1"}, 2, "invalid_argument",
+                {"--seqlen-k -1"});
   check_refused({"show", "causal", "--colour"}, 2, "invalid_argument", {"--colour"});
   check_refused({"show", "causal", "--seqlen-q", "-1"}, 2, "invalid_argument", {"-1"});
   check_refused({"show", "causal", "--block-n", "0"}, 2, "invalid_argument", {"--block-n 0"});

@@ -266,7 +266,17 @@ Pattern read_pattern(const std::string& argument) {
   if (std::filesystem::is_regular_file(argument, error)) {
     return Pattern::parse(without_comments(file_text(argument)));
   }
-  return Pattern::parse(argument);
+  try {
+    return Pattern::parse(argument);
+  } catch (const Error& parse_error) {
+    // A '/' of a pattern is inside an expression, and so behind a '('.
+    const bool path = argument.ends_with(".girih") ||
+                      argument.substr(0, argument.find('(')).find('/') != argument.npos;
+    if (!path || parse_error.code() != Errc::invalid_argument) throw;
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("there is no file '{}': give one that exists, or a pattern's text", argument));
+  }
 }
 
 int integer_of(std::string_view member, const Json& value, int least, int most) {

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <system_error>
 #include <type_traits>
+#include <vector>
 
 #include "common.hpp"
 #include "support/env.hpp"
@@ -29,11 +30,34 @@ int report(const char* code, std::string_view message, int exit_code, bool json)
   return exit_code;
 }
 
+// Of the verb that the command line names, or the verb's own: what is wrong with it; else empty.
+std::string verb_problem(CLI::App& app, int argc, char** argv) {
+  CLI::App* level = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const std::vector<CLI::App*> verbs = level->get_subcommands([](CLI::App*) { return true; });
+    if (verbs.empty() || word.starts_with('-')) return {};
+    const auto distance = [&](const CLI::App* verb) {
+      return support::edit_distance(word, verb->get_name());
+    };
+    level = *std::min_element(
+        verbs.begin(), verbs.end(),
+        [&](const CLI::App* a, const CLI::App* b) { return distance(a) < distance(b); });
+    if (level->get_name() != word) {
+      return fmt::format("'{}' is no verb; did you mean {}? girih --help lists all", word,
+                         level->get_name());
+    }
+  }
+  return {};
+}
+
 int run(CLI::App& app, Context& context, int argc, char** argv) {
   // The parser sets context.json only when the whole command line is right.
   const bool json = std::any_of(argv, argv + argc,
                                 [](std::string_view argument) { return argument == "--json"; });
   try {
+    const std::string problem = verb_problem(app, argc, argv);
+    if (!problem.empty()) throw Error(Errc::invalid_argument, problem);
     app.parse(argc, argv);
     return context.exit_code;
   } catch (const CLI::Success& request) {  // --help, --version
