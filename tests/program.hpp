@@ -44,7 +44,7 @@ class Program {
   Program() { set("GIRIH_CACHE_DIR", (folder_ / "cache").string()); }
 
   void set(const std::string& name, const std::string& value) {
-    variables_.emplace_back(name, value);
+    variables_.emplace(variables_.begin(), name, value);  // the first of a name counts
   }
   const TemporaryFolder& folder() const { return folder_; }
 
@@ -75,8 +75,11 @@ class Program {
     static const std::string program =
         (fs::read_symlink("/proc/self/exe").parent_path() / "girih").string();
     arguments.insert(arguments.begin(), program);
-    std::vector<std::string> environment = inherited_environment();
+    std::vector<std::string> environment;
     for (const auto& [name, value] : variables_) environment.push_back(name + "=" + value);
+    for (std::string& variable : inherited_environment()) {
+      environment.push_back(std::move(variable));
+    }
 
     pid_t child = 0;
     const int error = posix_spawn(&child, program.c_str(), &actions, nullptr,

@@ -150,6 +150,28 @@ TEST_CASE("program: env reports versions, folders and every variable") {
   CHECK(contains(text.out, "GIRIH_CACHE_DIR"));
 }
 
+TEST_CASE("program: env says why the cache's folder is not used") {
+  Program program;
+  const fs::path folder = program.folder() / "cache";
+  fs::create_directory(folder);
+  fs::permissions(folder, fs::perms::owner_all | fs::perms::group_all);
+  CHECK(program.json({"env"})["cache"]["writable"] == true);  // it was named
+  CHECK_FALSE(program.json({"env"})["cache"].contains("reason"));
+  fs::permissions(folder, fs::perms::all);
+  const Json cache = program.json({"env"})["cache"];
+  CHECK(cache["writable"] == false);
+  CHECK(contains(cache["reason"], "everyone can write to it (chmod o-w)"));
+  CHECK(contains(program.run({"env"}).out, "everyone can write to it (chmod o-w)"));
+
+  // The per-user folder, which nobody names, is trusted less.
+  program.set("GIRIH_CACHE_DIR", "");
+  program.set("XDG_CACHE_HOME", folder.string());
+  fs::permissions(folder, fs::perms::owner_all);
+  fs::create_directory(folder / "girih");
+  fs::permissions(folder / "girih", fs::perms::owner_all | fs::perms::group_all);
+  CHECK(contains(program.json({"env"})["cache"]["reason"], "its group can write to it"));
+}
+
 TEST_CASE("program: compile writes what it made and reports its resources") {
   if (!nvrtc_found()) return;
   const Program program;
