@@ -44,9 +44,12 @@ class Program {
   Program() { set("GIRIH_CACHE_DIR", (folder_ / "cache").string()); }
 
   void set(const std::string& name, const std::string& value) {
-    variables_.emplace_back(name, value);
+    variables_.emplace(variables_.begin(), name, value);  // the first of a name counts
   }
   const TemporaryFolder& folder() const { return folder_; }
+
+  /// From here on stderr goes to this file, which Result::err then does not hold.
+  void send_errors_to(const fs::path& file) { errors_ = file; }
 
   Result run(Arguments arguments, const std::string& input = "") const {
     const pid_t child = start(std::move(arguments), input);
@@ -60,7 +63,7 @@ class Program {
     return {exit_code, read(folder_ / "stdout"), read(folder_ / "stderr")};
   }
   pid_t start(Arguments arguments, const std::string& input = "") const {
-    const fs::path in = folder_ / "stdin", out = folder_ / "stdout", err = folder_ / "stderr";
+    const fs::path in = folder_ / "stdin", out = folder_ / "stdout", err = errors_;
     write(in, input);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
@@ -72,8 +75,11 @@ class Program {
     static const std::string program =
         (fs::read_symlink("/proc/self/exe").parent_path() / "girih").string();
     arguments.insert(arguments.begin(), program);
-    std::vector<std::string> environment = inherited_environment();
+    std::vector<std::string> environment;
     for (const auto& [name, value] : variables_) environment.push_back(name + "=" + value);
+    for (std::string& variable : inherited_environment()) {
+      environment.push_back(std::move(variable));
+    }
 
     pid_t child = 0;
     const int error = posix_spawn(&child, program.c_str(), &actions, nullptr,
@@ -108,6 +114,7 @@ class Program {
   }
 
   TemporaryFolder folder_;
+  fs::path errors_ = folder_ / "stderr";
   std::vector<std::pair<std::string, std::string>> variables_;
 };
 

@@ -776,6 +776,32 @@ TEST_CASE("a listing holds every entry, what is wrong with it, and what was put 
   CHECK(files_below(folder.path()).size() == 4);  // nothing was moved
 }
 
+TEST_CASE("an entry is put aside only where it is still damaged") {
+  const TemporaryFolder folder;
+  const DiskCache cache = named(folder.path());
+  REQUIRE(cache.put(kKey, kEntry));
+  const fs::path path = cache.path_of(kKey);
+  const auto listed = [&] {
+    Listing listing = list(own(folder.path()));
+    REQUIRE(listing.items.size() == 1);
+    return listing.items.front();
+  };
+  overwrite(path, "damaged");
+  Item replaced = listed(), gone = replaced, damaged = replaced;
+  CHECK(!replaced.problem.empty());
+  REQUIRE(cache.put(kKey, kEntry));  // by a job, behind the listing's back
+  CHECK_FALSE(put_aside_if_damaged(own(folder.path()), replaced));
+  CHECK(replaced.problem.empty());
+  CHECK(cache.find(kKey));
+  fs::remove(path);
+  CHECK_FALSE(put_aside_if_damaged(own(folder.path()), gone));
+  CHECK(!gone.problem.empty());
+  overwrite(path, "damaged");
+  CHECK(put_aside_if_damaged(own(folder.path()), damaged));
+  CHECK(fs::exists(aside(path)));
+  CHECK_FALSE(fs::exists(path));
+}
+
 TEST_CASE("a folder that is not to be trusted cannot be listed") {
   const TemporaryFolder folder;
   fill(folder.path(), 1);

@@ -174,6 +174,17 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
                 "--kept-tiles", "2"});
   CHECK(read_thresholds(out).values == found.values);
 
+  // The pattern's tiles are calibrated for, and --kv may only agree.
+  const std::string wide = "heads(0: causal, 1: causal with prune(t, kv=128))";
+  const Arguments one{"--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k",
+                      k,       "--kept-tiles",    "1"};
+  CHECK(program.json(Arguments{"calibrate", wide} + one)["kv"] == 128);
+  CHECK(program.json(Arguments{"calibrate", wide, "--kv", "128"} + one)["kv"] == 128);
+  CHECK(read_thresholds(out).header["__metadata__"]["kv"] == "128");
+  check_refused(Arguments{"calibrate", wide, "--kv", "64"} + one, 2, "invalid_argument",
+                {"--kv 64 contradicts the pattern, which prunes tiles of 128 keys"}, program);
+  CHECK(program.json(Arguments{"calibrate", "causal"} + one)["kv"] == 64);
+
   // Tiles of 128: 5 4 6 7; with a window the first is hidden from rows 384 on.
   program.json({"calibrate", "causal", "--cpu", "--softmax-scale", "1", "-o", out, "--q", q, "--k",
                 k, "--kept-tiles", "1", "--kv", "128"});
@@ -255,9 +266,32 @@ TEST_CASE("calibrate averages over files of every type and layout") {
   CHECK(read_thresholds(out).values ==
         std::vector<float>{none, none, 5.25f, 6.75f, none, none, 10.5f, 13.5f});
   // What was written is read as well.
+  const std::string other = (program.folder() / "other.safetensors").string();
   check_refused(
-      {"calibrate", "causal", "--cpu", "-o", out, "--kept-tiles", "2", "--q", q, "--k", out}, 2,
+      {"calibrate", "causal", "--cpu", "-o", other, "--kept-tiles", "2", "--q", q, "--k", out}, 2,
       "invalid_argument", {"has 2 dimensions: it must have 4"}, program);
+}
+
+TEST_CASE("calibrate looks at its output before it computes, and keeps what it reads") {
+  const Program program;
+  const std::string k = (program.folder() / "k.safetensors").string();
+  write(k, "anything");
+  const auto refused = [&](const std::string& output, const std::vector<std::string>& parts) {
+    check_refused({"calibrate", "causal with prune(t, kv=64)", "--cpu", "--kept-tiles", "2", "--q",
+                   "nowhere.npy", "--k", k + ":k", "--fill",
+                   "t=@" + (program.folder() / "t").string() + ",heads=1", "-o", output},
+                  2, "invalid_argument", parts, program);
+  };
+  refused("/nonexistent/t", {"/nonexistent/t", "No such file or directory"});
+  refused(program.folder().path().string(), {"Is a directory"});
+  refused("", {"No such file or directory"});
+  refused(k, {"'" + k + "' is read, too"});
+  fs::create_symlink(k, program.folder() / "link");
+  refused((program.folder() / "link").string(), {"is read, too"});
+  write(program.folder() / "t", "thresholds");
+  refused((program.folder() / "t").string(), {"is read, too"});
+  CHECK(read(k) == "anything");
+  refused((program.folder() / "out").string(), {"nowhere.npy: cannot be read"});
 }
 
 TEST_CASE("the program shows and explains pruned patterns") {
@@ -273,6 +307,10 @@ TEST_CASE("the program shows and explains pruned patterns") {
                 {"'1.5' is no number from 0 to 1"}, program);
   check_refused(Arguments{"show", pattern, "--fill", "t=@nowhere"} + square, 2, "invalid_argument",
                 {"nowhere: cannot be read"}, program);
+  check_refused(Arguments{"show", pattern, "--fill", "t=@/"} + square, 2, "invalid_argument",
+                {"/: cannot be read: Is a directory"}, program);
+  check_refused(Arguments{"show", pattern, "--fill", "t=@/dev/zero"} + square, 2,
+                "invalid_argument", {"/dev/zero: cannot be read: File too large"}, program);
   const Json explained =
       program.json(Arguments{"explain", pattern, "--arch", "sm_90a", "--fill", "t=keep"} + square);
   CHECK(explained["tile"]["block_m"] == 128);
@@ -298,6 +336,11 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
     check_refused(arguments, 2, "invalid_argument", {message}, program);
   };
   refused("nowhere.npy", "nowhere.npy: cannot be read");
+  const std::string folder = program.folder().path().string();
+  refused(folder, (folder + ": cannot be read: Is a directory").c_str());
+  fs::create_directory(program.folder() / "a.safetensors");
+  refused(folder + "/a.safetensors:q", "a.safetensors: cannot be read: Is a directory");
+  refused("/dev/zero", "/dev/zero: cannot be read: File too large");
   refused(file("a.npy", "PK"), "is no .npy file");
   refused(file("b.npy", npy("<i4", "(512, 1, 16)", bytes_of(keys()))), "is of type '<i4'");
   refused(file("c.npy", npy("<f4", "(512, 1, 16)", bytes_of(keys()), true)), "in Fortran's order");
@@ -340,6 +383,10 @@ TEST_CASE("calibrate refuses files and arguments that make no sense") {
   refused(file("j.safetensors",
                safetensors(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "")),
           "beyond the end");
+  for (const std::string scale : {"nan", "inf", "-1"}) {
+    refused("nowhere.npy", ("--softmax-scale " + scale + " must be finite").c_str(),
+            {"--kept-tiles", "2", "--softmax-scale", scale});
+  }
   refused(good + "," + good, "--q names 2 files and --k 1");
   refused(good, "kept_tiles 0 must be from 1", {"--kept-tiles", "0"});
   refused(good, "kv = 32 is not supported", {"--kept-tiles", "2", "--kv", "32"});

@@ -61,6 +61,7 @@ TEST_CASE("import duo refuses what are not gates") {
   refused({file, "--layer", "0", "--sparsity", "0.5", "--threshold", "1"}, {"either"});
   refused({file, "--layer", "0", "--sparsity", "1.5"}, {"--sparsity 1.5", "0 to 1"});
   refused({file, "--layer", "0", "--sparsity", "1", "--sink", "0", "--recent", "0"}, {"nothing"});
+  refused({file, "--layer", "0", "--threshold", "nan"}, {"--threshold nan"});
   refused({"/nonexistent", "--layer", "0", "--sparsity", "1"}, {"/nonexistent"});
   const fs::path bad = program.folder() / "bad.tsv";
   const auto refused_text = [&](const std::string& text, const std::vector<std::string>& parts) {
@@ -105,7 +106,17 @@ TEST_CASE("import minference refuses other files") {
   refused("{}", {bad.string(), "no list of layers"});
   refused("[]", {"no list of layers"});
   refused("[{}]", {"no heads"});
-  refused("[{\"0\": [\"stream_llm\", 1]}]", {"MInference's format"});
+  refused("[{\"0\": [\"stream_llm\", 1]}]", {"head 0 must be [kind, vertical, slash, score]"});
+  refused("[[]]", {"members are heads"});
+  refused("[{\"0\": 3}]", {"head 0 must be ["});
+  refused("[{\"0\": [\"stream_llm\", 4294967297, 3, 3]}]",
+          {"head 0's vertical size 4294967297 must be a whole number from 0"});
+  refused("[{\"0\": [\"stream_llm\", 1, 2.9, 3]}]", {"head 0's slash size 2.9 must be"});
+  refused("[{\"0\": [\"stream_llm\", true, 2, 3]}]", {"head 0's vertical size true must be"});
+  refused("[{\"0\": [7, 1, 2, 3]}]", {"head 0's kind 7 must be a text"});
+  refused("[{\"0\": [\"stream_llm\", 1, 2, \"3\"]}]", {"its score a number"});
+  refused("[{\"0\": [\"stream_llm\", 1, 2, 3], \"00\": [\"stream_llm\", 1, 2, 3]}]",
+          {"head 0 is there twice"});
   refused("[{\"0\": [\"other\", 1, 2, 0.5]}]", {"'other' is not known", "vertical_and_slash"});
   refused("[{\"zero\": [\"stream_llm\", 1, 2, 0.5]}]", {"'zero' is no head number"});
   refused("[{\"1\": [\"stream_llm\", 1, 2, 0.5]}]", {"head 0 is missing"});

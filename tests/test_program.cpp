@@ -1,4 +1,6 @@
 // The program as a process: what it prints, and how it ends when the input or the machine is bad.
+#include <sys/resource.h>
+
 #include "program.hpp"
 
 using namespace girih::tests;
@@ -115,6 +117,18 @@ TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   const Result piped = program.run({"show", "-", "--json"}, "dense\n");
   CHECK(Json::parse(piped.out)["pattern"] == "dense");
   check_refused({"show", "@/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+  for (const std::string none : {"nope.girih", "a/b", "./no pe", "/nonexistent"}) {
+    check_refused({"show", none}, 2, "invalid_argument", {"there is no file '" + none + "'"});
+  }
+  check_refused({"show", "expr(\"k / 2 <\")"}, 2, "invalid_argument", {"^"});
+
+  // A comment ends with its line, wherever it begins; messages count a file's own lines.
+  write(file, "causal   # decoders\r\n# all\n& window(left=3)  # near\n");
+  CHECK(program.json({"show", file.string()})["pattern"] == "causal & window(left=3)");
+  write(file, "causal & expr(\"k < 9\n  # of both\n  && q < 9\")\n");
+  CHECK(program.json({"show", file.string()})["pattern"] == "causal & expr(\"k < 9 && q < 9\")");
+  write(file, "# one\ncausal  # two\n  & sunk(4)\n");
+  check_refused({"show", file.string()}, 2, "invalid_argument", {"3:5: ", "sunk", "^"});
 }
 
 TEST_CASE("program: env reports versions, folders and every variable") {
@@ -134,6 +148,28 @@ TEST_CASE("program: env reports versions, folders and every variable") {
   const Result text = program.run({"env"});
   CHECK(text.exit_code == 0);
   CHECK(contains(text.out, "GIRIH_CACHE_DIR"));
+}
+
+TEST_CASE("program: env says why the cache's folder is not used") {
+  Program program;
+  const fs::path folder = program.folder() / "cache";
+  fs::create_directory(folder);
+  fs::permissions(folder, fs::perms::owner_all | fs::perms::group_all);
+  CHECK(program.json({"env"})["cache"]["writable"] == true);  // it was named
+  CHECK_FALSE(program.json({"env"})["cache"].contains("reason"));
+  fs::permissions(folder, fs::perms::all);
+  const Json cache = program.json({"env"})["cache"];
+  CHECK(cache["writable"] == false);
+  CHECK(contains(cache["reason"], "everyone can write to it (chmod o-w)"));
+  CHECK(contains(program.run({"env"}).out, "everyone can write to it (chmod o-w)"));
+
+  // The per-user folder, which nobody names, is trusted less.
+  program.set("GIRIH_CACHE_DIR", "");
+  program.set("XDG_CACHE_HOME", folder.string());
+  fs::permissions(folder, fs::perms::owner_all);
+  fs::create_directory(folder / "girih");
+  fs::permissions(folder / "girih", fs::perms::owner_all | fs::perms::group_all);
+  CHECK(contains(program.json({"env"})["cache"]["reason"], "its group can write to it"));
 }
 
 TEST_CASE("program: compile writes what it made and reports its resources") {
@@ -223,6 +259,11 @@ TEST_CASE("program: wrong usage") {
   CHECK(program.run({"--help"}).exit_code == 0);
   CHECK(contains(program.run({"--version"}).out, "girih "));
   check_refused({"show"}, 2, "invalid_argument", {"PATTERN"});
+  check_refused({"expalin", "causal"}, 2, "invalid_argument",
+                {"'expalin' is no verb; did you mean explain?"});
+  check_refused({"cache", "lst"}, 2, "invalid_argument", {"'lst' is no verb; did you mean ls?"});
+  check_refused({"explain", "causal", "--arch", "sm_80", "--seqlen-k", "-1"}, 2, "invalid_argument",
+                {"--seqlen-k -1"});
   check_refused({"show", "causal", "--colour"}, 2, "invalid_argument", {"--colour"});
   check_refused({"show", "causal", "--seqlen-q", "-1"}, 2, "invalid_argument", {"-1"});
   check_refused({"show", "causal", "--block-n", "0"}, 2, "invalid_argument", {"--block-n 0"});
@@ -233,6 +274,73 @@ TEST_CASE("program: wrong usage") {
   if (!nvrtc_found()) return;
   check_refused(kCompile + std::vector<std::string>{"-o", "/nonexistent/file"}, 2,
                 "invalid_argument", {"/nonexistent/file"});
+}
+
+TEST_CASE("program: a message that cannot be written changes no exit code") {
+  Program program;
+  program.send_errors_to("/dev/full");
+  CHECK(program.run({"show", "causl"}).exit_code == 2);
+  CHECK(program.run({"show"}).exit_code == 2);
+  CHECK(program.json({"show", "causl"}, 2)["error"]["code"] == "invalid_argument");
+  program.set("GIRIH_CASHE_DIR", "/tmp");
+  CHECK(program.run({"show", "causal"}).exit_code == 0);
+}
+
+TEST_CASE("program: a result is written whole or not at all, and errors have their reasons") {
+  const Program program;
+  const fs::path svg = program.folder() / "a.svg";
+  const auto show = [](const std::string& file) {
+    return Arguments{"show", "causal", "--seqlen-q", "64", "--seqlen-k", "64", "--svg", file};
+  };
+  check_refused(show("/dev/full"), 2, "invalid_argument", {"/dev/full", "No space left on device"});
+  check_refused(show(program.folder().path().string()), 2, "invalid_argument", {"Is a directory"});
+
+  write(svg, "old");
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit small = before;
+  small.rlim_cur = 600;  // more than the message has, and less than the picture
+  setrlimit(RLIMIT_FSIZE, &small);
+  const Result result = program.run(show(svg.string()));
+  setrlimit(RLIMIT_FSIZE, &before);
+  CHECK(result.exit_code == 2);
+  CHECK(contains(result.err, "File too large"));
+  CHECK(read(svg) == "old");
+
+  fs::create_symlink("a.svg", program.folder() / "link");
+  CHECK(program.run(show((program.folder() / "link").string())).exit_code == 0);
+  CHECK(fs::is_symlink(program.folder() / "link"));
+  CHECK(contains(read(svg), "</svg>"));
+  CHECK(contains(program.run(show("/dev/null")).out, "density"));
+}
+
+TEST_CASE("program: numbers are whole texts, read in tens, and refused by name") {
+  const Program program;
+  const auto refused = [&](const Arguments& arguments, const std::vector<std::string>& parts) {
+    check_refused(arguments, 2, "invalid_argument", parts, program);
+  };
+  const Arguments show{"show", "causal", "--seqlen-k", "16"};
+  for (const std::string bad : {"", " 4", "4 ", "0x10", "1e3", "4.5", "four", "+4"}) {
+    refused(show + Arguments{"--seqlen-q", bad},
+            {"--seqlen-q: '" + bad + "' is no whole number", "2147483647"});
+  }
+  refused(show + Arguments{"--seqlen-q", "4294967300"},
+          {"--seqlen-q: '4294967300' is out of range: give -2147483648 to 2147483647"});
+  refused(show + Arguments{"--heads", ""}, {"--heads: '' is no whole number"});
+  refused(show + Arguments{"--seed", "-1"}, {"--seed: '-1'", "0 to 18446744073709551615"});
+  refused(kCompile + Arguments{"--block-m", ""}, {"--block-m: ''"});
+  refused({"warm", "--pattern", "causal", "--arch", "sm_80", "--head-dim", "64,", "--dry-run"},
+          {"--head-dim: ''"});
+  refused({"calibrate", "causal", "--q", "q", "--k", "k", "--kept-tiles", "2", "-o", "x",
+           "--softmax-scale", "1,5"},
+          {"--softmax-scale: '1,5' is no number"});
+  refused({"cache", "prune", "--max-bytes", "-1"}, {"--max-bytes: '-1' is no size", "500MB"});
+  refused({"cache", "prune", "--max-bytes", ""}, {"--max-bytes: '' is no size"});
+  refused({"cache", "prune", "--older-than", ""}, {"--older-than: '' is no number"});
+  CHECK(program.json(show + Arguments{"--seqlen-q", "010"})["seqlen_q"] == 10);
+  CHECK(program.run({"cache", "prune", "--max-bytes", "09MB"}).exit_code == 0);
+  CHECK(program.json({"warm", "--pattern", "causal", "--arch", "sm_80", "--head-dim", "064,128",
+                      "--dry-run"})["kernels"][0]["problem"]["head_dim"] == 64);
 }
 
 TEST_CASE("program: patterns that are not patterns") {

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <fstream>
 #include <set>
 
@@ -142,6 +143,11 @@ TEST_CASE("what cannot be read is empty and what cannot be written says why") {
   const TemporaryFolder folder;
   CHECK(!read_file(folder / "missing"));
   CHECK(!read_file(folder.path()));
+  CHECK(errno == EISDIR);
+  CHECK(!read_file(folder / "file", 2));
+  CHECK(errno == EFBIG);
+  CHECK(!read_file("/dev/zero", 1L << 40));  // which does not say that it has no end
+  CHECK(errno == EFBIG);
   CHECK(write_file_atomically(folder / "no/such/folder", "x") == "No such file or directory");
   fs::create_directory(folder / "taken");
   CHECK(write_file_atomically(folder / "taken", "x") == "Is a directory");

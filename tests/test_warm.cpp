@@ -226,11 +226,26 @@ TEST_CASE("warm refuses what it does not understand, with the line") {
   refused("{\"pattern\": \"causal\"", {"line 1"});
   refused("{\"pattern\": \"sunk(1)\"}", {"line 1", "sunk"});
   refused("{\"pattern\": \"-\"}", {"line 1", "not stdin"});
-  refused("{\"pattern\": \"causal\", \"head_dim\": \"wide\"}", {"line 1"});
+  for (const std::string bad : {"\"wide\"", "64.9", "4294967360", "true", "[64, 64.5]", "null",
+                                "18446744073709551615", "1e300"}) {
+    refused("{\"pattern\": \"causal\", \"head_dim\": " + bad + "}",
+            {"line 1", "head_dim ", "must be a whole number from "});
+  }
+  refused("{\"pattern\": \"causal\", \"head_dim\": []}", {"head_dim is an empty list"});
+  refused("{\"pattern\": \"causal\", \"block_m\": 64.5}", {"block_m 64.5 must be"});
+  refused("{\"pattern\": \"causal\", \"heads\": \"8\"}", {"heads \"8\" must be"});
+  refused("{\"pattern\": \"causal\", \"portable\": 1}", {"portable 1 must be true or false"});
+  refused("{\"pattern\": 7}", {"pattern 7 must be a text"});
+  refused("{\"pattern\": \"causal\", \"arch\": [80]}", {"arch 80 must be a text"});
   refused("{\"pattern\": \"causal\", \"dtype\": \"fp8\"}", {"line 1", "fp8"});
   refused("{\"pattern\": \"heads(0: causal, else: dense)\"}", {"line 1", "--heads"});
   check_refused({"warm", "--arch", "sm_80"}, 2, "invalid_argument", {"FILE", "--pattern"});
-  check_refused({"warm", "/nonexistent"}, 2, "invalid_argument", {"/nonexistent"});
+  refused("", {file.string(), "names no kernels"});
+  refused("# none\n\n", {file.string(), "names no kernels"});
+  check_refused({"warm", "/nonexistent"}, 2, "invalid_argument",
+                {"/nonexistent", "No such file or directory"});
+  check_refused({"warm", "/"}, 2, "invalid_argument", {"'/'", "Is a directory"});
+  check_refused({"warm", "-"}, 2, "invalid_argument", {"'-' names no kernels"});
   check_refused(kTwoKernels + Arguments{"--jobs", "0"}, 2, "invalid_argument", {"--jobs 0"});
 }
 
@@ -282,6 +297,27 @@ TEST_CASE("cache lists, checks, repairs and prunes") {
   CHECK(program.json({"cache", "prune", "--older-than", "1"})["kept"] == 1);
   CHECK(program.json({"cache", "prune", "--max-bytes", "100"})["removed"] == 1);
   CHECK(cache_entries(program).empty());
+}
+
+TEST_CASE("cache looks only into folders that are there, where they are named") {
+  const Program program;
+  write(program.folder() / "file", "");
+  const std::string file = (program.folder() / "file").string();
+  const std::string none = (program.folder() / "none").string();
+  const std::vector<Arguments> verbs{
+      {"cache", "ls"}, {"cache", "verify"}, {"cache", "prune", "--all"}};
+  for (const Arguments& verb : verbs) {
+    for (const std::string option : {"--cache-dir", "--cache-layer"}) {
+      check_refused(verb + Arguments{option, none}, 2, "invalid_argument",
+                    {option + " '" + none + "' does not exist"}, program);
+      check_refused(verb + Arguments{option, file}, 2, "invalid_argument",
+                    {option + " '" + file + "' is not a folder"}, program);
+    }
+    CHECK(program.run(verb).exit_code == 0);  // a cache that is not made yet
+    Program other;
+    other.set("GIRIH_CACHE_DIR", file);
+    check_refused(verb, 1, "cache_io", {file, "it is not a folder"}, other);
+  }
 }
 
 TEST_CASE("cache refuses to guess") {

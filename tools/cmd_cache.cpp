@@ -28,6 +28,36 @@ std::vector<cache::Folder> all_folders(const jit::Options& options) {
   return cache::folders_of(runtime::resolve(options).cache);
 }
 
+// A cache that nobody has written to yet is empty, but a folder that was named is to be there: its
+// name may be wrong.
+void check_named(const std::filesystem::path& folder, const char* option) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(folder, error);
+  if (std::filesystem::is_directory(status)) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} '{}' {}: give a cache's folder", option, folder.string(),
+                          std::filesystem::exists(status) ? "is not a folder"
+                                                          : "does not exist or is out of reach"));
+}
+
+void check_named(const jit::Options& options) {
+  if (options.cache_dir) check_named(*options.cache_dir, "--cache-dir");
+  if (!options.cache_layers) return;
+  for (const std::filesystem::path& layer : *options.cache_layers) {
+    check_named(layer, "--cache-layer");
+  }
+}
+
+// What CLI::AsSizeValue would read as another number: a sign, and an octal one behind a 0.
+std::string plain_size(std::string& text) {
+  const auto is_digit = [](char c) { return '0' <= c && c <= '9'; };
+  if (text.empty() || !is_digit(text[0])) {
+    return fmt::format("'{}' is no size: give 0 or more bytes, such as 1000000 or 500MB", text);
+  }
+  while (text.size() > 1 && text[0] == '0' && is_digit(text[1])) text.erase(0, 1);
+  return {};
+}
+
 std::int64_t seconds_since(Clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - time).count();
 }
@@ -79,6 +109,7 @@ void add_ls(CLI::App& app, Context& context) {
   CLI::App* verb = add_verb(app, context, "ls", "List the cached kernels, layers included");
   add_cache_options(*verb, *options);
   verb->callback([options, &context] {
+    check_named(*options);
     Json json{{"folders", Json::array()}};
     for (const cache::Folder& folder : all_folders(*options)) {
       const cache::Listing listing = cache::list(folder);
@@ -130,13 +161,15 @@ void add_check(CLI::App& app, Context& context) {
                  "Put damaged entries aside (not in layers, which are read only)");
   add_cache_options(*verb, options->jit);
   verb->callback([options, &context] {
+    check_named(options->jit);
     std::size_t checked = 0;
     Json damaged = Json::array();
     for (const cache::Folder& folder : all_folders(options->jit)) {
-      for (const cache::Item& item : cache::list(folder).items) {
+      for (cache::Item& item : cache::list(folder).items) {
         ++checked;
+        const bool aside =
+            options->repair && folder.writable && cache::put_aside_if_damaged(folder, item);
         if (item.problem.empty()) continue;
-        const bool aside = options->repair && folder.writable && cache::put_aside(item.path);
         damaged.push_back(
             {{"path", item.path.string()}, {"problem", item.problem}, {"put_aside", aside}});
       }
@@ -169,9 +202,10 @@ void add_prune(CLI::App& app, Context& context) {
       add_verb(app, context, "prune", "Remove kernels, those unused for longest first");
   verb->add_option("--max-bytes", options->max_bytes,
                    "Keep at most so many bytes; 500MB and 2GB are understood")
-      ->transform(CLI::AsSizeValue(false));
-  verb->add_option("--older-than", options->older_than_days, "Remove what is unused for DAYS")
-      ->type_name("DAYS");
+      ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::Validator(plain_size, ""));
+  verb->add_option("--older-than", options->older_than_days,
+                   "Remove what is unused for so many days");
   verb->add_flag("--all", options->all, "Remove everything");
   verb->add_flag("--dry-run", options->dry_run, "Only say what would be removed");
   add_cache_options(*verb, options->jit);
@@ -180,6 +214,7 @@ void add_prune(CLI::App& app, Context& context) {
       throw Error(Errc::invalid_argument,
                   "nothing says what to remove: give --max-bytes N, --older-than DAYS or --all");
     }
+    check_named(options->jit);
     cache::PruneLimits limits{
         .max_bytes = options->max_bytes, .older_than = {}, .all = options->all};
     if (options->older_than_days) {

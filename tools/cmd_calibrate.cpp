@@ -172,6 +172,34 @@ std::vector<float> maxima_on_cpu(const Pattern& pattern, int kv, const Example& 
   return result;
 }
 
+// Keys of a tile: what the pattern's prune says, where it says so, else --kv.
+int kv_of(const Pattern& pattern, int given, bool is_given) {
+  for (const Pattern::HeadClass& head_class : pattern.classes()) {
+    const Prune& prune = head_class.modifiers.prune;
+    if (prune.thresholds.empty()) continue;
+    if (!is_given || prune.kv == given) return prune.kv;  // pruned classes have tiles alike
+    throw Error(Errc::invalid_argument,
+                fmt::format("--kv {} contradicts the pattern, which prunes tiles of {} keys: leave "
+                            "--kv out, or write kv={}",
+                            given, prune.kv, given));
+  }
+  return given;
+}
+
+// Every file that is read: of Q, of K, of thresholds in fills, and the pattern's.
+std::vector<std::string> files_read(const std::vector<std::string>& q,
+                                    const std::vector<std::string>& k, const FillOptions& fill,
+                                    const std::string& pattern) {
+  std::vector<std::string> files{pattern.starts_with('@') ? pattern.substr(1) : pattern};
+  for (const std::string& source : q) files.push_back(file_of(source));
+  for (const std::string& source : k) files.push_back(file_of(source));
+  for (const std::string& text : fill.fills) {
+    const std::size_t at = text.find("=@");
+    if (at != text.npos) files.push_back(text.substr(at + 2, text.find(',', at) - at - 2));
+  }
+  return files;
+}
+
 }  // namespace
 
 void add_calibrate(CLI::App& app, Context& context) {
@@ -197,7 +225,8 @@ void add_calibrate(CLI::App& app, Context& context) {
   verb->add_option("--kept-tiles", options->kept_tiles,
                    "Key tiles that each 128 queries should keep beside their own")
       ->required();
-  verb->add_option("--kv", options->kv, "Keys of a tile, 64 or 128")->capture_default_str();
+  verb->add_option("--kv", options->kv,
+                   "Keys of a tile, 64 or 128; default: as the pattern prunes, or 64");
   verb->add_option("--softmax-scale", options->softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--dtype", options->dtype, "What values are rounded to, bf16 or fp16")
       ->capture_default_str();
@@ -211,8 +240,14 @@ void add_calibrate(CLI::App& app, Context& context) {
       ->required();
   add_jit_options(*verb, options->jit);
 
-  verb->callback([options, &context] {
+  verb->callback([options, &context, verb] {
+    const float given_scale = options->softmax_scale.value_or(1);
+    if (!std::isfinite(given_scale) || given_scale < 0) {  // as a launch refuses it
+      throw Error(Errc::invalid_argument,
+                  fmt::format("--softmax-scale {} must be finite and not negative", given_scale));
+    }
     const Pattern pattern = read_pattern(options->pattern);
+    options->kv = kv_of(pattern, options->kv, verb->count("--kv") > 0);
     const DType dtype = parse_dtype(options->dtype);
     if (options->q.size() != options->k.size()) {
       throw Error(Errc::invalid_argument,
@@ -227,6 +262,8 @@ void add_calibrate(CLI::App& app, Context& context) {
     if (options->layout == Layout::thd) {
       throw Error(Errc::invalid_argument, "--layout thd is not supported here: bshd and bhsd are");
     }
+    check_output(options->output,
+                 files_read(options->q, options->k, options->fill, options->pattern));
     const jit::TileMaxima tile_maxima(pattern, options->kv, options->jit);
     const bool gpu = !options->cpu && verify::device_available();
     std::optional<verify::Device> device;

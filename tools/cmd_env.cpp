@@ -65,10 +65,13 @@ Json cache_report() {
   const auto named = support::env("CACHE_DIR");
   const std::filesystem::path folder =
       named ? std::filesystem::path(*named) : cache::default_directory();
+  const std::string distrust = cache::distrust_of({.path = folder, .strict = !named});
+  std::error_code error;
   Json report{{"directory", folder.string()},
-              {"exists", !folder.empty() && std::filesystem::is_directory(folder)},
-              {"writable", !folder.empty() && writable(folder)},
+              {"exists", !folder.empty() && std::filesystem::is_directory(folder, error)},
+              {"writable", !folder.empty() && distrust.empty() && writable(folder)},
               {"layers", Json::array()}};
+  if (!distrust.empty()) report["reason"] = distrust;
   std::istringstream layers(support::env("CACHE_LAYERS").value_or(""));
   for (std::string layer; std::getline(layers, layer, ':');) {
     if (!layer.empty()) report["layers"].push_back(layer);
@@ -104,7 +107,9 @@ void print_text(const Json& report) {
   const std::string folder = text(cache, "directory");
   print(folder.empty() ? "cache     none: set GIRIH_CACHE_DIR, XDG_CACHE_HOME or HOME\n"
                        : fmt::format("cache     {} ({}{})\n", folder,
-                                     cache["writable"] ? "writable" : "not writable",
+                                     cache.contains("reason") ? text(cache, "reason")
+                                     : cache["writable"]      ? "writable"
+                                                              : "not writable",
                                      cache["exists"] ? "" : ", not made yet"));
   for (const Json& layer : cache["layers"]) {
     print(fmt::format("layer     {}\n", layer.get<std::string>()));

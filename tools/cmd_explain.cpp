@@ -255,10 +255,10 @@ void add_explain(CLI::App& app, Context& context) {
     const std::vector<pattern::Grid> grids = pattern::grids_of(pattern);
     if (!grids.empty() && !options->seqlen_q) options->seqlen_q = grids.front().tokens;
     if (options->seqlen_q || options->seqlen_k) {
+      if (options->seqlen_q) check_range("--seqlen-q", *options->seqlen_q, 0, kMaxNumber);
+      if (options->seqlen_k) check_range("--seqlen-k", *options->seqlen_k, 0, kMaxNumber);
       const int seqlen_q = options->seqlen_q.value_or(options->seqlen_k.value_or(0));
       const int seqlen_k = options->seqlen_k.value_or(seqlen_q);
-      check_range("--seqlen-q", seqlen_q, 0, kMaxNumber);
-      check_range("--seqlen-k", seqlen_k, 0, kMaxNumber);
       geometry = geometry_of(seqlen_q, seqlen_k, problem);
       inputs.emplace(read_fills(options->fill, pattern, problem, 1, seqlen_q, seqlen_k),
                      problem.num_heads, *geometry);

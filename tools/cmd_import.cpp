@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <sstream>
+#include <system_error>
 
 #include "common.hpp"
 #include "girih/shared/geometry.cuh"
@@ -24,7 +26,10 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::string contents(const std::string& file) {
   const auto text = support::read_file(file);
-  if (!text) refuse(fmt::format("cannot read '{}': it must exist and be readable", file));
+  if (!text) {
+    refuse(fmt::format("cannot read '{}' ({}): it must exist and be readable", file,
+                       std::generic_category().message(errno)));
+  }
   return *text;
 }
 
@@ -139,6 +144,9 @@ void add_duo(CLI::App& app, Context& context) {
     if (options->sparsity && !(0 <= *options->sparsity && *options->sparsity <= 1)) {
       refuse(fmt::format("--sparsity {} is out of range: give 0 to 1", *options->sparsity));
     }
+    if (options->threshold && std::isnan(*options->threshold)) {
+      refuse("--threshold nan is above no gate and below none: give a number");
+    }
     check_range("--sink", options->sink, 0, kMaxNumber);
     check_range("--recent", options->recent, 0, kMaxNumber);
     if (options->sink == 0 && options->recent == 0) {
@@ -188,13 +196,8 @@ struct HeadConfig {
   double score = 0;
 };
 
-int size_of(const Json& json) {
-  const int size = json.get<int>();
-  check_range("size", size, 0, kMaxNumber);
-  return size;
-}
-
 std::vector<HeadConfig> read_layer(const Json& layer) {
+  if (!layer.is_object()) refuse("the layer must be an object whose members are heads");
   std::map<int, HeadConfig> by_head;  // a JSON object has no order
   for (const auto& [name, value] : layer.items()) {
     int head = 0;
@@ -202,8 +205,18 @@ std::vector<HeadConfig> read_layer(const Json& layer) {
     if (error != std::errc() || end != name.data() + name.size()) {
       refuse(fmt::format("'{}' is no head number", name));
     }
-    by_head[head] = {value.at(0).get<std::string>(), size_of(value.at(1)), size_of(value.at(2)),
-                     value.at(3).get<double>()};
+    const auto member = [&name](const char* what) {
+      return fmt::format("head {}'s {}", name, what);
+    };
+    if (!value.is_array() || value.size() != 4 || !value[3].is_number()) {
+      refuse(
+          fmt::format("head {} must be [kind, vertical, slash, score], its score a number", name));
+    }
+    if (by_head.contains(head)) refuse(fmt::format("head {} is there twice", head));
+    by_head[head] = {string_of(member("kind"), value[0]),
+                     integer_of(member("vertical size"), value[1], 0, kMaxNumber),
+                     integer_of(member("slash size"), value[2], 0, kMaxNumber),
+                     value[3].get<double>()};
   }
   std::vector<HeadConfig> heads;
   for (const auto& [head, config] : by_head) {

@@ -3,13 +3,16 @@
 // ended when the same command is given again.
 #include <fmt/format.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
-#include <fstream>
-#include <iostream>
 #include <map>
+#include <optional>
 #include <set>
+#include <sstream>
+#include <system_error>
 #include <thread>
 
 #include "cache/disk_cache.hpp"
@@ -18,6 +21,7 @@
 #include "girih/estimate.hpp"
 #include "progress.hpp"
 #include "runtime/settings.hpp"
+#include "support/fs.hpp"
 
 namespace girih::tools {
 namespace {
@@ -59,10 +63,22 @@ void add_estimates(const Group& group, const std::string& arch, std::vector<Spec
   }
 }
 
-template <class T>
-std::vector<T> one_or_more(const Json& json) {
-  if (json.is_array()) return json.get<std::vector<T>>();
-  return {json.get<T>()};
+// Of numbers every verb refuses what is too large for it; here they only have to be the given ones.
+constexpr int kLeast = -kMaxNumber, kMost = kMaxNumber;
+
+// What `read` makes of a member, or of each value of a list.
+template <class Read>
+auto one_or_more(const std::string& member, const Json& json, const Read& read) {
+  std::vector<decltype(read(member, json))> values;
+  if (!json.is_array()) {
+    values.push_back(read(member, json));
+    return values;
+  }
+  if (json.empty()) {
+    throw Error(Errc::invalid_argument, fmt::format("{} is an empty list: give a value", member));
+  }
+  for (const Json& value : json) values.push_back(read(member, value));
+  return values;
 }
 
 std::vector<DType> parse_dtypes(const std::vector<std::string>& names) {
@@ -82,29 +98,36 @@ Group parse_line(const std::string& line, const Group& defaults) {
                                          {"stages", &group.tile.num_stages},
                                          {"warps", &group.tile.num_warps},
                                          {"q_stages", &group.tile.num_q_stages}};
+  const auto integer = [](const std::string& member, const Json& value) {
+    return integer_of(member, value, kLeast, kMost);
+  };
   for (const auto& [name, value] : json.items()) {
     if (name == "pattern") {
-      group.patterns = one_or_more<std::string>(value);
+      group.patterns = one_or_more(name, value, string_of);
     } else if (name == "head_dim") {
-      group.head_dims = one_or_more<int>(value);
+      group.head_dims = one_or_more(name, value, integer);
     } else if (name == "head_dim_v") {
-      group.problem.head_dim_v = value.get<int>();
+      group.problem.head_dim_v = integer(name, value);
     } else if (name == "dtype") {
-      group.dtypes = parse_dtypes(one_or_more<std::string>(value));
+      group.dtypes = parse_dtypes(one_or_more(name, value, string_of));
     } else if (name == "arch") {
-      group.archs = one_or_more<std::string>(value);
+      group.archs = one_or_more(name, value, string_of);
     } else if (name == "heads") {
-      group.problem.num_heads = value.get<int>();
+      group.problem.num_heads = integer(name, value);
     } else if (name == "kv_heads") {
-      group.problem.num_heads_kv = value.get<int>();
+      group.problem.num_heads_kv = integer(name, value);
     } else if (name == "head_offset") {
-      group.problem.head_offset = value.get<int>();
+      group.problem.head_offset = integer(name, value);
     } else if (name == "heads_total") {
-      group.problem.num_heads_total = value.get<int>();
+      group.problem.num_heads_total = integer(name, value);
     } else if (name == "portable") {
+      if (!value.is_boolean()) {
+        throw Error(Errc::invalid_argument,
+                    fmt::format("{} {} must be true or false", name, value.dump()));
+      }
       group.tile.portable = value.get<bool>();
     } else if (const auto member = tile.find(name); member != tile.end()) {
-      *member->second = value.get<int>();
+      *member->second = integer(name, value);
     } else {
       throw Error(
           Errc::invalid_argument,
@@ -140,15 +163,15 @@ void add_specs(const Group& group, std::vector<Spec>& specs) {
 
 // JSON objects, one a line; empty lines and lines that start with # are skipped.
 void add_specs_of_file(const std::string& name, const Group& defaults, std::vector<Spec>& specs) {
-  std::ifstream file;
-  if (name != "-") {
-    file.open(name);
-    if (!file) {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("cannot read '{}': give a file of JSON lines, or - for stdin", name));
-    }
+  const std::optional<std::string> text =
+      name == "-" ? support::read_all(STDIN_FILENO) : support::read_file(name);
+  if (!text) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("cannot read '{}' ({}): give a file of JSON lines, or - for stdin",
+                            name, std::generic_category().message(errno)));
   }
-  std::istream& input = name == "-" ? std::cin : file;
+  std::istringstream input(*text);
+  const std::size_t before = specs.size();
   int number = 0;
   for (std::string line; std::getline(input, line);) {
     ++number;
@@ -168,6 +191,12 @@ void add_specs_of_file(const std::string& name, const Group& defaults, std::vect
     } catch (const Json::exception& error) {
       refuse(error.what());
     }
+  }
+  if (specs.size() == before) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("'{}' names no kernels: give a JSON object a line, such as "
+                            "{{\"pattern\": \"causal\"}}",
+                            name));
   }
 }
 
@@ -432,9 +461,9 @@ void add_warm(CLI::App& app, Context& context) {
     for (const Job& job : jobs) ++counts[to_string(job.status)];
     context.exit_code = counts["skipped"] > 0 ? kInterrupted : exit_code_of(jobs);
     if (counts["skipped"] > 0) {
-      fmt::print(stderr,
-                 "girih: interrupted: {} kernels are left; the same command goes on from here\n",
-                 counts["skipped"]);
+      print_error(fmt::format(
+          "girih: interrupted: {} kernels are left; the same command goes on from here\n",
+          counts["skipped"]));
     }
     const std::string folder = runtime::resolve(options->jit).cache.directory.string();
     if (context.json) {

@@ -1,13 +1,14 @@
 #include "common.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
-#include <iostream>
-#include <iterator>
+#include <limits>
 #include <sstream>
+#include <system_error>
 
 #include "pattern/grid.hpp"
 #include "support/fs.hpp"
@@ -16,28 +17,58 @@
 namespace girih::tools {
 namespace {
 
-std::string file_text(const std::filesystem::path& path) {
-  const auto text = support::read_file(path);
+// Of a pattern's file, or of stdin, "-".
+std::string file_text(const std::string& name) {
+  const auto text = name == "-" ? support::read_all(STDIN_FILENO) : support::read_file(name);
   if (!text) {
     throw Error(Errc::invalid_argument,
-                fmt::format("cannot read the pattern file '{}': it must exist and be readable",
-                            path.string()));
+                fmt::format("cannot read the pattern file '{}' ({}): it must exist and be readable",
+                            name, std::generic_category().message(errno)));
   }
   return *text;
 }
 
-// One line: a parse error then shows the text with a caret under the character.
+// Without lines that are comments, which may stand inside an expression's string, too. Line breaks
+// stay: a comment behind a part of the pattern ends with its line, and messages count lines.
 std::string without_comments(const std::string& text) {
   std::istringstream lines(text);
-  std::string joined;
+  std::string kept;
   for (std::string line; std::getline(lines, line);) {
-    constexpr auto kBlank = " \t\r";
-    const auto begin = line.find_first_not_of(kBlank);
-    if (begin == std::string::npos || line[begin] == '#') continue;
-    if (!joined.empty()) joined += ' ';
-    joined += line.substr(begin, line.find_last_not_of(kBlank) - begin + 1);
+    const auto begin = line.find_first_not_of(" \t\r");
+    if (begin != std::string::npos && line[begin] != '#') kept += line;
+    kept += '\n';
   }
-  return joined;
+  return kept;
+}
+
+std::string error_text(int error) { return std::generic_category().message(error); }
+
+[[noreturn]] void cannot_write(const std::filesystem::path& path, const std::string& why) {
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format("cannot write '{}': {}; give a file in a folder that you can write to and "
+                  "that has room",
+                  path.string(), why));
+}
+
+// Where links lead to: they stay, and /dev/stdout is one. A device or a pipe may have no name of
+// its own and is written by the one given.
+std::filesystem::path target_of(std::filesystem::path path) {
+  constexpr int kMostLinks = 40;
+  std::error_code error;
+  for (int i = 0; i < kMostLinks && std::filesystem::is_symlink(path, error); ++i) {
+    if (std::filesystem::is_other(std::filesystem::status(path, error))) break;
+    path = path.parent_path() / std::filesystem::read_symlink(path, error);
+  }
+  return path;
+}
+
+// For a message: short, whatever bytes are in it.
+std::string json_text(const Json& value) {
+  constexpr std::size_t kMost = 60;
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > kMost) text = text.substr(0, kMost) + "...";
+  return text;
 }
 
 jit::Mode parse_mode(std::string_view text) {
@@ -228,16 +259,41 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
 }
 
 Pattern read_pattern(const std::string& argument) {
-  if (argument == "-") {
-    return Pattern::parse(without_comments(std::string(std::istreambuf_iterator(std::cin), {})));
-  }
+  if (argument == "-") return Pattern::parse(without_comments(file_text(argument)));
   if (argument.starts_with('@'))
     return Pattern::parse(without_comments(file_text(argument.substr(1))));
   std::error_code error;  // a long pattern is no file name, and that is fine
   if (std::filesystem::is_regular_file(argument, error)) {
     return Pattern::parse(without_comments(file_text(argument)));
   }
-  return Pattern::parse(argument);
+  try {
+    return Pattern::parse(argument);
+  } catch (const Error& parse_error) {
+    // A '/' of a pattern is inside an expression, and so behind a '('.
+    const bool path = argument.ends_with(".girih") ||
+                      argument.substr(0, argument.find('(')).find('/') != argument.npos;
+    if (!path || parse_error.code() != Errc::invalid_argument) throw;
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("there is no file '{}': give one that exists, or a pattern's text", argument));
+  }
+}
+
+int integer_of(std::string_view member, const Json& value, int least, int most) {
+  // What is beyond int64 is held as unsigned, or, like what has a fraction, as floating.
+  const bool whole = value.is_number_integer() &&
+                     !(value.is_number_unsigned() &&
+                       value.get<std::uint64_t>() > std::numeric_limits<std::int64_t>::max());
+  const std::int64_t number = whole ? value.get<std::int64_t>() : 0;
+  if (whole && least <= number && number <= most) return static_cast<int>(number);
+  throw Error(Errc::invalid_argument, fmt::format("{} {} must be a whole number from {} to {}",
+                                                  member, json_text(value), least, most));
+}
+
+std::string string_of(std::string_view member, const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} {} must be a text in quotes", member, json_text(value)));
 }
 
 DType parse_dtype(std::string_view text) {
@@ -266,15 +322,34 @@ void print_json(const Json& json) {
 
 void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
-void write_output(const std::filesystem::path& path, std::string_view bytes) {
-  std::ofstream file(path, std::ios::binary);  // not by renaming: it may be a device or a pipe
-  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  if (!file) {
+void print_error(std::string_view text) {
+  // There is nowhere to say that this failed; an exception here would end the program.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+void check_output(const std::filesystem::path& path, const std::vector<std::string>& inputs) {
+  const std::filesystem::path target = target_of(path);
+  std::error_code error;
+  for (const std::string& input : inputs) {
+    if (!std::filesystem::is_regular_file(target, error)) break;
+    if (!std::filesystem::equivalent(target, input, error)) continue;
     throw Error(Errc::invalid_argument,
-                fmt::format("cannot write {} bytes to '{}': give a file in a writable folder",
-                            bytes.size(), path.string()));
+                fmt::format("'{}' is read, too, and would be overwritten: give another output",
+                            path.string()));
   }
+  if (std::filesystem::is_directory(target, error)) cannot_write(path, error_text(EISDIR));
+  const bool in_place = std::filesystem::is_other(std::filesystem::status(target, error));
+  const std::filesystem::path folder =
+      target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
+  if (in_place ? ::access(target.c_str(), W_OK) != 0
+               : target.empty() || ::access(folder.c_str(), W_OK | X_OK) != 0) {
+    cannot_write(path, error_text(target.empty() ? ENOENT : errno));
+  }
+}
+
+void write_output(const std::filesystem::path& path, std::string_view bytes) {
+  const std::string why = support::write_file_atomically(target_of(path), bytes);
+  if (!why.empty()) cannot_write(path, why);
 }
 
 Json to_json(const TileConfig& tile) {

@@ -111,9 +111,14 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
 // --- Input
 
 /// The pattern in a PATTERN argument: text, or the contents of a file: `@FILE`, a path that
-/// exists, or `-` for stdin. In a file, lines that start with `#` are comments and line breaks
-/// are spaces. @throws Error invalid_argument.
+/// exists, or `-` for stdin. In a file, `#` and what follows it in its line is a comment, and line
+/// breaks are spaces. @throws Error invalid_argument.
 Pattern read_pattern(const std::string& argument);
+
+/// The value of a member of a JSON file. @throws Error invalid_argument, which names the member and
+/// the value, unless it is a whole number from `least` to `most`, or a text.
+int integer_of(std::string_view member, const Json& value, int least, int most);
+std::string string_of(std::string_view member, const Json& value);
 
 /// @throws Error invalid_argument unless it is "bf16" or "fp16".
 DType parse_dtype(std::string_view text);
@@ -130,7 +135,15 @@ void print_json(const Json& json);
 /// Writes to stdout; `text` should end in a line break.
 void print(std::string_view text);
 
-/// @throws Error invalid_argument when the file cannot be written.
+/// Writes to stderr, whole or not at all: what cannot be written there is lost, and throws nothing.
+void print_error(std::string_view text);
+
+/// Before a long computation: @throws Error invalid_argument when write_output could not write
+/// `path`, or when it is one of `inputs`, whose bytes would be lost.
+void check_output(const std::filesystem::path& path, const std::vector<std::string>& inputs);
+
+/// The whole file or, when that fails, what was there before. A link's target is written, a device
+/// or a pipe in place. @throws Error invalid_argument when it cannot be written.
 void write_output(const std::filesystem::path& path, std::string_view bytes);
 
 Json to_json(const TileConfig& tile);

@@ -219,13 +219,13 @@ int run(const std::string& file) {
 
 int main(int argc, char** argv) {
   if (argc != 2) {
-    fmt::print(stderr, "usage: girih_quickstart PATTERN_FILE\n");
+    tools::print_error("usage: girih_quickstart PATTERN_FILE\n");
     return tools::kUsage;
   }
   try {
     return run(argv[1]);
   } catch (const Error& error) {
-    fmt::print(stderr, "girih: error: {}\n", error.what());
+    tools::print_error(fmt::format("girih: error: {}\n", error.what()));
     return tools::exit_code(error.code());
   }
 }

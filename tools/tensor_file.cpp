@@ -2,15 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "girih/error.hpp"
 #include "girih/problem.hpp"
+#include "support/fs.hpp"
 #include "support/safetensors.hpp"
 #include "verify/reference.hpp"
 
@@ -19,6 +22,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "files are, too");
 
+constexpr std::string_view kSafetensors = ".safetensors";
 constexpr std::int64_t kMostElements = std::int64_t{1} << 33;
 
 [[noreturn]] void refuse(const std::string& source, const std::string& why) {
@@ -26,9 +30,11 @@ constexpr std::int64_t kMostElements = std::int64_t{1} << 33;
 }
 
 std::string bytes_of_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) refuse(path, "cannot be read");
-  return {std::istreambuf_iterator<char>(file), {}};
+  std::optional<std::string> bytes = support::read_file(path, support::kMaxTensorFileBytes);
+  if (!bytes) {
+    refuse(path, fmt::format("cannot be read: {}", std::generic_category().message(errno)));
+  }
+  return std::move(*bytes);
 }
 
 std::int64_t product(const std::string& source, const std::vector<std::int64_t>& shape) {
@@ -156,16 +162,16 @@ FileTensor read_safetensors(const std::string& source, const std::string& path, 
 }  // namespace
 
 FileTensor read_tensor(const std::string& source) {
-  constexpr std::string_view kSafetensors = ".safetensors";
+  const std::string file = file_of(source);
+  if (!file.ends_with(kSafetensors)) return read_npy(file);
+  return read_safetensors(source, file, source.substr(std::min(file.size() + 1, source.size())));
+}
+
+std::string file_of(const std::string& source) {
   const std::size_t at = source.rfind(kSafetensors);
-  if (at != source.npos) {
-    const std::size_t end = at + kSafetensors.size();
-    if (end == source.size()) return read_safetensors(source, source, "");
-    if (source[end] == ':') {
-      return read_safetensors(source, source.substr(0, end), source.substr(end + 1));
-    }
-  }
-  return read_npy(source);
+  if (at == source.npos) return source;
+  const std::size_t end = at + kSafetensors.size();
+  return end < source.size() && source[end] == ':' ? source.substr(0, end) : source;
 }
 
 std::string safetensors_bytes(const std::string& name, const FileTensor& tensor,

@@ -18,6 +18,9 @@ struct FileTensor {
 /// bfloat16 (safetensors only), float32 and float64. @throws Error invalid_argument.
 FileTensor read_tensor(const std::string& source);
 
+/// FILE of such a text.
+std::string file_of(const std::string& source);
+
 /// One float32 tensor and what there is to say about it, as bytes of a .safetensors file.
 std::string safetensors_bytes(const std::string& name, const FileTensor& tensor,
                               const std::vector<std::pair<std::string, std::string>>& metadata);

@@ -132,6 +132,11 @@ std::vector<Folder> folders_of(const DiskCacheOptions& options) {
   return folders;
 }
 
+std::string distrust_of(const Folder& folder) {
+  const fs::path any_file = fs::path(kVersionFolder) / "file";  // itself it is not looked at
+  return distrust_on_the_way(folder.path, any_file, folder.strict);
+}
+
 Examined examine(const Folder& folder, const Key& key) {
   using State = Examined::State;
   const fs::path relative = relative_to_root(key);

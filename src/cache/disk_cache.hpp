@@ -33,6 +33,11 @@ struct Folder {
 /// Those that are named, in the order of lookup.
 std::vector<Folder> folders_of(const DiskCacheOptions& options);
 
+/// Why the cache neither reads nor writes the folder, or its folder of this version: "folder /x is
+/// not used: everyone can write to it (chmod o-w)". Empty when it does, or when it is not there
+/// yet.
+std::string distrust_of(const Folder& folder);
+
 /// What is in an entry's place.
 struct Examined {
   enum class State { absent, usable, folder_distrusted, unreadable, damaged };

@@ -82,6 +82,9 @@ std::string remove_at(const fs::path& path) {
 
 Listing list(const Folder& folder) {
   Listing listing;
+  std::error_code error;
+  if (fs::exists(folder.path, error) && !fs::is_directory(folder.path, error))
+    cannot_list(folder.path, "it is not a folder");
   for (const fs::path& arch : children(folder.path / kVersionFolder)) {
     for (const fs::path& first_digits : children(arch)) {
       const std::string digits = first_digits.filename().string();
@@ -97,6 +100,12 @@ Listing list(const Folder& folder) {
     }
   }
   return listing;
+}
+
+bool put_aside_if_damaged(const Folder& folder, Item& item) {
+  if (item.problem.empty()) return false;
+  item = read_item(folder, item.path, item.key);
+  return !item.problem.empty() && put_aside(item.path);
 }
 
 std::vector<std::size_t> choose_to_prune(const std::vector<Item>& items, const PruneLimits& limits,

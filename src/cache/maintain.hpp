@@ -27,9 +27,14 @@ struct Listing {
   std::vector<std::filesystem::path> rubbish;  ///< files put aside, what killed writers left
 };
 
-/// Reads and checks every entry. A folder that does not exist is empty.
+/// Reads and checks every entry. A folder that does not exist is empty; a file in its place is an
+/// error.
 /// @throws Error cache_io when it cannot be listed or must not be trusted.
 Listing list(const Folder& folder);
+
+/// Puts a damaged entry aside, unless what is in its place by now is good or gone: a running job
+/// may have replaced it since it was listed. `item` becomes what is there. @return whether it was.
+bool put_aside_if_damaged(const Folder& folder, Item& item);
 
 /// What to keep; at least one is to be given.
 struct PruneLimits {

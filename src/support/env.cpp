@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::string_view kPrefix = "GIRIH_";
 
-/// Levenshtein's: insertions, deletions and replacements that turn `a` into `b`.
+}  // namespace
+
 int edit_distance(std::string_view a, std::string_view b) {
   std::vector<int> row(b.size() + 1);
   std::iota(row.begin(), row.end(), 0);
@@ -29,8 +30,6 @@ int edit_distance(std::string_view a, std::string_view b) {
   }
   return row[b.size()];
 }
-
-}  // namespace
 
 const std::vector<Variable>& known_variables() {
   static const std::vector<Variable> kVariables = {

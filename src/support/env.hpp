@@ -15,6 +15,9 @@ std::optional<std::string> env(std::string_view name);
 /// naming the closest known one.
 void warn_about_unknown_variables();
 
+/// Levenshtein's: insertions, deletions and replacements that turn `a` into `b`.
+int edit_distance(std::string_view a, std::string_view b);
+
 struct Variable {
   std::string_view name;  ///< with the prefix
   std::string_view meaning;

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <ctime>
@@ -84,34 +85,36 @@ int append_to(int fd, std::string_view header, std::string_view lines) {
 
 }  // namespace
 
-std::optional<std::string> read_file(const std::filesystem::path& path) {
+std::optional<std::string> read_file(const std::filesystem::path& path, long most_bytes) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return std::nullopt;
-  std::optional<std::string> bytes = read_all(fd);
+  std::optional<std::string> bytes = read_all(fd, most_bytes);
+  const int error = errno;
   ::close(fd);
+  errno = error;
   return bytes;
 }
 
-std::optional<std::string> read_all(int fd) {
+std::optional<std::string> read_all(int fd, long most_bytes) {
   struct stat info {};
   const auto too_large = [] {
     errno = EFBIG;
     return std::nullopt;
   };
   if (::fstat(fd, &info) != 0) return std::nullopt;
-  if (info.st_size > kMaxFileBytes) return too_large();
-  std::string bytes;
+  if (!S_ISREG(info.st_mode)) most_bytes = std::min(most_bytes, kMaxFileBytes);
+  if (info.st_size > most_bytes) return too_large();
+  // One byte more than the file is said to hold, so that its end is seen without more memory.
+  std::string bytes(static_cast<std::size_t>(std::max<off_t>(info.st_size + 1, 4096)), '\0');
   std::size_t size = 0;
   while (true) {
-    // One byte more than the file is said to hold, so that its end is seen at the first try.
-    const std::size_t expected = info.st_size > 0 ? static_cast<std::size_t>(info.st_size) + 1 : 0;
-    bytes.resize(std::max(expected, size + 4096));
+    if (size == bytes.size()) bytes.resize(2 * size);
     const ssize_t got = ::read(fd, bytes.data() + size, bytes.size() - size);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return std::nullopt;
     if (got == 0) break;
     size += static_cast<std::size_t>(got);
-    if (size > std::size_t{kMaxFileBytes}) return too_large();
+    if (size > static_cast<std::size_t>(most_bytes)) return too_large();
   }
   bytes.resize(size);
   return bytes;

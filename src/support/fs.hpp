@@ -8,14 +8,17 @@
 
 namespace girih::support {
 
-/// No file of ours comes near this; a damaged or foreign one must not fill the memory.
+/// No file of ours comes near this, examples of Q and K apart; a damaged or foreign one must not
+/// fill the memory.
 inline constexpr long kMaxFileBytes = 256L << 20;
 
-/// Empty when the file cannot be read, or is larger than kMaxFileBytes.
-std::optional<std::string> read_file(const std::filesystem::path& path);
+/// Empty, with errno set, when the file cannot be read, or is larger than `most_bytes`. Devices and
+/// pipes, which do not say how much they hold, are never read beyond kMaxFileBytes.
+std::optional<std::string> read_file(const std::filesystem::path& path,
+                                     long most_bytes = kMaxFileBytes);
 
-/// From the descriptor's position to the end; empty, with errno set, when it cannot be read.
-std::optional<std::string> read_all(int fd);
+/// From the descriptor's position to the end, in the same way.
+std::optional<std::string> read_all(int fd, long most_bytes = kMaxFileBytes);
 
 /// Temporary file beside `path`, fsync, rename. The temporary file is removed on failure. A
 /// symbolic link is replaced; a device or a pipe is written to in place.

@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
+#include <optional>
+#include <system_error>
+#include <utility>
 
 #include "girih/error.hpp"
+#include "support/fs.hpp"
 
 namespace girih::support {
 namespace {
@@ -28,9 +31,11 @@ constexpr const char* kMetadata = "__metadata__";
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) refuse(path, "cannot be read");
-  bytes_.assign(std::istreambuf_iterator<char>(file), {});
+  std::optional<std::string> bytes = read_file(path, kMaxTensorFileBytes);
+  if (!bytes) {
+    refuse(path, fmt::format("cannot be read: {}", std::generic_category().message(errno)));
+  }
+  bytes_ = std::move(*bytes);
   std::uint64_t length = 0;
   if (bytes_.size() < sizeof(length)) refuse(path, "is no .safetensors file");
   std::memcpy(&length, bytes_.data(), sizeof(length));

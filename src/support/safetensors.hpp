@@ -10,6 +10,9 @@
 
 namespace girih::support {
 
+/// Examples of Q and K for long sequences are large, and so may be files that hold many tensors.
+inline constexpr long kMaxTensorFileBytes = 64L << 30;
+
 /// A whole file in memory. What cannot be read throws Error invalid_argument, which names the file.
 class SafetensorsFile {
  public:
