@@ -172,6 +172,12 @@ class PatternTest(unittest.TestCase):
             girih.compile("causal", jit="on")
         with self.assertRaisesRegex(girih.Error, "tune 'on' is not 'db', 'auto' or 'off'"):
             girih.compile("causal", tune="on")
+        with self.assertRaisesRegex(girih.Error, "cache_dir is 5: it must be a path"):
+            girih.compile("causal", cache_dir=5)
+        with self.assertRaisesRegex(girih.Error, "nvrtc 'a.0b' contains NUL".replace("0", "x00")):
+            girih.compile("causal", nvrtc="a\0b")
+        with self.assertRaisesRegex(girih.Error, "block_m is 4294967360: it must be from"):
+            girih.compile("causal", block_m=2**32 + 64)
 
 
 class ArgumentTest(unittest.TestCase):
@@ -222,6 +228,10 @@ class ArgumentTest(unittest.TestCase):
                      lse=Fake(2, 16, 4, dtype="float32"))
         self.refused("layout thd needs cu_seqlens_q", Fake(7, 4, 64), Fake(9, 2, 64),
                      Fake(9, 2, 64), layout="thd")
+
+    def test_numbers_beyond_32_bits_are_refused(self):
+        self.refused("q_start is 4294967296: it must be from", q_start=2**32)
+        self.refused("k_start is -4294967295: it must be from", k_start=1 - 2**32)
 
     def test_every_argument_of_a_launch_can_be_given(self):
         call = girih._Call(self.q, self.kv, self.kv, out=self.q, softmax_scale=0.5, q_start=-3,

@@ -133,6 +133,12 @@ class AttentionTest(unittest.TestCase):
             out = girih.attention(q, k, v, PATTERN)
         stream.synchronize()
         self.assertTrue(torch.equal(out, expected))
+        stream.wait_stream(torch.cuda.current_stream())
+        for given in (stream, stream.cuda_stream):  # whose memory the result is, too
+            out, lse = girih.attention(q, k, v, PATTERN, stream=given, return_lse=True)
+            stream.synchronize()
+            self.assertTrue(torch.equal(out, expected))
+            self.assertEqual(lse.shape, (q.shape[0], q.shape[2], q.shape[1]))
 
         graph, out = torch.cuda.CUDAGraph(), torch.zeros_like(q)
         with torch.cuda.graph(graph):
@@ -147,6 +153,9 @@ class AttentionTest(unittest.TestCase):
             girih.attention(q.cpu(), k, v, "causal")
         with self.assertRaisesRegex(girih.Error, "no backward pass"):
             girih.attention(q.requires_grad_(), k, v, "causal")
+        slopes = torch.ones(1, 4, device="cuda", requires_grad=True)
+        with self.assertRaisesRegex(girih.Error, "the input 'a' requires a gradient"):
+            girih.attention(q.detach(), k, v, "causal with alibi(a)", inputs={"a": slopes})
         with torch.no_grad():
             girih.attention(q, k, v, "causal")
         with self.assertRaisesRegex(girih.Error, "v has shape"):

@@ -11,6 +11,7 @@ libgirih.so is looked for, in this order: the environment variable GIRIH_LIBRARY
 file, build/bin of the source tree, the loader's own paths. There is no backward pass.
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -64,6 +65,12 @@ class _Struct(ctypes.Structure):
 
     def __init__(self, **members):
         super().__init__(size=ctypes.sizeof(self), **members)
+
+    def __setattr__(self, name, value):
+        if isinstance(value, int) and dict(self._fields_).get(name) is _int32:
+            if not -2**31 <= value < 2**31:  # ctypes would take what is left of it in 32 bits
+                _refuse("%s is %d: it must be from %d to %d" % (name, value, -2**31, 2**31 - 1))
+        super().__setattr__(name, value)
 
 
 class _Options(_Struct):
@@ -631,6 +638,16 @@ def _torch_of(tensor):
     return torch if torch is not None and isinstance(tensor, torch.Tensor) else None
 
 
+def _allocating(torch, stream):
+    """Memory from PyTorch for work on `stream`, which is None for the current one: PyTorch may give
+    what is freed to later work of the stream that it was taken for."""
+    if torch is None or stream is None:
+        return contextlib.ExitStack()  # of nothing
+    if not hasattr(stream, "cuda_stream"):
+        stream = torch.cuda.ExternalStream(stream)
+    return torch.cuda.stream(stream)
+
+
 def _in_context(torch, device, call):
     """Checks call() with `device` current. A thread that has not used CUDA yet has no context."""
     if torch is None:
@@ -654,9 +671,14 @@ class _Call:
                                  max_ctas=max_ctas)
         self.torch = torch = _torch_of(q)
         self.device = device = q.device if torch else None
-        if torch and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
-            _refuse("q, k or v requires a gradient, and there is no backward pass: use "
-                    "torch.no_grad() or detach()")
+        if torch and torch.is_grad_enabled():
+            tensors = [("q", q), ("k", k), ("v", v)]
+            tensors += [("the input %r" % name, getattr(value, "tensor", value))
+                        for name, value in dict(inputs or {}).items()]
+            for name, tensor in tensors:
+                if getattr(tensor, "requires_grad", False):
+                    _refuse("%s requires a gradient, and there is no backward pass: use "
+                            "torch.no_grad() or detach()" % name)
         q_view = _tensor("q", q, layout, device)
         v_view = _tensor("v", v, layout, device)
         heads_at, rows_at = (1, 2) if layout == "bhsd" else (2, 1)
@@ -676,12 +698,14 @@ class _Call:
         if out is None:
             if torch is None:
                 _refuse("q is no PyTorch tensor: give out= to be written to")
-            out = q.new_empty(tuple(q.shape[:-1]) + (v_view.shape[3],))
+            with _allocating(torch, stream):
+                out = q.new_empty(tuple(q.shape[:-1]) + (v_view.shape[3],))
         lse_shape = (heads, rows) if layout == "thd" else (batch, heads, rows)
         if lse is None and return_lse:
             if torch is None:
                 _refuse("q is no PyTorch tensor: give lse= instead of return_lse=True")
-            lse = q.new_empty(lse_shape, dtype=torch.float32)
+            with _allocating(torch, stream):
+                lse = q.new_empty(lse_shape, dtype=torch.float32)
         args.lse = _array("lse", lse, "float32", lse_shape, device)
         self.result = out if lse is None else (out, lse)
 
@@ -847,6 +871,10 @@ def _options(jit=None, tune=None, **options):
                             % (name, ", ".join(sorted(_OPTION_NAMES))))
         if isinstance(value, (str, os.PathLike)):
             options[name] = os.fsencode(value)
+            if b"\0" in options[name]:  # which C would take for the end
+                _refuse("%s %r contains NUL: leave it out" % (name, value))
+        elif dict(_Options._fields_)[name] is _char_p and value is not None:
+            _refuse("%s is %r: it must be a path, as text" % (name, value))
     return _Options(jit=_JIT[jit], tune=_TUNE[tune], **options)
 
 
@@ -951,12 +979,13 @@ def combine(outs, lses, *, out=None, lse=None, layout="bshd", empty_lse=-math.in
     lse_shape = (heads, rows) if layout == "thd" else (batch, heads, rows)
     if (out is None or lse is None) and torch is None:
         _refuse("the parts are no PyTorch tensors: give out= and lse= to be written to")
-    if out is None:
-        same = all(part.dtype == outs[0].dtype for part in outs)
-        out = torch.empty(outs[0].shape, dtype=outs[0].dtype if same else torch.float32,
-                          device=device)
-    if lse is None:
-        lse = torch.empty(lse_shape, dtype=torch.float32, device=device)
+    with _allocating(torch, stream):
+        if out is None:
+            same = all(part.dtype == outs[0].dtype for part in outs)
+            out = torch.empty(outs[0].shape, dtype=outs[0].dtype if same else torch.float32,
+                              device=device)
+        if lse is None:
+            lse = torch.empty(lse_shape, dtype=torch.float32, device=device)
     parts = (_Part * len(outs))(*(
         _Part(out=ctypes.pointer(view),
               lse=_array("lses[%d]" % i, part, "float32", lse_shape, device))
@@ -1048,8 +1077,9 @@ def estimate_slashes(q, k, num_vertical=None, num_slash=None, layout="bshd", sof
             head_vertical = [min(number, num_vertical) for number in head_vertical]
         if head_slash is not None:
             head_slash = [min(number, num_slash) for number in head_slash]
-        lists = SlashLists(*(torch.empty(shape + (number,), dtype=torch.int32, device=device)
-                             for number in (num_vertical, num_slash)))
+        with _allocating(torch, stream):
+            lists = SlashLists(*(torch.empty(shape + (number,), dtype=torch.int32, device=device)
+                                 for number in (num_vertical, num_slash)))
     of_torch = stream is None and torch is not None  # then so is the scratch memory
     if of_torch:
         stream = torch.cuda.current_stream(device)
@@ -1124,7 +1154,8 @@ def estimate_blocks(q, k, *, top_k=None, threshold=None, stride=None, q_block=64
     if mask is None:
         if torch is None:
             _refuse("q is no PyTorch tensor: give mask= to be written to")
-        mask = torch.empty(shape, dtype=torch.bool, device=device)
+        with _allocating(torch, stream):
+            mask = torch.empty(shape, dtype=torch.bool, device=device)
     if stream is None and torch:
         stream = torch.cuda.current_stream(device)
     dtype = "bool" if _dtype_name(mask.dtype) == "bool" else "uint8"
