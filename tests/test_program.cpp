@@ -329,8 +329,8 @@ TEST_CASE("program: numbers are whole texts, read in tens, and refused by name")
   refused(show + Arguments{"--heads", ""}, {"--heads: '' is no whole number"});
   refused(show + Arguments{"--seed", "-1"}, {"--seed: '-1'", "0 to 18446744073709551615"});
   refused(kCompile + Arguments{"--block-m", ""}, {"--block-m: ''"});
-  refused({"warm", "--pattern", "causal", "--arch", "sm_80", "--head-dim", "64,", "--dry-run"},
-          {"--head-dim: ''"});
+  refused({"warm", "--pattern", "causal", "--arch", "sm_80", "--head-dim", "64,x", "--dry-run"},
+          {"--head-dim: 'x' is no whole number"});
   refused({"calibrate", "causal", "--q", "q", "--k", "k", "--kept-tiles", "2", "-o", "x",
            "--softmax-scale", "1,5"},
           {"--softmax-scale: '1,5' is no number"});

@@ -19,6 +19,7 @@
 #include "common.hpp"
 #include "girih/combine.hpp"
 #include "girih/estimate.hpp"
+#include "girih/shared/geometry.cuh"
 #include "progress.hpp"
 #include "runtime/settings.hpp"
 #include "support/fs.hpp"
@@ -63,9 +64,6 @@ void add_estimates(const Group& group, const std::string& arch, std::vector<Spec
   }
 }
 
-// Of numbers every verb refuses what is too large for it; here they only have to be the given ones.
-constexpr int kLeast = -kMaxNumber, kMost = kMaxNumber;
-
 // What `read` makes of a member, or of each value of a list.
 template <class Read>
 auto one_or_more(const std::string& member, const Json& json, const Read& read) {
@@ -99,7 +97,7 @@ Group parse_line(const std::string& line, const Group& defaults) {
                                          {"warps", &group.tile.num_warps},
                                          {"q_stages", &group.tile.num_q_stages}};
   const auto integer = [](const std::string& member, const Json& value) {
-    return integer_of(member, value, kLeast, kMost);
+    return integer_of(member, value, 0, kMaxNumber);  // 0 is what is not given, or refused later
   };
   for (const auto& [name, value] : json.items()) {
     if (name == "pattern") {
