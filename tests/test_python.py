@@ -478,8 +478,8 @@ class InputTest(unittest.TestCase):
         call(0.08838834764, None, 128)
         for own, given, has in ((0.25, None, "0.125"), (0.125, 0.3, "0.3"), (0.125, 0, "0")):
             with self.assertRaisesRegex(
-                    girih.Error, r"inputs\['t'\] holds thresholds for softmax_scale %s, but the call "
-                    "has %s: give softmax_scale=%s" % (own, has, own)):
+                    girih.Error, r"inputs\['t'\] holds thresholds for softmax_scale %s, but the "
+                    "call has %s: give softmax_scale=%s" % (own, has, own)):
                 call(own, given)
 
     def test_inputs_outlive_the_call_and_stand_in_any_order(self):

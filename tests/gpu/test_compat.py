@@ -417,7 +417,8 @@ class LocalStrideTest(CompatTest):
         # Which need not be copies: every query head has its own.
         k, v = normal(1, 120, 8, 64), normal(1, 120, 8, 64)
         self.check(module(q, k, v), q, k, v, mask)
-        part = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, active_head_range=(3, 6), **named)
+        part = compat.LocalStrideSparseAttention(8, 128, 16, 2, 6, active_head_range=(3, 6),
+                                                 **named)
         q, k, v = (x[:, :, 3:6] for x in (q, k, v))
         self.check(part(q, k, v), q, k, v, mask[3:6])
 

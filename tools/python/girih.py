@@ -459,8 +459,8 @@ class Thresholds:
     @classmethod
     def load(cls, path, device="cuda"):
         """What `girih calibrate` wrote, with its kv and softmax_scale: patterns that prune other
-        tiles refuse it, and so do calls with another scale. The values become a PyTorch tensor; what
-        else the file says is in `metadata`, a dict of strings (pattern, head_dim, kept_tiles, ...)."""
+        tiles refuse it, and so do calls with another scale. The values become a PyTorch tensor;
+        what else the file says is in `metadata`, a dict of strings (pattern, head_dim, ...)."""
         import torch
         shape, values, metadata = _read_thresholds(path)
         scale = metadata.get("softmax_scale")

@@ -420,8 +420,8 @@ class LocalStrideSparseAttention(_Module):
             _refuse("k has %d keys: max_seq_len is %d" % (k.shape[rows_at], self.max_seq_len))
 
     def _call(self, q, k, v, layout, heads_at):
-        """What launches: a rank's kernel where the heads are not all of the model's, and the pattern
-        of each query head where K's heads are not the pattern's."""
+        """What launches: a rank's kernel where the heads are not all of the model's, and the
+        pattern of each query head where K's heads are not the pattern's."""
         if self.rank_heads is None:
             return girih.compile(self.pattern)
         shared = self.rank_heads // k.shape[heads_at]
@@ -441,8 +441,8 @@ class LocalStrideSparseAttention(_Module):
                 left_paddings=None, seqlens=None, return_lse=False, split_qkv=None):
         """q, k, v: 4-D, by seq_dim, or packed [tokens, heads, head_dim] with cu_seqlen_k and, unless
         there is one query a sequence or as many as keys, cu_seqlen_q.
-        left_paddings, seqlens: [batch], 4-D: so many first keys do not exist, and behind them so many
-          do, all where not given; with as many queries as keys or one. Rows of padding give 0.
+        left_paddings, seqlens: [batch], 4-D: so many first keys do not exist, and behind them so
+          many do, all where not given; with as many queries as keys or one. Rows of padding give 0.
         split_qkv: what makes q, k and v of q, where k and v are not given, or k and v of k, where v
           is not: a function that returns tensors, views say.
         Returns out, or (out, lse [batch, heads, seqlen_q]) with return_lse.
