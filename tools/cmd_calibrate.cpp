@@ -254,11 +254,6 @@ void add_calibrate(CLI::App& app, Context& context) {
                   fmt::format("--q names {} files and --k {}: an example has one of each",
                               options->q.size(), options->k.size()));
     }
-    if (const float scale = options->softmax_scale.value_or(1);
-        !std::isfinite(scale) || scale < 0) {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("--softmax-scale {} must be finite and not negative", scale));
-    }
     if (options->layout == Layout::thd) {
       throw Error(Errc::invalid_argument, "--layout thd is not supported here: bshd and bhsd are");
     }
