@@ -49,6 +49,12 @@ constexpr bool kIsElaborate = requires {
   Config::kElaborate;
 };
 
+// Whether all heads have a causal window and nothing else.
+template <class Classes>
+constexpr bool kCausalWindows = false;
+template <>
+constexpr bool kCausalWindows<HeadClasses<All<Leaf<Causal>, Leaf<Window>>>> = true;
+
 template <class Config>
 struct FwdSm90 {
   using Element = typename Config::Element;
@@ -315,7 +321,7 @@ struct FwdSm90 {
   static __device__ __forceinline__ Described describe(Work& work, const FwdParams& params,
                                                        const Heads& heads, const InputView* inputs,
                                                        int tile, bool second = false) {
-    const QueryTile at = query_tile(params, tile, kHeadsPerTile);
+    const QueryTile at = query_tile<kCausalWindows<Classes>>(params, tile, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
     const int first_row = at.m_block * kRowsPerHead;
     if (first_row >= sequence.geometry.seqlen_q) return kNoTile;

@@ -18,19 +18,30 @@ struct QueryTile {
 // which see most keys under causal masks, come first (longest processing time first), so that the
 // short tiles fill the gaps at the end. Heads of different kinds are not ranked: at one m_block the
 // tiles of a streaming head start beside those of a dense one and end sooner.
+// Where all heads have a causal window (kShortLast), only the first rows of a sequence are short:
+// they come last, behind all sections, where sequences are long.
+template <bool kShortLast = false>
 __device__ __forceinline__ QueryTile query_tile(const FwdParams& params, uint32 tile,
                                                 int heads_per_tile) {
   const uint32 num_heads = params.num_heads / heads_per_tile;  // unsigned: divided faster
   const uint32 num_batch_heads = params.num_batch_heads;
-  const uint32 heads_per_section = params.heads_per_section;
-  const uint32 tiles_per_section = params.num_m_blocks * heads_per_section;
+  const uint32 num_m_blocks = params.num_m_blocks;
+  // Of each head: few, for their order ignores who shares keys.
+  const uint32 num_last = kShortLast ? min(num_m_blocks / 16, 8u) : 0;
+  const uint32 num_first_tiles = (num_m_blocks - num_last) * num_batch_heads;
+  const bool last = kShortLast && tile >= num_first_tiles;
+  if (last) tile -= num_first_tiles;
+  const uint32 heads_per_section =
+      last ? num_batch_heads : static_cast<uint32>(params.heads_per_section);
+  const uint32 end_m_block = last ? num_last : num_m_blocks;
+  const uint32 tiles_per_section = (last ? num_last : num_m_blocks - num_last) * heads_per_section;
   const uint32 section = tile / tiles_per_section;
   const uint32 first_head = section * heads_per_section;
   const uint32 section_heads = min(heads_per_section, num_batch_heads - first_head);
   const uint32 rest = tile - section * tiles_per_section;
   const uint32 batch_head = first_head + rest % section_heads;
   const uint32 batch = batch_head / num_heads;
-  return {static_cast<int>(params.num_m_blocks - 1 - rest / section_heads),
+  return {static_cast<int>(end_m_block - 1 - rest / section_heads),
           static_cast<int>((batch_head - batch * num_heads) * heads_per_tile),
           static_cast<int>(batch)};
 }
