@@ -49,12 +49,6 @@ constexpr bool kIsElaborate = requires {
   Config::kElaborate;
 };
 
-// Whether all heads have a causal window and nothing else.
-template <class Classes>
-constexpr bool kCausalWindows = false;
-template <>
-constexpr bool kCausalWindows<HeadClasses<All<Leaf<Causal>, Leaf<Window>>>> = true;
-
 template <class Config>
 struct FwdSm90 {
   using Element = typename Config::Element;
@@ -381,24 +375,6 @@ struct FwdSm90 {
       work.geometry.inputs = nullptr;  // OwnDocument
     }
     __syncwarp();
-  }
-
-  // The query tiles of a CTA, one after the other. The first ones are the CTAs' by number, the
-  // others go to whoever asks next; without a counter they go round, back and forth, so that
-  // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
-  // tile leaves the counter as the next launch needs it.
-  static __device__ __forceinline__ int take_query_tile(const FwdParams& params, int num_items,
-                                                        int* counter, int round) {
-    if (counter == nullptr) {
-      const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-      return round * gridDim.x + place;
-    }
-    int taken = 0;
-    if (fresh_thread_index() % 32 == 0) {
-      taken = atomicAdd(counter, 1);
-      if (taken == params.num_tiles + num_items - 1) *counter = 0;
-    }
-    return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
   }
 
   // The scheduler's end of the ring of visits.

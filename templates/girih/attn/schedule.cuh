@@ -1,9 +1,17 @@
 // The order in which query tiles are started.
 #pragma once
 
+#include "girih/ptx/warp.cuh"
 #include "girih/shared/params.cuh"
+#include "girih/shared/structure.cuh"
 
 namespace girih {
+
+// Whether all heads have a causal window and nothing else.
+template <class Classes>
+constexpr bool kCausalWindows = false;
+template <>
+constexpr bool kCausalWindows<HeadClasses<All<Leaf<Causal>, Leaf<Window>>>> = true;
 
 struct QueryTile {
   int m_block;
@@ -44,6 +52,24 @@ __device__ __forceinline__ QueryTile query_tile(const FwdParams& params, uint32 
   return {static_cast<int>(end_m_block - 1 - rest / section_heads),
           static_cast<int>((batch_head - batch * num_heads) * heads_per_tile),
           static_cast<int>(batch)};
+}
+
+// The query tiles of a CTA, one after the other. The first ones are the CTAs' by number, the
+// others go to whoever asks next; without a counter they go round, back and forth, so that
+// neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
+// tile leaves the counter as the next launch needs it.
+__device__ __forceinline__ int take_query_tile(const FwdParams& params, int num_items, int* counter,
+                                               int round) {
+  if (counter == nullptr) {
+    const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+    return round * gridDim.x + place;
+  }
+  int taken = 0;
+  if (fresh_thread_index() % 32 == 0) {
+    taken = atomicAdd(counter, 1);
+    if (taken == params.num_tiles + num_items - 1) *counter = 0;
+  }
+  return gridDim.x + __shfl_sync(0xffffffff, taken, 0);
 }
 
 }  // namespace girih
