@@ -116,6 +116,8 @@ class OtherPatternsTest(CompatTest):
                     "dense with softcap(2.5e-05)")
         self.parses(compat.flash_pattern(True, (-1, -1), 30.0, True),
                     "causal with softcap(30), alibi(alibi_slopes)")
+        for softcap in (-1.0, math.nan, math.inf):
+            self.refused("softcap is", compat.flash_pattern, True, (-1, -1), softcap)
 
     def test_local_strides_are_those_of_dkernel(self):
         pattern = compat.local_stride_pattern
@@ -138,6 +140,11 @@ class OtherPatternsTest(CompatTest):
             self.assertEqual(text, expected)
             self.parses(text)
         self.refused("vert_stride is 0", pattern, 8, 64, 4, 0)
+        self.refused("block_size is 0", pattern, 8, 0, 4, 4)
+        self.refused("num_kv_heads is 0", pattern, 8, 64, 4, 4, num_kv_heads=0)
+        self.refused("local_blocks has 3 numbers", pattern, 8, 64, (1, 2, 3), 4)
+        self.refused("local_blocks is 1.5: it must be whole", pattern, 8, 64, 1.5, 4)
+        self.refused("block_size is 0", compat.LocalStrideSparseAttention, 8, 1024, 0, 4, 4)
         self.refused("num_heads 8 is not a multiple of num_kv_heads 3", pattern, 8, 64, 4, 4,
                      num_kv_heads=3)
         self.refused("with homo_head all heads are alike", pattern, 8, 64, 4, 4, homo_head=True,

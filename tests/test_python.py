@@ -458,7 +458,12 @@ class InputTest(unittest.TestCase):
                     (file("d", dict(good, rows="64")), "64 rows and 64 keys"),
                     (file("e", good, dtype="F16"), "are no float32"),
                     (file("f", good, shape=(2, 4)), "has 24 bytes of thresholds"),
-                    (file("g", good, shape=(6,)), "are no float32")]:
+                    (file("g", good, shape=(6,)), "are no float32"),
+                    (file("m", good, shape=(-2, -3)), "are no float32"),
+                    (file("n", good, data=values[:16] + struct.pack("<2f", math.nan, 1)),
+                     "is NaN in head 1, column 1"),
+                    (os.path.join(folder, "none"), "none cannot be read: No such file"),
+                    (folder, "cannot be read: Is a directory")]:
                 with self.assertRaisesRegex(girih.Error, message):
                     girih._read_thresholds(path)
             with open(os.path.join(folder, "h"), "wb") as out:

@@ -17,6 +17,7 @@ import functools
 import json
 import math
 import os
+import struct
 import sys
 import threading
 
@@ -420,25 +421,33 @@ class SlashLists:
 
 def _read_thresholds(path):
     """The shape, bytes and metadata of a .safetensors file with prune's thresholds."""
-    with open(path, "rb") as file:
-        data = file.read()
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        _refuse("%s cannot be read: %s" % (path, error.strerror))
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8:8 + length].decode())
         metadata, entry = header["__metadata__"], header["thresholds"]
-        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        shape, (begin, end) = [int(n) for n in entry["shape"]], map(int, entry["data_offsets"])
         kv, rows = int(metadata["kv"]), int(metadata["rows"])
         scale = float(metadata.get("softmax_scale", 0))  # files of old do not say
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         _refuse("%s holds no thresholds of prune: `girih calibrate` writes such files" % path)
     if rows != 128 or kv not in (64, 128):
         _refuse("%s holds thresholds for %d rows and %d keys: 128 rows, and 64 or 128 keys, are "
                 "supported" % (path, rows, kv))
     if not 0 <= scale < math.inf:
         _refuse("%s says softmax_scale %s, which must be finite, 0 or more" % (path, scale))
-    values = data[8 + length:][begin:end]
-    if entry.get("dtype") != "F32" or len(shape) != 2 or len(values) != 4 * shape[0] * shape[1]:
+    values = data[8 + length:][begin:end] if 0 <= begin <= end else b""
+    if (entry.get("dtype") != "F32" or len(shape) != 2 or min(shape) < 1 or
+            len(values) != 4 * shape[0] * shape[1]):
         _refuse("%s has %d bytes of thresholds, which are no float32 %s" % (path, len(values), shape))
+    for i, (value,) in enumerate(struct.iter_unpack("<f", values)):
+        if value != value:
+            _refuse("%s is NaN in head %d, column %d, where it keeps every tile: write -inf if that "
+                    "is meant" % (path, i // shape[1], i % shape[1]))
     return shape, values, metadata
 
 

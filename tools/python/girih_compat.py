@@ -123,9 +123,16 @@ def flash_pattern(causal=False, window_size=(-1, -1), softcap=0.0, alibi=False):
     else:
         sizes = ["%s=%d" % pair for pair in (("left", left), ("right", right)) if pair[1] >= 0]
         text = "window(%s)" % ", ".join(sizes) if sizes else "dense"
+    if not 0 <= softcap < math.inf:
+        _refuse("softcap is %s: it must be 0, which is none, or a positive number" % softcap)
     modifiers = ["softcap(%s)" % repr(float(softcap))] if softcap > 0 else []
     modifiers += ["alibi(alibi_slopes)"] if alibi else []
     return text + (" with " + ", ".join(modifiers) if modifiers else "")
+
+
+def _check_positive(name, count):
+    if count != int(count) or count < 1:
+        _refuse("%s is %s: it must be a whole number, 1 or more" % (name, count))
 
 
 def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, homo_head=False,
@@ -138,12 +145,17 @@ def local_stride_pattern(num_heads, block_size, local_blocks, vert_stride, *, ho
     With num_kv_heads the text counts KV heads, so that K and V must have so many (of a rank, its
     part). query_heads=(first, end) gives a text for these query heads alone, counted from 0, which
     names the mask of each: right for K and V with any heads, repeated ones say."""
-    if isinstance(local_blocks, (tuple, list)):
-        local = "(%d, %d)" % tuple(local_blocks)
-    else:
-        local = "%d" % local_blocks
-    if vert_stride < 1:
-        _refuse("vert_stride is %d: it must be 1 or more" % vert_stride)
+    several = isinstance(local_blocks, (tuple, list))
+    if several and len(local_blocks) != 2:
+        _refuse("local_blocks has %d numbers: it must be one, or a pair" % len(local_blocks))
+    for name, count in (("num_heads", num_heads), ("block_size", block_size),
+                        ("vert_stride", vert_stride),
+                        ("num_kv_heads", 1 if num_kv_heads is None else num_kv_heads)):
+        _check_positive(name, count)
+    for count in local_blocks if several else (local_blocks,):
+        if count != int(count):
+            _refuse("local_blocks is %s: it must be whole" % (local_blocks,))
+    local = "(%d, %d)" % tuple(local_blocks) if several else "%d" % local_blocks
     if num_kv_heads is not None and num_heads % num_kv_heads != 0:
         _refuse("num_heads %d is not a multiple of num_kv_heads %d" % (num_heads, num_kv_heads))
     if homo_head and num_dense_heads:
@@ -369,6 +381,8 @@ class LocalStrideSparseAttention(_Module):
         if seq_dim not in (None, 1, 2):
             _refuse("seq_dim %r is not 1 or 2" % (seq_dim,))
         self.layout = "bhsd" if seq_dim == 2 else "bshd"
+        _check_positive("block_size", block_size)
+        _check_positive("max_seq_len", max_seq_len)
         unit = math.lcm(block_size, block_m or 1, block_n or 1, 64)
         self.max_seq_len = -(-max_seq_len // unit) * unit
         self.pattern = local_stride_pattern(
