@@ -61,17 +61,24 @@ _char_p, _void_p, _size_t = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
 
 
+def _int32_of(name, value):
+    """An integer that a caller gave; ctypes would take what is left of it in 32 bits."""
+    if isinstance(value, int) and not -2**31 <= value < 2**31:
+        _refuse("%s is %d: it must be from %d to %d" % (name, value, -2**31, 2**31 - 1))
+    return value
+
+
 class _Struct(ctypes.Structure):
     """A struct of girih.h: knows its size, and everything else starts as zero."""
 
-    def __init__(self, **members):
-        super().__init__(size=ctypes.sizeof(self), **members)
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        cls._int32s = frozenset(name for name, kind in cls._fields_ if kind is _int32)
 
-    def __setattr__(self, name, value):
-        if isinstance(value, int) and dict(self._fields_).get(name) is _int32:
-            if not -2**31 <= value < 2**31:  # ctypes would take what is left of it in 32 bits
-                _refuse("%s is %d: it must be from %d to %d" % (name, value, -2**31, 2**31 - 1))
-        super().__setattr__(name, value)
+    def __init__(self, **members):
+        for name in self._int32s.intersection(members):
+            _int32_of(name, members[name])
+        super().__init__(size=ctypes.sizeof(self), **members)
 
 
 class _Options(_Struct):
@@ -680,10 +687,11 @@ class _Call:
                                  max_ctas=max_ctas)
         self.torch = torch = _torch_of(q)
         self.device = device = q.device if torch else None
+        self.inputs = inputs = dict(inputs or {})
         if torch and torch.is_grad_enabled():
             tensors = [("q", q), ("k", k), ("v", v)]
             tensors += [("the input %r" % name, getattr(value, "tensor", value))
-                        for name, value in dict(inputs or {}).items()]
+                        for name, value in inputs.items()]
             for name, tensor in tensors:
                 if getattr(tensor, "requires_grad", False):
                     _refuse("%s requires a gradient, and there is no backward pass: use "
@@ -697,7 +705,8 @@ class _Call:
             if None in (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
                 _refuse("layout thd needs cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k")
             batch = args.num_sequences = cu_seqlens_q.shape[0] - 1
-        args.max_seqlen_q, args.max_seqlen_k = max_seqlen_q or 0, max_seqlen_k or 0
+        args.max_seqlen_q = _int32_of("max_seqlen_q", max_seqlen_q or 0)
+        args.max_seqlen_k = _int32_of("max_seqlen_k", max_seqlen_k or 0)
         for name, array, size in (("cu_seqlens_q", cu_seqlens_q, batch + 1),
                                   ("cu_seqlens_k", cu_seqlens_k, batch + 1),
                                   ("seqused_k", seqused_k, batch),
@@ -724,8 +733,8 @@ class _Call:
         if softmax_scale is not None:
             args.softmax_scale, args.given = softmax_scale, args.given | _GIVEN_SOFTMAX_SCALE
         if q_start is not None:
-            args.q_start, args.given = q_start, args.given | _GIVEN_Q_START
-        self.inputs = inputs = dict(inputs or {})
+            args.q_start = _int32_of("q_start", q_start)
+            args.given |= _GIVEN_Q_START
         for name, value in inputs.items():
             if isinstance(value, Thresholds):
                 value._check_scale("inputs[%r]" % name, q_view.shape[3] ** -0.5
