@@ -6,6 +6,7 @@
 #include "common.hpp"
 #include "compile/nvrtc.hpp"
 #include "cuda/driver.hpp"
+#include "runtime/settings.hpp"
 #include "support/env.hpp"
 
 namespace girih::tools {
@@ -72,9 +73,9 @@ Json cache_report() {
               {"writable", !folder.empty() && distrust.empty() && writable(folder)},
               {"layers", Json::array()}};
   if (!distrust.empty()) report["reason"] = distrust;
-  std::istringstream layers(support::env("CACHE_LAYERS").value_or(""));
-  for (std::string layer; std::getline(layers, layer, ':');) {
-    if (!layer.empty()) report["layers"].push_back(layer);
+  for (const std::filesystem::path& layer :
+       runtime::split_paths(support::env("CACHE_LAYERS").value_or(""))) {
+    report["layers"].push_back(layer.string());
   }
   return report;
 }

@@ -197,6 +197,20 @@ inline std::vector<int> random_parts(std::mt19937_64& random, const std::vector<
   return parts;
 }
 
+/// Sequences of their own lengths: packed ones, or such as are shortened and padded.
+inline girih::verify::Case with_ragged_lengths(girih::verify::Case c, girih::Layout layout,
+                                               std::mt19937_64& random) {
+  c.problem.layout = layout;
+  if (layout == girih::Layout::thd) {
+    c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
+    c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
+  } else {
+    c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
+    c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
+  }
+  return c;
+}
+
 /// The rows of out and lse of all sequences and heads, as they were downloaded.
 inline std::vector<std::uint16_t> result_bits(const girih::verify::Workload& workload) {
   const girih::verify::Case& c = workload.parameters;

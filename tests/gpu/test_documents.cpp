@@ -63,15 +63,7 @@ TEST_CASE("documents of several query tiles show exactly their keys") {
 TEST_CASE("documents follow the sequences of packed, shortened and padded batches") {
   std::mt19937_64 random(6);
   for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    Case c = documents_case(128, 5, {1300, 1500}, 600);
-    c.problem.layout = layout;
-    if (layout == Layout::thd) {
-      c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
-      c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
-    } else {
-      c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
-      c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
-    }
+    Case c = with_ragged_lengths(documents_case(128, 5, {1300, 1500}, 600), layout, random);
     for (const int max_ctas : {0, 3}) {
       c.max_ctas = max_ctas;
       check_documents(c, girih::verify::random_documents("d", 5, 3, 1300, 1500, 400, 8),

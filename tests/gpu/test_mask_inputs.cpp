@@ -232,15 +232,8 @@ TEST_CASE("block masks follow the sequences of packed, shortened and padded batc
   std::mt19937_64 random(3);
   for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
     for (const auto& [q_block, kv_block] : {std::pair{128, 128}, {32, 64}}) {
-      Case c = block_case(64, 7, {300, 420}, 500 + static_cast<std::uint64_t>(q_block));
-      c.problem.layout = layout;
-      if (layout == Layout::thd) {
-        c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
-        c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
-      } else {
-        c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
-        c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
-      }
+      const Case c = with_ragged_lengths(
+          block_case(64, 7, {300, 420}, 500 + static_cast<std::uint64_t>(q_block)), layout, random);
       const InputData data =
           blocks_for(c, "m", q_block, kv_block, Sharing::heads, false, 0.4, 0, BlockForm::list, 1);
       for (const TileConfig& tile : kKernels) {
@@ -323,15 +316,7 @@ TEST_CASE("intervals of rows show exactly the keys that have the row, one or two
 TEST_CASE("intervals of rows follow the sequences of packed, shortened and padded batches") {
   std::mt19937_64 random(5);
   for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    Case c = block_case(64, 7, {300, 420}, 601);
-    c.problem.layout = layout;
-    if (layout == Layout::thd) {
-      c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
-      c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
-    } else {
-      c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
-      c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
-    }
+    const Case c = with_ragged_lengths(block_case(64, 7, {300, 420}, 601), layout, random);
     for (const int intervals : {1, 2}) {
       const InputData data = girih::verify::random_columns("d", 7, 3, 300, 420, intervals, 80, 8);
       for (const TileConfig& tile : kKernels) {
@@ -397,15 +382,7 @@ TEST_CASE("numbers of tokens show exactly the keys that they allow, in order and
 TEST_CASE("numbers of tokens follow the sequences of packed, shortened and padded batches") {
   std::mt19937_64 random(4);
   for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    Case c = block_case(64, 7, {300, 420}, 600);
-    c.problem.layout = layout;
-    if (layout == Layout::thd) {
-      c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
-      c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
-    } else {
-      c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
-      c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
-    }
+    const Case c = with_ragged_lengths(block_case(64, 7, {300, 420}, 600), layout, random);
     for (const TileConfig& tile : kKernels) {
       check_indices(c, girih::verify::random_documents("d", 7, 3, 300, 420, 30, 8),
                     "documents in sequences of their own lengths", tile);

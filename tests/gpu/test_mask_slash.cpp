@@ -136,15 +136,7 @@ TEST_CASE("columns and slashes show exactly their keys in the portable kernel an
 TEST_CASE("columns and slashes follow the sequences of packed, shortened and padded batches") {
   std::mt19937_64 random(4);
   for (const Layout layout : {Layout::bshd, Layout::bhsd, Layout::thd}) {
-    Case c = slash_case(64, 7, {300, 720}, 600);
-    c.problem.layout = layout;
-    if (layout == Layout::thd) {
-      c.lengths.q = ragged_lengths(random, c.batch, c.seqlen_q);
-      c.lengths.k = ragged_lengths(random, c.batch, c.seqlen_k);
-    } else {
-      c.lengths.used_k = ragged_lengths(random, c.batch, c.seqlen_k);
-      c.lengths.leftpad_k = random_parts(random, c.lengths.used_k);
-    }
+    const Case c = with_ragged_lengths(slash_case(64, 7, {300, 720}, 600), layout, random);
     for (const int batch : {1, 7}) {
       for (const Mixture mixture : {Mixture::alone, Mixture::with_others}) {
         const InputData data = lists_for(c, batch, batch == 1, 60, 20);
