@@ -3,23 +3,29 @@
 #pragma once
 
 #include "girih/attn/bricks.cuh"
+#include "girih/attn/pipeline_sm90.cuh"
 #include "girih/ptx/mbarrier.cuh"
 #include "girih/ptx/tma.cuh"
+#include "girih/ptx/warp.cuh"
+#include "girih/tile/load_tma.cuh"
 #include "girih/tile/smem_descriptor.cuh"
 #include "girih/tile/swizzle.cuh"
 
 namespace girih {
 
-// Kernel is FwdSm90 of a Config that visits bricks.
-template <class Kernel, class Config>
-struct BricksSm90 {
+// Config visits bricks.
+template <class Config>
+struct BricksSm90 : PipelineSm90<Config> {
+  using Pipeline = PipelineSm90<Config>;
+  using Pipeline::kBlockM, Pipeline::kBlockN, Pipeline::kHeadDimV;
+  using Pipeline::staged_chunk;
+  using typename Pipeline::Control, typename Pipeline::Visit, typename Pipeline::Work;
   using Rows = typename Config::QueryBrick;
   using Keys = typename Config::KeyBrick;
 
-  static_assert(Rows::box().volume() == Config::kBlockM && is_query_brick(Rows::box()));
-  static_assert(Keys::box().volume() == Config::kBlockN && is_key_brick(Keys::box()));
+  static_assert(Rows::box().volume() == kBlockM && is_query_brick(Rows::box()));
+  static_assert(Keys::box().volume() == kBlockN && is_key_brick(Keys::box()));
 
-  template <class Work>
   static __device__ __forceinline__ Neighborhood neighborhood_of(const Work& work) {
     return Neighborhood(work.numbers[0]);
   }
@@ -40,16 +46,15 @@ struct BricksSm90 {
   }
 
   // Likewise that of a visited key tile; behind the grid keys are consecutive rows of `rows`.
-  template <int kNumPanels, class Visit>
+  template <int kNumPanels>
   static __device__ __forceinline__ void load_keys(uint32 tile, const TensorMap& bricks,
                                                    const TensorMap& rows, const uint64& barrier,
                                                    int64 head_stride, BoxOrigin sequence,
                                                    const Visit& visit) {
     const int place = visit.boxes[0];
-    if (visit.flags & Kernel::kExtraKeys) {
+    if (visit.flags & kExtraKeys) {
       sequence.row += place;
-      Kernel::template load_panels<Config::kBlockN, Config::kBlockN, kNumPanels>(
-          tile, rows, barrier, [&](int) { return sequence; });
+      load_panels<kBlockN, kBlockN, kNumPanels>(tile, rows, barrier, [&](int) { return sequence; });
     } else {
       load<Keys, kNumPanels>(tile, bricks, barrier, head_stride, sequence,
                              scaled(unpack_place(place), Keys::box()));
@@ -58,42 +63,40 @@ struct BricksSm90 {
 
   // Describes a query tile and announces its visits, each when it is known who sees the next one;
   // by a warp.
-  template <class Control, class Work, class Announcer>
+  template <class Announcer>
   static __device__ __forceinline__ void find_visits(Control& control, Work& work,
                                                      Announcer& announcer) {
     if (work.first_row < 0) {
-      announcer.announce(control, Kernel::kFirstVisit | Kernel::kLastVisit, 0);
+      announcer.announce(control, kFirstVisit | kLastVisit, 0);
       return;
     }
     const Neighborhood n = neighborhood_of(work);
-    work.describe(n, work.first_row / Config::kBlockM);
+    work.describe(n, work.first_row / kBlockM);
     BrickWalk<Config> walk(n, work.origin, work.geometry.seqlen_k);
-    uint32 flags = Kernel::kFirstVisit;
+    uint32 flags = kFirstVisit;
 #pragma unroll 1
     for (bool more = true; more; flags = 0) {
-      flags |= Kernel::two_bits_each(walk.seen) + Kernel::two_bits_each(walk.seen & walk.full);
-      if (walk.behind_grid()) flags |= Kernel::kExtraKeys;
+      flags |= two_bits_each(walk.seen) + two_bits_each(walk.seen & walk.full);
+      if (walk.behind_grid()) flags |= kExtraKeys;
       const int place = walk.place();
       more = walk.advance();
-      flags |= more ? walk.seen << Kernel::kSeesNextBit : Kernel::kLastVisit;
+      flags |= more ? walk.seen << kSeesNextBit : kLastVisit;
       announcer.announce(control, flags, place);
     }
   }
 
   // Writes the staged output of the rows that the grid has; by a warp.
-  template <class Work>
   static __device__ __forceinline__ void store(const Work& work, int64 row_stride,
                                                const unsigned char* tile) {
-    constexpr uint32 kChunksPerRow = Config::kHeadDimV / 8;
+    constexpr uint32 kChunksPerRow = kHeadDimV / 8;
     const Neighborhood n = neighborhood_of(work);
 #pragma unroll 1
-    for (uint32 index = fresh_thread_index() % 32; index < Config::kBlockM * kChunksPerRow;
-         index += 32) {
+    for (uint32 index = fresh_thread_index() % 32; index < kBlockM * kChunksPerRow; index += 32) {
       const int row = index / kChunksPerRow, chunk = index % kChunksPerRow;
       const int token = work.token_of(n, row);
       if (token < 0) continue;
       *reinterpret_cast<uint4*>(work.out + token * row_stride + 8 * chunk) =
-          *reinterpret_cast<const uint4*>(tile + Kernel::staged_chunk(row, chunk));
+          *reinterpret_cast<const uint4*>(tile + staged_chunk(row, chunk));
     }
   }
 };

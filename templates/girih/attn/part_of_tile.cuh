@@ -7,7 +7,7 @@
 namespace girih {
 
 struct SplitMemory;
-template <class Kernel>
+template <class Pipeline>
 struct SplitsSm90;
 
 // Whether a kernel may split tiles at all; an entry of one that does says kSplits.

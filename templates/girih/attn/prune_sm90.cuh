@@ -1,10 +1,12 @@
 // The consumers of a Hopper kernel that prunes. They go through runs of key tiles that are kept as
-// FwdSm90's others do: Q * K^T of the next tile and P * V of this one at once, the decision on the
+// ConsumerSm90's do: Q * K^T of the next tile and P * V of this one at once, the decision on the
 // next tile and its softmax while the latter runs. The copy of a V, which nobody starts before its
 // tile is known to be kept, has as long. Between such runs a tile costs Q * K^T and the decision.
 #pragma once
 
+#include "girih/attn/fragments_sm90.cuh"
 #include "girih/attn/prune.cuh"
+#include "girih/attn/ring.cuh"
 #include "girih/attn/scores.cuh"
 #include "girih/attn/softmax.cuh"
 #include "girih/ptx/tma.cuh"
@@ -14,22 +16,31 @@
 
 namespace girih {
 
-// Kernel is FwdSm90 of a Config with kPrune.
-template <class Kernel>
-struct PrunedConsumer {
-  using Scores = typename Kernel::Scores;
-  using Tile = typename Kernel::Tile;
-  static constexpr bool kModifies = kNaturalScores<typename Kernel::Classes>;
+// Config has kPrune.
+template <class Config>
+struct PrunedConsumer : FragmentsSm90<Config> {
+  using Fragments = FragmentsSm90<Config>;
+  using Fragments::accumulate, Fragments::pack_probabilities, Fragments::score;
+  using Fragments::cap, Fragments::find_mask, Fragments::hide, Fragments::modify;
+  using Fragments::clear, Fragments::rescale, Fragments::stage_output;
+  using Fragments::kBlockM, Fragments::kLayout, Fragments::kWarpgroupBarrier;
+  using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
+  using Fragments::plain_scale_log2, Fragments::score_scale_log2;
+  using typename Fragments::Classes, typename Fragments::Control;
+  using typename Fragments::Mask, typename Fragments::Tile;
+  using typename Fragments::Output, typename Fragments::Probabilities, typename Fragments::Scores;
+  using typename Fragments::Visit, typename Fragments::Work;
+  static constexpr bool kModifies = kNaturalScores<Classes>;
 
   const FwdParams& params;
-  typename Kernel::Control& control;
+  Control& control;
   unsigned char* const shared_bytes;
   const int warpgroup;
 
   const uint32 shared = shared_address(shared_bytes);
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 % 4 * 16;
-  typename Kernel::template Ring<Kernel::kNumStages> keys = {}, values = {};
+  Ring<kNumStages> keys = {}, values = {};
   Tile tile = {};         // the latest whose scores were begun
   bool may_skip = false;  // it
   uint32 count = 0;       // of query tiles
@@ -37,28 +48,25 @@ struct PrunedConsumer {
   PruneRule rule = {};  // the query tile's
   int rows = 0;         // from the thread's first one on, that exist
   Scores scores = {};
-  typename Kernel::Probabilities probabilities = {};
-  typename Kernel::Output output = {};
+  Probabilities probabilities = {};
+  Output output = {};
   LazySoftmax softmax;
   float scale_log2;
 
-  __device__ __forceinline__ const typename Kernel::Work& work() const {
-    return control.work[count % Kernel::kNumWorks];
-  }
+  __device__ __forceinline__ const Work& work() const { return control.work[count % kNumWorks]; }
 
-  __device__ __forceinline__ bool is_last() const { return (tile.flags & Kernel::kLastVisit) != 0; }
+  __device__ __forceinline__ bool is_last() const { return (tile.flags & kLastVisit) != 0; }
 
   // Of the next key tile.
   __device__ __forceinline__ void start_scores() {
-    Kernel::wait(control.k_full[keys.stage], keys.parity);
-    const typename Kernel::Visit& visit = control.tiles[keys.stage];
+    wait(control.k_full[keys.stage], keys.parity);
+    const Visit& visit = control.tiles[keys.stage];
     tile = {visit.flags, visit.boxes[0]};
     may_skip = rule.may_skip(tile.box);
-    Kernel::score(scores,
-                  RowOperand<Kernel::kBlockM>(
-                      shared + count % Kernel::kNumQStages * Kernel::kLayout.q_stage_bytes +
-                      warpgroup * 64 * kPanelRowBytes),
-                  shared + Kernel::kLayout.k_offset + keys.stage * Kernel::kLayout.k_stage_bytes);
+    score(scores,
+          RowOperand<kBlockM>(shared + count % kNumQStages * kLayout.q_stage_bytes +
+                              warpgroup * 64 * kPanelRowBytes),
+          shared + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes);
   }
 
   // Behind that product: takes the key tile and tells whether it is kept. Then its scores are ready
@@ -66,43 +74,40 @@ struct PrunedConsumer {
   // behind them the mask must hide again what they made of -inf.
   __device__ __forceinline__ bool take_tile() {
     pin_registers(scores);
-    Kernel::release(control.k_empty[keys.stage], lane);
+    release(control.k_empty[keys.stage], lane);
     keys.advance();
-    Kernel::cap(scores, params, work(), warpgroup);
+    cap(scores, params, work(), warpgroup);
     bool masked = false;
-    typename Kernel::Mask seen;
-    Kernel::find_mask(work(), tile, nullptr, warpgroup, warp_row, lane,
-                      [&](const typename Kernel::Mask& mask) {
-                        Kernel::hide(scores, mask, lane);
-                        if constexpr (kModifies) {
-                          masked = true;
-                          seen = mask;
-                        }
-                      });
+    Mask seen;
+    find_mask(work(), tile, nullptr, warpgroup, warp_row, lane, [&](const Mask& mask) {
+      hide(scores, mask, lane);
+      if constexpr (kModifies) {
+        masked = true;
+        seen = mask;
+      }
+    });
     if (may_skip) {
-      const float scale =
-          kModifies ? Kernel::plain_scale_log2(params, work().softcap[0]) : scale_log2;
+      const float scale = kModifies ? plain_scale_log2(params, work().softcap[0]) : scale_log2;
       const bool own = reaches(scores, rows, scale, rule.threshold);
       if (!control.votes.vote(votes++, own, lane)) return false;
     }
     if constexpr (kModifies) {
-      Kernel::modify(scores, params, work(), tile, warpgroup, warp_row, lane);
-      if (masked) Kernel::hide(scores, seen, lane);
+      modify(scores, params, work(), tile, warpgroup, warp_row, lane);
+      if (masked) hide(scores, seen, lane);
     }
     return true;
   }
 
   __device__ __forceinline__ void start_values() {
-    Kernel::wait(control.v_full[values.stage], values.parity);
-    Kernel::accumulate(
-        output, probabilities,
-        shared + Kernel::kLayout.v_offset + values.stage * Kernel::kLayout.v_stage_bytes);
+    wait(control.v_full[values.stage], values.parity);
+    accumulate(output, probabilities,
+               shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes);
   }
 
   __device__ __forceinline__ void finish_values() {
     wgmma_wait<0>();
     pin_registers(output);
-    Kernel::release(control.v_empty[values.stage], lane);
+    release(control.v_empty[values.stage], lane);
     values.advance();
   }
 
@@ -121,8 +126,8 @@ struct PrunedConsumer {
     float shrink[2];
     softmax.update(scores, scale_log2, shrink);
     pin_registers(scores);
-    if (softmax.moved(shrink)) Kernel::rescale(output, shrink);
-    Kernel::pack_probabilities(probabilities, scores);
+    if (softmax.moved(shrink)) rescale(output, shrink);
+    pack_probabilities(probabilities, scores);
     while (!is_last()) {
       start_scores();
       start_values();
@@ -135,8 +140,8 @@ struct PrunedConsumer {
       pin_registers(scores);
       const bool moved = softmax.moved(shrink);
       finish_values();
-      if (moved) Kernel::rescale(output, shrink);
-      Kernel::pack_probabilities(probabilities, scores);
+      if (moved) rescale(output, shrink);
+      pack_probabilities(probabilities, scores);
     }
     start_values();
     finish_values();
@@ -145,22 +150,22 @@ struct PrunedConsumer {
 
   __device__ __forceinline__ void run() {
     for (;; ++count) {
-      const auto queries = Kernel::template ring_at<Kernel::kNumQStages>(count);
-      Kernel::wait(control.q_full[queries.stage], queries.parity);
+      const auto queries = ring_at<kNumQStages>(count);
+      wait(control.q_full[queries.stage], queries.parity);
       if (work().first_row < 0) return;
-      scale_log2 = Kernel::score_scale_log2(params, work().softcap[0]);
-      Kernel::clear(output);
+      scale_log2 = score_scale_log2(params, work().softcap[0]);
+      clear(output);
       softmax.reset();
       rule = work().rule;
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
       }
-      named_barrier_sync<128>(Kernel::kWarpgroupBarrier + warpgroup);  // Q's rows have been read
-      Kernel::stage_output(shared_bytes + queries.stage * Kernel::kLayout.q_stage_bytes, params,
-                           work(), output, softmax);
+      named_barrier_sync<128>(kWarpgroupBarrier + warpgroup);  // Q's rows have been read
+      stage_output(shared_bytes + queries.stage * kLayout.q_stage_bytes, params, work(), output,
+                   softmax);
       fence_proxy_async();
-      Kernel::release(control.out_full[queries.stage], lane);
-      Kernel::release(control.work_empty[count % Kernel::kNumWorks], lane);
+      release(control.out_full[queries.stage], lane);
+      release(control.work_empty[count % kNumWorks], lane);
     }
   }
 };

@@ -12,19 +12,19 @@
 
 namespace girih {
 
-// Kernel is a FwdSm90.
-template <class Kernel>
+// Pipeline is a PipelineSm90.
+template <class Pipeline>
 struct SplitsSm90 {
-  using Work = typename Kernel::Work;
+  using Work = typename Pipeline::Work;
   static constexpr int kWarps = kSplitThreads / 32;
-  static constexpr int kBlockM = Kernel::kBlockM;
-  static constexpr int kHeadDimV = Kernel::kHeadDimV;
+  static constexpr int kBlockM = Pipeline::kBlockM;
+  static constexpr int kHeadDimV = Pipeline::kHeadDimV;
 
   // --- Planning; a kernel of its own
 
   // Counts what tiles visit, a warp a tile; or chooses, by one CTA, and places parts.
   static __device__ __forceinline__ void plan(const FwdParams& params,
-                                              const typename Kernel::Heads& heads,
+                                              const typename Pipeline::Heads& heads,
                                               const InputView* inputs, const SplitMemory& memory,
                                               SplitPhase phase) {
     const bool counts = phase == SplitPhase::count;
@@ -36,23 +36,24 @@ struct SplitsSm90 {
     for (int i = blockIdx.x * kWarps + threadIdx.x / 32; i < num_tiles; i += step) {
       const SplitTile* const split = counts ? nullptr : memory.tiles + i;
       const int tile = counts ? i : split->tile;
-      const QueryTile at = query_tile(params, tile, Kernel::kHeadsPerTile);
+      const QueryTile at = query_tile(params, tile, Pipeline::kHeadsPerTile);
       Geometry geometry = sequence_of(params, at.batch).geometry;
       geometry.inputs = inputs;
       geometry.batch = at.batch;
       geometry.local_head = at.head;
-      const int first_row = at.m_block * Kernel::kRowsPerHead;
-      const auto& head = heads.rows[Kernel::Heads::kCapacity == 1 ? 0 : at.head];
+      const int first_row = at.m_block * Pipeline::kRowsPerHead;
+      const auto& head = heads.rows[Pipeline::Heads::kCapacity == 1 ? 0 : at.head];
       const TileColumns columns = TileColumns::of(
-          typename Kernel::Classes{}, Kernel::Classes::kCount == 1 ? 0 : head.head_class,
+          typename Pipeline::Classes{}, Pipeline::Classes::kCount == 1 ? 0 : head.head_class,
           head.numbers, geometry,
-          {first_row, min(first_row + Kernel::kRowsPerHead, geometry.seqlen_q)});
-      const int found = columns.walk(split, memory.items, Kernel::kBlockN, Kernel::kScanBox);
+          {first_row, min(first_row + Pipeline::kRowsPerHead, geometry.seqlen_q)});
+      const int found = columns.walk(split, memory.items, Pipeline::kBlockN, Pipeline::kScanBox);
       if (!counts) continue;
-      const int visits = ceil_div(found * columns.kv_block, Kernel::kBlockN);
+      const int visits = ceil_div(found * columns.kv_block, Pipeline::kBlockN);
       memory.visits[tile] = visits;
       if (first_row >= geometry.seqlen_q) continue;
-      cost += split_cost(columns.is_listed ? visits : ceil_div(columns.num_keys, Kernel::kBlockN));
+      cost +=
+          split_cost(columns.is_listed ? visits : ceil_div(columns.num_keys, Pipeline::kBlockN));
     }
     if (counts && threadIdx.x % 32 == 0) atomicAdd(&memory.header->cost, cost);
   }
@@ -121,10 +122,10 @@ struct SplitsSm90 {
     for (int i = blockIdx.x * kWarps + threadIdx.x / 32; i < num_rows; i += step) {
       const SplitTile split = memory.tiles[i / kBlockM];
       const int row = i % kBlockM;
-      const QueryTile at = query_tile(params, split.tile, Kernel::kHeadsPerTile);
+      const QueryTile at = query_tile(params, split.tile, Pipeline::kHeadsPerTile);
       const Sequence sequence = sequence_of(params, at.batch);
-      const int head = at.head + row / Kernel::kRowsPerHead;
-      const int head_row = at.m_block * Kernel::kRowsPerHead + row % Kernel::kRowsPerHead;
+      const int head = at.head + row / Pipeline::kRowsPerHead;
+      const int head_row = at.m_block * Pipeline::kRowsPerHead + row % Pipeline::kRowsPerHead;
       if (head_row >= sequence.geometry.seqlen_q) continue;
 
       uint16* const out =
@@ -169,7 +170,7 @@ struct SplitsSm90 {
         merged.w = merged.w * shrink + weight * own.w;
       }
       const float factor = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
-      using Element = typename Kernel::Element;
+      using Element = typename Pipeline::Element;
       *reinterpret_cast<uint2*>(out + column) =
           make_uint2(pack<Element>(merged.x * factor, merged.y * factor),
                      pack<Element>(merged.z * factor, merged.w * factor));

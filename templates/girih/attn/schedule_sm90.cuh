@@ -1,0 +1,311 @@
+// The Hopper kernel's scheduler, a warp: takes query tiles, describes them and finds the key tiles
+// that they visit.
+#pragma once
+
+#include "girih/attn/bricks_sm90.cuh"
+#include "girih/attn/pipeline_sm90.cuh"
+#include "girih/attn/ring.cuh"
+#include "girih/attn/scan.cuh"
+#include "girih/attn/schedule.cuh"
+#include "girih/attn/sequence.cuh"
+#include "girih/ptx/warp.cuh"
+
+namespace girih {
+
+template <class Config>
+struct SchedulerSm90 : PipelineSm90<Config> {
+  using Pipeline = PipelineSm90<Config>;
+  using Pipeline::gathered_of;
+  using Pipeline::kBlockM, Pipeline::kBlockN, Pipeline::kNumMmaWarpgroups;
+  using Pipeline::kBoxes, Pipeline::kBoxStep, Pipeline::kKeyBox, Pipeline::kScanBox;
+  using Pipeline::kBricks, Pipeline::kDocumentTiles, Pipeline::kGathers, Pipeline::kPrune;
+  using Pipeline::kHeadsPerTile, Pipeline::kRowsPerHead;
+  using Pipeline::kMostPassed, Pipeline::kNumVisits, Pipeline::kNumWorks;
+  using typename Pipeline::Classes, typename Pipeline::Heads;
+  using typename Pipeline::Control, typename Pipeline::Gathered, typename Pipeline::Splits;
+  using typename Pipeline::Visit, typename Pipeline::Work;
+  using Bricks = BricksSm90<Config>;
+
+  // Parts of a query tile that key tiles are looked for separately: where nobody passes over any,
+  // the rows of a head need no more than one.
+  static constexpr int kScanParts = kMostPassed == 0 && !Config::kPackHeads ? 1 : kNumMmaWarpgroups;
+  static constexpr int kRowsPerPart = kScanParts == 1 ? kRowsPerHead : 64;
+  using Scan = KeyScan<kScanParts>;
+
+  // Whether a block of query rows has a tile to describe, and rows behind it for another one.
+  enum Described : int { kNoTile, kLastTile, kMoreTiles };
+
+  // Fills in a query tile, the block's second one if `second`.
+  static __device__ __forceinline__ Described describe(Work& work, const FwdParams& params,
+                                                       const Heads& heads, const InputView* inputs,
+                                                       int tile, bool second = false) {
+    const QueryTile at = query_tile<kCausalWindows<Classes>>(params, tile, kHeadsPerTile);
+    const Sequence sequence = sequence_of(params, at.batch);
+    const int first_row = at.m_block * kRowsPerHead;
+    if (first_row >= sequence.geometry.seqlen_q) return kNoTile;
+
+    const int kv_head = at.head / sequence.geometry.group_size;
+    work.first_row = first_row;
+    work.queries = {0, sequence.q_row + first_row, at.head, sequence.q_batch};
+    work.keys = {0, sequence.k_row, kv_head, sequence.k_batch};
+    work.geometry = sequence.geometry;
+    work.geometry.head += at.head;
+    work.geometry.head_kv += kv_head;
+    work.geometry.inputs = inputs;
+    work.geometry.batch = at.batch;
+    work.geometry.local_head = at.head;
+#pragma unroll
+    for (int i = 0; i < kHeadsPerTile; ++i) {
+      const auto& head = heads.rows[Heads::kCapacity == 1 ? 0 : at.head + i];
+      work.head_class[i] = Classes::kCount == 1 ? 0 : head.head_class;
+      work.numbers[i] = head.numbers;
+      work.softcap[i] = head.softcap;
+    }
+    work.lse = params.lse == nullptr ? nullptr
+                                     : params.lse + offset(params.lse_strides, sequence.q_batch,
+                                                           sequence.q_row, at.head);
+    work.out = static_cast<uint16*>(params.out) +
+               offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
+    if constexpr (kPrune) {
+      work.rule =
+          prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);
+    }
+    if constexpr (kDocumentTiles) return lay_tile(work, second);
+    return kLastTile;
+  }
+
+  // Moves a tile from its block's first row to where documents let the block begin. As far as the
+  // tile knows, there are no rows behind its own.
+  static __device__ __forceinline__ Described lay_tile(Work& work, bool second) {
+    const DocumentTiles tiles(work.geometry, work.numbers[0][0]);
+    const int end = tiles.template begin<kRowsPerHead>(work.first_row + kRowsPerHead);
+    int first_row = tiles.template begin<kRowsPerHead>(work.first_row);
+    if (second) first_row += kRowsPerHead;
+    work.queries.row += first_row - work.first_row;
+    work.first_row = first_row;
+    work.geometry.seqlen_q = min(first_row + kRowsPerHead, end);
+    return first_row + kRowsPerHead < end ? kMoreTiles : kLastTile;
+  }
+
+  // Where all rows of a tile are of a document, makes it the tile's sequence; by a warp.
+  static __device__ __forceinline__ void enter_document(Work& work) {
+    const DocumentTiles tiles(work.geometry, work.numbers[0][0]);
+    const Span document = tiles.template document<kRowsPerHead>(work.first_row);
+    __syncwarp();  // all have read what one writes
+    if (fresh_thread_index() % 32 == 0 && document.lo < document.hi) {
+      work.keys.row += document.lo;
+      work.geometry.q_start -= document.lo;
+      work.geometry.seqlen_k = document.hi - document.lo;
+      work.geometry.inputs = nullptr;  // OwnDocument
+    }
+    __syncwarp();
+  }
+
+  // The scheduler's end of the ring of visits.
+  struct Announcer {
+    Ring<kNumVisits> ring;
+    int passed = 0;  // key tiles in a row that this lane's warpgroup was let pass over
+    int seen = 0;    // whether it was given one of this query tile
+
+    // `box`: in lane i box i. Every warpgroup is given at least one key tile of a query tile, were
+    // it all masked: the output of rows that see nothing is written as others' is.
+    __device__ __forceinline__ void announce(Control& control, uint32 flags, int box) {
+      const int lane = fresh_thread_index() % 32;
+      if (flags & kFirstVisit) seen = 0;
+      bool sees = (flags >> 2 * (lane % kNumMmaWarpgroups) & 3) != 0;
+      const bool forced =
+          !sees && (kMostPassed == 0 || passed == kMostPassed || ((flags & kLastVisit) && !seen));
+      sees |= forced;
+      passed = sees ? 0 : passed + 1;
+      seen |= sees;
+      flags |= __reduce_or_sync(0xffffffff,
+                                forced && lane < kNumMmaWarpgroups ? kPartial << 2 * lane : 0);
+      wait(control.visit_empty[ring.stage], ring.parity ^ 1);
+      Visit& visit = control.visits[ring.stage];
+      if (lane == 0) visit.flags = flags;
+      if (lane < kBoxes) visit.boxes[lane] = box;
+      release(control.visit_full[ring.stage], lane);
+      __syncwarp();
+      ring.advance();
+    }
+  };
+
+  // Takes query tiles, describes them and finds the key tiles that they visit; by a warp.
+  static __device__ __forceinline__ void run(const FwdParams& params, const Heads& heads,
+                                             const InputView* inputs, int* counter,
+                                             Control& control, const SplitMemory* splits) {
+    Announcer announcer;
+    uint32 count = 0;
+    int num_items = 0;
+    if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
+    int index = blockIdx.x;  // ~index where the second tile of a block of rows comes next
+#pragma unroll 1
+    for (int round = 1;; ++round) {
+      const bool none_left = index >= params.num_tiles + num_items;
+      const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
+      Work& work = control.work[at.stage];
+      wait(control.work_empty[at.stage], at.parity ^ 1);
+      int described = none_left;  // a Described
+      if (fresh_thread_index() % 32 == 0) {
+        work.first_row = -1;
+        int tile = kDocumentTiles && index < 0 ? ~index : index;
+        if constexpr (SplitsTiles<Config>) {
+          tile = Splits::describe(work, params, *splits, num_items, index);
+        }
+        if (!none_left && (!SplitsTiles<Config> || tile >= 0)) {
+          described = describe(work, params, heads, inputs, tile, index < 0);
+        }
+      }
+      described = __shfl_sync(0xffffffff, described, 0);
+      __syncwarp();
+      if (kDocumentTiles && (index < 0 || described == kMoreTiles)) index = ~index;
+      if (described != kNoTile) {
+        ++count;
+        if constexpr (kDocumentTiles) {
+          if (!none_left) enter_document(work);
+        }
+        find_visits(control, work, announcer);
+        if (none_left) return;
+      }
+      if (kDocumentTiles && index < 0) {
+        --round;
+        continue;
+      }
+      index = take_query_tile(params, num_items, counter, round);
+    }
+  }
+
+  // A visit is announced when the next one's first box has been found, or that there is none.
+  static __device__ __forceinline__ void find_visits(Control& control, Work& work,
+                                                     Announcer& announcer) {
+    if constexpr (kBricks) return Bricks::find_visits(control, work, announcer);
+    if constexpr (kGathers) {
+      if (work.first_row >= 0 && SlashClasses<Classes>::contain(work.head_class[0])) {
+        gather_visits(control, work, announcer);
+        return;
+      }
+    }
+    const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
+    const int count = work.first_row < 0 ? 0 : boxes.count();
+    const auto seek = [&](int part, int n) -> Run {
+      const int begin = work.first_row_of(part);
+      const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
+      if (rows.begin >= rows.end) return {count, TileKind::empty};
+      const int head = Work::head_of(part);
+      if constexpr (kHeadsPerTile == 1) {
+        return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
+      } else {
+        return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part),
+                             rows, boxes, n);
+      }
+    };
+    const int lane = fresh_thread_index() % 32;
+    Scan scan;
+    int end = count;
+    if constexpr (SplitsTiles<Config>) {
+      scan.next_look = work.first_box;
+      end = min(end, work.end_box);
+    }
+    uint32 flags = kFirstVisit;
+    uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
+    int found_boxes = 0;
+    const auto put_box = [&](int& box, int n) {
+      if constexpr (kGathers) {
+        box = n * kScanBox + lane * kKeyBox;
+      } else if (lane == found_boxes) {
+        box = n;
+      }
+    };
+    constexpr int kBoxesFound = kBlockN / kScanBox;  // that fill a key tile
+    int box = count * kScanBox / kBoxStep;
+#pragma unroll 1
+    while (true) {
+      typename Scan::Found next;
+      const bool more = scan.next(seek, end, next);
+      if (!more || found_boxes == kBoxesFound) {
+        if (found_boxes < kBoxesFound) full = 0;
+        flags |=
+            two_bits_each(of_warpgroups(visible)) + two_bits_each(of_warpgroups(visible & full));
+        flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
+        announcer.announce(control, flags, box);
+        if (!more) return;
+        flags = 0;
+        visible = 0;
+        full = Scan::kAllParts;
+        found_boxes = 0;
+        box = count * kScanBox / kBoxStep;
+      }
+      put_box(box, next.n);
+      visible |= next.visible;
+      full &= next.full;
+      ++found_boxes;
+    }
+  }
+
+  // The visits of a head of vertical_slash alone: first the keys at the tile's own rows and beyond,
+  // which are masked, then what gathers of those before, which all rows of a warpgroup see alike.
+  static __device__ __forceinline__ void gather_visits(Control& control, const Work& work,
+                                                       Announcer& announcer) {
+    using Gather = SlashGather<kBlockN>;
+    using Keys = GatheredKeys<kBlockN>;
+    Gathered& gathered = gathered_of(control);
+    const int lane = fresh_thread_index() % 32;
+    const int seqlen_k = work.geometry.seqlen_k;
+    const int own = max(work.geometry.diagonal(work.first_row), 0);
+    const int own_end = max(min(own + kBlockM, seqlen_k), own + 1);
+    constexpr uint32 kBoth = kPartial | kPartial << 2;
+
+    // A visit is announced when it is known who sees the next one.
+    uint32 flags = kFirstVisit | kBoth;
+    int box = own + lane * kKeyBox;
+#pragma unroll 1
+    for (int first = own + kBlockN; first < own_end; first += kBlockN) {
+      announcer.announce(control, flags | Gather::kAll << kSeesNextBit, box);
+      flags = kBoth;
+      box = first + lane * kKeyBox;
+    }
+    const auto emit = [&](int row, int first, int count) {
+      uint32 parts = 0, full = 0;
+      uint32 seen[2];
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        seen[part] = gathered.staging.seen(row, first, count, part, lane);
+        const uint32 every = KeyWord{32 * lane}.below(kBlockN);
+        parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
+        full |= __all_sync(0xffffffff, seen[part] == every) ? 1u << part : 0u;
+      }
+      announcer.announce(control, flags | parts << kSeesNextBit, box);
+
+      const int stage = announcer.ring.stage;
+      wait(control.visit_empty[stage], announcer.ring.parity ^ 1);
+      Keys& visit = gathered.visits[stage];
+      if (lane < Keys::kWords) {
+        visit.seen[0][lane] = seen[0];
+        visit.seen[1][lane] = seen[1];
+      }
+      // What is left of the tile repeats the last, masked.
+      const bool single = row == Gather::kSingle;
+      if (single) {
+        const Keys& given = gathered.staging.single;
+        for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = given.keys[min(i, count - 1)];
+        box = 0;
+      } else {
+        box = gathered.staging.box(row, first + min(lane, count - 1));
+      }
+      flags =
+          kGivenMask | (single ? kSingleKeys : 0) | (two_bits_each(parts) + two_bits_each(full));
+    };
+    Gather gather(gathered.staging);
+    gather.run(
+        SlashPlane::of(work.geometry, work.numbers[0][0]), work.first_row / SlashPlane::kRows,
+        work.first_row + SlashPlane::kRows < work.geometry.seqlen_q, min(own, seqlen_k), emit);
+    announcer.announce(control, flags | kLastVisit, box);
+  }
+
+  // A bit for each warpgroup from one for each part.
+  static __device__ __forceinline__ uint32 of_warpgroups(uint32 parts) {
+    return kScanParts == 1 ? parts * ((1 << kNumMmaWarpgroups) - 1) : parts;
+  }
+};
+
+}  // namespace girih
