@@ -226,7 +226,7 @@ struct FwdSm90 {
   // tiles ahead of another, and kNumVisits ahead of who loads V.
   static constexpr int kNumVotes = 16;
   static_assert(kNumStages < kNumVotes && kNumVisits < kNumVotes);
-  using Votes = PruneVotes<kPrune, 4 * kNumMmaWarpgroups, kNumVotes>;
+  using Votes = PruneVotes<kPrune, kNumMmaWarpgroups, kNumVotes>;
 
   // Barriers, and what the warps tell one another. `full` ends when data has come, `empty` when its
   // readers are done.
@@ -798,7 +798,7 @@ struct FwdSm90 {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
-      if (may_skip && !control.votes.decision(votes++)) continue;
+      if (may_skip && !control.votes.keep(votes++)) continue;
       load_values(params, maps, {nullptr, nullptr}, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }

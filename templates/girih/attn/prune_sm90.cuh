@@ -1,7 +1,11 @@
 // The consumers of a Hopper kernel that prunes. They go through runs of key tiles that are kept as
-// FwdSm90's others do: Q * K^T of the next tile and P * V of this one at once, the decision on the
-// next tile and its softmax while the latter runs. The copy of a V, which nobody starts before its
-// tile is known to be kept, has as long. Between such runs a tile costs Q * K^T and the decision.
+// FwdSm90's others do: Q * K^T of the next tile and P * V of this one at once, the vote on the next
+// tile and its softmax while the latter runs. The copy of a V, which nobody starts before its tile
+// is known to be kept, has as long. Between such runs a tile costs Q * K^T and the vote.
+//
+// A warpgroup that waited for the other's vote would do its product at the same time as that, and
+// neither would do anything beside it. So one that does not want a tile goes on to the next
+// product, and comes back to the tile if the other wants it. K of the tile stays as long.
 #pragma once
 
 #include "girih/attn/prune.cuh"
@@ -19,7 +23,11 @@ template <class Kernel>
 struct PrunedConsumer {
   using Scores = typename Kernel::Scores;
   using Tile = typename Kernel::Tile;
+  using Keys = typename Kernel::template Ring<Kernel::kNumStages>;
   static constexpr bool kModifies = kNaturalScores<typename Kernel::Classes>;
+
+  // Products of fewer keys take no longer than the other's vote.
+  static constexpr bool kGoesOn = Kernel::kBlockN > 64;
 
   const FwdParams& params;
   typename Kernel::Control& control;
@@ -29,10 +37,12 @@ struct PrunedConsumer {
   const uint32 shared = shared_address(shared_bytes);
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 % 4 * 16;
-  typename Kernel::template Ring<Kernel::kNumStages> keys = {}, values = {};
-  Tile tile = {};         // the latest whose scores were begun
-  bool may_skip = false;  // it
-  uint32 count = 0;       // of query tiles
+  Keys keys = {};  // from the tile on that the warpgroup may come back to, if there is one
+  Keys values = {};
+  Tile tile = {};           // the latest whose scores were begun
+  bool may_skip = false;    // it
+  bool may_return = false;  // to the latest that it does not want
+  uint32 count = 0;         // of query tiles
   uint32 votes = 0;
   PruneRule rule = {};  // the query tile's
   int rows = 0;         // from the thread's first one on, that exist
@@ -48,26 +58,49 @@ struct PrunedConsumer {
 
   __device__ __forceinline__ bool is_last() const { return (tile.flags & Kernel::kLastVisit) != 0; }
 
-  // Of the next key tile.
-  __device__ __forceinline__ void start_scores() {
-    Kernel::wait(control.k_full[keys.stage], keys.parity);
-    const typename Kernel::Visit& visit = control.tiles[keys.stage];
+  __device__ __forceinline__ void start_scores(const Keys& at) {
+    Kernel::wait(control.k_full[at.stage], at.parity);
+    const typename Kernel::Visit& visit = control.tiles[at.stage];
     tile = {visit.flags, visit.boxes[0]};
     may_skip = rule.may_skip(tile.box);
     Kernel::score(scores,
                   RowOperand<Kernel::kBlockM>(
                       shared + count % Kernel::kNumQStages * Kernel::kLayout.q_stage_bytes +
                       warpgroup * 64 * kPanelRowBytes),
-                  shared + Kernel::kLayout.k_offset + keys.stage * Kernel::kLayout.k_stage_bytes);
+                  shared + Kernel::kLayout.k_offset + at.stage * Kernel::kLayout.k_stage_bytes);
   }
 
-  // Behind that product: takes the key tile and tells whether it is kept. Then its scores are ready
-  // for the softmax. The decision comes before modifiers, and looks at what the mask shows alone;
-  // behind them the mask must hide again what they made of -inf.
-  __device__ __forceinline__ bool take_tile() {
-    pin_registers(scores);
+  __device__ __forceinline__ void release_keys() {
     Kernel::release(control.k_empty[keys.stage], lane);
     keys.advance();
+  }
+
+  // Whether the warpgroup wants a tile, or all of them keep it where it does not go on; by scores
+  // that no modifier has seen. A warp whose own reach the threshold does not wait for others'.
+  // Behind a tile that was kept a quarter of the scores mostly tells.
+  template <bool kBehindKept>
+  __device__ __forceinline__ bool vote() {
+    const float scale =
+        kModifies ? Kernel::plain_scale_log2(params, work().softcap[0]) : scale_log2;
+    constexpr int kAll = Kernel::kKeyFragments, kSome = kBehindKept ? kAll / 4 : kAll;
+    bool own = __any_sync(0xffffffff, reaches<kSome>(scores, rows, scale, rule.threshold));
+    if (kSome < kAll && !own) {
+      own = __any_sync(0xffffffff, reaches<kAll>(scores, rows, scale, rule.threshold));
+    }
+    const uint32 number = votes++;
+    control.votes.cast(warpgroup, number, own, lane);
+    if (own) return true;
+    return kGoesOn ? control.votes.wants(warpgroup, number) : control.votes.keep(number);
+  }
+
+  // Behind that product: takes the key tile and tells whether it is kept for all that the warpgroup
+  // knows; it is if it has come back to it. Then its scores are ready for the softmax. The vote
+  // comes before modifiers, and looks at what the mask shows alone; behind them the mask must hide
+  // again what they made of -inf.
+  template <bool kBehindKept>
+  __device__ __forceinline__ bool take_tile(bool has_returned = false) {
+    pin_registers(scores);
+    if (!kGoesOn) release_keys();
     Kernel::cap(scores, params, work(), warpgroup);
     bool masked = false;
     typename Kernel::Mask seen;
@@ -79,17 +112,24 @@ struct PrunedConsumer {
                           seen = mask;
                         }
                       });
-    if (may_skip) {
-      const float scale =
-          kModifies ? Kernel::plain_scale_log2(params, work().softcap[0]) : scale_log2;
-      const bool own = reaches(scores, rows, scale, rule.threshold);
-      if (!control.votes.vote(votes++, own, lane)) return false;
+    if (may_skip && !has_returned && !vote<kBehindKept>()) {
+      may_return = kGoesOn;
+      return false;
     }
+    if (kGoesOn) release_keys();
     if constexpr (kModifies) {
       Kernel::modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       if (masked) Kernel::hide(scores, seen, lane);
     }
     return true;
+  }
+
+  // Whether the tile that the warpgroup does not want is kept, by the other's vote.
+  __device__ __forceinline__ bool must_return() {
+    may_return = false;
+    if (control.votes.wants(1 - warpgroup, votes - 1)) return true;
+    release_keys();
+    return false;
   }
 
   __device__ __forceinline__ void start_values() {
@@ -106,14 +146,25 @@ struct PrunedConsumer {
     values.advance();
   }
 
-  // Passes over tiles that are skipped; false when the query tile's last one was.
+  // Passes over tiles that are skipped; false when the query tile's last one was. Behind a tile
+  // that it returns to, the scores of the next one are found once more.
   __device__ __forceinline__ bool find_kept() {
-    do {
-      start_scores();
+    bool returns = false;
+    while (true) {
+      if (is_last() && !returns) {
+        if (!may_return || !must_return()) return false;
+        returns = true;
+      }
+      Keys at = keys;
+      if (may_return) at.advance();
+      start_scores(at);
       wgmma_wait<0>();
-      if (take_tile()) return true;
-    } while (!is_last());
-    return false;
+      if (may_return) {
+        returns = must_return();
+        if (returns) continue;
+      }
+      if (take_tile<false>(returns)) return true;
+    }
   }
 
   // From a tile that is kept, whose scores are known, to one that is not; false when there is none.
@@ -124,12 +175,12 @@ struct PrunedConsumer {
     if (softmax.moved(shrink)) Kernel::rescale(output, shrink);
     Kernel::pack_probabilities(probabilities, scores);
     while (!is_last()) {
-      start_scores();
+      start_scores(keys);
       start_values();
       wgmma_wait<1>();
-      if (!take_tile()) {
+      if (!take_tile<true>()) {
         finish_values();
-        return !is_last();
+        return true;
       }
       softmax.update(scores, scale_log2, shrink);
       pin_registers(scores);
@@ -151,6 +202,7 @@ struct PrunedConsumer {
       scale_log2 = Kernel::score_scale_log2(params, work().softcap[0]);
       Kernel::clear(output);
       softmax.reset();
+      tile = {};
       rule = work().rule;
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
