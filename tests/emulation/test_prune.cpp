@@ -30,10 +30,12 @@ TEST_CASE("scores reach a threshold where the highest does, of either sign and o
       }
     }
     for (const float threshold : kThresholds) {
-      bool reaches[32] = {};
+      bool reaches[32] = {}, first_reaches[32] = {};
       emulation::cta.run(32, [&] {
-        const int lane = threadIdx.x;
-        reaches[lane] = girih::reaches(scores[lane], num_rows - lane / 4, kScaleLog2, threshold);
+        const int lane = threadIdx.x, rows = num_rows - lane / 4;
+        const auto& own = scores[lane];
+        reaches[lane] = girih::reaches<kFragments>(own, rows, kScaleLog2, threshold);
+        first_reaches[lane] = girih::reaches<1>(own, rows, kScaleLog2, threshold);
       });
       for (int lane = 0; lane < 32; ++lane) {
         float highest = -kInfinity;
@@ -41,6 +43,7 @@ TEST_CASE("scores reach a threshold where the highest does, of either sign and o
           for (int e = 0; e < 4; ++e) {
             if (lane / 4 + e / 2 * 8 < num_rows) highest = std::max(highest, fragment[e]);
           }
+          if (&fragment == scores[lane]) REQUIRE(first_reaches[lane] == (highest >= threshold));
         }
         CAPTURE(highest);
         CAPTURE(threshold);

@@ -252,7 +252,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
-      if (may_skip && !control.votes.decision(votes++)) continue;
+      if (may_skip && !control.votes.keep(votes++)) continue;
       load_values(params, maps, {nullptr, nullptr}, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }

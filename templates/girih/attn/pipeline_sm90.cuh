@@ -138,7 +138,7 @@ struct PipelineSm90 {
   // tiles ahead of another, and kNumVisits ahead of who loads V.
   static constexpr int kNumVotes = 16;
   static_assert(kNumStages < kNumVotes && kNumVisits < kNumVotes);
-  using Votes = PruneVotes<kPrune, 4 * kNumMmaWarpgroups, kNumVotes>;
+  using Votes = PruneVotes<kPrune, kNumMmaWarpgroups, kNumVotes>;
 
   // Named barriers: this and the next ones, one a warpgroup. 0 is __syncthreads.
   static constexpr int kWarpgroupBarrier = 1;

@@ -42,14 +42,15 @@ struct HighestScores {
   }
 };
 
-template <int kKeyFragments>
+// Of the first kLooked fragments.
+template <int kLooked, int kKeyFragments>
 __device__ __forceinline__ HighestScores highest_of(const float (&scores)[kKeyFragments][4]) {
   HighestScores highest;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float a = scores[0][2 * r], b = scores[0][2 * r + 1];
 #pragma unroll
-    for (int j = 1; j < kKeyFragments; ++j) {
+    for (int j = 1; j < kLooked; ++j) {
       a = fmaxf(a, scores[j][2 * r]);
       b = fmaxf(b, scores[j][2 * r + 1]);
     }
@@ -62,7 +63,7 @@ __device__ __forceinline__ HighestScores highest_of(const float (&scores)[kKeyFr
 // highest of all where it is positive, and three at a time are compared as fast as two. Scores that
 // are not are out of order, -0 below all others, so that they serve thresholds above 0 alone; and a
 // positive NaN is above all numbers, and reaches none.
-template <int kKeyFragments>
+template <int kLooked, int kKeyFragments>
 __device__ __forceinline__ HighestScores
 highest_positive_of(const float (&scores)[kKeyFragments][4]) {
   HighestScores highest;
@@ -70,7 +71,7 @@ highest_positive_of(const float (&scores)[kKeyFragments][4]) {
   for (int r = 0; r < 2; ++r) {
     int a = __float_as_int(scores[0][2 * r]), b = __float_as_int(scores[0][2 * r + 1]);
 #pragma unroll
-    for (int j = 1; j < kKeyFragments; ++j) {
+    for (int j = 1; j < kLooked; ++j) {
       a = max(a, __float_as_int(scores[j][2 * r]));
       b = max(b, __float_as_int(scores[j][2 * r + 1]));
     }
@@ -79,15 +80,15 @@ highest_positive_of(const float (&scores)[kKeyFragments][4]) {
   return highest;
 }
 
-// Whether a score of this thread's, times the scale, reaches the threshold, which is no NaN: it is
-// natural, the scale in base 2. What is masked is -inf. num_rows as above.
-template <int kKeyFragments>
+// Whether a score of this thread's first kLooked fragments, times the scale, reaches the threshold,
+// which is no NaN: it is natural, the scale in base 2. What is masked is -inf. num_rows as above.
+template <int kLooked, int kKeyFragments>
 __device__ __forceinline__ bool reaches(const float (&scores)[kKeyFragments][4], int num_rows,
                                         float scale_log2, float threshold) {
   constexpr float kLog2E = 1.44269504088896341f;
   const float threshold_log2 = threshold * kLog2E;
   const HighestScores highest =
-      threshold_log2 > 0.0f ? highest_positive_of(scores) : highest_of(scores);
+      threshold_log2 > 0.0f ? highest_positive_of<kLooked>(scores) : highest_of<kLooked>(scores);
   return highest.of_both(num_rows) * scale_log2 >= threshold_log2;
 }
 
@@ -104,7 +105,7 @@ template <int kKeyFragments>
 __device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKeyFragments][4],
                                       int num_rows, float scale_log2) {
   constexpr float kLn2 = 0.693147180559945309f;
-  float highest = highest_of(scores).of_both(num_rows);
+  float highest = highest_of<kKeyFragments>(scores).of_both(num_rows);
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) {
     highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, lane));
@@ -118,44 +119,50 @@ __device__ __forceinline__ void raise(float& maximum, const float (&scores)[kKey
   }
 }
 
-// Votes of kVoters warps on key tiles, one after the other, in shared memory: a tile is kept where
-// some warp's scores reach the threshold. Whose own do goes on without the others' votes; kSlots is
-// more than how many votes one warp may be ahead of another, or of who reads them.
-template <bool kPrune, int kVoters, int kSlots>
+// Votes of warps on key tiles, one after the other, in shared memory: a warpgroup wants a tile
+// where scores of some warp reach the threshold, and a tile is kept where some warpgroup wants it.
+// kSlots is more than how many votes one warp may be ahead of another, or of who reads them.
+template <bool kPrune, int kWarpgroups, int kSlots>
 struct PruneVotes {
   __device__ __forceinline__ void init() {}
 };
-template <int kVoters, int kSlots>
-struct PruneVotes<true, kVoters, kSlots> {
+template <int kWarpgroups, int kSlots>
+struct PruneVotes<true, kWarpgroups, kSlots> {
   static_assert((kSlots & (kSlots - 1)) == 0, "slots and phases follow from a vote's number");
 
-  uint64 all[kSlots];      // ends when every warp has voted
-  uint32 kept_by[kSlots];  // the number, plus 1, of the last vote here that kept a tile
+  uint64 all[kWarpgroups][kSlots];        // ends when every warp of it has voted
+  uint32 wanted_by[kWarpgroups][kSlots];  // the number, plus 1, of its last vote here for a tile
 
   __device__ __forceinline__ void init() {
-    for (int i = 0; i < kSlots; ++i) {
-      mbarrier_init(shared_address(&all[i]), kVoters);
-      kept_by[i] = 0;
+#pragma unroll 1
+    for (int i = 0; i < kWarpgroups * kSlots; ++i) {
+      mbarrier_init(shared_address(&all[0][0] + i), 4);
+      (&wanted_by[0][0])[i] = 0;
     }
   }
 
-  // Casts a warp's vote and returns what all of them decide. All lanes call it, `reaches` is
-  // theirs.
-  __device__ __forceinline__ bool vote(uint32 number, bool reaches, int lane) {
-    const bool keep = __any_sync(0xffffffff, reaches);
+  // Casts a warp's vote.
+  __device__ __forceinline__ void cast(int warpgroup, uint32 number, bool wants, int lane) {
     const int slot = number % kSlots;
     if (lane == 0) {
-      if (keep) atomicMax(&kept_by[slot], number + 1);
-      mbarrier_arrive(shared_address(&all[slot]));
+      if (wants) atomicMax(&wanted_by[warpgroup][slot], number + 1);
+      mbarrier_arrive(shared_address(&all[warpgroup][slot]));
     }
-    return keep || decision(number);
   }
 
-  // Waits for what the voters decide; by a whole warp.
-  __device__ __forceinline__ bool decision(uint32 number) const {
+  // Waits for what a warpgroup wants; by a whole warp.
+  __device__ __forceinline__ bool wants(int warpgroup, uint32 number) const {
     const int slot = number % kSlots;
-    mbarrier_wait(shared_address(&all[slot]), number / kSlots % 2);
-    return static_cast<const volatile uint32&>(kept_by[slot]) == number + 1;
+    mbarrier_wait(shared_address(&all[warpgroup][slot]), number / kSlots % 2);
+    return static_cast<const volatile uint32&>(wanted_by[warpgroup][slot]) == number + 1;
+  }
+
+  // Waits for what they decide; by a whole warp.
+  __device__ __forceinline__ bool keep(uint32 number) const {
+    bool keep = false;
+#pragma unroll
+    for (int i = 0; i < kWarpgroups; ++i) keep |= wants(i, number);
+    return keep;
   }
 };
 

@@ -1,7 +1,11 @@
 // The consumers of a Hopper kernel that prunes. They go through runs of key tiles that are kept as
-// ConsumerSm90's do: Q * K^T of the next tile and P * V of this one at once, the decision on the
-// next tile and its softmax while the latter runs. The copy of a V, which nobody starts before its
-// tile is known to be kept, has as long. Between such runs a tile costs Q * K^T and the decision.
+// ConsumerSm90's do: Q * K^T of the next tile and P * V of this one at once, the vote on the next
+// tile and its softmax while the latter runs. The copy of a V, which nobody starts before its tile
+// is known to be kept, has as long. Between such runs a tile costs Q * K^T and the vote.
+//
+// A warpgroup that waited for the other's vote would do its product at the same time as that, and
+// neither would do anything beside it. So one that does not want a tile goes on to the next
+// product, and comes back to the tile if the other wants it. K of the tile stays as long.
 #pragma once
 
 #include "girih/attn/fragments_sm90.cuh"
@@ -23,14 +27,19 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   using Fragments::accumulate, Fragments::pack_probabilities, Fragments::score;
   using Fragments::cap, Fragments::find_mask, Fragments::hide, Fragments::modify;
   using Fragments::clear, Fragments::rescale, Fragments::stage_output;
-  using Fragments::kBlockM, Fragments::kLayout, Fragments::kWarpgroupBarrier;
+  using Fragments::kBlockM, Fragments::kBlockN, Fragments::kKeyFragments, Fragments::kLayout;
   using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
+  using Fragments::kWarpgroupBarrier;
   using Fragments::plain_scale_log2, Fragments::score_scale_log2;
   using typename Fragments::Classes, typename Fragments::Control;
   using typename Fragments::Mask, typename Fragments::Tile;
   using typename Fragments::Output, typename Fragments::Probabilities, typename Fragments::Scores;
   using typename Fragments::Visit, typename Fragments::Work;
+  using Keys = Ring<kNumStages>;
   static constexpr bool kModifies = kNaturalScores<Classes>;
+
+  // Products of fewer keys take no longer than the other's vote.
+  static constexpr bool kGoesOn = kBlockN > 64;
 
   const FwdParams& params;
   Control& control;
@@ -40,10 +49,12 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   const uint32 shared = shared_address(shared_bytes);
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 % 4 * 16;
-  Ring<kNumStages> keys = {}, values = {};
-  Tile tile = {};         // the latest whose scores were begun
-  bool may_skip = false;  // it
-  uint32 count = 0;       // of query tiles
+  Keys keys = {};  // from the tile on that the warpgroup may come back to, if there is one
+  Keys values = {};
+  Tile tile = {};           // the latest whose scores were begun
+  bool may_skip = false;    // it
+  bool may_return = false;  // to the latest that it does not want
+  uint32 count = 0;         // of query tiles
   uint32 votes = 0;
   PruneRule rule = {};  // the query tile's
   int rows = 0;         // from the thread's first one on, that exist
@@ -57,25 +68,47 @@ struct PrunedConsumer : FragmentsSm90<Config> {
 
   __device__ __forceinline__ bool is_last() const { return (tile.flags & kLastVisit) != 0; }
 
-  // Of the next key tile.
-  __device__ __forceinline__ void start_scores() {
-    wait(control.k_full[keys.stage], keys.parity);
-    const Visit& visit = control.tiles[keys.stage];
+  __device__ __forceinline__ void start_scores(const Keys& at) {
+    wait(control.k_full[at.stage], at.parity);
+    const Visit& visit = control.tiles[at.stage];
     tile = {visit.flags, visit.boxes[0]};
     may_skip = rule.may_skip(tile.box);
     score(scores,
           RowOperand<kBlockM>(shared + count % kNumQStages * kLayout.q_stage_bytes +
                               warpgroup * 64 * kPanelRowBytes),
-          shared + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes);
+          shared + kLayout.k_offset + at.stage * kLayout.k_stage_bytes);
   }
 
-  // Behind that product: takes the key tile and tells whether it is kept. Then its scores are ready
-  // for the softmax. The decision comes before modifiers, and looks at what the mask shows alone;
-  // behind them the mask must hide again what they made of -inf.
-  __device__ __forceinline__ bool take_tile() {
-    pin_registers(scores);
+  __device__ __forceinline__ void release_keys() {
     release(control.k_empty[keys.stage], lane);
     keys.advance();
+  }
+
+  // Whether the warpgroup wants a tile, or all of them keep it where it does not go on; by scores
+  // that no modifier has seen. A warp whose own reach the threshold does not wait for others'.
+  // Behind a tile that was kept a quarter of the scores mostly tells.
+  template <bool kBehindKept>
+  __device__ __forceinline__ bool vote() {
+    const float scale = kModifies ? plain_scale_log2(params, work().softcap[0]) : scale_log2;
+    constexpr int kAll = kKeyFragments, kSome = kBehindKept ? kAll / 4 : kAll;
+    bool own = __any_sync(0xffffffff, reaches<kSome>(scores, rows, scale, rule.threshold));
+    if (kSome < kAll && !own) {
+      own = __any_sync(0xffffffff, reaches<kAll>(scores, rows, scale, rule.threshold));
+    }
+    const uint32 number = votes++;
+    control.votes.cast(warpgroup, number, own, lane);
+    if (own) return true;
+    return kGoesOn ? control.votes.wants(warpgroup, number) : control.votes.keep(number);
+  }
+
+  // Behind that product: takes the key tile and tells whether it is kept for all that the warpgroup
+  // knows; it is if it has come back to it. Then its scores are ready for the softmax. The vote
+  // comes before modifiers, and looks at what the mask shows alone; behind them the mask must hide
+  // again what they made of -inf.
+  template <bool kBehindKept>
+  __device__ __forceinline__ bool take_tile(bool has_returned = false) {
+    pin_registers(scores);
+    if (!kGoesOn) release_keys();
     cap(scores, params, work(), warpgroup);
     bool masked = false;
     Mask seen;
@@ -86,16 +119,24 @@ struct PrunedConsumer : FragmentsSm90<Config> {
         seen = mask;
       }
     });
-    if (may_skip) {
-      const float scale = kModifies ? plain_scale_log2(params, work().softcap[0]) : scale_log2;
-      const bool own = reaches(scores, rows, scale, rule.threshold);
-      if (!control.votes.vote(votes++, own, lane)) return false;
+    if (may_skip && !has_returned && !vote<kBehindKept>()) {
+      may_return = kGoesOn;
+      return false;
     }
+    if (kGoesOn) release_keys();
     if constexpr (kModifies) {
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       if (masked) hide(scores, seen, lane);
     }
     return true;
+  }
+
+  // Whether the tile that the warpgroup does not want is kept, by the other's vote.
+  __device__ __forceinline__ bool must_return() {
+    may_return = false;
+    if (control.votes.wants(1 - warpgroup, votes - 1)) return true;
+    release_keys();
+    return false;
   }
 
   __device__ __forceinline__ void start_values() {
@@ -111,14 +152,25 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     values.advance();
   }
 
-  // Passes over tiles that are skipped; false when the query tile's last one was.
+  // Passes over tiles that are skipped; false when the query tile's last one was. Behind a tile
+  // that it returns to, the scores of the next one are found once more.
   __device__ __forceinline__ bool find_kept() {
-    do {
-      start_scores();
+    bool returns = false;
+    while (true) {
+      if (is_last() && !returns) {
+        if (!may_return || !must_return()) return false;
+        returns = true;
+      }
+      Keys at = keys;
+      if (may_return) at.advance();
+      start_scores(at);
       wgmma_wait<0>();
-      if (take_tile()) return true;
-    } while (!is_last());
-    return false;
+      if (may_return) {
+        returns = must_return();
+        if (returns) continue;
+      }
+      if (take_tile<false>(returns)) return true;
+    }
   }
 
   // From a tile that is kept, whose scores are known, to one that is not; false when there is none.
@@ -129,12 +181,12 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     if (softmax.moved(shrink)) rescale(output, shrink);
     pack_probabilities(probabilities, scores);
     while (!is_last()) {
-      start_scores();
+      start_scores(keys);
       start_values();
       wgmma_wait<1>();
-      if (!take_tile()) {
+      if (!take_tile<true>()) {
         finish_values();
-        return !is_last();
+        return true;
       }
       softmax.update(scores, scale_log2, shrink);
       pin_registers(scores);
@@ -156,6 +208,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       scale_log2 = score_scale_log2(params, work().softcap[0]);
       clear(output);
       softmax.reset();
+      tile = {};
       rule = work().rule;
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
