@@ -343,8 +343,9 @@ struct FwdSm80 {
           bool keep = false;
 #pragma unroll
           for (int i = 0; i < kRowFragments; ++i) {
-            keep |= reaches<kKeyFragments>(scores[i], existing_rows - 16 * i, plain_scale_log2(params, producer),
-                            producer.rule.threshold);
+            keep |=
+                reaches<kKeyFragments>(scores[i], existing_rows - 16 * i,
+                                       plain_scale_log2(params, producer), producer.rule.threshold);
           }
           if (!__syncthreads_or(keep)) continue;
         }
