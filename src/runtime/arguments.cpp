@@ -139,12 +139,13 @@ namespace {
 constexpr std::int64_t kStrideEnd = std::int64_t{1} << 39;
 
 void check_strides(const Strides& strides) {
-  for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
+  for (const auto& [stride, between] :
+       {std::pair{strides.batch, "sequences"}, {strides.row, "tokens"}, {strides.head, "heads"}}) {
     if (stride >= 0 && stride < kStrideEnd) continue;
     refuse(
-        fmt::format("a tensor has stride {}: the kernel for Hopper takes strides from 0 to {}; "
-                    "bind the portable one (tile.portable)",
-                    stride, kStrideEnd - 8));
+        fmt::format("a tensor has stride {} between {}: the kernel for Hopper takes strides from 0 "
+                    "to {} elements; bind the portable one (tile.portable)",
+                    stride, between, kStrideEnd - 8));
   }
 }
 
