@@ -387,6 +387,13 @@ TEST_CASE("program: without a GPU, what needs one says so") {
   check_refused({"compile", "causal"}, 5, "no_device", {"--arch"});
 }
 
+TEST_CASE("an output without a name is refused, not left out") {
+  const std::string why = "cannot write ''";
+  check_refused({"show", "causal", "--svg", ""}, 2, "invalid_argument", {why});
+  check_refused({"compile", "causal", "--arch", "sm_80", "--emit", "source", "-o", ""}, 2,
+                "invalid_argument", {why});
+}
+
 TEST_CASE("every verb that binds takes the twins of GIRIH_JIT and, but for tune, GIRIH_TUNE") {
   for (const char* verb : {"compile", "source", "explain", "verify", "bench", "tune"}) {
     CAPTURE(verb);

@@ -85,7 +85,7 @@ void add_show(CLI::App& app, Context& context) {
         problem.num_heads, geometry);
     geometry.inputs = inputs.views();
     const std::vector<HeadGroup> groups = head_groups(pattern, problem, geometry);
-    if (!options->svg.empty()) {
+    if (verb->count("--svg") > 0) {
       write_output(options->svg,
                    svg_picture(pattern, groups, geometry, options->block_m, options->block_n));
     }
