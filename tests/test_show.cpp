@@ -75,10 +75,8 @@ TEST_CASE("no atom makes show count for minutes") {
   };
   const Program program;
   for (const Case& c :
-       {Case{"dilated(2)", {}, 0.5, 1}, Case{"causal & dilated(3)", {}, 1.0 / 6, 0.5},
-        Case{"index_ge(d)", {"--fill", "d=random:8"}, 36.0 / 64, 1},
-        Case{"causal & strided(local=16, stride=4, block=16)", {}, 1.0 / 8, 0.5},
-        Case{"causal & blocks(m, q=16, kv=16)", {"--fill", "m=random:0.5"}, 0.25, 0.5}}) {
+       {Case{"dilated(2)", {}, 0.5, 1}, Case{"index_ge(d)", {"--fill", "d=random:8"}, 36.0 / 64, 1},
+        Case{"causal & strided(local=16, stride=4, block=16)", {}, 1.0 / 8, 0.5}}) {
     CAPTURE(c.pattern);
     const Json report = program.json(
         Arguments{"show", c.pattern, "--seqlen-q", "524288", "--seqlen-k", "524288"} + c.fill);
