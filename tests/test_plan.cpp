@@ -628,10 +628,35 @@ TEST_CASE("tiles without a kernel are refused with every reason") {
                 more_warps +
                 "; block_m 256 x block_n 256 with 4 stages takes 590080 bytes of shared memory, "
                 "more than the 232448 of sm_90: take smaller blocks or fewer stages"}}) {
-    const Error error = error_of([&] { plan_for("causal", {.head_dim = 128}, "sm_90", bad.tile); });
+    TileConfig portable = bad.tile;
+    portable.portable = true;
+    const Error error = error_of([&] { plan_for("causal", {.head_dim = 128}, "sm_90", portable); });
     CHECK(error.code() == Errc::unsupported);
     CHECK(error.what() == bad.message);
   }
+}
+
+TEST_CASE("a tile that neither of Hopper's two kernels has is refused with the limits of both") {
+  const auto message = [](const TileConfig& tile) {
+    return std::string(error_of([&] { plan_for("causal", {}, "sm_90a", tile); }).what());
+  };
+  const std::string remedy = "; give a tile that one of them takes, or leave it out";
+  CHECK(message({.block_m = 96}) ==
+        "Hopper's kernel: block_m 96 is not supported by the Hopper kernel: 128 and 192 are; the "
+        "portable kernel: block_m 96 is not supported with 4 warps: 64 and 128 are" +
+            remedy);
+  CHECK(message({.num_stages = 9}) ==
+        "Hopper's kernel: num_stages 9 is not supported: 2 to 8 are; the portable kernel: "
+        "num_stages 9 is not supported: 1 to 4 are" +
+            remedy);
+  CHECK(message({.block_m = 128, .block_n = 128, .num_stages = 8}) ==
+        "Hopper's kernel: block_m 128 x block_n 128 with 8 stages and 1 of Q takes 559616 bytes of "
+        "shared memory, more than the 232448 of sm_90a: take smaller blocks or fewer stages; the "
+        "portable kernel: num_stages 8 is not supported: 1 to 4 are" +
+            remedy);
+  // What both say is said once.
+  CHECK(message({.block_n = 24}) ==
+        "block_n 24 is not supported: multiples of 16 from 16 to 256 are");
 }
 
 TEST_CASE("a tile can be too large for one architecture and right for another") {

@@ -387,6 +387,29 @@ TEST_CASE("program: without a GPU, what needs one says so") {
   check_refused({"compile", "causal"}, 5, "no_device", {"--arch"});
 }
 
+TEST_CASE("an output without a name is refused, not left out") {
+  const std::string why = "cannot write ''";
+  check_refused({"show", "causal", "--svg", ""}, 2, "invalid_argument", {why});
+  check_refused({"compile", "causal", "--arch", "sm_80", "--emit", "source", "-o", ""}, 2,
+                "invalid_argument", {why});
+}
+
+TEST_CASE("every verb that binds takes the twins of GIRIH_JIT and, but for tune, GIRIH_TUNE") {
+  for (const char* verb : {"compile", "source", "explain", "verify", "bench", "tune"}) {
+    CAPTURE(verb);
+    check_refused({verb, "causal", "--jit", "maybe"}, 2, "invalid_argument",
+                  {"--jit 'maybe' is not known: auto and off are"});
+    const bool measures = std::string(verb) == "tune";
+    check_refused({verb, "causal", "--tune", "maybe"}, 2, "invalid_argument",
+                  {measures ? "were not expected: maybe --tune" : "--tune 'maybe' is not known"});
+  }
+  check_refused({"bench", "causal", "--time-jit", "--jit", "off"}, 2, "invalid_argument",
+                {"--time-jit", "leave one of them out"});
+  Program program;
+  program.set("GIRIH_JIT", "off");
+  check_refused({"bench", "causal", "--time-jit"}, 2, "invalid_argument", {"GIRIH_JIT"}, program);
+}
+
 TEST_CASE("bench refuses bad input before it looks for a GPU") {
   check_refused({"bench", "causal", "--batch", "0"}, 2, "invalid_argument", {"--batch 0"});
   check_refused({"bench", "causal", "--seqlen-q", "0"}, 2, "invalid_argument", {"--seqlen-q 0"});

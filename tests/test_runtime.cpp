@@ -21,9 +21,11 @@
 #include "girih/jit.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/settings.hpp"
+#include "runtime/softmax_scale.hpp"
 #include "sandbox.hpp"
 #include "support/fs.hpp"
 #include "texts.hpp"
+#include "verify/workload.hpp"
 
 using namespace girih;
 using jit::Artifact;
@@ -531,6 +533,17 @@ TEST_CASE("given positions and scales are taken") {
   const FwdParams zero = params_with([](auto& a) { a.softmax_scale = 0.0f; });
   CHECK(zero.softmax_scale_log2 > 0.0f);
   CHECK(zero.softmax_scale_log2 <= 1e-20f);
+}
+
+TEST_CASE("launches, references and calibrated files have one default scale, to the last bit") {
+  for (int head_dim = 16; head_dim <= 256; head_dim += 16) {
+    verify::Case c;
+    c.problem.head_dim = head_dim;
+    const float scale = verify::softmax_scale_of(c);
+    CHECK(scale == runtime::softmax_scale_of({}, head_dim));
+    const float of_launch = runtime::softmax_scale_log2_of({}, head_dim);
+    CHECK(of_launch == runtime::softmax_scale_log2_of(scale, head_dim));
+  }
 }
 
 TEST_CASE("a tensor of another type is refused by name") {

@@ -28,7 +28,9 @@ TEST_CASE("explain estimates from some rows what would take long to count, and s
   const Json& own = report["classes"][0];
   const int rows = own["sampled_rows"];
   CHECK(rows > 0);
-  CHECK(rows < 262144 / 100);
+  CHECK(rows < 262144 / 10);
+  const int keys = own["sampled_keys"];
+  CHECK(keys < 262144 / 10);
   CHECK(report["tiles"]["estimated"] == true);
   CHECK(own["visible"].get<double>() == doctest::Approx(262144.0 * 262144 / 4).epsilon(0.05));
   const Json& tile = report["tile"];
@@ -36,7 +38,8 @@ TEST_CASE("explain estimates from some rows what would take long to count, and s
   CHECK(report["tiles"]["partial"].get<double>() == doctest::Approx(tiles / 2).epsilon(0.05));
   CHECK(report["tiles"]["empty"].get<double>() == doctest::Approx(tiles / 2).epsilon(0.05));
   const std::string text = program.run(condition + far).out;
-  CHECK(text.find(", estimated from " + std::to_string(rows) + " of 262144 rows") != text.npos);
+  CHECK(text.find(", estimated from " + std::to_string(rows) + " of 262144 rows and " +
+                  std::to_string(keys) + " of their 262144 keys") != text.npos);
   CHECK(text.find("over all heads, estimated;") != text.npos);
 
   const Json counted = program.json(condition + Arguments{"--seqlen-q", "512"});
@@ -54,12 +57,53 @@ TEST_CASE("show estimates what would take long to count, and says so") {
   CHECK(own["sampled_rows"] > 0);
   CHECK(own["density"].get<double>() == doctest::Approx(0.25).epsilon(0.05));
   const std::string text = program.run(condition + far).out;
-  CHECK(text.find(" of 131072 rows, cells from some of their elements") != text.npos);
+  CHECK(contains(text, ", all estimated: from " + own["sampled_rows"].dump() +
+                           " of 131072 rows and " + own["sampled_keys"].dump() +
+                           " of their 131072 keys, cells from some of their elements"));
   // As 32 times 32 cells have it when all elements are looked at.
   const Json small =
       program.json(condition + Arguments{"--seqlen-q", "1024", "--seqlen-k", "1024"});
   CHECK_FALSE(small["classes"][0].contains("sampled_rows"));
   CHECK(own["picture"] == small["classes"][0]["picture"]);
+}
+
+TEST_CASE("no atom makes show count for minutes") {
+  struct Case {
+    const char* pattern;
+    Arguments fill;
+    double density, partial;  // partial tiles of all
+  };
+  const Program program;
+  for (const Case& c :
+       {Case{"dilated(2)", {}, 0.5, 1}, Case{"index_ge(d)", {"--fill", "d=random:8"}, 36.0 / 64, 1},
+        Case{"causal & strided(local=16, stride=4, block=16)", {}, 1.0 / 8, 0.5}}) {
+    CAPTURE(c.pattern);
+    const Json report = program.json(
+        Arguments{"show", c.pattern, "--seqlen-q", "524288", "--seqlen-k", "524288"} + c.fill);
+    const Json& own = report["classes"][0];
+    CHECK(own["sampled_rows"].get<int>() < 524288 / 2);
+    CHECK(own["density"].get<double>() == doctest::Approx(c.density).epsilon(0.02));
+    const double tiles = 524288.0 / 128 * 524288 / 64;
+    CHECK(own["tiles"]["partial"].get<double>() ==
+          doctest::Approx(c.partial * tiles).epsilon(0.02));
+  }
+}
+
+TEST_CASE("lengths that no count is made for are estimated whatever the tile") {
+  const Program program;
+  const Arguments far{"--seqlen-q", "500000000", "--seqlen-k", "500000000"};
+  CHECK(program.json(Arguments{"show", "dense"} + far)["density"] == 1);
+  CHECK(program.json(Arguments{"show", "causal"} + far)["density"].get<double>() ==
+        doctest::Approx(0.5).epsilon(0.001));
+  check_refused(
+      Arguments{"show", "expr(\"k <= p\")", "--block-m", "500000000", "--block-n", "500000000"} +
+          far,
+      2, "invalid_argument", {"a tile of 500000000 x 500000000 takes too long"});
+  check_refused(
+      {"show", "expr(\"k <= p\")", "--seqlen-q", "262144", "--seqlen-k", "262144", "--block-m",
+       "4096", "--block-n", "4096", "--svg", (program.folder() / "picture.svg").string()},
+      2, "invalid_argument", {"the tiles of", "take too long", "leave --svg out"});
+  CHECK_FALSE(fs::exists(program.folder() / "picture.svg"));
 }
 
 TEST_CASE("data of --fill that would not fit is refused before it is made") {
@@ -72,6 +116,9 @@ TEST_CASE("data of --fill that would not fit is refused before it is made") {
   refused("segments(d)", "d=documents:100", far + Arguments{"--heads", "64"});
   refused("columns(c)", "c=rows:5:2", far);
   refused("vertical_slash(v)", "v=random:500000000:500000000,heads=q", {"--heads", "2"});
+  check_refused({"show", "vertical_slash(v)", "--fill", "v=random:10:10", "--heads", "8",
+                 "--seqlen-q", "1048576", "--seqlen-k", "1048576"},
+                2, "invalid_argument", {"the windows of 'v' for 8 heads", "heads=1"});
   refused("causal with bias(b)", "b=normal:1", far + Arguments{"--heads", "64"});
 }
 
@@ -409,6 +456,9 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   refused("columns(c)", {"c=rows"}, "'rows' does not describe intervals of rows");
   refused("columns(c)", {"c=rows:0"}, "'0' is no number from 1 to 536870912");
   refused("columns(c)", {"c=rows:9:3"}, "'3' is no number from 1 to 2");
+  check_refused({"show", "vertical_slash(v)", "--fill", "v=random:10:10", "--heads", "8",
+                 "--seqlen-q", "1048576", "--seqlen-k", "1048576"},
+                2, "invalid_argument", {"the windows of 'v' for 8 heads", "heads=1"});
   refused("causal with bias(b)", {"b=slopes"}, "'slopes' does not describe values");
   refused("causal with alibi(s)", {"s=normal"}, "'normal' does not describe values");
   refused("causal with alibi(s)", {"s=normal:-1"}, "'-1' is no number from 0 to 1000000000");

@@ -211,16 +211,54 @@ TEST_CASE("an interrupted warm publishes what it began and goes on where it ende
   CHECK(rest["compiled"] == left["miss"]);
 }
 
-TEST_CASE("warm refuses what it does not understand, with the line") {
+TEST_CASE("warm goes on behind a line that it does not understand, and fails in the end") {
   const Program program;
   const fs::path file = program.folder() / "specs.jsonl";
-  const auto refused = [&](const std::string& text, const std::vector<std::string>& parts) {
+  write(file,
+        "{\"pattern\": \"causal\"}\n{\"patern\": \"causal\"}\nnonsense\n"
+        "{\"pattern\": [\"dense\", \"sunk(1)\"]}\n{\"pattern\": \"sink(4)\"}\n");
+  const Arguments warm{"warm", file.string(), "--arch", "sm_80", "--dry-run"};
+  const Json report = program.json(warm, 2);
+  CHECK(report["specs"] == 2);  // a line counts whole or not at all
+  CHECK(report["miss"] == 2);
+  CHECK(report["failed"] == 0);
+  CHECK(report["kernels"][1]["line"] == file.string() + ":5");
+  CHECK(report["bad_lines"].size() == 3);
+  CHECK(report["bad_lines"][0]["line"] == file.string() + ":2");
+  CHECK(report["bad_lines"][0]["error"]["code"] == "invalid_argument");
+  const Result result = program.run(warm);
+  CHECK(result.exit_code == 2);
+  CHECK(contains(result.err, "girih: error: " + file.string() + ":2: 'patern' is not known"));
+  CHECK(contains(result.err, "girih: error: " + file.string() + ":3: "));
+  CHECK(contains(result.out, "failed  " + file.string() + ":4\n"));
+  CHECK(contains(result.out, "0 impossible, 3 lines not understood; "));
+
+  // With failures of another kind, which name their lines as well.
+  write(file, "{}\n{\"pattern\": \"causal\", \"head_dim\": 17}\n");
+  const Result mixed = program.run(warm);
+  CHECK(mixed.exit_code == 1);
+  CHECK(contains(mixed.out, "failed  " + file.string() + ":2: sm_80 bf16, head_dim 17"));
+  CHECK(contains(mixed.out, "1 impossible, 1 lines not understood; "));
+}
+
+TEST_CASE("warm says what is wrong with a line") {
+  const Program program;
+  const fs::path file = program.folder() / "specs.jsonl";
+  const auto refused = [&](const std::string& text, std::vector<std::string> parts) {
+    write(file, text);
+    const Result result = program.run({"warm", file.string(), "--arch", "sm_80"});
+    CHECK(result.exit_code == 2);
+    for (std::string& part : parts) {
+      if (part.starts_with("line ")) part = file.string() + ":" + part.substr(5) + ": ";
+      INFO(result.err, "expected: ", part);
+      CHECK(contains(result.err, part));
+    }
+  };
+  const auto refused_whole = [&](const std::string& text, const std::vector<std::string>& parts) {
     write(file, text);
     check_refused({"warm", file.string(), "--arch", "sm_80"}, 2, "invalid_argument", parts,
                   program);
   };
-  refused("{\"pattern\": \"causal\"}\n{\"patern\": \"causal\"}\n",
-          {"line 2", "'patern' is not known", "head_dim"});
   refused("{}", {"line 1", "no \"pattern\""});
   refused("[1]", {"line 1", "no JSON object"});
   refused("{\"pattern\": \"causal\"", {"line 1"});
@@ -240,8 +278,8 @@ TEST_CASE("warm refuses what it does not understand, with the line") {
   refused("{\"pattern\": \"causal\", \"dtype\": \"fp8\"}", {"line 1", "fp8"});
   refused("{\"pattern\": \"heads(0: causal, else: dense)\"}", {"line 1", "--heads"});
   check_refused({"warm", "--arch", "sm_80"}, 2, "invalid_argument", {"FILE", "--pattern"});
-  refused("", {file.string(), "names no kernels"});
-  refused("# none\n\n", {file.string(), "names no kernels"});
+  refused_whole("", {file.string(), "names no kernels"});
+  refused_whole("# none\n\n", {file.string(), "names no kernels"});
   check_refused({"warm", "/nonexistent"}, 2, "invalid_argument",
                 {"/nonexistent", "No such file or directory"});
   check_refused({"warm", "/"}, 2, "invalid_argument", {"'/'", "Is a directory"});

@@ -15,6 +15,7 @@
 #include "girih/prune.hpp"
 #include "girih/shared/prune.cuh"
 #include "reading.hpp"
+#include "runtime/softmax_scale.hpp"
 #include "tensor_file.hpp"
 #include "verify/device.hpp"
 #include "verify/parallel.hpp"
@@ -272,8 +273,7 @@ void add_calibrate(CLI::App& app, Context& context) {
       Example example = read_example(options->q[i], options->k[i], dtype, options->layout);
       if (i == 0) {
         problem = example.problem;
-        scale =
-            options->softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(problem.head_dim)));
+        scale = runtime::softmax_scale_of(options->softmax_scale, problem.head_dim);
         pattern.class_of_head(problem);  // refuses heads that the pattern does not have
         calibration.emplace(
             Calibration::Settings{problem.num_heads, options->kv, options->kept_tiles});

@@ -44,7 +44,7 @@ void add_compile(CLI::App& app, Context& context) {
   add_tile_options(*verb, options->jit.tile);
   add_jit_options(*verb, options->jit);
 
-  verb->callback([options, &context] {
+  verb->callback([options, &context, verb] {
     const Pattern pattern = read_pattern(options->pattern);
     const Problem problem = options->problem.resolve(pattern);
     const std::map<std::string, jit::Emit> emits{
@@ -56,7 +56,7 @@ void add_compile(CLI::App& app, Context& context) {
     const std::string& made = emit == jit::Emit::source ? artifact.source
                               : emit == jit::Emit::ptx  ? artifact.ptx
                                                         : artifact.cubin;
-    if (!options->output.empty()) write_output(options->output, made);
+    if (verb->count("--output") > 0) write_output(options->output, made);
     const bool text_to_stdout = options->output.empty() && emit != jit::Emit::cubin;
     const std::vector<std::string> warnings = warnings_of(artifact);
 

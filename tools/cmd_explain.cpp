@@ -117,10 +117,13 @@ Json classes_json(const Pattern& pattern, const Problem& problem, const plan::Pl
               {"mask", mask.text()},
               {"structure", plan::structure_of(pattern.classes()[pattern_class])}};
     if (geometry) {
-      const auto [tiles, visible, sampled_rows] = counts_of(mask, own, plan, groups.size());
-      json["tiles"] = {{"full", tiles.full}, {"partial", tiles.partial}, {"empty", tiles.empty}};
-      json["visible"] = std::llround(visible);
-      if (sampled_rows > 0) json["sampled_rows"] = sampled_rows;
+      const Counts counts = counts_of(mask, own, plan, groups.size());
+      json["tiles"] = {{"full", counts.tiles.full},
+                       {"partial", counts.tiles.partial},
+                       {"empty", counts.tiles.empty}};
+      json["visible"] = std::llround(counts.visible);
+      if (counts.sampled_rows > 0) json["sampled_rows"] = counts.sampled_rows;
+      if (counts.sampled_keys > 0) json["sampled_keys"] = counts.sampled_keys;
     }
     classes.push_back(std::move(json));
   }
@@ -184,8 +187,8 @@ std::string text_of(const Json& report, const Problem& problem) {
         "            tiles: {} full, {} partial, {} empty{}\n", tiles["full"].get<std::int64_t>(),
         tiles["partial"].get<std::int64_t>(), tiles["empty"].get<std::int64_t>(),
         entry.contains("sampled_rows")
-            ? fmt::format(", estimated from {} of {} rows", entry["sampled_rows"].get<int>(),
-                          report["seqlen_q"].get<int>())
+            ? ", estimated " + sample_text(entry["sampled_rows"], entry.value("sampled_keys", 0),
+                                           report["seqlen_q"], report["seqlen_k"])
             : "");
   }
   for (const Json& input : report["inputs"]) {

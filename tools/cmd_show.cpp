@@ -6,7 +6,6 @@
 
 #include "common.hpp"
 #include "fill.hpp"
-#include "pattern/picture.hpp"
 #include "reading.hpp"
 #include "svg.hpp"
 
@@ -18,22 +17,30 @@ struct GroupReport {
   std::string mask;
   std::vector<int> heads;
   Counts counts;  // in each of them
-  std::string picture;
+  HeadPicture picture;
 };
 
 std::vector<GroupReport> reports_of(std::vector<HeadGroup> groups, int block_m, int block_n) {
   std::vector<GroupReport> reports;
   const double share = 1.0 / static_cast<double>(groups.size());
   for (HeadGroup& group : groups) {
-    const bool sampled = takes_long(group.mask, group.geometry, share);
     reports.push_back(
         {.mask = group.mask.text(),
          .heads = std::move(group.heads),
          .counts = count_or_estimate(group.mask, group.geometry, block_m, block_n, share),
-         .picture = pattern::picture(group.mask, group.geometry, 64, 32,
-                                     sampled ? pattern::Cells::sampled : pattern::Cells::exact)});
+         .picture = picture_of(group.mask, group.geometry, share)});
   }
   return reports;
+}
+
+// Behind counts: which of them, and of the picture's cells, are estimates.
+std::string estimate_text(const GroupReport& report, const Geometry& geometry) {
+  const std::string cells = "cells from some of their elements";
+  if (report.counts.sampled_rows == 0) return report.picture.sampled ? "; " + cells : "";
+  const std::string text = sample_text(report.counts.sampled_rows, report.counts.sampled_keys,
+                                       geometry.seqlen_q, geometry.seqlen_k);
+  return report.picture.sampled ? fmt::format(", all estimated: {}, {}", text, cells)
+                                : fmt::format(", estimated {}", text);
 }
 
 // Of `visible` elements in `heads` heads; a matrix without elements has density 0.
@@ -78,7 +85,7 @@ void add_show(CLI::App& app, Context& context) {
         problem.num_heads, geometry);
     geometry.inputs = inputs.views();
     const std::vector<HeadGroup> groups = head_groups(pattern, problem, geometry);
-    if (!options->svg.empty()) {
+    if (verb->count("--svg") > 0) {
       write_output(options->svg,
                    svg_picture(pattern, groups, geometry, options->block_m, options->block_n));
     }
@@ -109,10 +116,15 @@ void add_show(CLI::App& app, Context& context) {
                                     {{"full", report.counts.tiles.full},
                                      {"partial", report.counts.tiles.partial},
                                      {"empty", report.counts.tiles.empty}}},
-                                   {"picture", report.picture}});
+                                   {"picture", report.picture.cells}});
+        Json& json_class = json["classes"].back();
         if (report.counts.sampled_rows > 0) {
-          json["classes"].back()["sampled_rows"] = report.counts.sampled_rows;
+          json_class["sampled_rows"] = report.counts.sampled_rows;
         }
+        if (report.counts.sampled_keys > 0) {
+          json_class["sampled_keys"] = report.counts.sampled_keys;
+        }
+        if (report.picture.sampled) json_class["sampled_picture"] = true;
       }
       return print_json(json);
     }
@@ -120,14 +132,9 @@ void add_show(CLI::App& app, Context& context) {
       print(fmt::format(
           "{} {}: {}\n{}density {:.4f}; tiles of {} x {}: {} full, {} partial, {} empty{}\n\n",
           report.heads.size() == 1 ? "head" : "heads", ranges_text(report.heads), report.mask,
-          report.picture, density(report.counts.visible, 1, geometry), options->block_m,
+          report.picture.cells, density(report.counts.visible, 1, geometry), options->block_m,
           options->block_n, report.counts.tiles.full, report.counts.tiles.partial,
-          report.counts.tiles.empty,
-          report.counts.sampled_rows > 0
-              ? fmt::format(
-                    ", all estimated: from {} of {} rows, cells from some of their elements",
-                    report.counts.sampled_rows, geometry.seqlen_q)
-              : ""));
+          report.counts.tiles.empty, estimate_text(report, geometry)));
     }
     print(fmt::format("{}\n{} queries, {} keys, heads: {}; density {:.4f}\n", pattern.text(),
                       geometry.seqlen_q, geometry.seqlen_k, problem.num_heads, total_density));

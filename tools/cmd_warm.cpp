@@ -47,6 +47,13 @@ struct Spec {
   // What merges partial results, or estimates something, in place of a pattern's kernel.
   bool combine = false;
   std::string estimate = {};  // "columns and slashes" or "blocks"
+  std::string line = {};      // that asks for it, "FILE:3"; empty: the options do
+};
+
+// A line of a file that asks for nothing that could be tried.
+struct BadLine {
+  std::string line;
+  Error error;
 };
 
 constexpr const char* kEstimates[] = {"columns and slashes", "blocks"};
@@ -159,8 +166,25 @@ void add_specs(const Group& group, std::vector<Spec>& specs) {
   }
 }
 
-// JSON objects, one a line; empty lines and lines that start with # are skipped.
-void add_specs_of_file(const std::string& name, const Group& defaults, std::vector<Spec>& specs) {
+// What a line asks for, whole or not at all.
+std::vector<Spec> specs_of_line(const std::string& line, const Group& defaults,
+                                const std::string& where) {
+  try {
+    Group group = parse_line(line, defaults);
+    if (group.archs.empty()) group.archs = {resolve_arch("")};
+    std::vector<Spec> specs;
+    add_specs(group, specs);
+    for (Spec& spec : specs) spec.line = where;
+    return specs;
+  } catch (const Json::exception& error) {
+    throw Error(Errc::invalid_argument, error.what());
+  }
+}
+
+// JSON objects, one a line; empty lines and lines that start with # are skipped. A bad line is
+// reported at once, for what the others ask for may take long, and stops nothing.
+std::vector<BadLine> add_specs_of_file(const std::string& name, const Group& defaults,
+                                       std::vector<Spec>& specs) {
   const std::optional<std::string> text =
       name == "-" ? support::read_all(STDIN_FILENO) : support::read_file(name);
   if (!text) {
@@ -169,33 +193,29 @@ void add_specs_of_file(const std::string& name, const Group& defaults, std::vect
                             name, std::generic_category().message(errno)));
   }
   std::istringstream input(*text);
-  const std::size_t before = specs.size();
-  int number = 0;
+  std::vector<BadLine> bad_lines;
+  int number = 0, num_asking = 0;
   for (std::string line; std::getline(input, line);) {
     ++number;
     const auto begin = line.find_first_not_of(" \t\r");
     if (begin == std::string::npos || line[begin] == '#') continue;
-    const auto refuse = [&](const char* why) {
-      throw Error(Errc::invalid_argument,
-                  fmt::format("line {} of {}: {}", number, name == "-" ? "stdin" : name, why));
-    };
+    ++num_asking;
+    const std::string where = fmt::format("{}:{}", name == "-" ? "stdin" : name, number);
     try {
-      Group group = parse_line(line, defaults);
-      if (group.archs.empty()) group.archs = {resolve_arch("")};
-      add_specs(group, specs);
+      const std::vector<Spec> own = specs_of_line(line, defaults, where);
+      specs.insert(specs.end(), own.begin(), own.end());
     } catch (const Error& error) {
-      if (error.code() != Errc::invalid_argument) throw;
-      refuse(error.what());
-    } catch (const Json::exception& error) {
-      refuse(error.what());
+      print_error(fmt::format("girih: error: {}: {}\n", where, error.what()));
+      bad_lines.push_back({where, error});
     }
   }
-  if (specs.size() == before) {
+  if (num_asking == 0) {
     throw Error(Errc::invalid_argument,
                 fmt::format("'{}' names no kernels: give a JSON object a line, such as "
                             "{{\"pattern\": \"causal\"}}",
                             name));
   }
+  return bad_lines;
 }
 
 // --- What is to be done
@@ -227,6 +247,10 @@ const char* to_string(Job::Status status) {
 }
 
 std::string to_text(const Spec& spec) {
+  if (!spec.line.empty()) {
+    return fmt::format("{}: {} {}: {}", spec.line, spec.arch, tools::to_text(spec.problem),
+                       spec.pattern.text());
+  }
   if (spec.combine) return spec.arch + " combine";
   if (!spec.estimate.empty()) {
     return fmt::format("{} estimate of {}, {}, head_dim {}", spec.arch, spec.estimate,
@@ -353,6 +377,7 @@ Json to_json(const Job& job) {
             {"arch", job.arch},
             {"key", job.key},
             {"compile_ms", job.compile_ms}};
+  if (!job.spec.line.empty()) json["line"] = job.spec.line;
   if (job.spec.combine) {
     json["combine"] = true;
   } else if (!job.spec.estimate.empty()) {
@@ -370,11 +395,15 @@ Json to_json(const Job& job) {
 }
 
 // One failure's own code where all failures share it.
-int exit_code_of(const std::vector<Job>& jobs) {
-  int code = kDone;
+int exit_code_of(const std::vector<Job>& jobs, const std::vector<BadLine>& bad_lines) {
+  std::vector<Errc> failures;
+  for (const BadLine& bad : bad_lines) failures.push_back(bad.error.code());
   for (const Job& job : jobs) {
-    if (job.status != Job::Status::failed) continue;
-    const int own = exit_code(job.code);
+    if (job.status == Job::Status::failed) failures.push_back(job.code);
+  }
+  int code = kDone;
+  for (const Errc failure : failures) {
+    const int own = exit_code(failure);
     code = code == kDone || code == own ? own : kFailure;
   }
   return code;
@@ -437,7 +466,10 @@ void add_warm(CLI::App& app, Context& context) {
                   "nothing to warm: give FILE, --pattern, --combine or --estimate");
     }
     std::vector<Spec> specs;
-    if (!options->file.empty()) add_specs_of_file(options->file, options->group, specs);
+    std::vector<BadLine> bad_lines;
+    if (!options->file.empty()) {
+      bad_lines = add_specs_of_file(options->file, options->group, specs);
+    }
     if (!options->group.patterns.empty() || others) {
       if (options->group.archs.empty()) options->group.archs = {resolve_arch("")};
       add_specs(options->group, specs);
@@ -457,7 +489,7 @@ void add_warm(CLI::App& app, Context& context) {
     std::map<std::string, std::size_t> counts;
     for (const char* status : {"hit", "miss", "compiled", "failed", "skipped"}) counts[status] = 0;
     for (const Job& job : jobs) ++counts[to_string(job.status)];
-    context.exit_code = counts["skipped"] > 0 ? kInterrupted : exit_code_of(jobs);
+    context.exit_code = counts["skipped"] > 0 ? kInterrupted : exit_code_of(jobs, bad_lines);
     if (counts["skipped"] > 0) {
       print_error(fmt::format(
           "girih: interrupted: {} kernels are left; the same command goes on from here\n",
@@ -473,8 +505,20 @@ void add_warm(CLI::App& app, Context& context) {
       for (const auto& [status, count] : counts) json[status] = count;
       json["kernels"] = Json::array();
       for (const Job& job : jobs) json["kernels"].push_back(to_json(job));
+      json["bad_lines"] = Json::array();
+      for (const BadLine& bad : bad_lines) {
+        json["bad_lines"].push_back(
+            {{"line", bad.line},
+             {"error",
+              {{"code", girih::to_string(bad.error.code())}, {"message", bad.error.what()}}}});
+      }
       return print_json(json);
     }
+    for (const BadLine& bad : bad_lines) {
+      print(fmt::format("failed  {}\n        {}\n", bad.line, bad.error.what()));
+    }
+    const std::string bad_text =
+        bad_lines.empty() ? "" : fmt::format(", {} lines not understood", bad_lines.size());
     for (const Job& job : jobs) {
       if (job.status == Job::Status::failed) {
         print(fmt::format("failed  {}\n        {}\n", to_text(job.spec), job.error));
@@ -483,14 +527,15 @@ void add_warm(CLI::App& app, Context& context) {
       }
     }
     print(options->dry_run
-              ? fmt::format("{} specs: {} kernels to compile, {} cached, {} impossible; {}\n",
-                            specs.size(), counts["miss"], counts["hit"], counts["failed"], folder)
+              ? fmt::format("{} specs: {} kernels to compile, {} cached, {} impossible{}; {}\n",
+                            specs.size(), counts["miss"], counts["hit"], counts["failed"], bad_text,
+                            folder)
               : fmt::format(
-                    "{} specs: {} kernels compiled, {} were cached, {} failed{}, in {:.1f} "
-                    "s; {}\n",
+                    "{} specs: {} kernels compiled, {} were cached, {} failed{}{}, in "
+                    "{:.1f} s; {}\n",
                     specs.size(), counts["compiled"], counts["hit"], counts["failed"],
                     counts["skipped"] > 0 ? fmt::format(", {} skipped", counts["skipped"]) : "",
-                    elapsed.count(), folder));
+                    bad_text, elapsed.count(), folder));
   });
 }
 

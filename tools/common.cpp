@@ -215,10 +215,6 @@ void add_cache_options(CLI::App& verb, jit::Options& options) {
 
 void add_jit_options(CLI::App& verb, jit::Options& options) {
   verb.add_option_function<std::string>(
-          "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
-          "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
-      ->group(kJitGroup);
-  verb.add_option_function<std::string>(
           "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
           "Whether tiles are measured ones: db, auto (measures them, too) or off (GIRIH_TUNE)")
       ->group(kJitGroup);
@@ -226,6 +222,10 @@ void add_jit_options(CLI::App& verb, jit::Options& options) {
 }
 
 void add_compile_options(CLI::App& verb, jit::Options& options) {
+  verb.add_option_function<std::string>(
+          "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
+          "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
+      ->group(kJitGroup);
   add_cache_options(verb, options);
   add_path_option(verb, "--nvrtc", options.nvrtc, "NVRTC, the library or its folder (GIRIH_NVRTC)");
   add_path_option(verb, "--template-dir", options.template_dir,

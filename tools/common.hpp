@@ -92,10 +92,11 @@ void add_tile_options(CLI::App& verb, TileConfig& tile);
 /// --cache-dir --cache-layer
 void add_cache_options(CLI::App& verb, jit::Options& options);
 
-/// These and --nvrtc --template-dir --dump.
+/// These and --jit --nvrtc --template-dir --dump.
 void add_compile_options(CLI::App& verb, jit::Options& options);
 
-/// These, --jit and --tune. All are twins of environment variables.
+/// These and --tune, of every verb but the one that measures tiles. All are twins of environment
+/// variables.
 void add_jit_options(CLI::App& verb, jit::Options& options);
 
 /// --arch; empty means the present device's.

@@ -1,5 +1,7 @@
 #include "reading.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -12,6 +14,7 @@
 #include "girih/shared/token_numbers.cuh"
 #include "pattern/atoms.hpp"
 #include "pattern/grid.hpp"
+#include "pattern/picture.hpp"
 #include "pattern/places.hpp"
 
 namespace girih::tools {
@@ -40,50 +43,160 @@ Geometry in_head(Geometry geometry, int h) {
 
 namespace {
 
-constexpr double kMostWork = 5e7;  // about a second
+constexpr double kMostSteps = 5e7;  // about a second
 
-// Query tiles at equal distances, so many that counting takes as long as it may.
-std::vector<QueryRows> sample_of(const Mask& mask, const Geometry& geometry, int block_m,
-                                 double share) {
-  const int count = ceil_div(geometry.seqlen_q, block_m);
-  const double part = kMostWork * share / pattern::counting_work(mask, geometry);
-  const int wanted = std::max(static_cast<int>(count * part), 1);
-  std::vector<QueryRows> sample;
-  for (int i = 0; i < wanted; ++i) {
-    const auto tile = static_cast<int>((2 * std::int64_t{i} + 1) * count / (2 * wanted));
-    sample.push_back({tile * block_m, std::min((tile + 1) * block_m, geometry.seqlen_q)});
+// Of `wanted` strata of `count` things, what stands in the middle of the i-th, moved on by `shift`.
+int place_in(int i, int wanted, int count, int shift) {
+  const std::int64_t middle = (2 * std::int64_t{i} + 1) * count / (2 * std::int64_t{wanted});
+  return static_cast<int>((middle + shift) % count);
+}
+
+// An odd number, for patterns repeat themselves after powers of two: whatever is so many tiles
+// apart has all the remainders.
+int odd_at_most(double wanted, int count) {
+  return wanted >= count ? count : std::max(static_cast<int>(wanted), 1) | 1;
+}
+
+// Query tiles and key tiles that estimates look at.
+struct Sample {
+  int rows, columns;
+};
+
+// What some query tiles, at equal distances, show in all key tiles, or in some of those, and what
+// that comes to for the whole matrix.
+Counts counts_of(Sample sample, const Mask& mask, const Geometry& geometry, int block_m,
+                 int block_n, pattern::Budget& budget) {
+  const int all_rows = ceil_div(geometry.seqlen_q, block_m);
+  const int all_columns = ceil_div(geometry.seqlen_k, block_n);
+  Counts counts;
+  double full = 0, partial = 0, empty = 0, elements = 0;
+  const auto look_at = [&](QueryRows rows, Span columns) {
+    const Span keys{columns.lo * block_n, std::min(columns.hi * block_n, geometry.seqlen_k)};
+    const pattern::TileCounts own =
+        pattern::count_tiles(mask, geometry, block_m, block_n, rows, columns, budget);
+    full += static_cast<double>(own.full);
+    partial += static_cast<double>(own.partial);
+    empty += static_cast<double>(own.empty);
+    counts.visible +=
+        static_cast<double>(pattern::count_visible(mask, geometry, rows, keys, budget));
+    elements += static_cast<double>(rows.end - rows.begin) * (keys.hi - keys.lo);
+  };
+  for (int i = 0; i < sample.rows && !budget.is_spent(); ++i) {
+    const int first = place_in(i, sample.rows, all_rows, 0) * block_m;
+    const QueryRows rows{first, std::min(first + block_m, geometry.seqlen_q)};
+    counts.sampled_rows += rows.end - rows.begin;
+    if (sample.columns == all_columns) {
+      look_at(rows, {0, all_columns});
+      continue;
+    }
+    // Other columns in every row, spread as evenly as can be, in step with nothing.
+    constexpr double kGoldenRatio = 0.6180339887498949;
+    const double part = i * kGoldenRatio - std::floor(i * kGoldenRatio);
+    const auto shift = static_cast<int>(part * all_columns / sample.columns);
+    for (int j = 0; j < sample.columns && !budget.is_spent(); ++j) {
+      const int column = place_in(j, sample.columns, all_columns, shift);
+      look_at(rows, {column, column + 1});
+    }
   }
-  return sample;
+  const double tiles = static_cast<double>(all_rows) * all_columns;
+  const double factor = tiles / (static_cast<double>(sample.rows) * sample.columns);
+  counts.tiles = {.full = std::llround(full * factor),
+                  .partial = std::llround(partial * factor),
+                  .empty = std::llround(empty * factor)};
+  counts.visible *= static_cast<double>(geometry.seqlen_q) * geometry.seqlen_k / elements;
+  if (sample.columns < all_columns) {
+    counts.sampled_keys = std::min(sample.columns * block_n, geometry.seqlen_k);
+  }
+  return counts;
+}
+
+// Whole query tiles, where a few of them do not take long, else parts of some; then as many as may
+// be looked at.
+Counts estimate(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
+                double most_steps) {
+  constexpr int kFewRows = 17, kRows = 65, kColumns = 17;
+  const int all_rows = ceil_div(geometry.seqlen_q, block_m);
+  const int all_columns = ceil_div(geometry.seqlen_k, block_n);
+  const auto look = [&](Sample sample, pattern::Budget& budget) {
+    return counts_of(sample, mask, geometry, block_m, block_n, budget);
+  };
+  Sample sample{odd_at_most(kFewRows, all_rows), all_columns};
+  pattern::Budget pilot(most_steps / 4);
+  Counts counts = look(sample, pilot);
+  if (pilot.is_spent()) {
+    sample = {odd_at_most(kRows, all_rows), odd_at_most(kColumns, all_columns)};
+    while (true) {
+      pilot = pattern::Budget(sample.rows == 1 ? kMostSteps : most_steps);
+      counts = look(sample, pilot);
+      if (!pilot.is_spent()) break;
+      if (sample.rows == 1 && sample.columns == 1) {
+        throw Error(
+            Errc::invalid_argument,
+            fmt::format("a tile of {} x {} takes too long to look at: take smaller ones, such as "
+                        "128 x 64",
+                        block_m, block_n));
+      }
+      sample = {odd_at_most(sample.rows / 4.0, all_rows),
+                odd_at_most(sample.columns / 4.0, all_columns)};
+    }
+  }
+  const double times = most_steps / pilot.taken();
+  const Sample larger = sample.columns == all_columns
+                            ? Sample{odd_at_most(sample.rows * times, all_rows), all_columns}
+                            : Sample{sample.rows, odd_at_most(sample.columns * times, all_columns)};
+  if (times < 2) return counts;
+  pattern::Budget budget(3 * most_steps);  // where those of the first were no measure of the others
+  const Counts more = look(larger, budget);
+  return budget.is_spent() ? counts : more;
 }
 
 }  // namespace
 
-bool takes_long(const Mask& mask, const Geometry& geometry, double share) {
-  return pattern::counting_work(mask, geometry) > kMostWork * share;
-}
-
 Counts count_or_estimate(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
                          double share) {
-  if (!takes_long(mask, geometry, share)) {
-    return {.tiles = pattern::count_tiles(mask, geometry, block_m, block_n),
-            .visible = static_cast<double>(pattern::count_visible(mask, geometry))};
+  pattern::Budget budget(kMostSteps * share);
+  const Span columns{0, ceil_div(geometry.seqlen_k, block_n)};
+  Counts counts{.tiles = pattern::count_tiles(mask, geometry, block_m, block_n,
+                                              {0, geometry.seqlen_q}, columns, budget)};
+  if (!budget.is_spent()) {
+    counts.visible = static_cast<double>(pattern::count_visible(mask, geometry, budget));
   }
-  Counts counts;
-  for (const QueryRows& rows : sample_of(mask, geometry, block_m, share)) {
-    const pattern::TileCounts own = pattern::count_tiles(mask, geometry, block_m, block_n, rows);
-    counts.tiles.full += own.full;
-    counts.tiles.partial += own.partial;
-    counts.tiles.empty += own.empty;
-    counts.visible += static_cast<double>(pattern::count_visible(mask, geometry, rows));
-    counts.sampled_rows += rows.end - rows.begin;
-  }
-  const double factor = static_cast<double>(geometry.seqlen_q) / counts.sampled_rows;
-  for (std::int64_t* number : {&counts.tiles.full, &counts.tiles.partial, &counts.tiles.empty}) {
-    *number = std::llround(static_cast<double>(*number) * factor);
-  }
-  counts.visible *= factor;
-  return counts;
+  return budget.is_spent() ? estimate(mask, geometry, block_m, block_n, kMostSteps * share)
+                           : counts;
 }
+
+HeadPicture picture_of(const Mask& mask, const Geometry& geometry, double share) {
+  pattern::Budget budget(kMostSteps * share);
+  std::string exact = pattern::picture(mask, geometry, 64, 32, budget);
+  if (!budget.is_spent()) return {std::move(exact), false};
+  return {pattern::sampled_picture(mask, geometry, 64, 32), true};
+}
+
+std::string sample_text(int sampled_rows, int sampled_keys, int seqlen_q, int seqlen_k) {
+  const std::string rows = fmt::format("from {} of {} rows", sampled_rows, seqlen_q);
+  return sampled_keys == 0
+             ? rows
+             : fmt::format("{} and {} of their {} keys", rows, sampled_keys, seqlen_k);
+}
+
+namespace {
+
+// Bits of every key for every 64 rows: much more than the lists that say which.
+void check_slashes(const verify::InputData& input, const Geometry& geometry) {
+  constexpr double kMostBytes = 8.0 * (1 << 30);
+  const double rows = 1 + ceil_div(geometry.seqlen_q, SlashPlane::kRows);
+  const double bytes =
+      4.0 * input.batch * input.heads * rows * SlashPlane::words_per_row(geometry.seqlen_k);
+  if (bytes <= kMostBytes) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("the windows of '{}' for {} heads and sequences take {:.3g} bytes at "
+                          "{} x {}, the limit is {:.3g}: take shorter sequences, or give --fill "
+                          "{}=...,heads=1",
+                          input.name, std::int64_t{input.batch} * input.heads, bytes,
+                          geometry.seqlen_q, geometry.seqlen_k, kMostBytes, input.name));
+}
+
+}  // namespace
 
 HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads,
                        const Geometry& geometry) {
@@ -100,6 +213,7 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         view.head_stride = std::int64_t{TokenNumbers::kIndexWordsPerSpan} * view.row_stride;
         break;
       case InputInfo::Kind::slashes:
+        check_slashes(input, geometry);
         words_.push_back(verify::slash_planes(
             input, std::vector(static_cast<std::size_t>(input.batch), geometry), geometry.seqlen_q,
             geometry.seqlen_k));

@@ -31,17 +31,26 @@ void check_lengths(const Pattern& pattern, const Geometry& geometry);
 std::vector<HeadGroup> head_groups(const Pattern& pattern, const Problem& problem,
                                    const Geometry& geometry);
 
-/// What a mask shows in one head, and which tiles a kernel visits. Where counting would take long,
-/// of some query tiles, and what that comes to for all of them.
+/// What a mask shows in one head, and which tiles a kernel visits. Where counting would take more
+/// than about a second times a share, an estimate by some tiles, which takes about as long.
 struct Counts {
   pattern::TileCounts tiles;
   double visible = 0;
   int sampled_rows = 0;  ///< 0: all were counted
+  int sampled_keys = 0;  ///< of each of those rows; 0: all
 };
-/// Whether counting would take long: more than about a second times `share`.
-bool takes_long(const Mask& mask, const Geometry& geometry, double share);
+/// @throws Error invalid_argument where looking at a single tile takes too long.
 Counts count_or_estimate(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
                          double share);
+/// Of an estimate: "from 1088 of 131072 rows and 4096 of their 131072 keys".
+std::string sample_text(int sampled_rows, int sampled_keys, int seqlen_q, int seqlen_k);
+
+/// Likewise: cells by some of their elements.
+struct HeadPicture {
+  std::string cells;
+  bool sampled;
+};
+HeadPicture picture_of(const Mask& mask, const Geometry& geometry, double share);
 
 /// Run-time inputs as the host's reading takes them: Geometry::inputs.
 class HostInputs {

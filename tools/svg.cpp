@@ -104,6 +104,8 @@ struct Tiles {
 };
 
 Tiles tiles_of(const Mask& mask, const Geometry& geometry, int block_m, int block_n) {
+  constexpr double kMostSteps = 1e8;  // about two seconds
+  pattern::Budget budget(kMostSteps);
   Tiles result;
   const bool elements = std::max(geometry.seqlen_q, geometry.seqlen_k) <= kFewElements;
   const KeyTiles tiles{block_n, geometry.seqlen_k};
@@ -111,8 +113,18 @@ Tiles tiles_of(const Mask& mask, const Geometry& geometry, int block_m, int bloc
     const QueryRows rows{q0, std::min(q0 + block_m, geometry.seqlen_q)};
     std::vector<Span> partial;
     for (int n = 0; n < tiles.count();) {
-      const Run run = pattern::seek(mask, geometry, rows, tiles, n);
+      const Run run = pattern::seek(mask, geometry, rows, tiles, n, budget);
+      if (budget.is_spent()) {
+        throw Error(Errc::invalid_argument,
+                    fmt::format("the tiles of {} take too long to find at {} x {}: take shorter "
+                                "sequences, or leave --svg out",
+                                mask.text(), geometry.seqlen_q, geometry.seqlen_k));
+      }
       const Span keys{n * block_n, std::min(run.end * block_n, geometry.seqlen_k)};
+      std::int64_t& count = run.kind == TileKind::full      ? result.counts.full
+                            : run.kind == TileKind::partial ? result.counts.partial
+                                                            : result.counts.empty;
+      count += run.end - n;
       if (run.kind == TileKind::full) result.full.add(keys.lo, keys.hi, rows.begin, rows.end);
       if (run.kind == TileKind::partial) {
         result.partial.add(keys.lo, keys.hi, rows.begin, rows.end);
@@ -129,16 +141,16 @@ Tiles tiles_of(const Mask& mask, const Geometry& geometry, int block_m, int bloc
       }
     }
   }
-  result.counts = pattern::count_tiles(mask, geometry, block_m, block_n);
   return result;
 }
 
 class Picture {
  public:
-  Picture(const Geometry& geometry, int block_m, int block_n)
+  Picture(const Geometry& geometry, int block_m, int block_n, double share)
       : geometry_(geometry),
         block_m_(block_m),
         block_n_(block_n),
+        share_(share),
         pixels_per_token_(kSide / std::max(geometry.seqlen_q, geometry.seqlen_k)),
         width_(std::max(kShortest, geometry.seqlen_k * pixels_per_token_)),
         height_(std::max(kShortest, geometry.seqlen_q * pixels_per_token_)) {}
@@ -148,6 +160,7 @@ class Picture {
 
   std::string panel(double left, double top, const HeadGroup& group) const {
     const Tiles tiles = tiles_of(group.mask, group.geometry, block_m_, block_n_);
+    const Counts counts = count_or_estimate(group.mask, group.geometry, block_m_, block_n_, share_);
     const double elements = static_cast<double>(geometry_.seqlen_q) * geometry_.seqlen_k;
     std::string svg = fmt::format("<g class=\"panel\" transform=\"translate({:.2f} {:.2f})\">\n",
                                   left + kLeftMargin, top + kTopMargin);
@@ -168,9 +181,9 @@ class Picture {
     svg += axes();
     svg += fmt::format(
         "<text class=\"note\" y=\"{:.2f}\">{} full, {} partial, {} empty tiles; density "
-        "{:.4f}</text>\n</g>\n",
+        "{:.4f}{}</text>\n</g>\n",
         height_ + 18, tiles.counts.full, tiles.counts.partial, tiles.counts.empty,
-        static_cast<double>(pattern::count_visible(group.mask, group.geometry)) / elements);
+        counts.visible / elements, counts.sampled_rows > 0 ? ", estimated" : "");
     return svg;
   }
 
@@ -235,6 +248,7 @@ class Picture {
 
   Geometry geometry_;
   int block_m_, block_n_;
+  double share_;  // of the time for counting that a panel may take
   double pixels_per_token_, width_, height_;
 };
 
@@ -301,7 +315,7 @@ std::string svg_picture(const Pattern& pattern, const std::vector<HeadGroup>& gr
                             tiles, block_m, block_n, kMaxTiles));
   }
 
-  const Picture picture(geometry, block_m, block_n);
+  const Picture picture(geometry, block_m, block_n, 1.0 / static_cast<double>(groups.size()));
   long shown = 0;
   std::size_t num_heads = 0;
   for (const HeadGroup& group : groups) {

@@ -171,8 +171,8 @@ class Program {
   /// Binds to the tensors' types and heads on first use, then launches. Lists are built into memory
   /// that is taken from and given back to the driver's pool in the order of the stream, with
   /// Options::check_inputs. While args.stream is being captured only an already bound problem is
-  /// accepted, and nothing can be checked. The tensors' heads
-  /// count as the whole model's: on a tensor-parallel rank bind() and launch the kernel.
+  /// accepted, and nothing can be checked. The tensors' heads count as the whole model's: on a
+  /// tensor-parallel rank bind() and launch the kernel.
   ///
   /// With Tune::automatic the first use of a problem that bind() has not bound, with lengths in
   /// other powers of two than before, takes some seconds: it compiles other tiles and times them on

@@ -69,6 +69,9 @@ class Expression {
   /// about a second (tools/bench/NOTES.md).
   int cost() const;
 
+  /// Operations, numbers and names.
+  int num_nodes() const { return static_cast<int>(nodes_.size()); }
+
   /// By the meaning that kernels give it, in int32 and, of a mask, float32, of a score, float64; a
   /// condition is 0 or 1.
   /// @param element of tensor number i at some indices, which may lie outside of it.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "girih/error.hpp"
@@ -19,6 +20,9 @@
 namespace girih::pattern {
 namespace {
 
+// Of evaluating an expression for an element.
+double element_steps(const Mask& mask) { return mask.expression()->num_nodes() / 3.0; }
+
 // Whether two heads are alike to an atom: what does not say so does not ask which head it is.
 template <class Atom>
 bool same_atom_for_heads(const int* numbers, const Geometry& a, const Geometry& b) {
@@ -28,14 +32,29 @@ bool same_atom_for_heads(const int* numbers, const Geometry& a, const Geometry& 
   return true;
 }
 
+// What a seek costs beyond that of a closed form: some atoms go through the lines of a grid, or
+// through rows of blocks.
+template <class Atom>
+double seek_steps(const int* numbers, QueryRows rows) {
+  const double num_rows = rows.end - rows.begin;
+  if constexpr (std::is_same_v<Atom, Neighborhood>) {
+    return 1 + num_rows / Neighborhood(numbers).extent(kMaxAxes - 1);
+  } else if constexpr (std::is_same_v<Atom, Blocks> || std::is_same_v<Atom, VerticalSlash>) {
+    return 1 + num_rows / 64;
+  }
+  return 1;
+}
+
 struct AtomFunctions {
   Run (*seek)(const int* numbers, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n);
   uint32 (*row_bits)(const int* numbers, const Geometry& geometry, int q, KeyWord keys);
   bool (*same_for_heads)(const int* numbers, const Geometry& a, const Geometry& b);
+  double (*seek_steps)(const int* numbers, QueryRows rows);
 };
 
-#define GIRIH_ATOM_FUNCTIONS(Atom) \
-  AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits, same_atom_for_heads<Atom>},
+#define GIRIH_ATOM_FUNCTIONS(Atom)                                                 \
+  AtomFunctions{Leaf<Atom>::seek, Leaf<Atom>::row_bits, same_atom_for_heads<Atom>, \
+                seek_steps<Atom>},
 constexpr AtomFunctions kAtomFunctions[] = {GIRIH_ATOMS(GIRIH_ATOM_FUNCTIONS)};
 #undef GIRIH_ATOM_FUNCTIONS
 
@@ -90,13 +109,15 @@ bool holds(const Mask& mask, const Geometry& geometry, int q, int k) {
   return mask.expression()->evaluate(point, element) != 0;
 }
 
-// Looks no further than it must.
+// Looks no further than it must, and than the budget allows.
 Run seek_condition(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
-                   int n) {
+                   int n, Budget& budget) {
   const int end_key = min((n + 1) * tiles.block_n, geometry.seqlen_k);
+  const double steps = element_steps(mask);
   bool visible = false, hidden = false;
-  for (int q = rows.begin; q < rows.end; ++q) {
+  for (int q = rows.begin; q < rows.end && !budget.is_spent(); ++q) {
     for (int k = n * tiles.block_n; k < end_key; ++k) {
+      budget.take(steps);
       (holds(mask, geometry, q, k) ? visible : hidden) = true;
       if (visible && hidden) return {n + 1, TileKind::partial};
     }
@@ -105,16 +126,18 @@ Run seek_condition(const Mask& mask, const Geometry& geometry, QueryRows rows, K
 }
 
 Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
-                    int n) {
+                    int n, Budget& budget) {
   if (mask.op() == Mask::Op::atom) {
-    return functions_of(mask, geometry).seek(mask.numbers().data(), geometry, rows, tiles, n);
+    const AtomFunctions& atom = functions_of(mask, geometry);
+    budget.take(atom.seek_steps(mask.numbers().data(), rows));
+    return atom.seek(mask.numbers().data(), geometry, rows, tiles, n);
   }
   if (mask.op() == Mask::Op::expression) {
     check_tensors_known(mask, geometry);
-    return seek_condition(mask, geometry, rows, tiles, n);
+    return seek_condition(mask, geometry, rows, tiles, n, budget);
   }
   const auto seek_operand = [&](const Mask& operand) {
-    return seek_expression(operand, geometry, rows, tiles, n);
+    return seek_expression(operand, geometry, rows, tiles, n, budget);
   };
   Run run = seek_operand(mask.operands().front());
   if (mask.op() == Mask::Op::negation) return negation(run);
@@ -126,37 +149,43 @@ Run seek_expression(const Mask& mask, const Geometry& geometry, QueryRows rows, 
 }
 
 // Bits of keys that do not exist mean nothing.
-uint32 bits_of_expression(const Mask& mask, const Geometry& geometry, int q, KeyWord keys) {
+uint32 bits_of_expression(const Mask& mask, const Geometry& geometry, int q, KeyWord keys,
+                          Budget& budget) {
   if (mask.op() == Mask::Op::atom) {
+    budget.take(1);
     return functions_of(mask, geometry).row_bits(mask.numbers().data(), geometry, q, keys);
   }
   if (mask.op() == Mask::Op::expression) {
     check_tensors_known(mask, geometry);
     uint32 seen = 0;
+    budget.take(32 * element_steps(mask));
     for (int i = 0; i < 32 && keys.first_key + i < geometry.seqlen_k; ++i) {
       seen |= holds(mask, geometry, q, keys.first_key + i) ? 1u << i : 0u;
     }
     return seen;
   }
-  uint32 bits = bits_of_expression(mask.operands().front(), geometry, q, keys);
+  uint32 bits = bits_of_expression(mask.operands().front(), geometry, q, keys, budget);
   if (mask.op() == Mask::Op::negation) return ~bits;
   for (std::size_t i = 1; i < mask.operands().size(); ++i) {
-    const uint32 next = bits_of_expression(mask.operands()[i], geometry, q, keys);
+    const uint32 next = bits_of_expression(mask.operands()[i], geometry, q, keys, budget);
     bits = mask.op() == Mask::Op::all_of ? bits & next : bits | next;
   }
   return bits;
 }
 
-// Calls visit(tile, kind) for the key tiles of some rows that are not empty. The last tile is
-// full when its existing keys are.
-template <class Visit>
+// Of some rows' key tiles [begin, end): calls full(keys) for runs of full ones, however long, and
+// partial(tile) for each partial one. The last tile is full when its existing keys are.
+template <class Full, class Partial>
 void for_each_tile(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles,
-                   int begin, int end, Visit&& visit) {
-  for (int n = begin; n < end;) {
-    const Run run = seek_expression(mask, geometry, rows, tiles, n);
+                   int begin, int end, Budget& budget, Full&& full, Partial&& partial) {
+  for (int n = begin; n < end && !budget.is_spent();) {
+    const Run run = seek_expression(mask, geometry, rows, tiles, n, budget);
     const int run_end = std::min(run.end, end);
-    if (run.kind == TileKind::empty) n = run_end;
-    for (; n < run_end; ++n) visit(n, run.kind);
+    if (run.kind == TileKind::full) {
+      full(Span{n * tiles.block_n, std::min(run_end * tiles.block_n, tiles.seqlen_k)});
+    }
+    for (; n < run_end && run.kind == TileKind::partial; ++n) partial(n);
+    n = run_end;
   }
 }
 
@@ -176,9 +205,14 @@ bool same_for_heads(const Mask& mask, const Geometry& a, const Geometry& b) {
 }
 
 uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key) {
+  Budget unlimited;
+  return row_bits(mask, geometry, q, first_key, unlimited);
+}
+
+uint32 row_bits(const Mask& mask, const Geometry& geometry, int q, int first_key, Budget& budget) {
   if (q < 0 || q >= geometry.seqlen_q || first_key < 0 || first_key >= geometry.seqlen_k) return 0;
   const KeyWord keys{first_key};
-  return bits_of_expression(mask, geometry, q, keys) & keys.below(geometry.seqlen_k);
+  return bits_of_expression(mask, geometry, q, keys, budget) & keys.below(geometry.seqlen_k);
 }
 
 bool visible(const Mask& mask, const Geometry& geometry, int q, int k) {
@@ -196,12 +230,9 @@ std::vector<Span> row_spans(const Mask& mask, const Geometry& geometry, int q) {
     }
   };
   const KeyTiles words{32, geometry.seqlen_k};
-  for_each_tile(mask, geometry, {q, q + 1}, words, 0, words.count(), [&](int n, TileKind kind) {
+  Budget unlimited;
+  const auto append_bits = [&](int n) {
     const int first_key = 32 * n;
-    if (kind == TileKind::full) {
-      append(first_key, std::min(first_key + 32, geometry.seqlen_k));
-      return;
-    }
     uint32 bits = row_bits(mask, geometry, q, first_key);
     for (int k = first_key; bits != 0;) {
       const int zeros = std::countr_zero(bits);
@@ -210,12 +241,21 @@ std::vector<Span> row_spans(const Mask& mask, const Geometry& geometry, int q) {
       append(k - ones, k);
       bits = zeros + ones < 32 ? bits >> (zeros + ones) : 0;
     }
-  });
+  };
+  for_each_tile(
+      mask, geometry, {q, q + 1}, words, 0, words.count(), unlimited,
+      [&](Span keys) { append(keys.lo, keys.hi); }, append_bits);
   return spans;
 }
 
 Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n) {
-  return demote_last_tile(seek_expression(mask, geometry, rows, tiles, n), tiles, n);
+  Budget unlimited;
+  return seek(mask, geometry, rows, tiles, n, unlimited);
+}
+
+Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles tiles, int n,
+         Budget& budget) {
+  return demote_last_tile(seek_expression(mask, geometry, rows, tiles, n, budget), tiles, n);
 }
 
 namespace {
@@ -226,7 +266,7 @@ bool is_neighborhood(const Mask& mask) {
 }
 
 // Of a neighborhood's axis by itself: the elements of a sequence of its coordinates.
-std::int64_t count_on_axis(const int* numbers, int axis) {
+std::int64_t count_on_axis(const int* numbers, int axis, Budget& budget) {
   const Neighborhood::Number fields[] = {Neighborhood::kGrid, Neighborhood::kWindow,
                                          Neighborhood::kStride, Neighborhood::kDilation,
                                          Neighborhood::kCausal};
@@ -241,96 +281,97 @@ std::int64_t count_on_axis(const int* numbers, int axis) {
   }
   const int extent = std::max(numbers[Neighborhood::kGrid + axis], 1);
   const Mask alone = Mask::atom(Neighborhood::kInfo.name, own);
-  return count_visible(alone, {extent, extent, 0, 0}, {0, extent});
+  return count_visible(alone, {extent, extent, 0, 0}, {0, extent}, {0, extent}, budget);
 }
 
 }  // namespace
 
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry) {
+  Budget unlimited;
+  return count_visible(mask, geometry, unlimited);
+}
+
+std::int64_t count_visible(const Mask& mask, const Geometry& geometry, Budget& budget) {
   if (is_neighborhood(mask)) {
     const int* const numbers = mask.numbers().data();
     const int tokens = Neighborhood(numbers).tokens();
     if (geometry.seqlen_q == tokens && geometry.seqlen_k >= tokens) {
       std::int64_t in_grid = 1;
       for (int axis = 0; axis < kMaxAxes; ++axis) {
-        if (numbers[Neighborhood::kGrid + axis] > 0) in_grid *= count_on_axis(numbers, axis);
+        if (numbers[Neighborhood::kGrid + axis] > 0) {
+          in_grid *= count_on_axis(numbers, axis, budget);
+        }
       }
       return in_grid + std::int64_t{tokens} * (geometry.seqlen_k - tokens);
     }
   }
-  return count_visible(mask, geometry, {0, geometry.seqlen_q});
+  return count_visible(mask, geometry, {0, geometry.seqlen_q}, {0, geometry.seqlen_k}, budget);
 }
 
-std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows of_rows) {
+std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows rows) {
+  Budget unlimited;
+  return count_visible(mask, geometry, rows, {0, geometry.seqlen_k}, unlimited);
+}
+
+std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows of_rows,
+                           Span of_keys, Budget& budget) {
   // Large tiles settle most of the matrix at once, small ones most of the rest.
   constexpr int kLarge = 64, kSmall = 16;
   const KeyTiles large{kLarge, geometry.seqlen_k}, small{kSmall, geometry.seqlen_k};
   std::int64_t count = 0;
-  const auto add_area = [&](QueryRows rows, KeyTiles tiles, int n) {
-    const int keys = std::min(tiles.block_n, tiles.seqlen_k - n * tiles.block_n);
-    count += std::int64_t{rows.end - rows.begin} * keys;
+  const auto add_area = [&](QueryRows rows, Span keys) {
+    const int num_keys = std::min(keys.hi, of_keys.hi) - std::max(keys.lo, of_keys.lo);
+    count += std::int64_t{rows.end - rows.begin} * std::max(num_keys, 0);
   };
-  const auto add_small = [&](QueryRows rows, int n, TileKind kind) {
-    if (kind == TileKind::full) return add_area(rows, small, n);
-    constexpr uint32 kColumns = (1u << kSmall) - 1;
-    for (int q = rows.begin; q < rows.end; ++q) {
-      count += std::popcount(row_bits(mask, geometry, q, n * kSmall) & kColumns);
+  const auto add_bits = [&](QueryRows rows, int n) {
+    const KeyWord word{n * kSmall};
+    const uint32 counted =
+        word.below(std::min(word.first_key + kSmall, of_keys.hi)) & ~word.below(of_keys.lo);
+    for (int q = rows.begin; counted != 0 && q < rows.end; ++q) {
+      count += std::popcount(row_bits(mask, geometry, q, word.first_key, budget) & counted);
     }
   };
-  const auto add_large = [&](QueryRows rows, int n, TileKind kind) {
-    if (kind == TileKind::full) return add_area(rows, large, n);
+  const auto add_small_tiles = [&](QueryRows rows, int n) {
     const int begin = n * (kLarge / kSmall);
     const int end = std::min(begin + kLarge / kSmall, small.count());
     for (int q = rows.begin; q < rows.end; q += kSmall) {
       const QueryRows few{q, std::min(q + kSmall, rows.end)};
-      for_each_tile(mask, geometry, few, small, begin, end,
-                    [&](int i, TileKind inner) { add_small(few, i, inner); });
+      for_each_tile(
+          mask, geometry, few, small, begin, end, budget, [&](Span keys) { add_area(few, keys); },
+          [&](int i) { add_bits(few, i); });
     }
   };
-  for (int q = of_rows.begin; q < of_rows.end; q += kLarge) {
+  const int begin = of_keys.lo / kLarge, end = ceil_div(of_keys.hi, kLarge);
+  for (int q = of_rows.begin; q < of_rows.end && !budget.is_spent(); q += kLarge) {
     const QueryRows rows{q, std::min(q + kLarge, of_rows.end)};
-    for_each_tile(mask, geometry, rows, large, 0, large.count(),
-                  [&](int n, TileKind kind) { add_large(rows, n, kind); });
+    for_each_tile(
+        mask, geometry, rows, large, begin, end, budget, [&](Span keys) { add_area(rows, keys); },
+        [&](int n) { add_small_tiles(rows, n); });
   }
   return count;
 }
 
-double counting_work(const Mask& mask, const Geometry& geometry) {
-  const double rows = geometry.seqlen_q;
-  if (mask.op() == Mask::Op::expression) return rows * geometry.seqlen_k;
-  if (is_neighborhood(mask)) {
-    const int* const numbers = mask.numbers().data();
-    const Neighborhood grid(numbers);
-    const auto span = [&](int axis) -> double {
-      return std::max(
-          numbers[Neighborhood::kWindow + axis] * numbers[Neighborhood::kDilation + axis], 1);
-    };
-    constexpr double kWord = 16;  // keys that are counted at once
-    const double lines = static_cast<double>(grid.extent(0)) * grid.extent(1);
-    return rows * (lines + span(0) * span(1) * (1 + span(2) / kWord));
-  }
-  double work = 0;
-  for (const Mask& operand : mask.operands()) work += counting_work(operand, geometry);
-  return work;
-}
-
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n) {
-  return count_tiles(mask, geometry, block_m, block_n, {0, geometry.seqlen_q});
+  Budget unlimited;
+  const int columns = KeyTiles{block_n, geometry.seqlen_k}.count();
+  return count_tiles(mask, geometry, block_m, block_n, {0, geometry.seqlen_q}, {0, columns},
+                     unlimited);
 }
 
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n,
-                       QueryRows of_rows) {
+                       QueryRows of_rows, Span columns, Budget& budget) {
   TileCounts counts;
   const KeyTiles tiles{block_n, geometry.seqlen_k};
-  for (int q = of_rows.begin; q < of_rows.end; q += block_m) {
+  for (int q = of_rows.begin; q < of_rows.end && !budget.is_spent(); q += block_m) {
     const QueryRows rows{q, std::min(q + block_m, of_rows.end)};
-    for (int n = 0; n < tiles.count();) {
-      const Run run = seek(mask, geometry, rows, tiles, n);
+    for (int n = columns.lo; n < columns.hi && !budget.is_spent();) {
+      const Run run = seek(mask, geometry, rows, tiles, n, budget);
+      const int end = std::min(run.end, columns.hi);
       std::int64_t& count = run.kind == TileKind::full      ? counts.full
                             : run.kind == TileKind::partial ? counts.partial
                                                             : counts.empty;
-      count += run.end - n;
-      n = run.end;
+      count += end - n;
+      n = end;
     }
   }
   return counts;

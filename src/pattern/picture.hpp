@@ -5,6 +5,7 @@
 
 #include "girih/pattern.hpp"
 #include "girih/shared/geometry.cuh"
+#include "pattern/interpret.hpp"
 
 namespace girih::pattern {
 
@@ -12,14 +13,15 @@ namespace girih::pattern {
 /// @throws Error invalid_argument unless max_columns and max_rows are positive.
 int cell_size(const Geometry& geometry, int max_columns = 64, int max_rows = 32);
 
-enum class Cells {
-  exact,    ///< by every element (not what a kernel would visit)
-  sampled,  ///< by some rows, and some 32 keys in a row, at equal distances
-};
-
-/// At most `max_columns` x `max_rows` cells; '#' every element visible, '+' some, '.' none. Lines
-/// end in '\n'. Empty when there is no query or no key.
+/// At most `max_columns` x `max_rows` cells; '#' every element visible (not what a kernel would
+/// visit), '+' some, '.' none. Lines end in '\n'. Empty when there is no query or no key.
 std::string picture(const Mask& mask, const Geometry& geometry, int max_columns = 64,
-                    int max_rows = 32, Cells kind = Cells::exact);
+                    int max_rows = 32);
+std::string picture(const Mask& mask, const Geometry& geometry, int max_columns, int max_rows,
+                    Budget& budget);
+
+/// Its cells by some rows, and some 32 keys in a row, at equal distances.
+std::string sampled_picture(const Mask& mask, const Geometry& geometry, int max_columns,
+                            int max_rows);
 
 }  // namespace girih::pattern

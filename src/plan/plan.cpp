@@ -557,7 +557,8 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   TileConfig tile = choose_tile(arch, problem, traits, requested);
   const std::vector<BrickHeads> brick_heads = plan::brick_heads(pattern, problem);
   plan.spec.bricks = plan_bricks(brick_heads, arch, problem, traits, requested, tile);
-  std::vector<std::string> reasons = reasons_against(tile, problem, arch);
+  std::vector<std::string> reasons =
+      reasons_against_request(requested, tile, problem, traits, arch);
   if (traits.prune_kv > 0) {
     if (!reasons.empty() && traits.prune_kv > 64) {
       reasons.push_back("prune with kv=128 needs key tiles of 128: calibrate for kv=64");

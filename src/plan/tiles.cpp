@@ -1,6 +1,7 @@
 #include "plan/tiles.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <tuple>
@@ -150,6 +151,25 @@ std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& 
         arch.name()));
   }
   return reasons;
+}
+
+// Of Hopper's kernel by the tile with the least of what was not requested.
+std::vector<std::string> reasons_against_request(const TileConfig& requested,
+                                                 const TileConfig& tile, const Problem& problem,
+                                                 const PatternTraits& pattern, const Arch& arch) {
+  const std::vector<std::string> portable = reasons_against(tile, problem, arch);
+  const bool both = arch.number == 90 && !requested.portable && requested != TileConfig{} &&
+                    family_of(tile) == KernelFamily::fwd_sm80;
+  if (portable.empty() || !both) return portable;
+  TileConfig least = requested;
+  least.num_q_stages = 1;
+  const auto widest = choose_tile_sm90(arch, problem, pattern, least);
+  const std::vector<std::string> hopper = reasons_against_sm90(widest.value(), problem, arch);
+  if (hopper.empty() || hopper == portable) return portable;
+  return {
+      fmt::format("Hopper's kernel: {}; the portable kernel: {}; give a tile that one of them "
+                  "takes, or leave it out",
+                  fmt::join(hopper, "; "), fmt::join(portable, "; "))};
 }
 
 static std::vector<TileConfig> candidates_sm80(const Problem& problem) {

@@ -47,6 +47,12 @@ TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTr
 std::vector<std::string> reasons_against(const TileConfig& tile, const Problem& problem,
                                          const Arch& arch);
 
+/// Why neither kernel has what was requested, where `tile`, which choose_tile made of it, has
+/// reasons against it: the reasons of each by itself, where the Hopper kernel may run too.
+std::vector<std::string> reasons_against_request(const TileConfig& requested,
+                                                 const TileConfig& tile, const Problem& problem,
+                                                 const PatternTraits& pattern, const Arch& arch);
+
 /// Tiles for a tuner to measure: `first`, the plan's own, then every other that fits, in ascending
 /// order.
 std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,

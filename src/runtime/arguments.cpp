@@ -7,14 +7,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "cuda/tensor_map.hpp"
+#include "runtime/softmax_scale.hpp"
 #include "runtime/tensors.hpp"
 
 namespace girih::runtime {
 namespace {
-
-constexpr double kLog2E = 1.4426950408889634;
 
 // Packed sequences have what the others must not have, and the other way round.
 void check_sequences(const jit::Args& args) {
@@ -89,11 +89,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem,
   if (!std::isinf(args.empty_lse)) {
     refuse(fmt::format("empty_lse {} must be -infinity or +infinity", args.empty_lse));
   }
-  const float scale = args.softmax_scale.value_or(
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim))));
-  if (!std::isfinite(scale) || scale < 0.0f) {
-    refuse(fmt::format("softmax_scale {} must be finite and not negative", scale));
-  }
+  const float scale_log2 = softmax_scale_log2_of(args.softmax_scale, problem.head_dim);
   const std::int64_t seqlen_q = packed ? args.max_seqlen_q : rows_q;
   const std::int64_t seqlen_k = packed ? args.max_seqlen_k : rows_k;
   const std::int64_t q_start = args.q_start ? *args.q_start : args.k_start + seqlen_k - seqlen_q;
@@ -132,8 +128,7 @@ FwdParams forward_params(const jit::Args& args, const Problem& problem,
   params.num_batch_heads = static_cast<int>(std::min<std::int64_t>(
       (packed ? args.num_sequences : batch) * std::int64_t{problem.num_heads},
       std::numeric_limits<int>::max()));
-  // Masked scores are -inf: a factor of zero would make them NaN.
-  params.softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f);
+  params.softmax_scale_log2 = scale_log2;
   params.empty_lse = args.empty_lse;
   return params;
 }
@@ -144,12 +139,13 @@ namespace {
 constexpr std::int64_t kStrideEnd = std::int64_t{1} << 39;
 
 void check_strides(const Strides& strides) {
-  for (const std::int64_t stride : {strides.batch, strides.row, strides.head}) {
+  for (const auto& [stride, between] :
+       {std::pair{strides.batch, "sequences"}, {strides.row, "tokens"}, {strides.head, "heads"}}) {
     if (stride >= 0 && stride < kStrideEnd) continue;
     refuse(
-        fmt::format("a tensor has stride {}: the kernel for Hopper takes strides from 0 to {}; "
-                    "bind the portable one (tile.portable)",
-                    stride, kStrideEnd - 8));
+        fmt::format("a tensor has stride {} between {}: the kernel for Hopper takes strides from 0 "
+                    "to {} elements; bind the portable one (tile.portable)",
+                    stride, between, kStrideEnd - 8));
   }
 }
 

@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <mutex>
 
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
+#include "runtime/softmax_scale.hpp"
 #include "runtime/tensors.hpp"
 
 namespace girih::runtime {
@@ -103,12 +103,6 @@ EstimateOperands check_operands(const Tensor& of_q, const Tensor& of_k, Layout l
     refuse(fmt::format("{} sequences x {} heads are more than {}: split the batch", batch, heads,
                        kMaxNumber));
   }
-  const float scale =
-      softmax_scale.value_or(static_cast<float>(1.0 / std::sqrt(static_cast<double>(q[kDim]))));
-  if (!std::isfinite(scale) || scale < 0.0f) {
-    refuse(fmt::format("softmax_scale {} must be finite and not negative", scale));
-  }
-  constexpr double kLog2E = 1.4426950408889634;
   return {.dtype = of_q.dtype,
           .head_dim = static_cast<int>(q[kDim]),
           .batch = static_cast<int>(batch),
@@ -118,7 +112,7 @@ EstimateOperands check_operands(const Tensor& of_q, const Tensor& of_k, Layout l
           .seqlen_k = static_cast<int>(k[dims.row]),
           .q_strides = strides_of(of_q, dims),
           .k_strides = strides_of(of_k, dims),
-          .softmax_scale_log2 = std::clamp(static_cast<float>(scale * kLog2E), 1e-30f, 1e30f)};
+          .softmax_scale_log2 = softmax_scale_log2_of(softmax_scale, static_cast<int>(q[kDim]))};
 }
 
 EstimatePlan estimate_plan(const jit::EstimateArgs& args, int num_sms) {

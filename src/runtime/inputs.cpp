@@ -167,8 +167,7 @@ class InputPlanner {
     if (extents_.softmax_scale && !serve_softmax_scale(thresholds, *extents_.softmax_scale)) {
       refuse(
           fmt::format("the input '{}' holds thresholds for softmax_scale {}, but the launch has "
-                      "{}: launch with "
-                      "softmax_scale {}, or calibrate for the other",
+                      "{}: launch with softmax_scale {}, or calibrate for the other",
                       wanted_.name, *thresholds.softmax_scale, *extents_.softmax_scale,
                       *thresholds.softmax_scale));
     }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cmath>
 #include <cstdint>
 #include <mutex>
 #include <utility>
@@ -21,6 +20,7 @@
 #include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/inputs.hpp"
+#include "runtime/softmax_scale.hpp"
 #include "runtime/splits.hpp"
 #include "runtime/tensors.hpp"
 
@@ -148,17 +148,17 @@ struct Kernel::Impl {
 
   runtime::InputPlan plan_inputs(const Args& args, const FwdParams& params,
                                  Workspace workspace) const {
-    return runtime::plan_inputs(inputs, args.inputs,
-                                {.num_heads = problem.num_heads,
-                                 .num_heads_kv = problem.num_heads_kv,
-                                 .batch = params.num_batch_heads / problem.num_heads,
-                                 .seqlen_q = params.geometry.seqlen_q,
-                                 .seqlen_k = params.geometry.seqlen_k,
-                                 .num_distances = num_distances(params),
-                                 .ragged = is_ragged(params),
-                                 .softmax_scale = args.softmax_scale.value_or(
-                                     1.0f / std::sqrt(static_cast<float>(problem.head_dim)))},
-                                workspace.data, tiles);
+    return runtime::plan_inputs(
+        inputs, args.inputs,
+        {.num_heads = problem.num_heads,
+         .num_heads_kv = problem.num_heads_kv,
+         .batch = params.num_batch_heads / problem.num_heads,
+         .seqlen_q = params.geometry.seqlen_q,
+         .seqlen_k = params.geometry.seqlen_k,
+         .num_distances = num_distances(params),
+         .ragged = is_ragged(params),
+         .softmax_scale = runtime::softmax_scale_of(args.softmax_scale, problem.head_dim)},
+        workspace.data, tiles);
   }
 
   void build_numbers_of(runtime::InputPlan& plan, CUstream stream) const {

@@ -339,6 +339,8 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
         static_cast<std::size_t>(plane) * static_cast<std::size_t>(count),
         static_cast<std::size_t>(count));
   };
+  planes.reserve(sequences.size() * static_cast<std::size_t>(slashes.heads) *
+                 (1 + static_cast<std::size_t>(blocks)) * static_cast<std::size_t>(words));
   const auto add_row = [&] {
     planes.resize(planes.size() + static_cast<std::size_t>(words));
     return planes.end() - words;
@@ -367,8 +369,9 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
         const int end = min(geometry.seqlen_k, geometry.diagonal(last_row) + 1);
         SlashWindows windows(geometry.diagonal(first_row));
         for (Span window{}; windows.next(largest_below, window);) {
-          for (int key = window.lo; key < min(window.hi, end); ++key) {
-            row[key / 32] |= 1u << key % 32;
+          const Span keys{window.lo, min(window.hi, end)};
+          for (int key = keys.lo / 32 * 32; key < keys.hi; key += 32) {
+            row[key / 32] |= KeyWord{key}.inside(keys, geometry.seqlen_k);
           }
         }
       }

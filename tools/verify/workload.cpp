@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "runtime/softmax_scale.hpp"
 #include "verify/parallel.hpp"
 
 namespace girih::verify {
@@ -118,7 +119,7 @@ std::vector<Sequence> sequences_of(const Case& c) {
 }
 
 float softmax_scale_of(const Case& c) {
-  return c.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(c.problem.head_dim)));
+  return runtime::softmax_scale_of(c.softmax_scale, c.problem.head_dim);
 }
 
 PaddedTensor::PaddedTensor(DType dtype, Layout layout, Shape shape, std::int64_t row_gap,
