@@ -304,13 +304,14 @@ void add_bench(CLI::App& app, Context& context) {
   verb->add_option("--repeats", options->repeats,
                    "Timed runs of each kernel; at least 15, 30 where one takes less than 1 ms")
       ->capture_default_str();
-  verb->add_flag("--time-jit", options->measure_jit,
+  verb->add_flag("--jit", options->measure_jit,
                  "Also time compilation, cache hits, binding and the host's part of a launch");
   verb->add_option("--rows", c.max_rows, "Rows of each kernel to check")->capture_default_str();
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", c.seed, "Of the inputs")->capture_default_str();
   add_tile_options(*verb, options->jit.tile);
-  add_jit_options(*verb, options->jit);
+  add_compile_options(*verb, options->jit);
+  add_tune_option(*verb, options->jit);
 
   verb->callback([options, &context, verb] {
     verify::Case& parameters = options->parameters;
@@ -320,10 +321,8 @@ void add_bench(CLI::App& app, Context& context) {
     check_range("--repeats", options->repeats, 1, 100000);
     check_range("--rows", parameters.max_rows, 1, std::int64_t{1} << 40);
     if (options->measure_jit && runtime::resolve(options->jit).mode == jit::Mode::off) {
-      throw Error(
-          Errc::invalid_argument,
-          "--time-jit times compilations, which --jit (or GIRIH_JIT) off forbids: leave one "
-          "of them out");
+      throw Error(Errc::invalid_argument,
+                  "--jit times compilations, which GIRIH_JIT=off forbids: leave one of them out");
     }
     const Pattern pattern = read_pattern(options->pattern);
     default_to_grid(*verb, pattern, parameters.seqlen_q, parameters.seqlen_k);

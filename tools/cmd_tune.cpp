@@ -192,6 +192,7 @@ void add_tune(CLI::App& app, Context& context) {
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   add_compile_options(*verb, options->jit);
+  add_mode_option(*verb, options->jit);
   options->jit.tune = jit::Tune::off;  // records to come need none
   verb->callback([options, &context] { run_tune(*options, context); });
 }

@@ -213,25 +213,33 @@ void add_cache_options(CLI::App& verb, jit::Options& options) {
       ->group(kJitGroup);
 }
 
-void add_jit_options(CLI::App& verb, jit::Options& options) {
-  verb.add_option_function<std::string>(
-          "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
-          "Whether tiles are measured ones: db, auto (measures them, too) or off (GIRIH_TUNE)")
-      ->group(kJitGroup);
-  add_compile_options(verb, options);
-}
-
-void add_compile_options(CLI::App& verb, jit::Options& options) {
+void add_mode_option(CLI::App& verb, jit::Options& options) {
   verb.add_option_function<std::string>(
           "--jit", [&options](const std::string& text) { options.mode = parse_mode(text); },
           "Whether a cache miss may compile, auto or off (GIRIH_JIT)")
       ->group(kJitGroup);
+}
+
+void add_tune_option(CLI::App& verb, jit::Options& options) {
+  verb.add_option_function<std::string>(
+          "--tune", [&options](const std::string& text) { options.tune = parse_tune(text); },
+          "Whether tiles are measured ones: db, auto (measures them, too) or off (GIRIH_TUNE)")
+      ->group(kJitGroup);
+}
+
+void add_compile_options(CLI::App& verb, jit::Options& options) {
   add_cache_options(verb, options);
   add_path_option(verb, "--nvrtc", options.nvrtc, "NVRTC, the library or its folder (GIRIH_NVRTC)");
   add_path_option(verb, "--template-dir", options.template_dir,
                   "Templates to use first (GIRIH_TEMPLATE_DIR)");
   add_path_option(verb, "--dump", options.dump_dir,
                   "Folder for what is made on the way (GIRIH_DUMP)");
+}
+
+void add_jit_options(CLI::App& verb, jit::Options& options) {
+  add_mode_option(verb, options);
+  add_tune_option(verb, options);
+  add_compile_options(verb, options);
 }
 
 void add_arch_option(CLI::App& verb, std::string& arch) {

@@ -92,11 +92,16 @@ void add_tile_options(CLI::App& verb, TileConfig& tile);
 /// --cache-dir --cache-layer
 void add_cache_options(CLI::App& verb, jit::Options& options);
 
-/// These and --jit --nvrtc --template-dir --dump.
+/// These and --nvrtc --template-dir --dump.
 void add_compile_options(CLI::App& verb, jit::Options& options);
 
-/// These and --tune, of every verb but the one that measures tiles. All are twins of environment
-/// variables.
+/// --jit auto|off
+void add_mode_option(CLI::App& verb, jit::Options& options);
+
+/// --tune db|auto|off
+void add_tune_option(CLI::App& verb, jit::Options& options);
+
+/// All of these. They are twins of environment variables.
 void add_jit_options(CLI::App& verb, jit::Options& options);
 
 /// --arch; empty means the present device's.
