@@ -68,6 +68,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
 
   __device__ __forceinline__ bool is_last() const { return (tile.flags & kLastVisit) != 0; }
 
+  // Of the key tile there.
   __device__ __forceinline__ void start_scores(const Keys& at) {
     wait(control.k_full[at.stage], at.parity);
     const Visit& visit = control.tiles[at.stage];
@@ -84,9 +85,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     keys.advance();
   }
 
-  // Whether the warpgroup wants a tile, or all of them keep it where it does not go on; by scores
-  // that no modifier has seen. A warp whose own reach the threshold does not wait for others'.
-  // Behind a tile that was kept a quarter of the scores mostly tells.
+  // Whether the warpgroup wants a tile; where it does not go on, whether the tile is kept. By
+  // scores that no modifier has seen: a warp whose own reach the threshold does not wait for other
+  // warps. Behind a tile that was kept a quarter of them mostly tells.
   template <bool kBehindKept>
   __device__ __forceinline__ bool vote() {
     const float scale = kModifies ? plain_scale_log2(params, work().softcap[0]) : scale_log2;
@@ -208,7 +209,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       scale_log2 = score_scale_log2(params, work().softcap[0]);
       clear(output);
       softmax.reset();
-      tile = {};
+      tile = {};  // not the last one any more
       rule = work().rule;
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
