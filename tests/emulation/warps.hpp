@@ -2,6 +2,7 @@
 // wait for one another. What it offers of CUDA is what the code under test uses.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -10,6 +11,9 @@
 #include <cstddef>
 #include <functional>
 #include <iterator>
+#include <memory>
+#include <random>
+#include <string>
 #include <vector>
 
 #define __CUDACC__
@@ -34,29 +38,70 @@ struct Group {
   unsigned published[32][8] = {};
 };
 
+// How threads take turns at random.
+struct RandomTurns {
+  unsigned seed = 0;
+  int lanes = 32;          // of every warp, the first ones, that there are
+  long most_turns = 0;     // of all warps; as many and threads that have not ended are a failure
+  int chance_of_rest = 4;  // one in so many times, where a thread offers to let others go first
+};
+
 class Cta {
  public:
   /// Runs body() once in each thread.
   void run(int num_threads, const std::function<void()>& body);
 
-  Group& warp() { return warps_[static_cast<std::size_t>(current_ / 32)]; }
+  /// The same in an order that a seed gives; warps are faster or slower for a while. Returns what
+  /// went wrong, or nothing. Threads that have not ended by then never do.
+  std::string run(int num_warps, const RandomTurns& turns, const std::function<void()>& body);
+
+  Group& warp() { return warps_[static_cast<std::size_t>(thread_in_turn().warp)]; }
   Group& all() { return all_; }
   void wait(Group& group);
+  void wait_for_warps(int barrier, int num_warps);  // a named barrier
+
+  /// Waits for others. They ask too whether it holds, so that it may depend on no thread.
+  template <class Condition>
+  void wait_until(const Condition& holds);
+
+  /// Lets others go first, where the order is random: always, or sometimes.
+  void rest();
+  void may_rest();
+
+  /// Ends a run in random order; does not return.
+  void fail(const std::string& what);
+
+  std::mt19937& random() { return random_; }
 
  private:
   struct Thread {
-    ucontext_t context{};
-    std::vector<char> stack;
-    bool ended = false;
+    ucontext_t first_context{};
+    jmp_buf context{};
+    int warp = 0, index = 0;
+    bool started = false, ended = false;
+    bool (*holds)(const void*) = nullptr;  // what it waits for
+    const void* condition = nullptr;
+    bool can_go_on() const { return !ended && (holds == nullptr || holds(condition)); }
   };
   static void enter();
+  void start(int num_warps, int lanes, const std::function<void()>& body);
+  void give_turn(Thread& thread);
+  void end_turn();
+  bool give_turns(int warp);
+  Thread& thread_in_turn() { return threads_[static_cast<std::size_t>(current_)]; }
 
   std::vector<Thread> threads_;
+  std::vector<std::unique_ptr<char[]>> stacks_;  // kept from run to run
   std::vector<Group> warps_;
   Group all_;
-  ucontext_t scheduler_{};
+  Group named_[16];
+  jmp_buf scheduler_{};
   std::function<void()> body_;
   int current_ = 0;
+  RandomTurns turns_;
+  bool in_random_order_ = false;
+  std::mt19937 random_;
+  std::string failure_;
 };
 
 inline Cta cta;
@@ -64,47 +109,148 @@ inline Index thread_index, block_index, grid_size;
 
 inline void Cta::enter() {
   cta.body_();
-  Thread& own = cta.threads_[static_cast<std::size_t>(cta.current_)];
-  own.ended = true;
-  swapcontext(&own.context, &cta.scheduler_);
+  cta.thread_in_turn().ended = true;
+  cta.end_turn();
+}
+
+inline void Cta::start(int num_warps, int lanes, const std::function<void()>& body) {
+  constexpr std::size_t kStackBytes = 1 << 16;
+  body_ = body;
+  threads_ = std::vector<Thread>(static_cast<std::size_t>(num_warps * lanes));
+  warps_.assign(static_cast<std::size_t>(num_warps), Group{.size = lanes});
+  all_ = {.size = num_warps * lanes};
+  std::fill(std::begin(named_), std::end(named_), Group{});
+  while (stacks_.size() < threads_.size()) {
+    stacks_.push_back(std::make_unique_for_overwrite<char[]>(kStackBytes));
+  }
+  for (int i = 0; i < num_warps * lanes; ++i) {
+    Thread& thread = threads_[static_cast<std::size_t>(i)];
+    thread.warp = i / lanes;
+    thread.index = thread.warp * 32 + i % lanes;
+    getcontext(&thread.first_context);
+    thread.first_context.uc_stack.ss_sp = stacks_[static_cast<std::size_t>(i)].get();
+    thread.first_context.uc_stack.ss_size = kStackBytes;
+    makecontext(&thread.first_context, enter, 0);
+  }
+}
+
+// Jumps, and not swapcontext, which asks the system for the mask of signals each time.
+inline void Cta::give_turn(Thread& thread) {
+  current_ = static_cast<int>(&thread - threads_.data());
+  thread_index.x = thread.index;
+  if (_setjmp(scheduler_) != 0) return;
+  if (thread.started) _longjmp(thread.context, 1);
+  thread.started = true;
+  setcontext(&thread.first_context);
+}
+
+inline void Cta::end_turn() {
+  if (_setjmp(thread_in_turn().context) == 0) _longjmp(scheduler_, 1);
 }
 
 inline void Cta::run(int num_threads, const std::function<void()>& body) {
-  constexpr std::size_t kStackBytes = 1 << 16;
-  body_ = body;
-  threads_ = std::vector<Thread>(static_cast<std::size_t>(num_threads));
-  warps_.assign(static_cast<std::size_t>(num_threads / 32), Group{.size = 32});
-  all_ = {.size = num_threads};
-  for (Thread& thread : threads_) {
-    thread.stack.resize(kStackBytes);
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.data();
-    thread.context.uc_stack.ss_size = kStackBytes;
-    makecontext(&thread.context, enter, 0);
-  }
+  in_random_order_ = false;
+  start(num_threads / 32, 32, body);
   for (bool some = true; some;) {
     some = false;
-    for (int i = 0; i < num_threads; ++i) {
-      Thread& thread = threads_[static_cast<std::size_t>(i)];
+    for (Thread& thread : threads_) {
       if (thread.ended) continue;
       some = true;
-      current_ = thread_index.x = i;
-      swapcontext(&scheduler_, &thread.context);
+      if (thread.can_go_on()) give_turn(thread);
     }
   }
 }
 
+// To some lanes of a warp, mostly all; false when none of them can go on.
+inline bool Cta::give_turns(int warp) {
+  const unsigned lanes = static_cast<unsigned>(turns_.lanes), first = random_() % lanes;
+  unsigned most = random_() % 4 == 0 ? 1 + random_() % lanes : lanes;
+  bool some = false;
+  for (unsigned i = 0; i < lanes && most > 0 && failure_.empty(); ++i) {
+    Thread& thread = threads_[static_cast<unsigned>(warp) * lanes + (first + i) % lanes];
+    if (!thread.can_go_on()) continue;
+    give_turn(thread);
+    some = true;
+    --most;
+  }
+  return some;
+}
+
+inline std::string Cta::run(int num_warps, const RandomTurns& turns,
+                            const std::function<void()>& body) {
+  in_random_order_ = true;
+  turns_ = turns;
+  random_.seed(turns.seed);
+  failure_.clear();
+  start(num_warps, turns.lanes, body);
+  // Those are stuck that could not go on since the last turn of any.
+  std::vector<unsigned> speeds(static_cast<std::size_t>(num_warps), 1);
+  std::vector<char> stuck(static_cast<std::size_t>(num_warps), 0);
+  const auto choose = [&] {
+    unsigned sum = 0;
+    for (std::size_t i = 0; i < speeds.size(); ++i) sum += stuck[i] ? 0 : speeds[i];
+    unsigned at = sum == 0 ? 0 : random_() % sum;
+    for (std::size_t i = 0; i < speeds.size(); ++i) {
+      if (stuck[i]) continue;
+      if (at < speeds[i]) return static_cast<int>(i);
+      at -= speeds[i];
+    }
+    return -1;
+  };
+  for (long turn = 0; turn < turns.most_turns; ++turn) {
+    if (random_() % 64 == 0) speeds[random_() % speeds.size()] = 1u << random_() % 7;
+    int warp = choose();
+    while (warp >= 0 && !give_turns(warp)) {
+      stuck[static_cast<std::size_t>(warp)] = 1;
+      warp = choose();
+    }
+    if (!failure_.empty()) return failure_;
+    if (warp < 0) {
+      const bool ended = std::all_of(threads_.begin(), threads_.end(),
+                                     [](const Thread& thread) { return thread.ended; });
+      return ended ? "" : "a deadlock";
+    }
+    std::fill(stuck.begin(), stuck.end(), 0);
+  }
+  return "more turns than there should be";
+}
+
+template <class Condition>
+void Cta::wait_until(const Condition& holds) {
+  if (holds()) return;
+  Thread& own = thread_in_turn();
+  own.holds = [](const void* condition) { return (*static_cast<const Condition*>(condition))(); };
+  own.condition = &holds;
+  end_turn();
+  own.holds = nullptr;
+}
+
+inline void Cta::rest() {
+  if (in_random_order_) end_turn();
+}
+
+inline void Cta::may_rest() {
+  if (random_() % static_cast<unsigned>(turns_.chance_of_rest) == 0) rest();
+}
+
+inline void Cta::fail(const std::string& what) {
+  failure_ = what;
+  end_turn();
+}
+
 inline void Cta::wait(Group& group) {
-  const long generation = group.generation;
   if (++group.waiting == group.size) {
     group.waiting = 0;
     ++group.generation;
     return;
   }
-  while (group.generation == generation) {
-    Thread& own = threads_[static_cast<std::size_t>(current_)];
-    swapcontext(&own.context, &scheduler_);
-  }
+  wait_until([&group, before = group.generation] { return group.generation != before; });
+}
+
+inline void Cta::wait_for_warps(int barrier, int num_warps) {
+  Group& group = named_[barrier];
+  group.size = num_warps * warps_[0].size;
+  wait(group);
 }
 
 template <class Read>
