@@ -80,19 +80,7 @@ struct FwdSm80 {
     }
   }
 
-  // Probabilities as mma's A operand: an accumulator of the scores is one, element for element.
   using Probabilities = uint32[kRowFragments][kKeyFragments / 2][4];
-
-  static __device__ __forceinline__ void pack_row_fragment(uint32 (&packed)[kKeyFragments / 2][4],
-                                                           const float (&p)[kKeyFragments][4]) {
-#pragma unroll
-    for (int j = 0; j < kKeyFragments / 2; ++j) {
-      packed[j][0] = pack<Element>(p[2 * j][0], p[2 * j][1]);
-      packed[j][1] = pack<Element>(p[2 * j][2], p[2 * j][3]);
-      packed[j][2] = pack<Element>(p[2 * j + 1][0], p[2 * j + 1][1]);
-      packed[j][3] = pack<Element>(p[2 * j + 1][2], p[2 * j + 1][3]);
-    }
-  }
 
   // output += P * V
   static __device__ __forceinline__ void accumulate(Output& output,
@@ -378,7 +366,7 @@ struct FwdSm80 {
       for (int i = 0; i < kRowFragments; ++i) {
         float shrink[2];
         softmax[i].update(scores[i], scale_log2_of(params, producer), shrink);
-        pack_row_fragment(probabilities[i], scores[i]);
+        pack_probabilities<Element, kKeyFragments>(probabilities[i], scores[i]);
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {  // seldom later on
 #pragma unroll
           for (int d = 0; d < kDimFragments; ++d) {

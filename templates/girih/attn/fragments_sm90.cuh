@@ -49,16 +49,9 @@ struct FragmentsSm90 : PipelineSm90<Config> {
                                                 ColumnOperand<kBlockN>(v_tile));
   }
 
-  // Probabilities as wgmma's A operand: an accumulator is one, element for element.
   static __device__ __forceinline__ void pack_probabilities(Probabilities& packed,
                                                             const Scores& p) {
-#pragma unroll
-    for (int j = 0; j < kKeyFragments / 2; ++j) {
-      packed[j][0] = pack<Element>(p[2 * j][0], p[2 * j][1]);
-      packed[j][1] = pack<Element>(p[2 * j][2], p[2 * j][3]);
-      packed[j][2] = pack<Element>(p[2 * j + 1][0], p[2 * j + 1][1]);
-      packed[j][3] = pack<Element>(p[2 * j + 1][2], p[2 * j + 1][3]);
-    }
+    girih::pack_probabilities<Element, kKeyFragments>(packed, p);
   }
 
   // A key tile as a consumer's lane knows it.

@@ -29,6 +29,20 @@ __device__ __forceinline__ void cap_scores(float (&scores)[kKeyFragments][4], fl
   }
 }
 
+// Probabilities as the A operand of a product with V: an accumulator of the scores is one, element
+// for element.
+template <class Element, int kKeyFragments>
+__device__ __forceinline__ void pack_probabilities(uint32 (&packed)[kKeyFragments / 2][4],
+                                                   const float (&p)[kKeyFragments][4]) {
+#pragma unroll
+  for (int j = 0; j < kKeyFragments / 2; ++j) {
+    packed[j][0] = pack<Element>(p[2 * j][0], p[2 * j][1]);
+    packed[j][1] = pack<Element>(p[2 * j][2], p[2 * j][3]);
+    packed[j][2] = pack<Element>(p[2 * j + 1][0], p[2 * j + 1][1]);
+    packed[j][3] = pack<Element>(p[2 * j + 1][2], p[2 * j + 1][3]);
+  }
+}
+
 // The state of one 16-row fragment. A probability is 2^(score * scale_log2 - origin), where a row's
 // origin is its highest score so far, in base 2.
 struct OnlineSoftmax {
