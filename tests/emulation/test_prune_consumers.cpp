@@ -169,7 +169,7 @@ struct PruningKernel {
   };
 
   // The fewest votes that numbers and phases can be told apart in: one warp is at most kNumStages
-  // ahead of another, and kNumVisits of who loads V.
+  // ahead of another, as is who loads V, which may be kNumVisits behind.
   static constexpr int kNumVotes = kNumVisits + 1;
   static_assert(kNumStages < kNumVotes);
   using Votes = PruneVotes<true, 2, kNumVotes>;
@@ -671,12 +671,8 @@ constexpr unsigned kSeeds = 64;  // for each depth of the rings
 }  // namespace
 
 TEST_CASE("warpgroups that go on before the other has voted use the kept tiles, whoever is first") {
-  const Seen seen = run_all<128>(kSeeds);
-  CHECK(seen.scored_again > 100);
-  CHECK(seen.last_scored_again > 20);
-}
-
-TEST_CASE("warpgroups that decide together use the kept tiles, whoever is first") {
-  const Seen seen = run_all<64>(kSeeds);
-  CHECK(seen.scored_again == 0);
+  for (const Seen& seen : {run_all<128>(kSeeds), run_all<64>(kSeeds)}) {
+    CHECK(seen.scored_again > 100);
+    CHECK(seen.last_scored_again > 20);
+  }
 }

@@ -135,7 +135,7 @@ struct PipelineSm90 {
   static constexpr int kMostPassed = Config::kPassOver ? kNumStages - 1 : 0;
 
   // Key tiles that may be pruned: the consumers' warps vote. One of them is at most kNumStages
-  // tiles ahead of another, and kNumVisits ahead of who loads V.
+  // tiles ahead of another, as is who loads V, which may be kNumVisits behind.
   static constexpr int kNumVotes = 16;
   static_assert(kNumStages < kNumVotes && kNumVisits < kNumVotes);
   using Votes = PruneVotes<kPrune, kNumMmaWarpgroups, kNumVotes>;

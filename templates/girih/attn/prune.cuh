@@ -130,14 +130,13 @@ template <int kWarpgroups, int kSlots>
 struct PruneVotes<true, kWarpgroups, kSlots> {
   static_assert((kSlots & (kSlots - 1)) == 0, "slots and phases follow from a vote's number");
 
-  uint64 all[kWarpgroups][kSlots];        // ends when every warp of it has voted
-  uint32 wanted_by[kWarpgroups][kSlots];  // the number, plus 1, of its last vote here for a tile
+  uint64 all[kWarpgroups][kSlots];                 // ends when every warp of it has voted
+  alignas(4) bool wanted[kWarpgroups][kSlots][4];  // by each of them
 
   __device__ __forceinline__ void init() {
 #pragma unroll 1
     for (int i = 0; i < kWarpgroups * kSlots; ++i) {
       mbarrier_init(shared_address(&all[0][0] + i), 4);
-      (&wanted_by[0][0])[i] = 0;
     }
   }
 
@@ -145,7 +144,7 @@ struct PruneVotes<true, kWarpgroups, kSlots> {
   __device__ __forceinline__ void cast(int warpgroup, uint32 number, bool wants, int lane) {
     const int slot = number % kSlots;
     if (lane == 0) {
-      if (wants) atomicMax(&wanted_by[warpgroup][slot], number + 1);
+      static_cast<volatile bool&>(wanted[warpgroup][slot][threadIdx.x / 32 % 4]) = wants;
       mbarrier_arrive(shared_address(&all[warpgroup][slot]));
     }
   }
@@ -154,15 +153,17 @@ struct PruneVotes<true, kWarpgroups, kSlots> {
   __device__ __forceinline__ bool wants(int warpgroup, uint32 number) const {
     const int slot = number % kSlots;
     mbarrier_wait(shared_address(&all[warpgroup][slot]), number / kSlots % 2);
-    return static_cast<const volatile uint32&>(wanted_by[warpgroup][slot]) == number + 1;
+    return *reinterpret_cast<const volatile uint32*>(wanted[warpgroup][slot]) != 0;
   }
 
-  // Waits for what they decide; by a whole warp.
+  // Waits for what they decide; by a whole warp. Where one wants the tile, those behind it are not
+  // waited for: warpgroups are half a tile apart, and V is to come before the first one needs it.
   __device__ __forceinline__ bool keep(uint32 number) const {
-    bool keep = false;
 #pragma unroll
-    for (int i = 0; i < kWarpgroups; ++i) keep |= wants(i, number);
-    return keep;
+    for (int i = 0; i < kWarpgroups; ++i) {
+      if (wants(i, number)) return true;
+    }
+    return false;
   }
 };
 

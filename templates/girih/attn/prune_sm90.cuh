@@ -38,9 +38,6 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   using Keys = Ring<kNumStages>;
   static constexpr bool kModifies = kNaturalScores<Classes>;
 
-  // Products of fewer keys take no longer than the other's vote.
-  static constexpr bool kGoesOn = kBlockN > 64;
-
   const FwdParams& params;
   Control& control;
   unsigned char* const shared_bytes;
@@ -71,13 +68,13 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   // Of the key tile there.
   __device__ __forceinline__ void start_scores(const Keys& at) {
     wait(control.k_full[at.stage], at.parity);
-    const Visit& visit = control.tiles[at.stage];
-    tile = {visit.flags, visit.boxes[0]};
-    may_skip = rule.may_skip(tile.box);
     score(scores,
           RowOperand<kBlockM>(shared + count % kNumQStages * kLayout.q_stage_bytes +
                               warpgroup * 64 * kPanelRowBytes),
           shared + kLayout.k_offset + at.stage * kLayout.k_stage_bytes);
+    const Visit& visit = control.tiles[at.stage];
+    tile = {visit.flags, visit.boxes[0]};
+    may_skip = rule.may_skip(tile.box);
   }
 
   __device__ __forceinline__ void release_keys() {
@@ -85,9 +82,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     keys.advance();
   }
 
-  // Whether the warpgroup wants a tile; where it does not go on, whether the tile is kept. By
-  // scores that no modifier has seen: a warp whose own reach the threshold does not wait for other
-  // warps. Behind a tile that was kept a quarter of them mostly tells.
+  // Whether the warpgroup wants a tile, by scores that no modifier has seen: a warp whose own reach
+  // the threshold does not wait for other warps. Behind a tile that was kept a quarter of them
+  // mostly tells.
   template <bool kBehindKept>
   __device__ __forceinline__ bool vote() {
     const float scale = kModifies ? plain_scale_log2(params, work().softcap[0]) : scale_log2;
@@ -98,8 +95,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     }
     const uint32 number = votes++;
     control.votes.cast(warpgroup, number, own, lane);
-    if (own) return true;
-    return kGoesOn ? control.votes.wants(warpgroup, number) : control.votes.keep(number);
+    return own || control.votes.wants(warpgroup, number);
   }
 
   // Behind that product: takes the key tile and tells whether it is kept for all that the warpgroup
@@ -109,7 +105,6 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   template <bool kBehindKept>
   __device__ __forceinline__ bool take_tile(bool has_returned = false) {
     pin_registers(scores);
-    if (!kGoesOn) release_keys();
     cap(scores, params, work(), warpgroup);
     bool masked = false;
     Mask seen;
@@ -121,10 +116,10 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       }
     });
     if (may_skip && !has_returned && !vote<kBehindKept>()) {
-      may_return = kGoesOn;
+      may_return = true;
       return false;
     }
-    if (kGoesOn) release_keys();
+    release_keys();
     if constexpr (kModifies) {
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       if (masked) hide(scores, seen, lane);
@@ -153,8 +148,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     values.advance();
   }
 
-  // Passes over tiles that are skipped; false when the query tile's last one was. Behind a tile
-  // that it returns to, the scores of the next one are found once more.
+  // Passes over tiles that are skipped; false when the query tile's last one was. The other's vote
+  // on a tile is looked for while the product of the next one is under way, which is done once more
+  // if the warpgroup must return.
   __device__ __forceinline__ bool find_kept() {
     bool returns = false;
     while (true) {
@@ -165,10 +161,11 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       Keys at = keys;
       if (may_return) at.advance();
       start_scores(at);
+      const bool turns_back = may_return && must_return();
       wgmma_wait<0>();
-      if (may_return) {
-        returns = must_return();
-        if (returns) continue;
+      if (turns_back) {
+        returns = true;
+        continue;
       }
       if (take_tile<false>(returns)) return true;
     }
