@@ -195,8 +195,10 @@ TEST_CASE("what a neighborhood shows is counted by its axes as by its rows") {
     // Fewer rows than the grid has are no product; nor are masks of it.
     for (const int rows : {tokens, tokens - 1}) {
       const Geometry geometry{rows, tokens + behind, 0, 0};
+      girih::pattern::Budget unlimited;
       REQUIRE(girih::pattern::count_visible(mask, geometry) ==
-              girih::pattern::count_visible(mask, geometry, {0, rows}));
+              girih::pattern::count_visible(mask, geometry, {0, rows}, {0, geometry.seqlen_k},
+                                            unlimited));
     }
     const Geometry geometry{tokens, tokens + behind, 0, 0};
     REQUIRE(girih::pattern::count_visible(mask, geometry) +

@@ -456,9 +456,6 @@ TEST_CASE("what --fill cannot make is refused with how to write it") {
   refused("columns(c)", {"c=rows"}, "'rows' does not describe intervals of rows");
   refused("columns(c)", {"c=rows:0"}, "'0' is no number from 1 to 536870912");
   refused("columns(c)", {"c=rows:9:3"}, "'3' is no number from 1 to 2");
-  check_refused({"show", "vertical_slash(v)", "--fill", "v=random:10:10", "--heads", "8",
-                 "--seqlen-q", "1048576", "--seqlen-k", "1048576"},
-                2, "invalid_argument", {"the windows of 'v' for 8 heads", "heads=1"});
   refused("causal with bias(b)", {"b=slopes"}, "'slopes' does not describe values");
   refused("causal with alibi(s)", {"s=normal"}, "'normal' does not describe values");
   refused("causal with alibi(s)", {"s=normal:-1"}, "'-1' is no number from 0 to 1000000000");

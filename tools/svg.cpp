@@ -121,10 +121,7 @@ Tiles tiles_of(const Mask& mask, const Geometry& geometry, int block_m, int bloc
                                 mask.text(), geometry.seqlen_q, geometry.seqlen_k));
       }
       const Span keys{n * block_n, std::min(run.end * block_n, geometry.seqlen_k)};
-      std::int64_t& count = run.kind == TileKind::full      ? result.counts.full
-                            : run.kind == TileKind::partial ? result.counts.partial
-                                                            : result.counts.empty;
-      count += run.end - n;
+      result.counts.add(run.kind, run.end - n);
       if (run.kind == TileKind::full) result.full.add(keys.lo, keys.hi, rows.begin, rows.end);
       if (run.kind == TileKind::partial) {
         result.partial.add(keys.lo, keys.hi, rows.begin, rows.end);

@@ -308,11 +308,6 @@ std::int64_t count_visible(const Mask& mask, const Geometry& geometry, Budget& b
   return count_visible(mask, geometry, {0, geometry.seqlen_q}, {0, geometry.seqlen_k}, budget);
 }
 
-std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows rows) {
-  Budget unlimited;
-  return count_visible(mask, geometry, rows, {0, geometry.seqlen_k}, unlimited);
-}
-
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows of_rows,
                            Span of_keys, Budget& budget) {
   // Large tiles settle most of the matrix at once, small ones most of the rest.
@@ -367,10 +362,7 @@ TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, 
     for (int n = columns.lo; n < columns.hi && !budget.is_spent();) {
       const Run run = seek(mask, geometry, rows, tiles, n, budget);
       const int end = std::min(run.end, columns.hi);
-      std::int64_t& count = run.kind == TileKind::full      ? counts.full
-                            : run.kind == TileKind::partial ? counts.partial
-                                                            : counts.empty;
-      count += end - n;
+      counts.add(run.kind, end - n);
       n = end;
     }
   }

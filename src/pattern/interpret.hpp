@@ -50,7 +50,6 @@ Run seek(const Mask& mask, const Geometry& geometry, QueryRows rows, KeyTiles ti
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry);
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry, Budget& budget);
 /// Those of some rows, and of some of their keys.
-std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows rows);
 std::int64_t count_visible(const Mask& mask, const Geometry& geometry, QueryRows rows, Span keys,
                            Budget& budget);
 
@@ -58,6 +57,10 @@ struct TileCounts {
   std::int64_t full = 0;
   std::int64_t partial = 0;
   std::int64_t empty = 0;
+
+  void add(TileKind kind, std::int64_t tiles) {
+    (kind == TileKind::full ? full : kind == TileKind::partial ? partial : empty) += tiles;
+  }
 };
 /// What a kernel with these tiles visits.
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n);
