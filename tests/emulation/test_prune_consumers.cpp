@@ -405,9 +405,9 @@ struct PruningKernel {
         work.rule = query.rule;
         work.geometry.seqlen_q = work.first_row + query.rows;
       }
-      announce(
-          {(first ? kFirstVisit : 0) | (tile.last ? kLastVisit : 0) | (tile.partial ? kPartial : 0),
-           {tile.box}});
+      announce({(first ? kFirstVisit : 0) | (tile.last ? kLastVisit : 0) |
+                    (tile.partial ? kPartial : 0) | (tile.may_skip ? kMaySkip : 0),
+                {tile.box}});
       first = tile.last;
     }
     describe(-1);
@@ -458,14 +458,13 @@ struct PruningKernel {
       visits.advance();
       const Work& work = control.work[count % kNumWorks];
       if (work.first_row < 0) break;
-      const bool may_skip = work.rule.may_skip(visit.boxes[0]);
       if (visit.flags & kLastVisit) arrive(control.work_empty[count++ % kNumWorks]);
-      if (may_skip) {
+      wait(control.v_empty[values.stage], values.parity ^ 1);
+      if (visit.flags & kMaySkip) {
         const bool keeps = control.votes.keep(votes++);
         if (keeps != key_tile(number).kept) cta.fail("who loads V takes a vote for another");
         if (!keeps) continue;
       }
-      wait(control.v_empty[values.stage], values.parity ^ 1);
       begin_copy(number, control.v_full[values.stage],
                  run->shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes);
       values.advance();

@@ -247,12 +247,12 @@ struct CopiesSm90 : PipelineSm90<Config> {
       const bool some_foreign = foreign_tails || seqlen_k == 0;
       pending.keys = work.keys;
       pending.rows = some_foreign ? seqlen_k : 1 << 30;
-      const bool may_skip = work.rule.may_skip(visit.boxes[0]);
       if (visit.flags & kLastVisit) {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
-      if (may_skip && !control.votes.keep(votes++)) continue;
+      wait(control.v_empty[pending.ring.stage], pending.ring.parity ^ 1);  // while they decide
+      if ((visit.flags & kMaySkip) && !control.votes.keep(votes++)) continue;
       load_values(params, maps, {nullptr, nullptr}, control, shared, pending, tail_parity, &visit);
       pending.ring.advance();
     }

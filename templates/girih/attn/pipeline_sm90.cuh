@@ -32,6 +32,7 @@ constexpr int kSeesNextBit = 8;
 constexpr uint32 kGivenMask = 1 << 11;   // GatheredKeys::seen says who sees what
 constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
 constexpr uint32 kExtraKeys = 1 << 13;   // no brick: rows behind the grid
+constexpr uint32 kMaySkip = 1 << 14;     // the consumers vote on it
 constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 
 __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {

@@ -49,12 +49,11 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   Keys keys = {};  // from the tile on that the warpgroup may come back to, if there is one
   Keys values = {};
   Tile tile = {};           // the latest whose scores were begun
-  bool may_skip = false;    // it
   bool may_return = false;  // to the latest that it does not want
   uint32 count = 0;         // of query tiles
   uint32 votes = 0;
-  PruneRule rule = {};  // the query tile's
-  int rows = 0;         // from the thread's first one on, that exist
+  float threshold = 0.0f;  // the query tile's
+  int rows = 0;            // from the thread's first one on, that exist
   Scores scores = {};
   Probabilities probabilities = {};
   Output output = {};
@@ -74,7 +73,6 @@ struct PrunedConsumer : FragmentsSm90<Config> {
           shared + kLayout.k_offset + at.stage * kLayout.k_stage_bytes);
     const Visit& visit = control.tiles[at.stage];
     tile = {visit.flags, visit.boxes[0]};
-    may_skip = rule.may_skip(tile.box);
   }
 
   __device__ __forceinline__ void release_keys() {
@@ -89,9 +87,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   __device__ __forceinline__ bool vote() {
     const float scale = kModifies ? plain_scale_log2(params, work().softcap[0]) : scale_log2;
     constexpr int kAll = kKeyFragments, kSome = kBehindKept ? kAll / 4 : kAll;
-    bool own = __any_sync(0xffffffff, reaches<kSome>(scores, rows, scale, rule.threshold));
+    bool own = __any_sync(0xffffffff, reaches<kSome>(scores, rows, scale, threshold));
     if (kSome < kAll && !own) {
-      own = __any_sync(0xffffffff, reaches<kAll>(scores, rows, scale, rule.threshold));
+      own = __any_sync(0xffffffff, reaches<kAll>(scores, rows, scale, threshold));
     }
     const uint32 number = votes++;
     control.votes.cast(warpgroup, number, own, lane);
@@ -115,7 +113,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
         seen = mask;
       }
     });
-    if (may_skip && !has_returned && !vote<kBehindKept>()) {
+    if ((tile.flags & kMaySkip) && !has_returned && !vote<kBehindKept>()) {
       may_return = true;
       return false;
     }
@@ -163,11 +161,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       start_scores(at);
       const bool turns_back = may_return && must_return();
       wgmma_wait<0>();
-      if (turns_back) {
-        returns = true;
-        continue;
-      }
-      if (take_tile<false>(returns)) return true;
+      if (!turns_back && take_tile<false>(returns)) return true;
+      returns = turns_back;
     }
   }
 
@@ -207,7 +202,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       clear(output);
       softmax.reset();
       tile = {};  // not the last one any more
-      rule = work().rule;
+      threshold = work().rule.threshold;
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
       }

@@ -32,6 +32,10 @@ struct SchedulerSm90 : PipelineSm90<Config> {
   static constexpr int kRowsPerPart = kScanParts == 1 ? kRowsPerHead : 64;
   using Scan = KeyScan<kScanParts>;
 
+  // Whether key tiles may begin anywhere: masks and scores depend on distances alone.
+  static constexpr bool kWindows =
+      kCausalWindows<Classes> && kHeadsPerTile == 1 && !kPrune && !SplitsTiles<Config>;
+
   // Whether a block of query rows has a tile to describe, and rows behind it for another one.
   enum Described : int { kNoTile, kLastTile, kMoreTiles };
 
@@ -70,8 +74,22 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       work.rule =
           prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);
     }
+    if constexpr (kWindows) begin_at_first_key(work);
     if constexpr (kDocumentTiles) return lay_tile(work, second);
     return kLastTile;
+  }
+
+  // Lets key tiles begin with the first key that some row sees, wherever it lies: rows 64 apart
+  // then have fewer of them to look at, and to mask.
+  static __device__ __forceinline__ void begin_at_first_key(Work& work) {
+    Geometry& geometry = work.geometry;
+    const QueryRows rows{work.first_row, min(work.first_row + kRowsPerHead, geometry.seqlen_q)};
+    const KeyTiles keys{1, geometry.seqlen_k};
+    const Run unseen = Classes::seek(0, work.numbers[0], geometry, rows, keys, 0);
+    if (unseen.kind != TileKind::empty || unseen.end >= geometry.seqlen_k) return;
+    work.keys.row += unseen.end;
+    geometry.k_start += unseen.end;
+    geometry.seqlen_k -= unseen.end;
   }
 
   // Moves a tile from its block's first row to where documents let the block begin. As far as the
@@ -227,6 +245,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         flags |=
             two_bits_each(of_warpgroups(visible)) + two_bits_each(of_warpgroups(visible & full));
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
+        if constexpr (kPrune) flags |= work.rule.may_skip(box) ? kMaySkip : 0;
         announcer.announce(control, flags, box);
         if (!more) return;
         flags = 0;

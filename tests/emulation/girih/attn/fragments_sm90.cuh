@@ -9,6 +9,7 @@ namespace girih {
 constexpr uint32 kPartial = 1;
 constexpr uint32 kFirstVisit = 1 << 6;
 constexpr uint32 kLastVisit = 1 << 7;
+constexpr uint32 kMaySkip = 1 << 14;
 
 template <class Config>
 struct FragmentsSm90 : Config {};
