@@ -137,7 +137,10 @@ TEST_CASE("seqused_k and leftpad_k hide keys in every layout") {
       cases.push_back(extreme);
     }
   }
-  for (const girih::TileConfig& tile : kKernels) check_all(thirds(), cases, tile);
+  for (const girih::TileConfig& tile : kKernels) {
+    check_all(thirds(), cases, tile);
+    check_all({both(causal(), window(40, -1))}, cases, tile);  // key tiles begin anywhere
+  }
 }
 
 TEST_CASE("packed sequences longer than the maximum end there, and nothing is written beyond") {
