@@ -612,7 +612,7 @@ TEST_CASE("columns and slashes get a plane for each sequence and head that diffe
   CHECK(build.seqlen_k == 2000);
   CHECK(build.num_distances == 2063);
   CHECK(build.bits == reinterpret_cast<uint32*>(in_workspace(256)));
-  const std::int64_t plane = 17 * 64;
+  const std::int64_t plane = 64 + 2 * 16 + 16 * (64 + 64);  // columns, entries, windows
   CHECK(build.sorted == reinterpret_cast<int*>(build.bits + 24 * plane));
   CHECK(build.most_distances() == 801);  // with 0
   check_view(plan.views[0], in_workspace(256), 8 * plane, plane, 64, 1);
@@ -645,6 +645,11 @@ TEST_CASE("bad columns and slashes are refused with what they should be") {
         })) == "(accepted)");
   CHECK(refusal_of_slashes(changed(slashes(), [](SlashLists& l) { l.heads = 3; })) ==
         "the input 'v' has heads 3: it must be 1, for all to share it, 2 or 8");
+  InputExtents long_sequences = kExtents;
+  long_sequences.seqlen_q = long_sequences.seqlen_k = 3 << 20;
+  CHECK(refusal_of("vertical_slash(v)", {{"v", slashes()}}, long_sequences) ==
+        "the input 'v' has 24 planes for 3145728 queries x 3145728 keys: their windows would take "
+        "more than 206158430112 bytes of workspace");
   CHECK(refusal(slashes()) ==
         "the input 'm' was given columns and slashes, but the pattern wants blocks [batch, heads, "
         "ceil(seqlen_q / 128), ceil(seqlen_k / 64)]");

@@ -65,7 +65,8 @@ struct Slashes {
     sequences[static_cast<std::size_t>(c.batch)] = geometry_of(c.sizes);
     words = girih::verify::slash_planes(data, sequences, most_q, most_k);
     view.row_stride = SlashPlane::words_per_row(most_k);
-    view.head_stride = (1 + girih::ceil_div(most_q, SlashPlane::kRows)) * view.row_stride;
+    const int blocks = girih::ceil_div(most_q, SlashPlane::kRows);
+    view.head_stride = SlashPlane::row_at(view.row_stride, blocks, blocks);
     view.batch_stride = data.heads * view.head_stride;
     view.heads_per_plane = shared_heads;
     view.data = words.data();
@@ -238,11 +239,11 @@ TEST_CASE("columns and slashes that --fill makes are those of the benchmarks") {
 }
 
 TEST_CASE("heads share what columns and slashes show where they read the same plane") {
-  std::vector<uint32> words(2 * 2 * SlashPlane::words_per_row(64), 0);
   InputView view;
-  view.data = words.data();
   view.row_stride = SlashPlane::words_per_row(64);
-  view.head_stride = 2 * view.row_stride;
+  view.head_stride = SlashPlane::row_at(view.row_stride, 1, 1);
+  std::vector<uint32> words(static_cast<std::size_t>(2 * view.head_stride), 0);
+  view.data = words.data();
   view.heads_per_plane = 2;
   Geometry a{64, 64, 0, 0};
   a.inputs = &view;

@@ -23,6 +23,7 @@ static_assert(pattern::kMaxHeads <= kMostSmall, "InputView::plane divides heads"
 
 constexpr std::size_t kAlignment = 256;                    // of each input's part of the workspace
 constexpr std::int64_t kMaxWords = std::int64_t{1} << 40;  // of an input: sums cannot overflow
+constexpr std::int64_t kMaxPlaneWords = 2147483647;        // a SlashEntry counts them
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(Errc::invalid_argument, message);
@@ -225,13 +226,14 @@ class InputPlanner {
     params.words_per_row = SlashPlane::words_per_row(extents_.seqlen_k);
     params.seqlen_k = extents_.seqlen_k;
     params.num_distances = extents_.num_distances;
-    const std::int64_t plane = std::int64_t{1 + params.num_blocks} * params.words_per_row;
-    if (plane > kMaxWords / params.num_planes) {
+    const std::int64_t plane = params.plane_words();
+    const std::int64_t most = std::min<std::int64_t>(kMaxWords / params.num_planes, kMaxPlaneWords);
+    if (plane > most) {
       refuse(
           fmt::format("the input '{}' has {} planes for {} queries x {} keys: their windows "
                       "would take more than {} bytes of workspace",
                       wanted_.name, params.num_planes, extents_.seqlen_q, extents_.seqlen_k,
-                      kMaxWords * static_cast<std::int64_t>(sizeof(uint32))));
+                      most * params.num_planes * static_cast<std::int64_t>(sizeof(uint32))));
     }
     params.bits = reserve(params.num_planes * plane);
     const std::int64_t planes = params.num_planes;

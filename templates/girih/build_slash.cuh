@@ -1,8 +1,8 @@
 // Turns lists of columns and distances into the rows of bits that vertical_slash reads
 // (shared/slash.cuh), in three launches: `sort` makes bits of columns and puts distances in order;
 // `link` finds for each distance, and for each block of query rows, the window that begins there
-// and where the next one does (SlashWindows), which is the same for all rows; `windows` writes the
-// blocks' rows, of which those that differ by their first window alone are copies of one another.
+// and where the next one does (SlashWindows), which is the same for all rows; `windows` writes rows
+// of bits, one for blocks in a row that differ by their first window alone.
 #pragma once
 
 #include "girih/shared/params.cuh"
@@ -37,14 +37,14 @@ struct BuildSlashParams {
   int planes_per_source_batch;  // 0 where all sequences share
   int* num_ignored;
 
-  uint32* bits;      // [num_planes, 1 + num_blocks, words_per_row]
+  uint32* bits;      // [num_planes, plane_words()]
   int* sorted;       // [num_planes, sorted_capacity()]: distances in order, then how many
   uint32* gap_bits;  // [num_planes, gap_words()]: where a distance is far from the one before
   SlashLink* links;  // [num_planes, most_links()]: of the distances, then of the blocks
   int num_planes;
   int planes_per_batch;
-  int num_blocks;  // of query rows
-  int words_per_row;
+  int num_blocks;     // of query rows
+  int words_per_row;  // of columns
   int seqlen_k;       // of the longest sequence
   int num_distances;  // at least 1
 
@@ -53,9 +53,14 @@ struct BuildSlashParams {
   GIRIH_HD int sorted_capacity() const { return most_distances() + 1; }
   GIRIH_HD int gap_words() const { return ceil_div(most_distances(), 32); }
   GIRIH_HD int most_links() const { return most_distances() + num_blocks; }
+
+  GIRIH_HD int64 plane_words() const { return row_at(num_blocks); }
+  GIRIH_HD int64 row_at(int block) const {
+    return SlashPlane::row_at(words_per_row, num_blocks, block);
+  }
 };
 
-// Blocks of query rows that a warp writes.
+// Blocks of query rows that a warp has.
 constexpr int kBuildSlashRows = 8;
 
 // CTAs that have something to do in a phase.
@@ -79,9 +84,7 @@ GIRIH_HD constexpr int64 build_slash_ctas(const BuildSlashParams& p) {
 struct BuildSlash {
   static constexpr int kWarps = kBuildSlashThreads / 32;
   static constexpr int kSharedWords = 6144;
-  // Of a row, that a warp makes at once, behind the last words of those before.
-  static constexpr int kWordsBefore = 4;
-  static constexpr int kChunkWords = kSharedWords / kWarps - kWordsBefore;
+  static constexpr int kChunkWords = kSharedWords / kWarps;  // of a row, that a warp makes at once
   static_assert(kChunkWords % 4 == 0);
 
   // Windows may end in a gap of more than so many distances, and nowhere else.
@@ -117,7 +120,7 @@ struct BuildSlash {
 
   static __device__ void sort_columns(const BuildSlashParams& p, const int* list, int plane,
                                       uint32* words) {
-    uint32* const row = p.bits + int64{plane} * (1 + p.num_blocks) * p.words_per_row;
+    uint32* const row = p.bits + plane * p.plane_words();
     for (int first = 0; first < p.words_per_row; first += kSharedWords) {
       const int chunk = min(kSharedWords, p.words_per_row - first);
       collect(list, p.num_columns, p.seqlen_k, -1, first, chunk, words, p.num_ignored);
@@ -246,13 +249,8 @@ struct BuildSlash {
   };
 
   // Words from `first` on of the windows from where `chain` is, of a block that reaches to `reach`.
-  // Before them are the last ones of the words that were here, or zeros.
   static __device__ void fill(Chain& chain, int reach, int first, uint32* words) {
     const int lane = threadIdx.x % 32;
-    if (lane < kWordsBefore) {
-      words[lane - kWordsBefore] = first == 0 ? 0u : words[lane - kWordsBefore + kChunkWords];
-    }
-    __syncwarp();
     for (int w = lane; w < kChunkWords; w += 32) words[w] = 0;
     __syncwarp();
     const int chunk_end = 32 * (first + kChunkWords);
@@ -270,63 +268,56 @@ struct BuildSlash {
     __syncwarp();
   }
 
-  // Rows [begin, end) of blocks; by a warp. Of those whose second window is the same, each has the
-  // windows of the one before 64 keys later, and other keys before.
-  static __device__ void write_rows(const BuildSlashParams& p, const Geometry& g, int plane,
-                                    int begin, int end, uint32* words) {
-    constexpr int kStep = SlashPlane::kRows / 32;  // words, from one block's windows to the next's
-    // Rows are written in steps of four words, from those that begin in the chunk's own or before.
-    static_assert(kStep % 2 == 0 && kWordsBefore >= 2);
-    const int lane = threadIdx.x % 32;
-    const SlashLink* const links = p.links + int64{plane} * p.most_links();
-    SlashLink first_window{};
-    if (begin + lane < end) first_window = links[p.most_distances() + begin + lane];
-    uint32* const rows = p.bits + (int64{plane} * (1 + p.num_blocks) + 1) * p.words_per_row;
+  // The windows behind the first one of `block`, the last of those from first_block on that have
+  // them 64 keys apart; by a warp.
+  static __device__ void write_row(const BuildSlashParams& p, const Geometry& g, int plane,
+                                   int first_block, int block, int rank, uint32* words) {
+    constexpr int kWordsBeyond = 512 / 32;  // that a tile reads for rows that follow
+    const int reach = reach_of(g, block);
+    const int keys = min(reach, g.seqlen_k + (block - first_block) * SlashPlane::kRows);
+    const int row_words = SlashPlane::words_of_windows(p.words_per_row);
+    const int end = min(round_up(ceil_div(max(keys, 0), 32) + kWordsBeyond, 4), row_words);
+    uint32* const row = p.bits + plane * p.plane_words() + p.row_at(block);
+    Chain chain{p.links + int64{plane} * p.most_links(), rank};
+    for (int first = 0; first < end; first += kChunkWords) {
+      fill(chain, reach, first, words);
+      const int count = min(kChunkWords, end - first);
+      for (int w = 4 * (threadIdx.x % 32); w < count; w += 128) {
+        *reinterpret_cast<uint4*>(row + first + w) = *reinterpret_cast<const uint4*>(words + w);
+      }
+      __syncwarp();
+    }
+  }
 
-    for (int block = begin; block < end;) {
-      const int next = __shfl_sync(0xffffffff, first_window.next, block - begin);
-      const uint32 others = __ballot_sync(
-          0xffffffff, begin + lane >= end || (begin + lane > block && first_window.next != next));
-      const int block_end = min(end, begin + lowest_bit(others));
-      Chain chain{links, next};
-      const int reach = reach_of(g, block);
-      const int most = SlashPlane::words_written(g, block, p.words_per_row);
-      int first = 0;
-      do {
-        fill(chain, reach, first, words);
-        for (int own = block; own < block_end; ++own) {
-          const int moved = (own - block) * kStep;
-          const int first_end =
-              __shfl_sync(0xffffffff, first_window.begin - first_window.end, own - begin) / 32;
-          const int keys_end = SlashPlane::keys_seen(g, own);
-          const int num_words = min((first + kChunkWords + moved) / 4 * 4,
-                                    SlashPlane::words_written(g, own, p.words_per_row));
-          uint32* const row = rows + int64{own} * p.words_per_row;
-          const int from_word = first == 0 ? 0 : (first + moved) / 4 * 4;
-#pragma unroll 2  // registers
-          for (int w = from_word + 4 * lane; w < num_words; w += 128) {
-            const int from = w - moved - first;
-            uint2 low{}, high{};
-            if (from >= -2) {
-              low = *reinterpret_cast<const uint2*>(words + from);
-              high = *reinterpret_cast<const uint2*>(words + from + 2);
-            }
-            if (w < first_end) low = {~0u, ~0u};
-            if (w + 2 < first_end) high = {~0u, ~0u};
-            uint4 four{low.x, low.y, high.x, high.y};
-            if (32 * (w + 4) > keys_end) {
-              four.x &= KeyWord{32 * w}.below(keys_end);
-              four.y &= KeyWord{32 * w + 32}.below(keys_end);
-              four.z &= KeyWord{32 * w + 64}.below(keys_end);
-              four.w &= KeyWord{32 * w + 96}.below(keys_end);
-            }
-            *reinterpret_cast<uint4*>(row + w) = four;
-          }
-        }
-        __syncwarp();
-        first += kChunkWords;
-      } while (first < most + 4);  // the last step may begin in the chunk's last words
-      block = block_end;
+  // Entries of blocks [begin, begin + kBuildSlashRows) below `end`, and the rows that are theirs;
+  // by a warp. Blocks in a row have the last one's where all have the same second window.
+  static __device__ void write_blocks(const BuildSlashParams& p, const Geometry& g, int plane,
+                                      int begin, int end, uint32* words) {
+    static_assert(SlashPlane::kShared == 32 && 32 % kBuildSlashRows == 0);
+    const int lane = threadIdx.x % 32;
+    const int shared_begin = begin / 32 * 32;
+    const int block = shared_begin + lane;
+    SlashLink first_window{0, 0, -1};
+    if (block < end)
+      first_window = p.links[int64{plane} * p.most_links() + p.most_distances() + block];
+    const int following = __shfl_sync(0xffffffff, first_window.next, (lane + 1) % 32);
+    const bool is_last = lane == 31 || block + 1 >= end || following != first_window.next;
+    const uint32 last = __ballot_sync(0xffffffff, is_last);
+    const bool own = begin <= block && block < min(begin + kBuildSlashRows, end);
+    if (own) {
+      const int distance = lowest_bit(last >> lane);  // to the block whose row it has
+      uint32* const bits = p.bits + plane * p.plane_words();
+      auto& entry =
+          *reinterpret_cast<SlashEntry*>(bits + SlashPlane::entry_at(p.words_per_row, block));
+      entry = {static_cast<int>(p.row_at(block + distance)) + distance * SlashPlane::kStep,
+               (first_window.begin - first_window.end) / 32};
+    }
+    for (uint32 left = last & __ballot_sync(0xffffffff, own); left != 0; left &= left - 1) {
+      const int at = lowest_bit(left);
+      const uint32 before = last & ((1u << at) - 1);
+      const int first = before == 0 ? 0 : 32 - __clz(before);
+      write_row(p, g, plane, shared_begin + first, shared_begin + at,
+                __shfl_sync(0xffffffff, first_window.next, at), words);
     }
   }
 
@@ -367,10 +358,9 @@ struct BuildSlash {
       const int plane = static_cast<int>(job / warps_per_plane);
       const int index = warps_per_plane - 1 - static_cast<int>(job % warps_per_plane);  // longest
       const Geometry geometry = sequence_of(params, plane / p.planes_per_batch).geometry;
-      const int begin = index * kBuildSlashRows;
-      const int end = min(begin + kBuildSlashRows, ceil_div(geometry.seqlen_q, SlashPlane::kRows));
-      write_rows(p, geometry, plane, begin, end,
-                 shared.words + warp * (kWordsBefore + kChunkWords) + kWordsBefore);
+      const int end = ceil_div(geometry.seqlen_q, SlashPlane::kRows);
+      write_blocks(p, geometry, plane, index * kBuildSlashRows, end,
+                   shared.words + warp * kChunkWords);
     }
   }
 };

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -39,7 +41,7 @@ struct Built {
   explicit Built(std::mt19937& random, bool long_sequence = false) {
     const int batch = 1 + below(random, 2), heads = 1 + below(random, 2);
     Geometry& longest = params.geometry;
-    longest.seqlen_q = 1 + below(random, 400);
+    longest.seqlen_q = 1 + below(random, below(random, 4) == 0 ? 4000 : 400);
     longest.seqlen_k = 1 + below(random, below(random, 4) == 0 ? 5000 : 700);
     if (long_sequence) longest = {150 + below(random, 250), 210000 + below(random, 500), 0, 0};
     params.bottom_right = below(random, 4) != 0;
@@ -66,7 +68,7 @@ struct Built {
     build.num_ignored = &ignored;
     build.num_blocks = ceil_div(longest.seqlen_q, SlashPlane::kRows);
     build.words_per_row = SlashPlane::words_per_row(longest.seqlen_k);
-    const int plane_words = (1 + build.num_blocks) * build.words_per_row;
+    const int64 plane_words = build.plane_words();
     constexpr uint32 kPoison = 0xdeadbeef;
     bits.assign(static_cast<std::size_t>(build.num_planes * plane_words), kPoison);
     const auto planes = static_cast<std::size_t>(build.num_planes);
@@ -77,7 +79,7 @@ struct Built {
     build.sorted = sorted.data();
     build.gap_bits = gap_bits.data();
     build.links = links.data();
-    view = {bits.data(), int64{heads} * plane_words, plane_words, build.words_per_row, 1};
+    view = {bits.data(), heads * plane_words, plane_words, build.words_per_row, 1};
 
     gridDim.x = 1 + below(random, 3);
     for (const Phase phase : {Phase::sort, Phase::link, Phase::windows}) {
@@ -211,11 +213,17 @@ TEST_CASE("the rows of bits that lists become show exactly their columns and win
   std::mt19937 random(1);
   const int numbers[] = {0};
   const VerticalSlash atom(numbers);
+  int num_shared = 0, num_own = 0;  // blocks that have another's row, or their own
   for (int i = 0; i < 150; ++i) {
     const Built built(random);
     CHECK(built.ignored == built.out_of_range);
     for (int plane = 0; plane < built.build.num_planes; ++plane) {
       const Geometry g = built.geometry(plane);
+      const SlashPlane rows = SlashPlane::of(g, 0);
+      for (int block = 0; block < ceil_div(g.seqlen_q, SlashPlane::kRows); ++block) {
+        const bool own = rows.windows(block).words == rows.columns + built.build.row_at(block);
+        ++(own ? num_own : num_shared);
+      }
       oracle::Expr expr = built.expr(plane);
       std::int64_t wrong = 0;
       for (int q = 0; q < g.seqlen_q; q += 1 + q % 7) {
@@ -230,6 +238,43 @@ TEST_CASE("the rows of bits that lists become show exactly their columns and win
       REQUIRE(wrong == 0);
     }
   }
+  CHECK(num_shared > 500);
+  CHECK(num_own > 500);
+}
+
+TEST_CASE("seeks through rows that lists become are sound") {
+  std::mt19937 random(5);
+  const int numbers[] = {0};
+  const VerticalSlash atom(numbers);
+  int num_empty = 0, num_full = 0;
+  for (int i = 0; i < 60; ++i) {
+    const Built built(random);
+    const Geometry g = built.geometry(below(random, built.build.num_planes));
+    oracle::Expr expr = built.expr(g.batch * built.build.planes_per_batch + g.local_head);
+    const KeyTiles tiles{16 << below(random, 4), g.seqlen_k};
+    const int block_m = 64 << below(random, 4);
+    for (int begin = 0; begin < g.seqlen_q; begin += block_m * (1 + below(random, 3))) {
+      const QueryRows rows{begin, min(begin + block_m, g.seqlen_q)};
+      std::vector<int> all(static_cast<std::size_t>(rows.end - rows.begin));
+      std::iota(all.begin(), all.end(), rows.begin);
+      expr.slash.remember(sizes_of(g), all);
+      for (int n = 0; n < tiles.count(); ++n) {
+        const TileKind kind = atom.seek(g, rows, tiles, n).kind;
+        if (kind == TileKind::partial) continue;
+        ++(kind == TileKind::full ? num_full : num_empty);
+        const int end = min((n + 1) * tiles.block_n, g.seqlen_k);
+        std::int64_t wrong = 0;
+        for (int q = rows.begin; q < rows.end; q += 1 + q % 5) {
+          for (int k = n * tiles.block_n; k < end; ++k) {
+            wrong += oracle::visible(expr, sizes_of(g), q, k) != (kind == TileKind::full);
+          }
+        }
+        REQUIRE(wrong == 0);
+      }
+    }
+  }
+  CHECK(num_empty > 100);
+  CHECK(num_full > 100);
 }
 
 TEST_CASE("rows of bits that are made in several pieces show exactly their windows") {
@@ -301,16 +346,23 @@ TEST_CASE("rows of any bits are gathered, however often they change") {
     g.seqlen_q = 2 * SlashPlane::kRows;
     g.seqlen_k = 1 + below(random, 5000);
     const int words = SlashPlane::words_per_row(g.seqlen_k);
-    std::vector<uint32> bits(static_cast<std::size_t>(3 * words), 0);
-    const auto has = [&](int row, int key) {
-      return (bits[static_cast<std::size_t>(row * words + key / 32)] >> key % 32 & 1) != 0;
+    std::vector<uint32> bits(static_cast<std::size_t>(SlashPlane::row_at(words, 2, 2)), 0);
+    const auto word_at = [&](int row, int key) -> uint32& {  // of the columns, of either block
+      const int64 first = row == 0 ? 0 : SlashPlane::row_at(words, 2, row - 1);
+      return bits[static_cast<std::size_t>(first + key / 32)];
     };
+    const auto has = [&](int row, int key) { return (word_at(row, key) >> key % 32 & 1) != 0; };
+    for (int block = 0; block < 2; ++block) {
+      const SlashEntry entry{static_cast<int>(SlashPlane::row_at(words, 2, block)), 0};
+      std::memcpy(&bits[static_cast<std::size_t>(SlashPlane::entry_at(words, block))], &entry,
+                  sizeof(entry));
+    }
     for (int row = 0; row < 3; ++row) {
       const int longest = 1 << below(random, 9);  // of equal bits
       for (int begin = 0, end, value = 0; begin < 32 * words; begin = end, value ^= 1) {
         end = begin + 1 + below(random, longest);
         for (int key = begin; value != 0 && key < std::min(end, 32 * words); ++key) {
-          bits[static_cast<std::size_t>(row * words + key / 32)] |= 1u << key % 32;
+          word_at(row, key) |= 1u << key % 32;
         }
       }
     }

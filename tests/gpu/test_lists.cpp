@@ -21,6 +21,7 @@
 
 using namespace gpu_tests;
 using girih::DType;
+using girih::SlashPlane;
 using girih::Tensor;
 using girih::verify::Buffer;
 
@@ -282,8 +283,8 @@ std::vector<std::pair<int, int>> windows_of(const std::set<int, std::greater<>>&
 void check_slashes(const Words& words, const Shape& s, const Planes& planes, const Ints& lengths,
                    const Ints& vertical, const Ints& slash, int num_vertical, int num_slash) {
   const int num_blocks = blocks(s.seqlen_q, 64);
-  const int words_per_row = girih::SlashPlane::words_per_row(s.seqlen_k);
-  const std::int64_t plane_words = std::int64_t{1 + num_blocks} * words_per_row;
+  const int words_per_row = SlashPlane::words_per_row(s.seqlen_k);
+  const std::int64_t plane_words = SlashPlane::row_at(words_per_row, num_blocks, num_blocks);
   REQUIRE(static_cast<std::int64_t>(words.size()) >= plane_words * s.batch * planes.heads);
   std::int64_t wrong = 0;
   for (int b = 0; b < s.batch; ++b) {
@@ -302,20 +303,22 @@ void check_slashes(const Words& words, const Shape& s, const Planes& planes, con
         const int distance = slash[at(std::int64_t{source} * num_slash + i)];
         if (distance >= 0) distances.insert(distance);
       }
+      const SlashPlane plane_there{words.data() + plane, words_per_row};
       for (int block = 0; block < num_blocks; ++block) {
         const int position = 64 * block + length - s.seqlen_q;
-        const int rows = std::min(64, s.seqlen_q - 64 * block);
-        const int seen = std::clamp(position + rows, 0, length);  // keys, by the last row
-        // Beyond them are zeros, as many as a tile of 512 rows reads.
-        const int written = std::min(blocks(seen, 32) + 512 / 32, words_per_row);
-        Words expected(at(written), 0);
+        // Behind the keys that its rows may see are zeros, as many as a tile of 512 rows reads.
+        const int written = std::min(std::max(position + 64, 0) + 512, length);
+        Words expected(at(blocks(written, 32)), 0);
         for (const auto& [begin, end] : windows_of(distances, position)) {
-          for (int key = begin; key < std::min(end, seen); ++key) {
+          for (int key = begin; key < std::min(end, written); ++key) {
             expected[at(key / 32)] |= 1u << key % 32;
           }
         }
-        const auto first = words.begin() + plane + std::int64_t{1 + block} * words_per_row;
-        wrong += !std::equal(expected.begin(), expected.end(), first);
+        const girih::SlashRow row = plane_there.windows(block);
+        for (int key = 0; key < written; key += 32) {
+          const std::uint32_t differing = expected[at(key / 32)] ^ row[key / 32];
+          wrong += (differing & girih::KeyWord{key}.below(written)) != 0;
+        }
         ++rows_checked;
       }
     }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <random>
 #include <span>
@@ -339,17 +340,14 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
         static_cast<std::size_t>(plane) * static_cast<std::size_t>(count),
         static_cast<std::size_t>(count));
   };
-  planes.reserve(sequences.size() * static_cast<std::size_t>(slashes.heads) *
-                 (1 + static_cast<std::size_t>(blocks)) * static_cast<std::size_t>(words));
-  const auto add_row = [&] {
-    planes.resize(planes.size() + static_cast<std::size_t>(words));
-    return planes.end() - words;
-  };
+  const auto row_at = [&](int block) { return SlashPlane::row_at(words, blocks, block); };
+  const std::size_t num_planes = sequences.size() * static_cast<std::size_t>(slashes.heads);
+  planes.resize(num_planes * static_cast<std::size_t>(row_at(blocks)));
+  auto columns = planes.begin();
   for (std::size_t b = 0; b < sequences.size(); ++b) {
     const Geometry& geometry = sequences[b];
     for (int h = 0; h < slashes.heads; ++h) {
       const int plane = (slashes.batch == 1 ? 0 : static_cast<int>(b)) * slashes.heads + h;
-      const auto columns = add_row();
       for (const std::int32_t key : entries(slashes.vertical, plane, slashes.num_vertical)) {
         if (key >= 0 && key < seqlen_k) columns[key / 32] |= 1u << key % 32;
       }
@@ -363,7 +361,9 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
         return above == distances.begin() ? -1 : *(above - 1);
       };
       for (int block = 0; block < blocks; ++block) {
-        const auto row = add_row();
+        const SlashEntry entry{static_cast<int>(row_at(block)), 0};  // its own row
+        std::memcpy(&columns[SlashPlane::entry_at(words, block)], &entry, sizeof(entry));
+        const auto row = columns + row_at(block);
         const int first_row = block * SlashPlane::kRows;
         const int last_row = min(first_row + SlashPlane::kRows, geometry.seqlen_q) - 1;
         const int end = min(geometry.seqlen_k, geometry.diagonal(last_row) + 1);
@@ -375,6 +375,7 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
           }
         }
       }
+      columns += row_at(blocks);
     }
   }
   return planes;

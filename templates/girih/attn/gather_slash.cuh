@@ -41,7 +41,7 @@ struct SlashGather {
   // second or both; boxes of which they see parts; single keys.
   enum Row : int { kMasked = 3, kSingle = 4 };
   struct Staging {
-    SlashPlane plane;               // registers are scarce
+    SlashRows rows;                 // registers are scarce
     uint16 changes[kSlashChanges];  // keys of a chunk, and from bit kChangeBits on who sees them
     int boxes[kMasked][most_slash_boxes(kBlockN)];
     int masked[most_masked_boxes(kBlockN)];
@@ -81,19 +81,24 @@ struct SlashGather {
   template <class Emit>
   __device__ __forceinline__ void run(const SlashPlane& plane, int first_block, bool second_exists,
                                       int end, const Emit& emit) {
-    if (fresh_thread_index() % 32 == 0) staging.plane = plane;
+    if (fresh_thread_index() % 32 == 0) {
+      const SlashRow none{plane.columns, 0};
+      staging.rows = {
+          plane.columns,
+          {plane.windows(first_block), second_exists ? plane.windows(first_block + 1) : none}};
+    }
     __syncwarp();
     Stretch open{0, 0};
-    Words ahead = words_at(first_block, second_exists, 0, end);
+    Words ahead = words_at(second_exists, 0, end);
 #pragma unroll 1
     for (int chunk = 0; chunk <= end; chunk += kSlashChunk) {  // runs end at `end`
       const Words words = ahead;
-      ahead = words_at(first_block, second_exists, chunk + kSlashChunk, end);
+      ahead = words_at(second_exists, chunk + kSlashChunk, end);
       uint32 changes = changes_of(words, open.parts);
 #pragma unroll 1
       while (__any_sync(0xffffffff, changes != 0)) {
         const int count = list_changes(words, changes);
-        add_runs(chunk, count, first_block, second_exists, end, open);
+        add_runs(chunk, count, second_exists, end, open);
         emit_full(emit);
       }
       if (open.parts != 0) {
@@ -125,16 +130,15 @@ struct SlashGather {
     uint32 in_first, in_second, columns;
   };
 
-  __device__ __forceinline__ Words words_at(int first_block, bool second_exists, int chunk,
-                                            int end) const {
+  __device__ __forceinline__ Words words_at(bool second_exists, int chunk, int end) const {
     const int word = chunk / 32 + static_cast<int>(fresh_thread_index() % 32);
     const uint32 existing = KeyWord{32 * word}.below(end);
     Words words{};
     if (existing != 0) {
-      const SlashPlane& plane = staging.plane;
-      words.in_first = plane.windows(first_block)[word] & existing;
-      if (second_exists) words.in_second = plane.windows(first_block + 1)[word] & existing;
-      words.columns = plane.columns[word] & existing;
+      const SlashRows& rows = staging.rows;
+      words.in_first = rows.windows[0][word] & existing;
+      if (second_exists) words.in_second = rows.windows[1][word] & existing;
+      words.columns = rows.columns[word] & existing;
     }
     return words;
   }
@@ -144,7 +148,7 @@ struct SlashGather {
   }
 
   // A box's bits of a row of them.
-  __device__ __forceinline__ static uint32 bits_at(const uint32* row, int key) {
+  __device__ __forceinline__ static uint32 bits_at(const SlashRow& row, int key) {
     static_assert(kSlashBox == 16);
     const uint64 words = row[key / 32] | static_cast<uint64>(row[key / 32 + 1]) << 32;
     return static_cast<uint32>(words >> key % 32) & 0xffff;
@@ -186,8 +190,8 @@ struct SlashGather {
 
   // The runs that end at the listed changes, one a lane: as many boxes as they fill, and one with
   // masks for the rest, with what follows. The run after the last change is open then.
-  __device__ __forceinline__ void add_runs(int chunk, int count, int first_block,
-                                           bool second_exists, int end, Stretch& open) {
+  __device__ __forceinline__ void add_runs(int chunk, int count, bool second_exists, int end,
+                                           Stretch& open) {
     const int lane = fresh_thread_index() % 32;
     const uint32 change = lane < count ? staging.changes[lane] : 0u;
     const int run_end = chunk + static_cast<int>(change & (kSlashChunk - 1));
@@ -228,10 +232,8 @@ struct SlashGather {
     if (rest) {
       const int to = static_cast<int>(places >> 8 * kMasked);
       const int key = begin + length / kSlashBox * kSlashBox;
-      uint32 bits = bits_at(staging.plane.windows(first_block), key);
-      if (second_exists) {
-        bits |= bits_at(staging.plane.windows(first_block + 1), key) << kSlashBox;
-      }
+      uint32 bits = bits_at(staging.rows.windows[0], key);
+      if (second_exists) bits |= bits_at(staging.rows.windows[1], key) << kSlashBox;
       const uint32 existing = KeyWord{key}.below(end) & 0xffff;
       staging.masked[to] = key;
       staging.masked_bits[to] = bits & (existing | existing << kSlashBox);

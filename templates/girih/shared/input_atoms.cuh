@@ -215,7 +215,7 @@ struct VerticalSlash : KeySearch<VerticalSlash> {
   GIRIH_HD uint32 row_bits(const Geometry& g, int q, KeyWord keys) const {
     if (q >= g.seqlen_q || keys.first_key >= g.seqlen_k) return 0;  // there are no such words
     const SlashPlane plane = SlashPlane::of(g, slot);
-    const uint32* windows = plane.windows(q / SlashPlane::kRows);
+    const SlashRow windows = plane.windows(q / SlashPlane::kRows);
     const int word = keys.first_key / 32, shift = keys.first_key % 32;
     uint32 bits = (plane.columns[word] | windows[word]) >> shift;
     if (shift != 0) bits |= (plane.columns[word + 1] | windows[word + 1]) << (32 - shift);

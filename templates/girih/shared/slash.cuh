@@ -1,42 +1,62 @@
 // Vertical columns and slashes as atoms read them: for each plane of an input a row of bits for the
-// columns, then one for each block of query rows with the windows of keys that its slashes become.
+// columns, and for each block of query rows one with the windows of keys that its slashes become.
+// Blocks whose windows are alike but for their place share a row.
 #pragma once
 
 #include "girih/shared/geometry.cuh"
 
 namespace girih {
 
-// Rows of an InputView: the columns, then the windows of block 0, 1 and so on.
-struct SlashPlane {
-  static constexpr int kRows = 64;  // query rows of a block, and keys of a window
+// A block's windows, words of bits by key: all of the first ones, then those of a row that may be
+// another block's, for keys that come later.
+struct SlashRow {
+  const uint32* words;
+  int num_first;
+  GIRIH_HD uint32 operator[](int word) const { return word < num_first ? ~0u : words[word]; }
+};
 
-  // One word more than there are keys for: words are read in pairs, and written by four.
+// Where a block finds them: `words` from this one of its plane on.
+struct SlashEntry {
+  int first_word;
+  int num_first;
+};
+
+// Of an InputView: the columns, an entry for each block, and rows of windows, one for each block
+// there may be, of which those stay empty whose block has another's.
+struct SlashPlane {
+  static constexpr int kRows = 64;    // query rows of a block, and keys of a window
+  static constexpr int kShared = 32;  // blocks that may have one row, from a multiple of that on
+  static constexpr int kStep = kRows / 32;  // words, from a block's windows to the next one's
+
+  // Of columns; one word more than there are keys for: words are read in pairs, written by four.
   GIRIH_HD static constexpr int words_per_row(int seqlen_k) {
     return round_up(ceil_div(seqlen_k, 32) + 1, 4);
   }
-
-  // Nobody in a block of rows sees keys from here on; may be negative.
-  GIRIH_HD static int keys_seen(const Geometry& g, int block) {
-    const int last_row = min((block + 1) * kRows, g.seqlen_q) - 1;
-    return min(g.seqlen_k, g.diagonal(last_row) + 1);
+  // Of windows, whose last block looks at the latest keys.
+  GIRIH_HD static constexpr int words_of_windows(int words_per_row) {
+    return words_per_row + kStep * kShared;
   }
-  // Words of a block's windows from there on are anything. Before them are zeros for the keys that
-  // other blocks of its query tile see: a tile of up to 512 rows reads as many for all of them.
-  GIRIH_HD static int words_written(const Geometry& g, int block, int words_per_row) {
-    constexpr int kWordsBeyond = 512 / 32;
-    const int words = ceil_div(max(keys_seen(g, block), 0), 32) + kWordsBeyond;
-    return min(round_up(words, 4), words_per_row);
+  // Where in a plane a block's entry is, and its own row; behind the last is the next plane.
+  GIRIH_HD static constexpr int entry_at(int words_per_row, int block) {
+    return words_per_row + static_cast<int>(sizeof(SlashEntry) / sizeof(uint32)) * block;
+  }
+  GIRIH_HD static constexpr int64 row_at(int words_per_row, int num_blocks, int block) {
+    return entry_at(words_per_row, round_up(num_blocks, 2)) +
+           int64{block} * words_of_windows(words_per_row);
   }
 
   const uint32* columns;
-  int row_stride;  // words
+  int row_stride;  // words of the columns
 
   GIRIH_HD static SlashPlane of(const Geometry& g, int slot) {
     const InputView& view = g.inputs[slot];
     return {view.plane(g.batch, g.local_head), view.row_stride};
   }
-  GIRIH_HD const uint32* windows(int block) const {
-    return columns + int64{block + 1} * row_stride;
+  // Behind the keys that the block's last row sees are up to 63 of its last window, and then zeros,
+  // as far as a tile of 512 rows reads; behind the last key of the sequence is anything.
+  GIRIH_HD SlashRow windows(int block) const {
+    const auto entry = *reinterpret_cast<const SlashEntry*>(columns + entry_at(row_stride, block));
+    return {columns + entry.first_word, entry.num_first};
   }
 };
 
@@ -93,6 +113,12 @@ struct GatheredKeys {
   int keys[kBlockN];
 };
 
+// What two blocks of rows see.
+struct SlashRows {
+  const uint32* columns;
+  SlashRow windows[2];
+};
+
 // Keys that are looked through at once, a word of bits a lane.
 constexpr int kSlashChunk = 32 * 32;
 constexpr int kSlashChanges = 32;  // of who sees a key, that are dealt with at once
@@ -107,13 +133,13 @@ GIRIH_HD constexpr int most_masked_boxes(int block_n) {
 }
 
 // What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
-// stages, and of single keys that are gathered, with rows of boxes and the plane of bits.
+// stages, and of single keys that are gathered, with rows of boxes and where the bits are.
 constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
   const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
   return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) + 2 * kSlashChanges +
-         static_cast<int>(sizeof(SlashPlane));
+         static_cast<int>(sizeof(SlashRows));
 }
 
 }  // namespace girih
