@@ -63,11 +63,7 @@ struct Slashes {
     std::vector<Geometry> sequences(static_cast<std::size_t>(batch),
                                     Geometry{most_q, most_k, 3, 0});
     sequences[static_cast<std::size_t>(c.batch)] = geometry_of(c.sizes);
-    words = girih::verify::slash_planes(data, sequences, most_q, most_k);
-    view.row_stride = SlashPlane::words_per_row(most_k);
-    const int blocks = girih::ceil_div(most_q, SlashPlane::kRows);
-    view.head_stride = SlashPlane::row_at(view.row_stride, blocks, blocks);
-    view.batch_stride = data.heads * view.head_stride;
+    words = girih::verify::slash_planes(data, sequences, most_q, most_k, view);
     view.heads_per_plane = shared_heads;
     view.data = words.data();
     c.inputs = &view;

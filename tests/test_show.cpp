@@ -317,6 +317,10 @@ TEST_CASE("show draws columns and slashes that --fill makes") {
   CHECK(density("v=random:0:0") < density("v=random:10:0"));
   CHECK(density("v=random:10:0") < causal);
   CHECK(density("v=random:0:100") <= causal);
+  const Json heads = program.json(filled("show", "vertical_slash(v)", {"v=random:0:0,heads=q"}) +
+                                  kSquare + Arguments{"--heads", "3"});
+  CHECK(heads["classes"].size() == 3);  // each with a plane of its own
+  CHECK(heads["density"] == density("v=random:0:0"));
 }
 
 TEST_CASE("show draws documents and indices that --fill makes") {

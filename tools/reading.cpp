@@ -184,9 +184,10 @@ namespace {
 // Bits of every key for every 64 rows: much more than the lists that say which.
 void check_slashes(const verify::InputData& input, const Geometry& geometry) {
   constexpr double kMostBytes = 8.0 * (1 << 30);
-  const double rows = 1 + ceil_div(geometry.seqlen_q, SlashPlane::kRows);
-  const double bytes =
-      4.0 * input.batch * input.heads * rows * SlashPlane::words_per_row(geometry.seqlen_k);
+  const int blocks = ceil_div(geometry.seqlen_q, SlashPlane::kRows);
+  const double words = static_cast<double>(
+      SlashPlane::row_at(SlashPlane::words_per_row(geometry.seqlen_k), blocks, blocks));
+  const double bytes = 4.0 * input.batch * input.heads * words;
   if (bytes <= kMostBytes) return;
   throw Error(Errc::invalid_argument,
               fmt::format("the windows of '{}' for {} heads and sequences take {:.3g} bytes at "
@@ -216,10 +217,7 @@ HostInputs::HostInputs(const std::vector<verify::InputData>& data, int num_heads
         check_slashes(input, geometry);
         words_.push_back(verify::slash_planes(
             input, std::vector(static_cast<std::size_t>(input.batch), geometry), geometry.seqlen_q,
-            geometry.seqlen_k));
-        view.row_stride = SlashPlane::words_per_row(geometry.seqlen_k);
-        view.head_stride =
-            (1 + std::int64_t{ceil_div(geometry.seqlen_q, SlashPlane::kRows)}) * view.row_stride;
+            geometry.seqlen_k, view));
         break;
       case InputInfo::Kind::thresholds:
         words_.emplace_back();

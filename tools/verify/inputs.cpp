@@ -331,7 +331,7 @@ InputData random_slashes(std::string name, int batch, int heads, int seqlen_k, i
 
 std::vector<std::uint32_t> slash_planes(const InputData& slashes,
                                         const std::vector<Geometry>& sequences, int seqlen_q,
-                                        int seqlen_k) {
+                                        int seqlen_k, InputView& view) {
   const int words = SlashPlane::words_per_row(seqlen_k);
   const int blocks = ceil_div(seqlen_q, SlashPlane::kRows);
   std::vector<std::uint32_t> planes;
@@ -341,8 +341,10 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
         static_cast<std::size_t>(count));
   };
   const auto row_at = [&](int block) { return SlashPlane::row_at(words, blocks, block); };
-  const std::size_t num_planes = sequences.size() * static_cast<std::size_t>(slashes.heads);
-  planes.resize(num_planes * static_cast<std::size_t>(row_at(blocks)));
+  view.row_stride = words;
+  view.head_stride = row_at(blocks);
+  view.batch_stride = slashes.heads * view.head_stride;
+  planes.resize(sequences.size() * static_cast<std::size_t>(view.batch_stride));
   auto columns = planes.begin();
   for (std::size_t b = 0; b < sequences.size(); ++b) {
     const Geometry& geometry = sequences[b];
@@ -375,7 +377,7 @@ std::vector<std::uint32_t> slash_planes(const InputData& slashes,
           }
         }
       }
-      columns += row_at(blocks);
+      columns += view.head_stride;
     }
   }
   return planes;

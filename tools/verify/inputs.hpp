@@ -86,10 +86,10 @@ InputData random_slashes(std::string name, int batch, int heads, int seqlen_k, i
                          int num_slash, std::uint64_t seed);
 
 /// The planes of slashes as kernels read them, one for each sequence and head: shared/slash.cuh.
-/// `sequences` are their lengths and positions.
+/// `sequences` are their lengths and positions. Fills in the strides of a view of them.
 std::vector<std::uint32_t> slash_planes(const InputData& slashes,
                                         const std::vector<Geometry>& sequences, int seqlen_q,
-                                        int seqlen_k);
+                                        int seqlen_k, InputView& view);
 
 /// Intervals of rows about each key, `num_intervals` of them, whose lengths go up to `most`; a few
 /// are empty, and some reach beyond the last row. They move on with the keys.
