@@ -35,6 +35,7 @@ CASES = {
     "dense32k": ("dense", 32, 8, 128, 32768, None),
     "causal32k": ("causal", 16, 16, 128, 32768, None),
     "d64": ("causal", 32, 32, 64, 16384, None),
+    "d64dense": ("dense", 48, 48, 64, 17776, None),
     "d256": ("causal", 8, 8, 256, 16384, None),
     "half": ("heads(0-15: causal, else: %s)" % STREAMING, 32, 32, 128, 32768, None),
     "window4096": ("causal & window(left=4095)", 32, 32, 128, 32768, None),
