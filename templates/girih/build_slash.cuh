@@ -297,9 +297,9 @@ struct BuildSlash {
     const int lane = threadIdx.x % 32;
     const int shared_begin = begin / 32 * 32;
     const int block = shared_begin + lane;
+    const SlashLink* const of_blocks = p.links + int64{plane} * p.most_links() + p.most_distances();
     SlashLink first_window{0, 0, -1};
-    if (block < end)
-      first_window = p.links[int64{plane} * p.most_links() + p.most_distances() + block];
+    if (block < end) first_window = of_blocks[block];
     const int following = __shfl_sync(0xffffffff, first_window.next, (lane + 1) % 32);
     const bool is_last = lane == 31 || block + 1 >= end || following != first_window.next;
     const uint32 last = __ballot_sync(0xffffffff, is_last);

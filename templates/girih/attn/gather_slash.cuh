@@ -82,10 +82,9 @@ struct SlashGather {
   __device__ __forceinline__ void run(const SlashPlane& plane, int first_block, bool second_exists,
                                       int end, const Emit& emit) {
     if (fresh_thread_index() % 32 == 0) {
-      const SlashRow none{plane.columns, 0};
-      staging.rows = {
-          plane.columns,
-          {plane.windows(first_block), second_exists ? plane.windows(first_block + 1) : none}};
+      staging.rows.columns = plane.columns;
+      staging.rows.windows[0] = plane.windows(first_block);
+      if (second_exists) staging.rows.windows[1] = plane.windows(first_block + 1);
     }
     __syncwarp();
     Stretch open{0, 0};

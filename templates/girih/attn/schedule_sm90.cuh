@@ -82,14 +82,19 @@ struct SchedulerSm90 : PipelineSm90<Config> {
   // Lets key tiles begin with the first key that some row sees, wherever it lies: rows 64 apart
   // then have fewer of them to look at, and to mask.
   static __device__ __forceinline__ void begin_at_first_key(Work& work) {
-    Geometry& geometry = work.geometry;
+    const Geometry& geometry = work.geometry;
     const QueryRows rows{work.first_row, min(work.first_row + kRowsPerHead, geometry.seqlen_q)};
     const KeyTiles keys{1, geometry.seqlen_k};
     const Run unseen = Classes::seek(0, work.numbers[0], geometry, rows, keys, 0);
     if (unseen.kind != TileKind::empty || unseen.end >= geometry.seqlen_k) return;
-    work.keys.row += unseen.end;
-    geometry.k_start += unseen.end;
-    geometry.seqlen_k -= unseen.end;
+    leave_keys(work, {unseen.end, geometry.seqlen_k});
+  }
+
+  // Leaves a tile some of its keys, which it counts from the first of them on. Positions stay.
+  static __device__ __forceinline__ void leave_keys(Work& work, Span keys) {
+    work.keys.row += keys.lo;
+    work.geometry.k_start += keys.lo;
+    work.geometry.seqlen_k = keys.hi - keys.lo;
   }
 
   // Moves a tile from its block's first row to where documents let the block begin. As far as the
@@ -111,9 +116,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     const Span document = tiles.template document<kRowsPerHead>(work.first_row);
     __syncwarp();  // all have read what one writes
     if (fresh_thread_index() % 32 == 0 && document.lo < document.hi) {
-      work.keys.row += document.lo;
-      work.geometry.q_start -= document.lo;
-      work.geometry.seqlen_k = document.hi - document.lo;
+      leave_keys(work, document);
       work.geometry.inputs = nullptr;  // OwnDocument
     }
     __syncwarp();
@@ -245,7 +248,9 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         flags |=
             two_bits_each(of_warpgroups(visible)) + two_bits_each(of_warpgroups(visible & full));
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
-        if constexpr (kPrune) flags |= work.rule.may_skip(box) ? kMaySkip : 0;
+        if constexpr (kPrune) {  // lane 0 has the box, and writes the flags
+          flags |= work.rule.may_skip(box) ? kMaySkip : 0;
+        }
         announcer.announce(control, flags, box);
         if (!more) return;
         flags = 0;
