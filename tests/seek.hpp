@@ -120,6 +120,9 @@ struct Visits {
 struct Tightness {
   Visits walked, truth;
   std::int64_t inexact = 0;  // tiles called partial that are not
+
+  // Tiles visited for each that is needed.
+  double visited() const { return double(walked.visited) / double(truth.visited); }
 };
 
 // Checks soundness of the run that every tile of one row of tiles starts, and counts what a walk
