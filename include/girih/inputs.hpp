@@ -128,7 +128,7 @@ struct TokenIndices {
 /// What `vertical_slash` shows, device int32, in any order. Entries that are no key of the
 /// sequence, or no distance from a row of it to a key before it, are ignored: rows may be padded
 /// with -1. Distance 0 counts as given. While lists are built, the workspace takes about seqlen_q *
-/// seqlen_k / 512 bytes for each of the `heads` of every sequence.
+/// (seqlen_k / 512 + 5) bytes for each of the `heads` of every sequence.
 struct SlashLists {
   const std::int32_t* vertical = nullptr;  ///< keys, contiguous [batch, heads, num_vertical]
   const std::int32_t* slash = nullptr;     ///< distances, contiguous [batch, heads, num_slash]
