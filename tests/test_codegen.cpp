@@ -343,6 +343,9 @@ void check_inputs(const std::string& arch) {
       128);
   add("causal & sink(4) with sink_logit(z)", 64);
   add("blocks(m, q=64, kv=64) & causal with softcap(30), alibi(s), bias(b)", 128);
+  for (const int head_dim : {128, 192}) {
+    add("!columns(rows) & segments(doc) with softcap(20), bias(b)", head_dim);
+  }
   add("!columns(rows) & segments(doc) with bias(b)", 128);
   add("segments(doc) & index_gt(doc) with softcap(30)", 64);
   add("heads(0-9: causal, 10-19: causal & segments(doc), else: index_ge(doc) & " +

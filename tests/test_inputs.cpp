@@ -613,14 +613,14 @@ TEST_CASE("columns and slashes get a plane for each sequence and head that diffe
   CHECK(build.num_distances == 2063);
   CHECK(build.bits == reinterpret_cast<uint32*>(in_workspace(256)));
   const std::int64_t plane = 64 + 2 * 16 + 16 * (64 + 64);  // columns, entries, windows
-  CHECK(build.sorted == reinterpret_cast<int*>(build.bits + 24 * plane));
-  CHECK(build.most_distances() == 801);  // with 0
+  CHECK(build.clusters == reinterpret_cast<SlashCluster*>(build.bits + 24 * plane));
+  CHECK(build.most_clusters() == 32);  // 65 distances apart and more
   check_view(plan.views[0], in_workspace(256), 8 * plane, plane, 64, 1);
-  CHECK(reinterpret_cast<char*>(build.gap_bits) >=
-        reinterpret_cast<char*>(build.sorted + 24 * 802));
-  CHECK(reinterpret_cast<char*>(build.links) >= reinterpret_cast<char*>(build.gap_bits + 24 * 26));
+  CHECK(reinterpret_cast<char*>(build.num_clusters) >=
+        reinterpret_cast<char*>(build.clusters + 24 * 32));
+  CHECK(reinterpret_cast<char*>(build.links) >= reinterpret_cast<char*>(build.num_clusters + 24));
   CHECK(in_workspace(plan.workspace_bytes) >=
-        reinterpret_cast<char*>(build.links + 24 * (801 + 16)));
+        reinterpret_cast<char*>(build.links + 24 * (32 + 16)));
 
   // Sequences share lists, not windows: these follow from their lengths.
   SlashLists shared = slashes();

@@ -122,7 +122,7 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   const auto tile = [](const char* pattern, int head_dim, int head_dim_v = 0) {
     return plan_for(pattern, {.head_dim = head_dim, .head_dim_v = head_dim_v}, "sm_90").spec.tile;
   };
-  CHECK(tile("causal", 64) == TileConfig{192, 112, 3, 16, 2});
+  CHECK(tile("causal", 64) == TileConfig{192, 128, 3, 16, 2});
   CHECK(tile("causal", 96) == TileConfig{192, 96, 2, 16, 2});
   CHECK(tile("causal", 128) == TileConfig{192, 80, 3, 16, 2});
   CHECK(tile("causal", 192) == TileConfig{128, 112, 2, 12, 1});
@@ -141,6 +141,8 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   CHECK(tile(strided, 240).block_n == 64);
   CHECK(tile(capped, 256) == TileConfig{128, 48, 2, 12, 2});
   CHECK(tile("causal with softcap(30)", 256) == TileConfig{128, 64, 2, 12, 1});
+  CHECK(tile("causal & segments(d)", 64) == TileConfig{192, 112, 3, 16, 2});
+  CHECK(tile("causal & segments(d)", 128) == tile("causal", 128));
   // Short rows do not fill 128 keys: at most 3072 of them, at narrow heads 512.
   CHECK(tile("causal & window(left=1023)", 128) == TileConfig{192, 64, 4, 16, 2});
   CHECK(tile("causal & window(left=4095)", 128) == tile("causal", 128));

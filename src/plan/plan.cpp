@@ -161,8 +161,8 @@ bool modifies_scores(const std::vector<std::string>& structures) {
 }
 
 PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const KernelSpec& spec) {
-  const bool token_indices =
-      has_token_indices(spec.structures) && !has_token_indices_alone(spec.structures);
+  const bool documents = has_token_indices_alone(spec.structures);
+  const bool token_indices = has_token_indices(spec.structures) && !documents;
   const bool otherwise_elaborate = is_otherwise_elaborate(spec.structures);
   PatternTraits traits{.keys = keys_per_row(pattern, problem),
                        .softcap = spec.softcap,
@@ -170,6 +170,7 @@ PatternTraits traits_of(const Pattern& pattern, const Problem& problem, const Ke
                        .score_expressions = spec.has_scores(),
                        .elaborate = token_indices || otherwise_elaborate,
                        .token_indices = token_indices && !otherwise_elaborate,
+                       .documents = documents,
                        .neighborhoods = any_contains(spec.structures, {"Leaf<Neighborhood>"}),
                        .strided = any_contains(spec.structures, {"Leaf<Strided"})};
   const bool alone = spec.structures.size() == 1 && spec.structures[0] == "Leaf<Neighborhood>";

@@ -15,11 +15,12 @@ namespace {
 // two.
 constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragmentsOfThreeElaborate = 112;
-constexpr int kMostFragmentsOfThreeNeighborhoods = 124;  // alone
+constexpr int kMostFragmentsOfThreeAlone = 124;  // neighborhoods, or documents, and no other mask
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsScores = 168;
+constexpr int kMostFragmentsElaborateSoftcapScores = 156;  // of heads up to 192
 constexpr int kMostFragmentsPrunedScores = 128;  // by expressions, or of elaborate masks
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
@@ -46,10 +47,13 @@ bool is_elaborate(const PatternTraits& pattern) {
 }
 
 int most_fragments(const TileConfig& tile, const PatternTraits& pattern) {
-  if (!is_elaborate(pattern)) return most_fragments(tile);
+  if (!is_elaborate(pattern)) {
+    return tile.block_m == 192 && pattern.documents ? kMostFragmentsOfThreeAlone
+                                                    : most_fragments(tile);
+  }
   if (tile.block_m == 192) {
     return pattern.neighborhoods && !pattern.mixed_neighborhoods && !pattern.softcap
-               ? kMostFragmentsOfThreeNeighborhoods
+               ? kMostFragmentsOfThreeAlone
                : kMostFragmentsOfThreeElaborate;
   }
   return pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
@@ -92,12 +96,11 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 }
 
 // The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
-// best, but 112 at head_dim 64; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three
-// consumer warpgroups read keys from memory less often and pass over more of what a window cuts
-// off, where V is narrow and the mask leaves them registers. Where rows see few keys, 64 fill tiles
-// better. Of stages, as many as there is room for: passing over key tiles needs them, but more than
-// five, or three of more than 64 keys, bring nothing. Tiles divide the blocks of a run-time mask,
-// down to 64 keys.
+// best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
+// from memory less often and pass over more of what a window cuts off, where V is narrow and the
+// mask leaves them registers. Where rows see few keys, 64 fill tiles better. Of stages, as many as
+// there is room for: passing over key tiles needs them, but more than five, or three of more than
+// 64 keys, bring nothing. Tiles divide the blocks of a run-time mask, down to 64 keys.
 std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
@@ -121,23 +124,23 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
     limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
                                                         : kMostFragmentsScores);
   }
+  const bool wide = width > kWidestWithSpareRegisters;
+  if (pattern.elaborate && pattern.softcap && pattern.scores && !wide) {
+    limit = std::min(limit, kMostFragmentsElaborateSoftcapScores);
+  }
   if (prune && pattern.elaborate && pattern.scores) {
     limit = std::min(limit, kMostFragmentsPrunedScores);
   }
   const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
-  if (crowded && width > kWidestWithSpareRegisters) limit -= kLessForWideHeads;
-  if (pattern.mixed_slashes && width > kWidestWithSpareRegisters)
-    limit = std::min(limit, kMostFragmentsMixedSlashes);
-  if (pattern.strided && width > kWidestWithSpareRegisters) {
-    limit = std::min(limit, kMostFragmentsStrided);
-  }
+  if (crowded && wide) limit -= kLessForWideHeads;
+  if (pattern.mixed_slashes && wide) limit = std::min(limit, kMostFragmentsMixedSlashes);
+  if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
   const int most_keys = requested.block_n                          ? requested.block_n
                         : prune                                    ? pattern.prune_kv
                         : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions
                         : shares_blocks(problem, pattern, 128)     ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
-                        : three && width <= 64      ? 112
                                                     : 128;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
     if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;

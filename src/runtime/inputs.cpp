@@ -238,8 +238,10 @@ class InputPlanner {
     params.bits = reserve(params.num_planes * plane);
     const std::int64_t planes = params.num_planes;
     constexpr std::int64_t kLinkWords = sizeof(SlashLink) / sizeof(uint32);
-    params.sorted = reinterpret_cast<int*>(reserve(planes * params.sorted_capacity()));
-    params.gap_bits = reserve(planes * params.gap_words());
+    constexpr std::int64_t kClusterWords = sizeof(SlashCluster) / sizeof(uint32);
+    params.clusters =
+        reinterpret_cast<SlashCluster*>(reserve(planes * kClusterWords * params.most_clusters()));
+    params.num_clusters = reinterpret_cast<int*>(reserve(planes));
     params.links = reinterpret_cast<SlashLink*>(reserve(planes * kLinkWords * params.most_links()));
 
     InputView& view = plan_.views[index_];

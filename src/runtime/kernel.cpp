@@ -182,7 +182,7 @@ struct Kernel::Impl {
     for (auto& [input, build] : plan.slashes) {
       if (ignored != nullptr) build.num_ignored = ignored + input;
       using Phase = BuildSlashParams::Phase;
-      for (const Phase phase : {Phase::sort, Phase::link, Phase::windows}) {
+      for (const Phase phase : {Phase::collect, Phase::link, Phase::windows}) {
         build.phase = phase;
         constexpr int64 kMostCtas = 1 << 16;
         void* parameters[] = {&build, &params};

@@ -1,8 +1,8 @@
 // Turns lists of columns and distances into the rows of bits that vertical_slash reads
-// (shared/slash.cuh), in three launches: `sort` makes bits of columns and puts distances in order;
-// `link` finds for each distance, and for each block of query rows, the window that begins there
-// and where the next one does (SlashWindows), which is the same for all rows; `windows` writes rows
-// of bits, one for blocks in a row that differ by their first window alone.
+// (shared/slash.cuh), in three launches: `collect` makes bits of columns and finds clusters of
+// distances; `link` finds for each cluster, and for each block of query rows, the window that
+// begins there and where the next one does (SlashWindows), which is the same for all rows;
+// `windows` writes rows of bits, one for blocks in a row whose windows are found in it.
 #pragma once
 
 #include "girih/shared/params.cuh"
@@ -16,15 +16,20 @@ namespace girih {
 
 constexpr int kBuildSlashThreads = 256;
 
+// Distances of which none is farther than a window's size from the next one.
+struct SlashCluster {
+  int first, last;
+};
+
 // A window of keys as it is for every row that has it: a block of rows whose last row sees no key
 // from `reach` on has the keys [reach - begin, reach - end), and then the window of the next link.
 struct SlashLink {
   int begin, end;
-  int next;  // the rank of a distance among those of the plane, or -1 behind the last window
+  int next;  // windows begin at clusters, but for a block's first one; -1: this is the last
 };
 
 struct BuildSlashParams {
-  enum class Phase : int { sort, link, windows };
+  enum class Phase : int { collect, link, windows };
   Phase phase;
 
   // Plane (b, h) has rows b * planes_per_source_batch + h. Entries outside of [0, seqlen_k) and of
@@ -37,10 +42,10 @@ struct BuildSlashParams {
   int planes_per_source_batch;  // 0 where all sequences share
   int* num_ignored;
 
-  uint32* bits;      // [num_planes, plane_words()]
-  int* sorted;       // [num_planes, sorted_capacity()]: distances in order, then how many
-  uint32* gap_bits;  // [num_planes, gap_words()]: where a distance is far from the one before
-  SlashLink* links;  // [num_planes, most_links()]: of the distances, then of the blocks
+  uint32* bits;            // [num_planes, plane_words()]
+  SlashCluster* clusters;  // [num_planes, most_clusters()], in order
+  int* num_clusters;       // [num_planes]
+  SlashLink* links;        // [num_planes, most_links()]: of the clusters, then of the blocks
   int num_planes;
   int planes_per_batch;
   int num_blocks;     // of query rows
@@ -50,9 +55,10 @@ struct BuildSlashParams {
 
   // Different distances there may be, with 0.
   GIRIH_HD int most_distances() const { return min(num_distances_given, num_distances - 1) + 1; }
-  GIRIH_HD int sorted_capacity() const { return most_distances() + 1; }
-  GIRIH_HD int gap_words() const { return ceil_div(most_distances(), 32); }
-  GIRIH_HD int most_links() const { return most_distances() + num_blocks; }
+  GIRIH_HD int most_clusters() const {
+    return min(most_distances(), ceil_div(num_distances, SlashPlane::kRows + 1));
+  }
+  GIRIH_HD int most_links() const { return most_clusters() + num_blocks; }
 
   GIRIH_HD int64 plane_words() const { return row_at(num_blocks); }
   GIRIH_HD int64 row_at(int block) const {
@@ -61,13 +67,13 @@ struct BuildSlashParams {
 };
 
 // Blocks of query rows that a warp has.
-constexpr int kBuildSlashRows = 8;
+constexpr int kBuildSlashRows = 4;
 
 // CTAs that have something to do in a phase.
 GIRIH_HD constexpr int64 build_slash_ctas(const BuildSlashParams& p) {
   const int64 planes = p.num_planes;
   switch (p.phase) {
-    case BuildSlashParams::Phase::sort:
+    case BuildSlashParams::Phase::collect:
       return 2 * planes;
     case BuildSlashParams::Phase::link:
       return planes * ceil_div(p.most_links(), kBuildSlashThreads);
@@ -84,10 +90,8 @@ GIRIH_HD constexpr int64 build_slash_ctas(const BuildSlashParams& p) {
 struct BuildSlash {
   static constexpr int kWarps = kBuildSlashThreads / 32;
   static constexpr int kSharedWords = 6144;
-  static constexpr int kChunkWords = kSharedWords / kWarps;  // of a row, that a warp makes at once
-  static_assert(kChunkWords % 4 == 0);
 
-  // Windows may end in a gap of more than so many distances, and nowhere else.
+  // Windows may end in a gap of more than so many distances, and nowhere else: between clusters.
   static constexpr int kGap = SlashPlane::kRows;
   // What stands before distance 0: every window ends there.
   static constexpr int kBeforeFirst = -2 * SlashPlane::kRows;
@@ -95,10 +99,11 @@ struct BuildSlash {
   struct Shared {
     alignas(16) uint32 words[kSharedWords];
     int counts[kWarps];
+    Span windows[kWarps][32];
   };
 
   // Bits [32 * first, 32 * (first + chunk)) of those below `limit` that the list names; by a CTA.
-  // Bit `always` is set; -1 is none.
+  // Bit `always` is set; -1 is none. Entries out of range are counted where num_ignored is given.
   static __device__ void collect(const int* list, int count, int limit, int always, int first,
                                  int chunk, uint32* words, int* num_ignored) {
     for (int w = threadIdx.x; w < chunk; w += kBuildSlashThreads) {
@@ -109,7 +114,7 @@ struct BuildSlash {
     for (int i = threadIdx.x; i < count; i += kBuildSlashThreads) {
       const int entry = list[i];
       if (entry < 0 || entry >= limit) {
-        if (entry != -1 && first == 0 && num_ignored != nullptr) atomicAdd(num_ignored, 1);
+        if (entry != -1 && num_ignored != nullptr) atomicAdd(num_ignored, 1);
         continue;
       }
       const int word = entry / 32 - first;
@@ -118,94 +123,80 @@ struct BuildSlash {
     __syncthreads();
   }
 
-  static __device__ void sort_columns(const BuildSlashParams& p, const int* list, int plane,
-                                      uint32* words) {
+  static __device__ void collect_columns(const BuildSlashParams& p, const int* list, int plane,
+                                         uint32* words) {
     uint32* const row = p.bits + plane * p.plane_words();
     for (int first = 0; first < p.words_per_row; first += kSharedWords) {
       const int chunk = min(kSharedWords, p.words_per_row - first);
-      collect(list, p.num_columns, p.seqlen_k, -1, first, chunk, words, p.num_ignored);
+      collect(list, p.num_columns, p.seqlen_k, -1, first, chunk, words,
+              first == 0 ? p.num_ignored : nullptr);
       for (int w = threadIdx.x; w < chunk; w += kBuildSlashThreads) row[first + w] = words[w];
       __syncthreads();
     }
   }
 
-  static __device__ void sort_distances(const BuildSlashParams& p, const int* list, int plane,
-                                        Shared& shared) {
-    int* const sorted = p.sorted + int64{plane} * p.sorted_capacity();
+  static __device__ void find_clusters(const BuildSlashParams& p, const int* list, int plane,
+                                       Shared& shared) {
+    static_assert(kGap == 64);
+    constexpr int kAround = 2;  // words on either side in which a near distance is
+    constexpr int kChunk = kSharedWords - 2 * kAround;
+    SlashCluster* const clusters = p.clusters + int64{plane} * p.most_clusters();
     const int num_words = ceil_div(p.num_distances, 32);
-    int found = 0;
-    for (int first = 0; first < num_words; first += kSharedWords) {
-      const int chunk = min(kSharedWords, num_words - first);
-      collect(list, p.num_distances_given, p.num_distances, 0, first, chunk, shared.words,
-              p.num_ignored);
-      const int each = ceil_div(chunk, kBuildSlashThreads);
-      const int begin = min(static_cast<int>(threadIdx.x) * each, chunk);
-      const int end = min(begin + each, chunk);
-      int count = 0;
-      for (int w = begin; w < end; ++w) count += __popc(shared.words[w]);
-      int all;
-      int rank = found + sum_before<kBuildSlashThreads>(count, shared.counts, all);
-      for (int w = begin; w < end; ++w) {
-        for (uint32 left = shared.words[w]; left != 0; left &= left - 1) {
-          sorted[rank++] = 32 * (first + w) + lowest_bit(left);
+    int num_begins = 0, num_ends = 0;
+    for (int first = 0; first < num_words; first += kChunk) {
+      const int chunk = min(kChunk, num_words - first);
+      collect(list, p.num_distances_given, p.num_distances, 0, first - kAround, chunk + 2 * kAround,
+              shared.words, first == 0 ? p.num_ignored : nullptr);
+      for (int done = 0; done < chunk; done += kBuildSlashThreads) {
+        const int at = done + static_cast<int>(threadIdx.x);
+        const uint32* const word = shared.words + kAround + at;
+        bool begins = false, ends = false;
+        int lowest = 0, highest = 0;
+        if (at < chunk && *word != 0) {
+          lowest = lowest_bit(*word);
+          highest = 31 - __clz(*word);
+          begins = word[-1] == 0 && word[-2] >> lowest == 0;
+          ends = word[1] == 0 && word[2] << (31 - highest) == 0;
         }
+        int all;  // begins, and ends above them
+        const int before = sum_before<kBuildSlashThreads>((begins ? 1 : 0) | (ends ? 1 << 16 : 0),
+                                                          shared.counts, all);
+        const int distance = 32 * (first + at);
+        if (begins) clusters[num_begins + (before & 0xffff)].first = distance + lowest;
+        if (ends) clusters[num_ends + (before >> 16)].last = distance + highest;
+        num_begins += all & 0xffff;
+        num_ends += all >> 16;
       }
-      found += all;
-      __syncthreads();
     }
-    if (threadIdx.x == 0) sorted[p.most_distances()] = found;
-
-    uint32* const gaps = p.gap_bits + int64{plane} * p.gap_words();
-    for (int first = 0; first < found; first += kBuildSlashThreads) {
-      const int rank = first + threadIdx.x;
-      const bool gap = rank < found && gap_before(sorted, rank);
-      const uint32 word = __ballot_sync(0xffffffff, gap);
-      if (threadIdx.x % 32 == 0 && rank < found) gaps[rank / 32] = word;
-    }
+    if (threadIdx.x == 0) p.num_clusters[plane] = num_begins;
   }
 
-  static __device__ int distance_before(const int* sorted, int rank) {
-    return rank == 0 ? kBeforeFirst : sorted[rank - 1];
-  }
-  static __device__ bool gap_before(const int* sorted, int rank) {
-    return sorted[rank] - distance_before(sorted, rank) > kGap;
-  }
-
-  // The greatest rank up to `rank` that has a gap before it; rank 0 has one.
-  static __device__ int last_gap(const uint32* gaps, int rank) {
-    int word = rank / 32;
-    uint32 found = gaps[word] & KeyWord{32 * word}.below(rank + 1);
-    while (found == 0) found = gaps[--word];
-    return 32 * word + 31 - __clz(found);
-  }
-
-  // From where 64 keys after 64 keys are taken as long as there is a distance among them. `rank`:
-  // how many distances are less than `begin`.
-  static __device__ SlashLink link_from(const int* sorted, const uint32* gaps, int begin,
-                                        int rank) {
-    if (rank == 0 || begin - sorted[rank - 1] > kGap) return {begin, begin, rank - 1};
-    while (true) {
-      const int at = last_gap(gaps, rank - 1);
-      const int above = sorted[at];
-      const int end = above - floor_mod(above - begin, SlashPlane::kRows);
-      rank = at;
-      if (end - distance_before(sorted, at) > kGap) return {begin, end, at - 1};
-    }
-  }
-
-  // Distances less than `bound`.
-  static __device__ int rank_of(const int* sorted, int count, int bound) {
+  // The last cluster with distances less than `bound`, or -1.
+  static __device__ int cluster_below(const SlashCluster* clusters, int count, int bound) {
     int less = 0, rest = count;
     while (rest > 0) {
       const int half = rest / 2;
-      if (sorted[less + half] < bound) {
+      if (clusters[less + half].first < bound) {
         less += half + 1;
         rest -= half + 1;
       } else {
         rest = half;
       }
     }
-    return less;
+    return less - 1;
+  }
+
+  // From where 64 keys after 64 keys are taken as long as there is a distance among them; `at` is
+  // the last cluster with distances less than `begin`.
+  static __device__ SlashLink link_from(const SlashCluster* clusters, int begin, int at) {
+    if (at < 0 || begin - clusters[at].last > kGap) return {begin, begin, at};
+    while (true) {
+      const int above = clusters[at].first;
+      const int end = above - floor_mod(above - begin, SlashPlane::kRows);
+      const int before = at == 0 ? kBeforeFirst : clusters[at - 1].last;
+      --at;
+      if (end - before > kGap) return {begin, end, at};
+    }
   }
 
   // The first key that nobody in a block of 64 rows sees, were there keys enough.
@@ -215,93 +206,109 @@ struct BuildSlash {
 
   static __device__ void link(const BuildSlashParams& p, const FwdParams& params, int plane,
                               int index) {
-    const int* const sorted = p.sorted + int64{plane} * p.sorted_capacity();
-    const uint32* const gaps = p.gap_bits + int64{plane} * p.gap_words();
+    const SlashCluster* const clusters = p.clusters + int64{plane} * p.most_clusters();
     SlashLink* const links = p.links + int64{plane} * p.most_links();
-    const int count = sorted[p.most_distances()];
-    const int block = index - p.most_distances();
+    const int count = p.num_clusters[plane];
+    const int block = index - p.most_clusters();
     if (block >= 0) {
       const int reach = reach_of(sequence_of(params, plane / p.planes_per_batch).geometry, block);
-      links[index] = link_from(sorted, gaps, reach, rank_of(sorted, count, reach));
+      links[index] = link_from(clusters, reach, cluster_below(clusters, count, reach));
     } else if (index < count) {  // 64 keys at least, whatever comes after
-      const SlashLink own = link_from(sorted, gaps, sorted[index], index);
+      const SlashCluster cluster = clusters[index];
+      const int below = cluster.first < cluster.last ? index : index - 1;
+      const SlashLink own = link_from(clusters, cluster.last, below);
       links[index] = {own.begin + SlashPlane::kRows, own.end, own.next};
     }
   }
 
-  // A plane's links as a warp follows them, 32 at a time.
-  struct Chain {
-    const SlashLink* links;
-    int rank;      // of the window it is at; -1 behind the last
-    int top = -1;  // lane i holds the link of rank top - i
-    SlashLink held{};
-
-    __device__ SlashLink own() {
-      if (rank > top || rank <= top - 32) {
-        top = rank;
-        const int at = top - static_cast<int>(threadIdx.x % 32);
-        if (at >= 0) held = links[at];
+  // Of the links from `first` on, one a lane, those of the chain that begins at `next`, which is
+  // left at the link behind them.
+  static __device__ uint32 follow(const SlashLink& own, int first, int& next) {
+    uint32 met = 1u << threadIdx.x % 32;  // from this lane's on
+    int behind = own.next;
+#pragma unroll
+    for (int length = 1; length < 32; length *= 2) {
+      const int at = behind - first;
+      const uint32 met_there = __shfl_sync(0xffffffff, met, at & 31);
+      const int behind_there = __shfl_sync(0xffffffff, behind, at & 31);
+      if (at >= 0) {
+        met |= met_there;
+        behind = behind_there;
       }
-      const int lane = top - rank;
-      return {__shfl_sync(0xffffffff, held.begin, lane), __shfl_sync(0xffffffff, held.end, lane),
-              __shfl_sync(0xffffffff, held.next, lane)};
     }
-  };
-
-  // Words from `first` on of the windows from where `chain` is, of a block that reaches to `reach`.
-  static __device__ void fill(Chain& chain, int reach, int first, uint32* words) {
-    const int lane = threadIdx.x % 32;
-    for (int w = lane; w < kChunkWords; w += 32) words[w] = 0;
-    __syncwarp();
-    const int chunk_end = 32 * (first + kChunkWords);
-    while (chain.rank >= 0) {
-      const SlashLink link = chain.own();
-      const Span window{reach - link.begin, reach - link.end};
-      if (window.lo >= chunk_end) break;
-      const int word_end = min(first + kChunkWords, ceil_div(window.hi, 32));
-      for (int w = max(window.lo / 32, first) + lane; w < word_end; w += 32) {
-        atomicOr(words + (w - first), KeyWord{32 * w}.inside(window, window.hi));
-      }
-      if (window.hi > chunk_end) break;
-      chain.rank = link.next;
-    }
-    __syncwarp();
+    const int at = next - first;
+    next = __shfl_sync(0xffffffff, behind, at);
+    return __shfl_sync(0xffffffff, met, at);
   }
 
-  // The windows behind the first one of `block`, the last of those from first_block on that have
-  // them 64 keys apart; by a warp.
+  // Sets the bits of windows; by a warp, eight lanes for each window.
+  static __device__ void set_bits(const Span* windows, int count, uint32* words) {
+    constexpr int kLanes = 8;
+    const int lane = threadIdx.x % 32;
+    for (int i = lane / kLanes; i < count; i += 32 / kLanes) {
+      const Span window = windows[i];
+      for (int w = window.lo / 32 + lane % kLanes; 32 * w < window.hi; w += kLanes) {
+        atomicOr(words + w, KeyWord{32 * w}.inside(window, window.hi));
+      }
+    }
+  }
+
+  // The windows from the link `next` on as `block` has them, the last of the blocks from
+  // first_block on whose windows are found there; by a warp.
   static __device__ void write_row(const BuildSlashParams& p, const Geometry& g, int plane,
-                                   int first_block, int block, int rank, uint32* words) {
+                                   int first_block, int block, int next, Span* windows) {
     constexpr int kWordsBeyond = 512 / 32;  // that a tile reads for rows that follow
     const int reach = reach_of(g, block);
     const int keys = min(reach, g.seqlen_k + (block - first_block) * SlashPlane::kRows);
     const int row_words = SlashPlane::words_of_windows(p.words_per_row);
     const int end = min(round_up(ceil_div(max(keys, 0), 32) + kWordsBeyond, 4), row_words);
+    const int lane = threadIdx.x % 32;
     uint32* const row = p.bits + plane * p.plane_words() + p.row_at(block);
-    Chain chain{p.links + int64{plane} * p.most_links(), rank};
-    for (int first = 0; first < end; first += kChunkWords) {
-      fill(chain, reach, first, words);
-      const int count = min(kChunkWords, end - first);
-      for (int w = 4 * (threadIdx.x % 32); w < count; w += 128) {
-        *reinterpret_cast<uint4*>(row + first + w) = *reinterpret_cast<const uint4*>(words + w);
+    for (int w = 4 * lane; w < end; w += 128) *reinterpret_cast<uint4*>(row + w) = uint4{};
+    __syncwarp();
+
+    const SlashLink* const links = p.links + int64{plane} * p.most_links();
+    while (next >= 0) {
+      const int first = next / 32 * 32;
+      SlashLink own{0, 0, -1};
+      if (first + lane <= next) own = links[first + lane];
+      const uint32 met = follow(own, first, next);
+      if ((met >> lane & 1) != 0) {
+        windows[__popc(met >> lane) - 1] = {reach - own.begin, min(reach - own.end, 32 * end)};
       }
+      __syncwarp();
+      set_bits(windows, __popc(met), row);
       __syncwarp();
     }
   }
 
+  // Whether the windows behind a block's `first` one are found in the row of a later block whose
+  // second one is that of the link `at`, with no other key behind the first one.
+  static __device__ bool is_found_from(const SlashLink* links, int at, const SlashLink& first) {
+    bool covered = true;  // what comes before them in the row, by the first window
+    while (at > first.next) {
+      const SlashLink link = links[at];
+      covered = link.end >= first.end;
+      at = link.next;
+    }
+    return at == first.next && covered;
+  }
+
   // Entries of blocks [begin, begin + kBuildSlashRows) below `end`, and the rows that are theirs;
-  // by a warp. Blocks in a row have the last one's where all have the same second window.
+  // by a warp. Blocks in a row have the last one's where each one's windows are found in the next
+  // one's.
   static __device__ void write_blocks(const BuildSlashParams& p, const Geometry& g, int plane,
-                                      int begin, int end, uint32* words) {
+                                      int begin, int end, Span* windows) {
     static_assert(SlashPlane::kShared == 32 && 32 % kBuildSlashRows == 0);
     const int lane = threadIdx.x % 32;
     const int shared_begin = begin / 32 * 32;
     const int block = shared_begin + lane;
-    const SlashLink* const of_blocks = p.links + int64{plane} * p.most_links() + p.most_distances();
+    const SlashLink* const links = p.links + int64{plane} * p.most_links();
     SlashLink first_window{0, 0, -1};
-    if (block < end) first_window = of_blocks[block];
+    if (block < end) first_window = links[p.most_clusters() + block];
     const int following = __shfl_sync(0xffffffff, first_window.next, (lane + 1) % 32);
-    const bool is_last = lane == 31 || block + 1 >= end || following != first_window.next;
+    const bool is_last =
+        lane == 31 || block + 1 >= end || !is_found_from(links, following, first_window);
     const uint32 last = __ballot_sync(0xffffffff, is_last);
     const bool own = begin <= block && block < min(begin + kBuildSlashRows, end);
     if (own) {
@@ -317,22 +324,22 @@ struct BuildSlash {
       const uint32 before = last & ((1u << at) - 1);
       const int first = before == 0 ? 0 : 32 - __clz(before);
       write_row(p, g, plane, shared_begin + first, shared_begin + at,
-                __shfl_sync(0xffffffff, first_window.next, at), words);
+                __shfl_sync(0xffffffff, first_window.next, at), windows);
     }
   }
 
   static __device__ void run(const BuildSlashParams& p, const FwdParams& params) {
     __shared__ Shared shared;
     switch (p.phase) {
-      case BuildSlashParams::Phase::sort:
+      case BuildSlashParams::Phase::collect:
         for (int job = blockIdx.x; job < 2 * p.num_planes; job += gridDim.x) {
           const int plane = job / 2;
           const int64 source =
               plane / p.planes_per_batch * p.planes_per_source_batch + plane % p.planes_per_batch;
           if (job % 2 == 0) {
-            sort_distances(p, p.distances + source * p.num_distances_given, plane, shared);
+            find_clusters(p, p.distances + source * p.num_distances_given, plane, shared);
           } else {
-            sort_columns(p, p.columns + source * p.num_columns, plane, shared.words);
+            collect_columns(p, p.columns + source * p.num_columns, plane, shared.words);
           }
         }
         return;
@@ -359,8 +366,7 @@ struct BuildSlash {
       const int index = warps_per_plane - 1 - static_cast<int>(job % warps_per_plane);  // longest
       const Geometry geometry = sequence_of(params, plane / p.planes_per_batch).geometry;
       const int end = ceil_div(geometry.seqlen_q, SlashPlane::kRows);
-      write_blocks(p, geometry, plane, index * kBuildSlashRows, end,
-                   shared.words + warp * kChunkWords);
+      write_blocks(p, geometry, plane, index * kBuildSlashRows, end, shared.windows[warp]);
     }
   }
 };

@@ -3,13 +3,14 @@
 // A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
 // left. Its first warpgroup produces: warp 2 takes query tiles, describes them and finds the key
 // tiles that the mask lets them visit, running ahead into the next query tile
-// (attn/schedule_sm90.cuh); warp 0 starts the copies of Q, K and V, but where tiles are pruned warp
-// 3 those of V; warp 1 stores finished output (attn/copy_sm90.cuh). Every other warpgroup consumes
-// (attn/consume_sm90.cuh; attn/prune_sm90.cuh where tiles are pruned): it owns 64 query rows, keeps
-// their scores, probabilities and output in registers (attn/fragments_sm90.cuh), and passes over
-// key tiles that only others' rows see. Of two consecutive key tiles it multiplies Q * K^T of the
-// second and P * V of the first at once, and does the softmax of the second while the latter runs.
-// How these tell one another what to do is in attn/pipeline_sm90.cuh.
+// (attn/schedule_sm90.cuh); warp 0 starts the copies of Q and K, warp 3 those of V, for either may
+// consist of many boxes; warp 1 stores finished output (attn/copy_sm90.cuh).
+// Every other warpgroup consumes (attn/consume_sm90.cuh; attn/prune_sm90.cuh where tiles are
+// pruned): it owns 64 query rows, keeps their scores, probabilities and output in registers
+// (attn/fragments_sm90.cuh), and passes over key tiles that only others' rows see. Of two
+// consecutive key tiles it multiplies Q * K^T of the second and P * V of the first at once, and
+// does the softmax of the second while the latter runs. How these tell one another what to do is in
+// attn/pipeline_sm90.cuh.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
 // warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),
@@ -51,7 +52,9 @@ struct FwdSm90 : PipelineSm90<Config> {
   // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles; behind
   // these an expression's values are few, for nothing is in flight beside them.
   static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
-                                            (kNaturalScores<Classes> ? 16 : 0) +
+                                            (!kNaturalScores<Classes> ? 0
+                                             : Config::kSoftcap       ? 20
+                                                                      : 16) +
                                             (kPrune                                  ? 24
                                              : ClassModifiers<Classes>::kExpressions ? 20
                                                                                      : 0);
@@ -83,7 +86,7 @@ struct FwdSm90 : PipelineSm90<Config> {
       const auto init_releases = [&](const uint64& barrier, int warps) {
         init(barrier, warps * kSpeakingLanes);
       };
-      constexpr int kLoadingWarps = kPrune ? 2 : 1;
+      constexpr int kLoadingWarps = 2;
 #pragma unroll 1
       for (int i = 0; i < kNumWorks; ++i) {
         init_releases(control.work_empty[i], kConsumerWarps + kLoadingWarps + 1);
@@ -122,8 +125,8 @@ struct FwdSm90 : PipelineSm90<Config> {
       if (warp == 0) Copies::load(params, maps, {row_maps, brick_maps}, control, shared);
       if (warp == 1) Copies::store(params, maps, control, shared);
       if (warp == 2) SchedulerSm90<Config>::run(params, heads, inputs, counter, control, splits);
-      if constexpr (kPrune) {
-        if (warp == 3) Copies::load_kept_values(params, maps, control, shared);
+      if (warp == 3) {
+        Copies::load_values(params, maps, {row_maps, brick_maps}, control, shared);
       }
     } else {
       grow_registers<kConsumerRegisters>();

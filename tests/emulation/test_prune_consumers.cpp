@@ -446,7 +446,7 @@ struct PruningKernel {
     }
   }
 
-  static void load_kept_values() {
+  static void load_values() {
     Control& control = run->control;
     Ring<kNumVisits> visits;
     Ring<kNumStages> values;
@@ -510,7 +510,7 @@ struct PruningKernel {
       if (warp == 0) load();
       if (warp == 1) store();
       if (warp == 2) schedule();
-      if (warp == 3) load_kept_values();
+      if (warp == 3) load_values();
       if (warp == 4 + kConsumers) copy();
     }
   }

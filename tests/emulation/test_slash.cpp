@@ -32,8 +32,9 @@ struct Built {
   FwdParams params{};
   BuildSlashParams build{};
   std::vector<int> lengths, columns, distances;
-  std::vector<int> sorted;
-  std::vector<uint32> bits, gap_bits;
+  std::vector<int> num_clusters;
+  std::vector<uint32> bits;
+  std::vector<SlashCluster> clusters;
   std::vector<SlashLink> links;
   InputView view;
   int out_of_range = 0, ignored = 0;
@@ -72,17 +73,17 @@ struct Built {
     constexpr uint32 kPoison = 0xdeadbeef;
     bits.assign(static_cast<std::size_t>(build.num_planes * plane_words), kPoison);
     const auto planes = static_cast<std::size_t>(build.num_planes);
-    sorted.assign(planes * static_cast<std::size_t>(build.sorted_capacity()), -7);
-    gap_bits.assign(planes * static_cast<std::size_t>(build.gap_words()), kPoison);
+    num_clusters.assign(planes, -7);
+    clusters.assign(planes * static_cast<std::size_t>(build.most_clusters()), {-7, -7});
     links.assign(planes * static_cast<std::size_t>(build.most_links()), {-7, -7, -7});
     build.bits = bits.data();
-    build.sorted = sorted.data();
-    build.gap_bits = gap_bits.data();
+    build.num_clusters = num_clusters.data();
+    build.clusters = clusters.data();
     build.links = links.data();
     view = {bits.data(), heads * plane_words, plane_words, build.words_per_row, 1};
 
     gridDim.x = 1 + below(random, 3);
-    for (const Phase phase : {Phase::sort, Phase::link, Phase::windows}) {
+    for (const Phase phase : {Phase::collect, Phase::link, Phase::windows}) {
       build.phase = phase;
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
         emulation::cta.run(kBuildSlashThreads, [&] { BuildSlash::run(build, params); });
@@ -213,7 +214,8 @@ TEST_CASE("the rows of bits that lists become show exactly their columns and win
   std::mt19937 random(1);
   const int numbers[] = {0};
   const VerticalSlash atom(numbers);
-  int num_shared = 0, num_own = 0;  // blocks that have another's row, or their own
+  // Blocks that have their own row, another's, and that of one whose second window is another.
+  int num_own = 0, num_shared = 0, num_found = 0;
   for (int i = 0; i < 150; ++i) {
     const Built built(random);
     CHECK(built.ignored == built.out_of_range);
@@ -221,8 +223,20 @@ TEST_CASE("the rows of bits that lists become show exactly their columns and win
       const Geometry g = built.geometry(plane);
       const SlashPlane rows = SlashPlane::of(g, 0);
       for (int block = 0; block < ceil_div(g.seqlen_q, SlashPlane::kRows); ++block) {
-        const bool own = rows.windows(block).words == rows.columns + built.build.row_at(block);
-        ++(own ? num_own : num_shared);
+        const auto has_row_of = [&](int other) {
+          return rows.windows(block).words ==
+                 rows.columns + built.build.row_at(other) + (other - block) * SlashPlane::kStep;
+        };
+        int owner = block;
+        while (!has_row_of(owner)) ++owner;
+        ++(owner == block ? num_own : num_shared);
+        const auto second_window = [&](int of) {
+          const BuildSlashParams& p = built.build;
+          return built
+              .links[static_cast<std::size_t>(plane * p.most_links() + p.most_clusters() + of)]
+              .next;
+        };
+        num_found += second_window(owner) != second_window(block);
       }
       oracle::Expr expr = built.expr(plane);
       std::int64_t wrong = 0;
@@ -239,7 +253,8 @@ TEST_CASE("the rows of bits that lists become show exactly their columns and win
     }
   }
   CHECK(num_shared > 500);
-  CHECK(num_own > 500);
+  CHECK(num_own > 300);
+  CHECK(num_found > 100);
 }
 
 TEST_CASE("seeks through rows that lists become are sound") {

@@ -307,7 +307,7 @@ void check_slashes(const Words& words, const Shape& s, const Planes& planes, con
       for (int block = 0; block < num_blocks; ++block) {
         const int position = 64 * block + length - s.seqlen_q;
         // Behind the keys that its rows may see are zeros, as many as a tile of 512 rows reads.
-        const int written = std::min(std::max(position + 64, 0) + 512, length);
+        const int written = std::clamp(position + 64 + 512, 0, length);
         Words expected(at(blocks(written, 32)), 0);
         for (const auto& [begin, end] : windows_of(distances, position)) {
           for (int key = begin; key < std::min(end, written); ++key) {

@@ -96,7 +96,7 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
                                 warpgroup * 64 * kPanelRowBytes),
             k_tile(keys.stage));
     };
-    const auto finish_scores = [&](const GatheredKeys<kBlockN>* given) {
+    const auto finish_scores = [&](const SeenColumns<kBlockN>* given) {
       cap(scores, params, work(), warpgroup);
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       find_mask(work(), tile, given, warpgroup, warp_row, lane,

@@ -33,53 +33,50 @@ struct CopiesSm90 : PipelineSm90<Config> {
     const FwdBrickMaps* bricks;
   };
 
-  // A key tile whose V is to be loaded; which one, its K's stage still says.
-  struct Pending {
-    static constexpr int kNone = -1;
-    BoxOrigin keys;    // of the sequence
-    int rows = kNone;  // of the sequence, that may be read; or that nothing is pending
+  // A key tile whose V is to be loaded.
+  struct Values {
+    BoxOrigin keys;  // of the sequence
+    int rows;        // of the sequence, that may be read
     Ring<kNumStages> ring;
   };
 
-  // Starts the copy of a V; with `kept`, of that visit's.
-  static __device__ __forceinline__ void load_values(const FwdParams& params,
-                                                     const FwdTensorMaps& maps,
-                                                     const OtherMaps& others, Control& control,
-                                                     unsigned char* shared, const Pending& pending,
-                                                     uint32& tail_parity,
-                                                     const Visit* kept = nullptr) {
-    const int stage = pending.ring.stage;
-    const Visit& visit = kept == nullptr ? control.tiles[stage] : *kept;
+  // Starts the copy of a visit's V. `single_keys` where it says kSingleKeys.
+  static __device__ __forceinline__ void start_values(const FwdParams& params,
+                                                      const FwdTensorMaps& maps,
+                                                      const OtherMaps& others, Control& control,
+                                                      unsigned char* shared, const Values& values,
+                                                      const Visit& visit, const int* single_keys,
+                                                      uint32& tail_parity) {
+    const int stage = values.ring.stage;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     if constexpr (kBricks) {
-      wait(control.v_empty[stage], pending.ring.parity ^ 1);
+      wait(control.v_empty[stage], values.ring.parity ^ 1);
       if (elect_one()) {
         Bricks::template load_keys<kPanelsV>(shared_address(tile), others.bricks->v, maps.v,
                                              control.v_full[stage], params.v_strides.head,
-                                             pending.keys, visit);
+                                             values.keys, visit);
       }
       __syncwarp();
       return;
     }
     if constexpr (kGathers) {
       if (visit.flags & kSingleKeys) {  // of the sequence, all of them
-        wait(control.v_empty[stage], pending.ring.parity ^ 1);
+        wait(control.v_empty[stage], values.ring.parity ^ 1);
         if (elect_one()) {
           load_rows<kBlockN, kPanelsV>(shared_address(tile), others.rows->v, control.v_full[stage],
-                                       pending.keys, gathered_of(control).tiles[stage].keys);
+                                       values.keys, single_keys);
         }
         __syncwarp();
         return;
       }
     }
-    bool whole = true;
-#pragma unroll
-    for (int i = 0; i < kBoxes; ++i) whole &= rows_of(pending, visit, i) == kKeyBox;
-    wait(control.v_empty[stage], pending.ring.parity ^ 1);
+    const int own_box = min(static_cast<int>(fresh_thread_index() % 32), kBoxes - 1);
+    const bool whole = __all_sync(0xffffffff, rows_of(values, visit, own_box) == kKeyBox);
+    wait(control.v_empty[stage], values.ring.parity ^ 1);
     if (elect_one()) {
       load_panels<kBlockN, kKeyBox, kPanelsV>(
           shared_address(tile), maps.v, whole ? control.v_full[stage] : control.v_tail,
-          [&](int box) { return box_at(pending.keys, visit, box); });
+          [&](int box) { return box_at(values.keys, visit, box); });
     }
     __syncwarp();
     if (!whole) {
@@ -87,12 +84,23 @@ struct CopiesSm90 : PipelineSm90<Config> {
       tail_parity ^= 1;
 #pragma unroll 1
       for (int i = 0; i < kBoxes; ++i) {
-        zero_tail(tile + i * kKeyBox * kPanelRowBytes, rows_of(pending, visit, i));
+        zero_tail(tile + i * kKeyBox * kPanelRowBytes, rows_of(values, visit, i));
       }
       fence_proxy_async();
       __syncwarp();
       if (elect_one()) arrive(control.v_full[stage]);
       __syncwarp();
+    }
+  }
+
+  // A word a lane; by a warp.
+  template <class To>
+  static __device__ __forceinline__ void copy_words(To& to, const To& from) {
+    constexpr int kWords = sizeof(To) / sizeof(uint32);
+    static_assert(kWords <= 32);
+    const int lane = fresh_thread_index() % 32;
+    if (lane < kWords) {
+      reinterpret_cast<uint32*>(&to)[lane] = reinterpret_cast<const uint32*>(&from)[lane];
     }
   }
 
@@ -102,9 +110,8 @@ struct CopiesSm90 : PipelineSm90<Config> {
   }
 
   // Of a box, that may be read.
-  static __device__ __forceinline__ int rows_of(const Pending& pending, const Visit& visit,
-                                                int box) {
-    return min(max(pending.rows - visit.boxes[box] * kBoxStep, 0), kKeyBox);
+  static __device__ __forceinline__ int rows_of(const Values& values, const Visit& visit, int box) {
+    return min(max(values.rows - visit.boxes[box] * kBoxStep, 0), kKeyBox);
   }
 
   // Rows that are another sequence's, or that nobody has written, become zeros: a probability of 0
@@ -119,43 +126,23 @@ struct CopiesSm90 : PipelineSm90<Config> {
     }
   }
 
-  // Loads Q, K and V of what is visited, as soon as stages are free.
+  // Loads Q and K of what is visited, as soon as stages are free.
   static __device__ __forceinline__ void load(const FwdParams& params, const FwdTensorMaps& maps,
                                               const OtherMaps& others, Control& control,
                                               unsigned char* shared) {
     const int lane = fresh_thread_index() % 32;
     Ring<kNumVisits> visits;
     Ring<kNumStages> keys;
-    // V goes one tile behind K, as it is used; what is due goes next. A kernel that prunes has
-    // another warp for it, and nothing pending here.
-    Pending pending{}, due{};
-    uint32 tail_parity = 0;
     uint32 count = 0;  // of query tiles
-    const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
-    const auto make_due = [&] {
-      due = pending;
-      pending.rows = Pending::kNone;
-      return due.rows != Pending::kNone;
-    };
 #pragma unroll 1
     while (true) {
-      if (!kPrune && due.rows != Pending::kNone) {
-        load_values(params, maps, others, control, shared, due, tail_parity);
-        due.rows = Pending::kNone;
-      }
-      const uint64& announced = control.visit_full[visits.stage];
-      if (!mbarrier_has_ended(shared_address(&announced), visits.parity)) {
-        if (make_due()) continue;
-        wait(announced, visits.parity);
-      }
+      wait(control.visit_full[visits.stage], visits.parity);
       const Visit& visit = control.visits[visits.stage];
       const uint32 flags = visit.flags;
       const Work& work = control.work[count % kNumWorks];
       if (flags & kFirstVisit) {
         const Ring<kNumQStages> queries = ring_at<kNumQStages>(count);
         const bool none_left = work.first_row < 0;
-        // The output of the tile before needs its last V before it makes room in Q's only stage.
-        if ((kNumQStages == 1 || none_left) && make_due()) continue;
         wait(control.q_empty[queries.stage], queries.parity ^ 1);
         if (elect_one()) {
           if (none_left) {
@@ -179,22 +166,19 @@ struct CopiesSm90 : PipelineSm90<Config> {
       }
 
       const BoxOrigin sequence = work.keys;
-      const int seqlen_k = work.geometry.seqlen_k;
       wait(control.k_empty[keys.stage], keys.parity ^ 1);
+      const int* single_keys = nullptr;
       if constexpr (kGathers) {
-        if (flags & kGivenMask) {
-          Gathered& gathered = gathered_of(control);
-          const auto* from = reinterpret_cast<const uint32*>(&gathered.visits[visits.stage]);
-          auto* to = reinterpret_cast<uint32*>(&gathered.tiles[keys.stage]);
-          constexpr int kWords = sizeof(GatheredKeys<kBlockN>) / sizeof(uint32);
-          for (int i = lane; i < kWords; i += 32) to[i] = from[i];
-          __syncwarp();
-        }
+        Gathered& gathered = gathered_of(control);
+        single_keys = gathered.visits[visits.stage].keys;
+        copy_words<SeenColumns<kBlockN>>(gathered.tiles[keys.stage], gathered.visits[visits.stage]);
+        copy_words(control.tiles[keys.stage], visit);
+        __syncwarp();
       }
       const bool elected = elect_one();
       if (kGathers && kSpeakingLanes > 1 && !elected) arrive(control.k_full[keys.stage]);
       if (elected) {
-        control.tiles[keys.stage] = visit;
+        if constexpr (!kGathers) control.tiles[keys.stage] = visit;
         const uint32 tile =
             shared_address(shared) + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes;
         if constexpr (kBricks) {
@@ -203,7 +187,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
                                               sequence, visit);
         } else if (kGathers && (flags & kSingleKeys)) {
           load_rows<kBlockN, kPanels>(tile, others.rows->k, control.k_full[keys.stage], sequence,
-                                      gathered_of(control).tiles[keys.stage].keys);
+                                      single_keys);
         } else {
           load_panels<kBlockN, kKeyBox, kPanels>(
               tile, maps.k, control.k_full[keys.stage],
@@ -213,48 +197,53 @@ struct CopiesSm90 : PipelineSm90<Config> {
       release(control.visit_empty[visits.stage], lane);
       visits.advance();
       if (flags & kLastVisit) release(control.work_empty[count++ % kNumWorks], lane);
-      make_due();
-      // Without keys no row of the tile may be read; else the copy itself makes zeros of what lies
-      // beyond the tensor.
-      const bool some_foreign = foreign_tails || seqlen_k == 0;
-      if constexpr (!kPrune) pending = {sequence, some_foreign ? seqlen_k : 1 << 30, keys};
       keys.advance();
     }
   }
 
-  // Where key tiles are pruned: loads V of those that are kept, as soon as that is known, while K
-  // runs ahead. Stages of V hold kept tiles only.
-  static __device__ __forceinline__ void load_kept_values(const FwdParams& params,
-                                                          const FwdTensorMaps& maps,
-                                                          Control& control, unsigned char* shared) {
+  // Loads V of what is visited. Of tiles that may be skipped those that are kept, as soon as that
+  // is known, while K runs ahead; stages of V hold no others.
+  static __device__ __forceinline__ void load_values(const FwdParams& params,
+                                                     const FwdTensorMaps& maps,
+                                                     const OtherMaps& others, Control& control,
+                                                     unsigned char* shared) {
     const int lane = fresh_thread_index() % 32;
     const bool foreign_tails = params.cu_seqlens_k != nullptr || params.seqused_k != nullptr;
     Ring<kNumVisits> visits;
-    Pending pending{};
+    Values values{};
     uint32 tail_parity = 0;
     uint32 count = 0;  // of query tiles
     uint32 votes = 0;
 #pragma unroll 1
-    while (true) {
+    for (;; visits.advance()) {
       wait(control.visit_full[visits.stage], visits.parity);
-      const Visit visit = control.visits[visits.stage];
-      release(control.visit_empty[visits.stage], lane);
-      visits.advance();
+      const Visit& visit = control.visits[visits.stage];
       const int work_stage = count % kNumWorks;
       const Work& work = control.work[work_stage];
       if (work.first_row < 0) return;
+      // Without keys no row of the tile may be read; else the copy itself makes zeros of what lies
+      // beyond the tensor.
       const int seqlen_k = work.geometry.seqlen_k;
-      const bool some_foreign = foreign_tails || seqlen_k == 0;
-      pending.keys = work.keys;
-      pending.rows = some_foreign ? seqlen_k : 1 << 30;
+      values.keys = work.keys;
+      values.rows = foreign_tails || seqlen_k == 0 ? seqlen_k : 1 << 30;
       if (visit.flags & kLastVisit) {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
-      wait(control.v_empty[pending.ring.stage], pending.ring.parity ^ 1);  // while they decide
-      if ((visit.flags & kMaySkip) && !control.votes.keep(votes++)) continue;
-      load_values(params, maps, {nullptr, nullptr}, control, shared, pending, tail_parity, &visit);
-      pending.ring.advance();
+      if constexpr (kPrune) {
+        const Visit own = visit;
+        release(control.visit_empty[visits.stage], lane);
+        wait(control.v_empty[values.ring.stage], values.ring.parity ^ 1);  // while they decide
+        if ((own.flags & kMaySkip) && !control.votes.keep(votes++)) continue;
+        start_values(params, maps, others, control, shared, values, own, nullptr, tail_parity);
+      } else {
+        const int* single_keys = nullptr;
+        if constexpr (kGathers) single_keys = gathered_of(control).visits[visits.stage].keys;
+        start_values(params, maps, others, control, shared, values, visit, single_keys,
+                     tail_parity);
+        release(control.visit_empty[visits.stage], lane);
+      }
+      values.ring.advance();
     }
   }
 

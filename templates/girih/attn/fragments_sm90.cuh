@@ -94,9 +94,8 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   // tile's, or null.
   template <class Use>
   static __device__ __forceinline__ void find_mask(const Work& work, Tile tile,
-                                                   const GatheredKeys<kBlockN>* given,
-                                                   int warpgroup, int warp_row, int lane,
-                                                   const Use& use) {
+                                                   const SeenColumns<kBlockN>* given, int warpgroup,
+                                                   int warp_row, int lane, const Use& use) {
     if (kind_of(tile.flags, warpgroup) == kPartial) {
       const int head = Work::head_of(warpgroup);
       Mask mask;

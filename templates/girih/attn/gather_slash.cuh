@@ -91,7 +91,7 @@ struct SlashGather {
     Words ahead = words_at(second_exists, 0, end);
 #pragma unroll 1
     for (int chunk = 0; chunk <= end; chunk += kSlashChunk) {  // runs end at `end`
-      const Words words = ahead;
+      const Words words = existing_of(ahead, chunk, end);
       ahead = words_at(second_exists, chunk + kSlashChunk, end);
       uint32 changes = changes_of(words, open.parts);
 #pragma unroll 1
@@ -129,17 +129,24 @@ struct SlashGather {
     uint32 in_first, in_second, columns;
   };
 
+  // As they lie in memory, which nobody waits for here.
   __device__ __forceinline__ Words words_at(bool second_exists, int chunk, int end) const {
     const int word = chunk / 32 + static_cast<int>(fresh_thread_index() % 32);
-    const uint32 existing = KeyWord{32 * word}.below(end);
     Words words{};
-    if (existing != 0) {
+    if (32 * word < end) {
       const SlashRows& rows = staging.rows;
-      words.in_first = rows.windows[0][word] & existing;
-      if (second_exists) words.in_second = rows.windows[1][word] & existing;
-      words.columns = rows.columns[word] & existing;
+      words.in_first = rows.windows[0][word];
+      if (second_exists) words.in_second = rows.windows[1][word];
+      words.columns = rows.columns[word];
     }
     return words;
+  }
+
+  // Without keys from `end` on.
+  __device__ __forceinline__ static Words existing_of(const Words& words, int chunk, int end) {
+    const int lane = fresh_thread_index() % 32;
+    const uint32 existing = KeyWord{chunk + 32 * lane}.below(end);
+    return {words.in_first & existing, words.in_second & existing, words.columns & existing};
   }
 
   __device__ __forceinline__ int boxes_of(int row) const {

@@ -29,7 +29,7 @@ constexpr bool kIsElaborate = requires {
 constexpr uint32 kFirstVisit = 1 << 6;
 constexpr uint32 kLastVisit = 1 << 7;
 constexpr int kSeesNextBit = 8;
-constexpr uint32 kGivenMask = 1 << 11;   // GatheredKeys::seen says who sees what
+constexpr uint32 kGivenMask = 1 << 11;   // SeenColumns says who sees what
 constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
 constexpr uint32 kExtraKeys = 1 << 13;   // no brick: rows behind the grid
 constexpr uint32 kMaySkip = 1 << 14;     // the consumers vote on it
@@ -163,7 +163,7 @@ struct PipelineSm90 {
   // Lies behind it where keys are gathered.
   struct Gathered {
     GatheredKeys<kBlockN> visits[kNumVisits];
-    GatheredKeys<kBlockN> tiles[kNumStages];  // in K's stages
+    SeenColumns<kBlockN> tiles[kNumStages];  // in K's stages
     typename SlashGather<kBlockN>::Staging staging;
   };
   static_assert(!kGathers || sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));

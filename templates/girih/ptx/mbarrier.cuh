@@ -42,21 +42,6 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint32 barrier, uint32 parity)
   return ended != 0;
 }
 
-// The same at once; one answer for a converged warp.
-__device__ __forceinline__ bool mbarrier_has_ended(uint32 barrier, uint32 parity) {
-  uint32 ended;
-  asm volatile(
-      "{\n"
-      ".reg .pred ended;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, ended;\n"
-      "}\n"
-      : "=r"(ended)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return __all_sync(0xffffffff, ended != 0);
-}
-
 // No limit on the time: a trap in a block that both roles of a kernel reach makes ptxas ignore the
 // registers that setmaxnreg promised.
 __device__ __forceinline__ void mbarrier_wait(uint32 barrier, uint32 parity) {

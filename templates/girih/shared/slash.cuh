@@ -104,12 +104,16 @@ GIRIH_HD constexpr bool gathers_slashes(bool slashes, int block_m, int block_n, 
          !pack_heads && pass_over;
 }
 
-// A key tile whose columns are seen by one block of the query tile's rows, or by the other, or
-// both, or nobody; `keys` of a tile that is no boxes.
+// Which columns of a key tile one block of the query tile's rows sees, and which the other one.
 template <int kBlockN>
-struct GatheredKeys {
+struct SeenColumns {
   static constexpr int kWords = round_up(ceil_div(kBlockN, 32), 2);
   uint32 seen[2][kWords];
+};
+
+// With the keys of a tile that is no boxes.
+template <int kBlockN>
+struct GatheredKeys : SeenColumns<kBlockN> {
   int keys[kBlockN];
 };
 
@@ -132,14 +136,15 @@ GIRIH_HD constexpr int most_masked_boxes(int block_n) {
   return block_n / kSlashBox + kSlashChanges;
 }
 
-// What gathering takes of shared memory behind all else: tiles of visits that were found, of K's
-// stages, and of single keys that are gathered, with rows of boxes and where the bits are.
+// What gathering takes of shared memory behind all else: who sees the keys of visits that were
+// found and of K's stages, and single keys of the former and of the tile that is gathered, with
+// rows of boxes and where the bits are.
 constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
-  const int tile = 2 * round_up(ceil_div(block_n, 32), 2) + block_n;
+  const int seen = 2 * round_up(ceil_div(block_n, 32), 2);
   const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
-  return 4 * (tile * (kGatheredVisits + num_stages + 1) + boxes) + 2 * kSlashChanges +
-         static_cast<int>(sizeof(SlashRows));
+  const int words = (seen + block_n) * (kGatheredVisits + 1) + seen * num_stages + boxes;
+  return 4 * words + 2 * kSlashChanges + static_cast<int>(sizeof(SlashRows));
 }
 
 }  // namespace girih
