@@ -358,6 +358,21 @@ TEST_CASE("cache looks only into folders that are there, where they are named") 
   }
 }
 
+TEST_CASE("a cache layer that is named is to be there, whatever reads it") {
+  const Program program;
+  write(program.folder() / "file", "");
+  const std::string file = (program.folder() / "file").string();
+  const std::string none = (program.folder() / "none").string();
+  const std::vector<Arguments> verbs{
+      {"compile", "causal"}, {"explain", "causal"}, {"warm", "causal", "--dry-run"}};
+  for (const Arguments& verb : verbs) {
+    check_refused(verb + Arguments{"--arch", "sm_80", "--cache-layer", none}, 2, "invalid_argument",
+                  {"--cache-layer '" + none + "' does not exist"}, program);
+    check_refused(verb + Arguments{"--arch", "sm_80", "--cache-layer", file}, 2, "invalid_argument",
+                  {"--cache-layer '" + file + "' is not a folder"}, program);
+  }
+}
+
 TEST_CASE("cache refuses to guess") {
   check_refused({"cache", "prune"}, 2, "invalid_argument",
                 {"--max-bytes", "--older-than", "--all"});

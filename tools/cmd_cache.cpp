@@ -28,24 +28,9 @@ std::vector<cache::Folder> all_folders(const jit::Options& options) {
   return cache::folders_of(runtime::resolve(options).cache);
 }
 
-// A cache that nobody has written to yet is empty, but a folder that was named is to be there: its
-// name may be wrong.
-void check_named(const std::filesystem::path& folder, const char* option) {
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(folder, error);
-  if (std::filesystem::is_directory(status)) return;
-  throw Error(Errc::invalid_argument,
-              fmt::format("{} '{}' {}: give a cache's folder", option, folder.string(),
-                          std::filesystem::exists(status) ? "is not a folder"
-                                                          : "does not exist or is out of reach"));
-}
-
+// A cache that nobody has written to yet is empty, but one that was named is to be there.
 void check_named(const jit::Options& options) {
-  if (options.cache_dir) check_named(*options.cache_dir, "--cache-dir");
-  if (!options.cache_layers) return;
-  for (const std::filesystem::path& layer : *options.cache_layers) {
-    check_named(layer, "--cache-layer");
-  }
+  if (options.cache_dir) check_cache_folder(*options.cache_dir, "--cache-dir");
 }
 
 // What CLI::AsSizeValue would read as another number: a sign, and an octal one behind a 0.

@@ -201,11 +201,22 @@ void add_tile_options(CLI::App& verb, TileConfig& tile) {
       ->group(group);
 }
 
+void check_cache_folder(const std::filesystem::path& folder, const char* option) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(folder, error);
+  if (std::filesystem::is_directory(status)) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} '{}' {}: give a cache's folder", option, folder.string(),
+                          std::filesystem::exists(status) ? "is not a folder"
+                                                          : "does not exist or is out of reach"));
+}
+
 void add_cache_options(CLI::App& verb, jit::Options& options) {
   add_path_option(verb, "--cache-dir", options.cache_dir, "Folder of the cache (GIRIH_CACHE_DIR)");
   verb.add_option_function<std::vector<std::string>>(
           "--cache-layer",
           [&options](const std::vector<std::string>& folders) {
+            for (const std::string& folder : folders) check_cache_folder(folder, "--cache-layer");
             options.cache_layers.emplace(folders.begin(), folders.end());
           },
           "Read-only cache folder, may be repeated (GIRIH_CACHE_LAYERS)")

@@ -89,6 +89,10 @@ void add_layout_option(CLI::App& verb, Layout& layout);
 /// --block-m --block-n --stages --warps; left out, the plan chooses.
 void add_tile_options(CLI::App& verb, TileConfig& tile);
 
+/// For a folder that `option` names, and that is only read.
+/// @throws Error invalid_argument where it is not there: its name may be wrong.
+void check_cache_folder(const std::filesystem::path& folder, const char* option);
+
 /// --cache-dir --cache-layer
 void add_cache_options(CLI::App& verb, jit::Options& options);
 
