@@ -136,8 +136,8 @@ bool has_token_indices(const std::vector<std::string>& structures) {
   return any_contains(structures, {"Leaf<Segments", "Leaf<Index"});
 }
 
-// Of all heads alike, and nothing beside them but `causal`: masks that take no more registers than
-// other patterns' do.
+// Of all heads alike, and nothing beside them but `causal`: masks that take hardly more registers
+// than closed forms do.
 bool has_token_indices_alone(const std::vector<std::string>& structures) {
   if (structures.size() != 1) return false;
   constexpr std::array kAtoms = {"Leaf<Segments>", "Leaf<IndexGe>", "Leaf<IndexGt>"};

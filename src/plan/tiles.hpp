@@ -28,7 +28,7 @@ struct PatternTraits {
   bool score_expressions = false;    ///< whether by expressions
   bool elaborate = false;            ///< whether its masks take many registers
   bool token_indices = false;        ///< whether only those of indices of tokens do
-  bool documents = false;            ///< whether there is nothing else, which takes few
+  bool documents = false;            ///< whether there is nothing else but `causal`: that takes few
   bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
   bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
   bool strided = false;              ///< whether some of them are strided, which takes more, too

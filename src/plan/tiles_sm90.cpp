@@ -15,7 +15,7 @@ namespace {
 // two.
 constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragmentsOfThreeElaborate = 112;
-constexpr int kMostFragmentsOfThreeAlone = 124;  // neighborhoods, or documents, and no other mask
+constexpr int kMostFragmentsOfThreeAlone = 124;  // neighborhoods; documents, causal or not
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;

@@ -39,18 +39,22 @@ struct Built {
   InputView view;
   int out_of_range = 0, ignored = 0;
 
+  // `long_sequence`: of more keys, and distances, than are collected at once.
   explicit Built(std::mt19937& random, bool long_sequence = false) {
     const int batch = 1 + below(random, 2), heads = 1 + below(random, 2);
     Geometry& longest = params.geometry;
     longest.seqlen_q = 1 + below(random, below(random, 4) == 0 ? 4000 : 400);
     longest.seqlen_k = 1 + below(random, below(random, 4) == 0 ? 5000 : 700);
     if (long_sequence) longest = {150 + below(random, 250), 210000 + below(random, 500), 0, 0};
-    params.bottom_right = below(random, 4) != 0;
+    params.bottom_right = below(random, 4) != 0 || long_sequence;
     if (!params.bottom_right) {
       longest.k_start = below(random, 50);
       longest.q_start = below(random, 800) - 200;
     }
-    for (int b = 0; b < batch; ++b) lengths.push_back(1 + below(random, longest.seqlen_k));
+    for (int b = 0; b < batch; ++b) {
+      const int length = 1 + below(random, longest.seqlen_k);
+      lengths.push_back(long_sequence ? longest.seqlen_k : length);
+    }
     params.seqused_k = lengths.data();
 
     build.seqlen_k = longest.seqlen_k;
@@ -60,10 +64,16 @@ struct Built {
     build.num_columns = below(random, 3) == 0 ? 0 : below(random, longest.seqlen_k + 1);
     if (below(random, 2) == 0) build.num_columns /= 8;
     build.num_distances_given = below(random, below(random, 3) == 0 ? 300 : 20);
+    if (long_sequence) build.num_columns += kAtPieces, build.num_distances_given += kAtPieces;
     build.num_planes = batch * heads;
     build.planes_per_batch = build.planes_per_source_batch = heads;
     fill(random, columns, build.num_planes * build.num_columns, build.seqlen_k, build.seqlen_k);
     fill(random, distances, build.num_planes * build.num_distances_given, build.num_distances, 200);
+    if (long_sequence) {
+      put_at_piece(random, columns, build.num_columns, 32 * BuildSlash::kSharedWords);
+      put_at_piece(random, distances, build.num_distances_given,
+                   32 * (BuildSlash::kSharedWords - 4));
+    }
     build.columns = columns.data();
     build.distances = distances.data();
     build.num_ignored = &ignored;
@@ -116,6 +126,21 @@ struct Built {
   }
 
  private:
+  static constexpr int kAtPieces = 40;  // entries of a plane's list, around where a piece ends
+
+  void put_at_piece(std::mt19937& random, std::vector<int>& list, int row, int end_of_piece) {
+    for (int plane = 0; plane < build.num_planes; ++plane) {
+      const int spread = plane % 2 == 0 ? 200 : 4000;  // one cluster, or several
+      for (int i = 0; i < kAtPieces; ++i) {
+        int& entry = list[static_cast<std::size_t>(plane * row + i)];
+        const int limit = &list == &columns ? build.seqlen_k : build.num_distances;
+        out_of_range -= entry >= limit;
+        entry = i == 0 ? limit : end_of_piece - spread / 2 + below(random, spread);
+        out_of_range += entry >= limit;
+      }
+    }
+  }
+
   void fill(std::mt19937& random, std::vector<int>& list, int count, int limit, int near) {
     for (int i = 0; i < count; ++i) {
       const int entry = below(random, below(random, 2) == 0 ? near : limit + 2);
@@ -228,7 +253,9 @@ TEST_CASE("the rows of bits that lists become show exactly their columns and win
                  rows.columns + built.build.row_at(other) + (other - block) * SlashPlane::kStep;
         };
         int owner = block;
-        while (!has_row_of(owner)) ++owner;
+        while (owner % SlashPlane::kShared != SlashPlane::kShared - 1 && !has_row_of(owner))
+          ++owner;
+        REQUIRE(has_row_of(owner));
         ++(owner == block ? num_own : num_shared);
         const auto second_window = [&](int of) {
           const BuildSlashParams& p = built.build;
@@ -292,26 +319,28 @@ TEST_CASE("seeks through rows that lists become are sound") {
   CHECK(num_full > 100);
 }
 
-TEST_CASE("rows of bits that are made in several pieces show exactly their windows") {
+TEST_CASE("lists of more keys than are collected at once show exactly their columns and windows") {
   std::mt19937 random(3);
   const int numbers[] = {0};
   const VerticalSlash atom(numbers);
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const Built built(random, true);
-    const int plane = below(random, built.build.num_planes);
-    const Geometry g = built.geometry(plane);
-    oracle::Expr expr = built.expr(plane);
-    std::int64_t wrong = 0, visible = 0;
-    for (int q = 0; q < g.seqlen_q; q += 64) {
-      expr.slash.remember(sizes_of(g), {q});
-      for (int k = 0; k < g.seqlen_k; ++k) {
-        const bool sees = oracle::visible(expr, sizes_of(g), q, k);
-        visible += sees;
-        wrong += sees != ((atom.row_bits(g, q, {k / 32 * 32}) >> k % 32 & 1) != 0);
+    CHECK(built.ignored == built.out_of_range);
+    for (int plane = 0; plane < built.build.num_planes; ++plane) {
+      const Geometry g = built.geometry(plane);
+      oracle::Expr expr = built.expr(plane);
+      std::int64_t wrong = 0, visible = 0;
+      for (int q = 0; q < g.seqlen_q; q += 64) {
+        expr.slash.remember(sizes_of(g), {q});
+        for (int k = 0; k < g.seqlen_k; ++k) {
+          const bool sees = oracle::visible(expr, sizes_of(g), q, k);
+          visible += sees;
+          wrong += sees != ((atom.row_bits(g, q, {k / 32 * 32}) >> k % 32 & 1) != 0);
+        }
       }
+      CHECK(visible > 0);
+      CHECK(wrong == 0);
     }
-    CHECK(visible > 0);
-    CHECK(wrong == 0);
   }
 }
 
