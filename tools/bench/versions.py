@@ -26,10 +26,11 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "python"))
 import girih  # noqa: E402
+import peers  # noqa: E402
 
-STREAMING = "causal & (sink(64) | window(left=255))"
 # name: pattern, heads, KV heads, head_dim, length, density of a random block mask m, which the query
-# heads of a KV head share, or of the key tiles that thresholds t keep
+# heads of a KV head share, or of the key tiles that thresholds t keep; or numbers of columns and
+# slashes
 CASES = {
     "dense16k": ("dense", 16, 16, 128, 16384, None),
     "dense32k": ("dense", 32, 8, 128, 32768, None),
@@ -37,7 +38,7 @@ CASES = {
     "d64": ("causal", 32, 32, 64, 16384, None),
     "d64dense": ("dense", 48, 48, 64, 17776, None),
     "d256": ("causal", 8, 8, 256, 16384, None),
-    "half": ("heads(0-15: causal, else: %s)" % STREAMING, 32, 32, 128, 32768, None),
+    "half": ("heads(0-15: causal, else: %s)" % peers.STREAMING, 32, 32, 128, 32768, None),
     "window4096": ("causal & window(left=4095)", 32, 32, 128, 32768, None),
     "window1024": ("causal & window(left=1023)", 32, 32, 128, 32768, None),
     "window256": ("causal & window(left=255)", 32, 32, 128, 32768, None),
@@ -53,6 +54,8 @@ CASES = {
     "shared64": ("blocks(m, q=64, kv=64)", 32, 8, 128, 32768, 0.25),
     "shared32": ("blocks(m, q=64, kv=32)", 32, 8, 128, 32768, 0.25),
     "shared16": ("blocks(m, q=64, kv=16)", 32, 8, 128, 32768, 0.25),
+    "slash0": ("vertical_slash(v)", 32, 8, 128, 131072, (1000, 6096)),
+    "slash31": ("vertical_slash(v)", 32, 8, 128, 131072, (30, 800)),
     "documents": ("causal & segments(doc)", 32, 8, 128, 32768, None),
     "image": ("neighborhood(256x256, window=80)", 24, 24, 128, 65536, None),
     "video": ("neighborhood(30x48x80, window=(18, 24, 24))", 24, 24, 128, 115200, None),
@@ -90,6 +93,10 @@ def launches(case, kernels):
         arguments["inputs"] = {"t": girih.Thresholds(thresholds, kv)}
     elif "segments" in pattern:
         arguments["inputs"] = {"doc": girih.TokenIndices(documents(seqlen).unsqueeze(0))}
+    elif "slash" in pattern:
+        arguments["inputs"] = {"v": girih.SlashLists(
+            *(entries.expand(1, heads, -1).contiguous()
+              for entries in peers.slash_lists(seqlen, *density)))}
     elif density is not None:
         q_block, kv_block = (int(size) for size in re.findall(r"=(\d+)", pattern))
         mask = torch.rand(

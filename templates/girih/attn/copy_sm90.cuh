@@ -1,5 +1,5 @@
-// The Hopper kernel's copies, by a warp each: of Q, K and V, as soon as stages are free, and of
-// finished output.
+// The Hopper kernel's copies: of Q and K by one warp and of V by another, as soon as stages are
+// free, and of finished output by a third.
 #pragma once
 
 #include "girih/attn/bricks_sm90.cuh"
@@ -40,7 +40,8 @@ struct CopiesSm90 : PipelineSm90<Config> {
     Ring<kNumStages> ring;
   };
 
-  // Starts the copy of a visit's V. `single_keys` where it says kSingleKeys.
+  // Starts the copy of a visit's V into a stage that is free. `single_keys` where it says
+  // kSingleKeys.
   static __device__ __forceinline__ void start_values(const FwdParams& params,
                                                       const FwdTensorMaps& maps,
                                                       const OtherMaps& others, Control& control,
@@ -50,7 +51,6 @@ struct CopiesSm90 : PipelineSm90<Config> {
     const int stage = values.ring.stage;
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     if constexpr (kBricks) {
-      wait(control.v_empty[stage], values.ring.parity ^ 1);
       if (elect_one()) {
         Bricks::template load_keys<kPanelsV>(shared_address(tile), others.bricks->v, maps.v,
                                              control.v_full[stage], params.v_strides.head,
@@ -61,7 +61,6 @@ struct CopiesSm90 : PipelineSm90<Config> {
     }
     if constexpr (kGathers) {
       if (visit.flags & kSingleKeys) {  // of the sequence, all of them
-        wait(control.v_empty[stage], values.ring.parity ^ 1);
         if (elect_one()) {
           load_rows<kBlockN, kPanelsV>(shared_address(tile), others.rows->v, control.v_full[stage],
                                        values.keys, single_keys);
@@ -72,7 +71,6 @@ struct CopiesSm90 : PipelineSm90<Config> {
     }
     const int own_box = min(static_cast<int>(fresh_thread_index() % 32), kBoxes - 1);
     const bool whole = __all_sync(0xffffffff, rows_of(values, visit, own_box) == kKeyBox);
-    wait(control.v_empty[stage], values.ring.parity ^ 1);
     if (elect_one()) {
       load_panels<kBlockN, kKeyBox, kPanelsV>(
           shared_address(tile), maps.v, whole ? control.v_full[stage] : control.v_tail,
@@ -230,15 +228,17 @@ struct CopiesSm90 : PipelineSm90<Config> {
         ++count;
         release(control.work_empty[work_stage], lane);
       }
+      const uint64& stage_empty = control.v_empty[values.ring.stage];
       if constexpr (kPrune) {
         const Visit own = visit;
         release(control.visit_empty[visits.stage], lane);
-        wait(control.v_empty[values.ring.stage], values.ring.parity ^ 1);  // while they decide
+        wait(stage_empty, values.ring.parity ^ 1);  // while they decide
         if ((own.flags & kMaySkip) && !control.votes.keep(votes++)) continue;
         start_values(params, maps, others, control, shared, values, own, nullptr, tail_parity);
       } else {
         const int* single_keys = nullptr;
         if constexpr (kGathers) single_keys = gathered_of(control).visits[visits.stage].keys;
+        wait(stage_empty, values.ring.parity ^ 1);
         start_values(params, maps, others, control, shared, values, visit, single_keys,
                      tail_parity);
         release(control.visit_empty[visits.stage], lane);

@@ -1,6 +1,7 @@
 // Sums over the threads of a CTA, in their order.
 #pragma once
 
+#include "girih/ptx/warp.cuh"
 #include "girih/shared/platform.cuh"
 
 namespace girih {
@@ -11,12 +12,7 @@ template <int kThreads>
 __device__ __forceinline__ int sum_before(int own, int* counts, int& all) {
   constexpr int kWarps = kThreads / 32;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int sum = own;
-#pragma unroll
-  for (int delta = 1; delta < 32; delta *= 2) {
-    const int before = __shfl_up_sync(0xffffffff, sum, delta);
-    if (lane >= delta) sum += before;
-  }
+  const int sum = sum_up_to_lane(own);
   if (lane == 31) counts[warp] = sum;
   __syncthreads();
   all = 0;

@@ -43,33 +43,34 @@ struct SlashGather {
   struct Staging {
     SlashRows rows;                 // registers are scarce
     uint16 changes[kSlashChanges];  // keys of a chunk, and from bit kChangeBits on who sees them
-    int boxes[kMasked][most_slash_boxes(kBlockN)];
-    int masked[most_masked_boxes(kBlockN)];
-    uint32 masked_bits[most_masked_boxes(kBlockN)];  // of the first block, the second
+    int boxes[kSingle][kSlashRing];
+    uint32 masks[kSlashRing];  // of kMasked: of the first block, the second
     Keys single;
 
     // Of a tile of `count` boxes from number `first` on, or of so many single keys: what a block
-    // sees of the 32 columns that belong to a lane.
+    // sees of the 32 columns of a word.
     __device__ __forceinline__ uint32 seen(int row, int first, int count, int part,
-                                           int lane) const {
-      if (row == kSingle) return lane < Keys::kWords ? single.seen[part][lane] : 0;
+                                           int word) const {
+      if (row == kSingle) return single.seen[part][word];
       if (row < kMasked) {
-        return KeyWord{32 * lane}.below((row + 1 >> part & 1) != 0 ? count * kSlashBox : 0);
+        return KeyWord{32 * word}.below((row + 1 >> part & 1) != 0 ? count * kSlashBox : 0);
       }
       uint32 bits = 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (2 * lane + i >= count) continue;
-        bits |= (masked_bits[first + 2 * lane + i] >> part * kSlashBox & 0xffff) << i * kSlashBox;
+        if (2 * word + i >= count) continue;
+        const uint32 mask = masks[(first + 2 * word + i) % kSlashRing];
+        bits |= (mask >> part * kSlashBox & 0xffff) << i * kSlashBox;
       }
       return bits;
     }
-    __device__ __forceinline__ int box(int row, int number) const {
-      return row == kMasked ? masked[number] : boxes[row][number];
+    __device__ __forceinline__ int box(int row, uint32 number) const {
+      return boxes[row][number % kSlashRing];
     }
   };
   Staging& staging;
-  uint32 num_boxes = 0;  // a byte for each row of boxes
+  // Of each row of boxes a byte: where in its ring the first one is, and how many there are.
+  uint32 first_boxes = 0, num_boxes = 0;
   int num_single = 0;
 
   __device__ __forceinline__ explicit SlashGather(Staging& own) : staging(own) { clear_single(); }
@@ -95,13 +96,14 @@ struct SlashGather {
       ahead = words_at(second_exists, chunk + kSlashChunk, end);
       uint32 changes = changes_of(words, open.parts);
 #pragma unroll 1
-      while (__any_sync(0xffffffff, changes != 0)) {
-        const int count = list_changes(words, changes);
-        add_runs(chunk, count, second_exists, end, open);
-        emit_full(emit);
-      }
-      if (open.parts != 0) {
-        add_open_run(open, chunk + kSlashChunk);
+      for (bool more = true; more;) {
+        more = __any_sync(0xffffffff, changes != 0);
+        if (more) {
+          const int count = list_changes(words, changes);
+          add_runs(chunk, count, second_exists, end, open);
+        } else if (open.parts != 0) {
+          add_open_run(open, chunk + kSlashChunk);
+        }
         emit_full(emit);
       }
       add_columns(words, chunk, second_exists, emit);
@@ -109,8 +111,8 @@ struct SlashGather {
 
 #pragma unroll 1
     for (int row = 0; row <= kSingle; ++row) {
-      const int count = row == kSingle ? num_single : boxes_of(row);
-      if (count > 0) emit(row, 0, count);
+      const int count = row == kSingle ? num_single : byte_of(num_boxes, row);
+      if (count > 0) emit(row, row == kSingle ? 0 : byte_of(first_boxes, row), count);
     }
   }
 
@@ -149,9 +151,10 @@ struct SlashGather {
     return {words.in_first & existing, words.in_second & existing, words.columns & existing};
   }
 
-  __device__ __forceinline__ int boxes_of(int row) const {
-    return static_cast<int>(num_boxes >> 8 * row & 0xff);
+  __device__ __forceinline__ static int byte_of(uint32 bytes, int row) {
+    return static_cast<int>(bytes >> 8 * row & 0xff);
   }
+  static constexpr uint32 kEachByte = 0x01010101;
 
   // A box's bits of a row of them.
   __device__ __forceinline__ static uint32 bits_at(const SlashRow& row, int key) {
@@ -172,7 +175,7 @@ struct SlashGather {
   // Moves the first of all lanes' changes to the staging, in order. Returns how many these are.
   __device__ __forceinline__ int list_changes(const Words& words, uint32& changes) {
     const int lane = fresh_thread_index() % 32;
-    const int sum = sum_up_to(__popc(changes));
+    const int sum = sum_up_to_lane(__popc(changes));
     int rank = sum - __popc(changes);
 #pragma unroll 1
     for (; changes != 0 && rank < kSlashChanges; changes &= changes - 1) {
@@ -184,65 +187,51 @@ struct SlashGather {
     return min(__shfl_sync(0xffffffff, sum, 31), kSlashChanges);
   }
 
-  // With the numbers of the lanes before.
-  __device__ __forceinline__ static int sum_up_to(int sum) {
-#pragma unroll
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const int before = __shfl_up_sync(0xffffffff, sum, delta);
-      if (static_cast<int>(fresh_thread_index() % 32) >= delta) sum += before;
-    }
-    return sum;
-  }
-
   // The runs that end at the listed changes, one a lane: as many boxes as they fill, and one with
   // masks for the rest, with what follows. The run after the last change is open then.
   __device__ __forceinline__ void add_runs(int chunk, int count, bool second_exists, int end,
                                            Stretch& open) {
     const int lane = fresh_thread_index() % 32;
     const uint32 change = lane < count ? staging.changes[lane] : 0u;
-    const int run_end = chunk + static_cast<int>(change & (kSlashChunk - 1));
-    uint32 parts = __shfl_up_sync(0xffffffff, change >> kChangeBits, 1);
-    int run_begin = __shfl_up_sync(0xffffffff, run_end, 1);
-    if (lane == 0) {
-      run_begin = open.begin;
-      parts = open.parts;
-    }
+    const uint32 change_before = __shfl_up_sync(0xffffffff, change, 1);
+    const auto key_of = [&](uint32 at) { return chunk + static_cast<int>(at & (kSlashChunk - 1)); };
+    const int run_begin = lane == 0 ? open.begin : key_of(change_before);
+    const int run_end = key_of(change);
+    uint32 parts = lane == 0 ? open.parts : change_before >> kChangeBits;
     if (lane >= count) parts = 0;
 
     // A run begins where the boxes of those before end: mostly no more than one reaches into the
     // next.
     int begin = run_begin;
     int boxes_end;
+    uint32 length;
 #pragma unroll 1
     while (true) {
-      const int length = parts == 0 ? 0 : max(run_end - begin, 0);
-      boxes_end = begin + round_up(length, kSlashBox);
+      length = parts == 0 ? 0 : static_cast<uint32>(max(run_end - begin, 0));
+      boxes_end = begin + static_cast<int>((length + kSlashBox - 1) / kSlashBox * kSlashBox);
       const int before = __shfl_up_sync(0xffffffff, boxes_end, 1);
       const int moved = lane == 0 || lane >= count ? begin : max(run_begin, before);
       if (!__any_sync(0xffffffff, moved != begin)) break;
       begin = moved;
     }
-    const int length = parts == 0 ? 0 : max(run_end - begin, 0);
+    const uint32 whole = length / kSlashBox;
     const bool rest = length % kSlashBox != 0;
     const int row = static_cast<int>(parts) - 1;
-    const uint32 own = length == 0 ? 0u
-                                   : static_cast<uint32>(length / kSlashBox) << 8 * row |
-                                         (rest ? 1u << 8 * kMasked : 0u);
-    const uint32 sum = static_cast<uint32>(sum_up_to(static_cast<int>(own)));
-    const uint32 places = num_boxes + sum - own;
-    if (length > 0) {
-      int* const to = staging.boxes[row] + (places >> 8 * row & 0xff);
+    const uint32 own = length == 0 ? 0u : whole << 8 * row | (rest ? 1u << 8 * kMasked : 0u);
+    const uint32 sum = sum_up_to_lane(own);
+    const uint32 places = first_boxes + num_boxes + sum - own;
 #pragma unroll 1
-      for (int i = 0; i < length / kSlashBox; ++i) to[i] = begin + i * kSlashBox;
+    for (uint32 i = 0; i < whole; ++i) {
+      staging.boxes[row][(byte_of(places, row) + i) % kSlashRing] = begin + i * kSlashBox;
     }
     if (rest) {
-      const int to = static_cast<int>(places >> 8 * kMasked);
-      const int key = begin + length / kSlashBox * kSlashBox;
+      const uint32 to = (places >> 8 * kMasked) % kSlashRing;
+      const int key = begin + static_cast<int>(whole * kSlashBox);
       uint32 bits = bits_at(staging.rows.windows[0], key);
       if (second_exists) bits |= bits_at(staging.rows.windows[1], key) << kSlashBox;
       const uint32 existing = KeyWord{key}.below(end) & 0xffff;
-      staging.masked[to] = key;
-      staging.masked_bits[to] = bits & (existing | existing << kSlashBox);
+      staging.boxes[kMasked][to] = key;
+      staging.masks[to] = bits & (existing | existing << kSlashBox);
     }
     num_boxes += __shfl_sync(0xffffffff, sum, 31);
     open.begin = __shfl_sync(0xffffffff, max(run_end, boxes_end), count - 1);
@@ -253,12 +242,13 @@ struct SlashGather {
   // As many boxes as the open run fills before `chunk_end`.
   __device__ __forceinline__ void add_open_run(Stretch& open, int chunk_end) {
     const int row = static_cast<int>(open.parts) - 1;
-    const int boxes = max(chunk_end - open.begin, 0) / kSlashBox;
+    const uint32 boxes = static_cast<uint32>(max(chunk_end - open.begin, 0)) / kSlashBox;
+    const uint32 first = byte_of(first_boxes + num_boxes, row);
 #pragma unroll 1
-    for (int i = fresh_thread_index() % 32; i < boxes; i += 32) {
-      staging.boxes[row][boxes_of(row) + i] = open.begin + i * kSlashBox;
+    for (uint32 i = fresh_thread_index() % 32; i < boxes; i += 32) {
+      staging.boxes[row][(first + i) % kSlashRing] = open.begin + i * kSlashBox;
     }
-    num_boxes += static_cast<uint32>(boxes) << 8 * row;
+    num_boxes += boxes << 8 * row;
     open.begin += boxes * kSlashBox;
     __syncwarp();
   }
@@ -267,32 +257,19 @@ struct SlashGather {
   // other is given one nevertheless.
   template <class Emit>
   __device__ __forceinline__ void emit_full(const Emit& emit) {
-    uint32 emitted = 0;  // as num_boxes
+    constexpr uint32 kTile = kBoxes;
+    int row = 0;
 #pragma unroll 1
-    for (bool some = true; some;) {
-      some = false;
-#pragma unroll 1
-      for (int row = 0; row <= kMasked; ++row) {
-        if (boxes_of(row) < kBoxes) continue;
-        some = true;
-        emit(row, static_cast<int>(emitted >> 8 * row & 0xff), kBoxes);
-        num_boxes -= static_cast<uint32>(kBoxes) << 8 * row;
-        emitted += static_cast<uint32>(kBoxes) << 8 * row;
-      }
-    }
-    if (emitted == 0) return;
-    const int lane = fresh_thread_index() % 32;
-#pragma unroll 1
-    for (int row = 0; row <= kMasked; ++row) {
-      const int from = static_cast<int>(emitted >> 8 * row & 0xff) + lane;
-      const bool moves = from > lane && lane < boxes_of(row);
-      const int box = moves ? staging.box(row, from) : 0;
-      const uint32 bits = moves && row == kMasked ? staging.masked_bits[from] : 0;
-      __syncwarp();
-      if (moves) {
-        (row == kMasked ? staging.masked : staging.boxes[row])[lane] = box;
-        if (row == kMasked) staging.masked_bits[lane] = bits;
-      }
+    while (true) {
+      // The highest bit of a row's byte says that its boxes fill a tile.
+      const uint32 full = (num_boxes + (0x80 - kTile) * kEachByte) & 0x80 * kEachByte;
+      if (full == 0) break;
+      const uint32 rest = full >> 8 * row << 8 * row;
+      row = lowest_bit(rest != 0 ? rest : full) / 8;
+      emit(row, byte_of(first_boxes, row), kBoxes);
+      num_boxes -= kTile << 8 * row;
+      first_boxes = (first_boxes + (kTile << 8 * row)) & (kSlashRing - 1) * kEachByte;
+      row = (row + 1) % kSingle;
     }
     __syncwarp();
   }

@@ -126,9 +126,9 @@ struct PipelineSm90 {
     int boxes[kBoxes];
   };
 
-  // How far ahead of the copies key tiles are looked for. More would take the next query tile
-  // early, and whoever asked early and still has much to do ends last; but where elaborate masks
-  // begin in a row may take as long to find as several key tiles.
+  // How far ahead of V's copies, the later ones, key tiles are looked for. More would take the next
+  // query tile early, and whoever asked early and still has much to do ends last; but where
+  // elaborate masks begin in a row may take as long to find as several key tiles.
   static constexpr int kNumVisits = kGathers ? kGatheredVisits : kIsElaborate<Config> ? 8 : 4;
 
   // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V

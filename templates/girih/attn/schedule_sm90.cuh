@@ -122,6 +122,10 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     __syncwarp();
   }
 
+  struct NothingToAdd {
+    __device__ __forceinline__ void operator()(int) const {}
+  };
+
   // The scheduler's end of the ring of visits.
   struct Announcer {
     Ring<kNumVisits> ring;
@@ -129,8 +133,11 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     int seen = 0;    // whether it was given one of this query tile
 
     // `box`: in lane i box i. Every warpgroup is given at least one key tile of a query tile, were
-    // it all masked: the output of rows that see nothing is written as others' is.
-    __device__ __forceinline__ void announce(Control& control, uint32 flags, int box) {
+    // it all masked: the output of rows that see nothing is written as others' is. add(stage) adds
+    // what visits of some kernels have besides.
+    template <class Add = NothingToAdd>
+    __device__ __forceinline__ void announce(Control& control, uint32 flags, int box,
+                                             const Add& add = {}) {
       const int lane = fresh_thread_index() % 32;
       if (flags & kFirstVisit) seen = 0;
       bool sees = (flags >> 2 * (lane % kNumMmaWarpgroups) & 3) != 0;
@@ -139,12 +146,13 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       sees |= forced;
       passed = sees ? 0 : passed + 1;
       seen |= sees;
-      flags |= __reduce_or_sync(0xffffffff,
-                                forced && lane < kNumMmaWarpgroups ? kPartial << 2 * lane : 0);
+      flags |=
+          kPartial * two_bits_each(__ballot_sync(0xffffffff, forced && lane < kNumMmaWarpgroups));
       wait(control.visit_empty[ring.stage], ring.parity ^ 1);
       Visit& visit = control.visits[ring.stage];
       if (lane == 0) visit.flags = flags;
       if (lane < kBoxes) visit.boxes[lane] = box;
+      add(ring.stage);
       release(control.visit_full[ring.stage], lane);
       __syncwarp();
       ring.advance();
@@ -279,39 +287,43 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     const int own_end = max(min(own + kBlockM, seqlen_k), own + 1);
     constexpr uint32 kBoth = kPartial | kPartial << 2;
 
-    // A visit is announced when it is known who sees the next one.
+    // A visit is announced when it is known who sees the next one. Of who sees which of its keys a
+    // lane has a word.
     uint32 flags = kFirstVisit | kBoth;
     int box = own + lane * kKeyBox;
+    uint32 seen = 0;
+    const int part = lane / Keys::kWords, word = lane % Keys::kWords;
+    const auto announce = [&](uint32 further_flags) {
+      announcer.announce(control, flags | further_flags, box, [&](int stage) {
+        if (part < 2) gathered.visits[stage].seen[part][word] = seen;
+      });
+    };
 #pragma unroll 1
     for (int first = own + kBlockN; first < own_end; first += kBlockN) {
-      announcer.announce(control, flags | Gather::kAll << kSeesNextBit, box);
+      announce(Gather::kAll << kSeesNextBit);
       flags = kBoth;
       box = first + lane * kKeyBox;
     }
     const auto emit = [&](int row, int first, int count) {
-      uint32 parts = 0, full = 0;
-      uint32 seen[2];
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        seen[part] = gathered.staging.seen(row, first, count, part, lane);
-        const uint32 every = KeyWord{32 * lane}.below(kBlockN);
-        parts |= __any_sync(0xffffffff, seen[part] != 0) ? 1u << part : 0u;
-        full |= __all_sync(0xffffffff, seen[part] == every) ? 1u << part : 0u;
-      }
-      announcer.announce(control, flags | parts << kSeesNextBit, box);
-
-      const int stage = announcer.ring.stage;
-      wait(control.visit_empty[stage], announcer.ring.parity ^ 1);
-      Keys& visit = gathered.visits[stage];
-      if (lane < Keys::kWords) {
-        visit.seen[0][lane] = seen[0];
-        visit.seen[1][lane] = seen[1];
-      }
+      const uint32 every = part < 2 ? KeyWord{32 * word}.below(kBlockN) : 0;
+      const uint32 next_seen = part < 2 ? gathered.staging.seen(row, first, count, part, word) : 0;
+      const auto parts_where = [&](bool holds) {
+        const uint32 lanes = __ballot_sync(0xffffffff, holds);
+        constexpr uint32 kFirst = (1u << Keys::kWords) - 1;
+        return ((lanes & kFirst) != 0 ? 1u : 0u) | (lanes > kFirst ? 2u : 0u);
+      };
+      const uint32 parts = parts_where(next_seen != 0);
+      const uint32 full = Gather::kAll & ~parts_where(next_seen != every);
+      announce(parts << kSeesNextBit);
+      seen = next_seen;
       // What is left of the tile repeats the last, masked.
       const bool single = row == Gather::kSingle;
       if (single) {
+        const int stage = announcer.ring.stage;
+        wait(control.visit_empty[stage], announcer.ring.parity ^ 1);
+        int* const keys = gathered.visits[stage].keys;
         const Keys& given = gathered.staging.single;
-        for (int i = lane; i < kBlockN; i += 32) visit.keys[i] = given.keys[min(i, count - 1)];
+        for (int i = lane; i < kBlockN; i += 32) keys[i] = given.keys[min(i, count - 1)];
         box = 0;
       } else {
         box = gathered.staging.box(row, first + min(lane, count - 1));
@@ -323,7 +335,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     gather.run(
         SlashPlane::of(work.geometry, work.numbers[0][0]), work.first_row / SlashPlane::kRows,
         work.first_row + SlashPlane::kRows < work.geometry.seqlen_q, min(own, seqlen_k), emit);
-    announcer.announce(control, flags | kLastVisit, box);
+    announce(kLastVisit);
   }
 
   // A bit for each warpgroup from one for each part.

@@ -2,6 +2,7 @@
 // keys changes how even the parts are, nothing else.
 #pragma once
 
+#include "girih/ptx/warp.cuh"
 #include "girih/shared/modifiers.cuh"
 #include "girih/shared/splits.cuh"
 
@@ -84,12 +85,7 @@ struct TileColumns {
         word |= rows.first_row[int64{row} * rows.row_stride + w];
       }
       word &= KeyWord{32 * w}.below(rows.num_columns);
-      int end = __popc(word);
-#pragma unroll 1
-      for (int delta = 1; delta < 32; delta *= 2) {
-        const int before = __shfl_up_sync(0xffffffff, end, delta);
-        if (lane >= delta) end += before;
-      }
+      const int end = sum_up_to_lane(__popc(word));
       if (split != nullptr) {
         int rank = total + end - __popc(word);
         int part = ceil_div(rank, step);

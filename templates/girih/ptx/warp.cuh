@@ -1,5 +1,5 @@
-// Warps as actors: one lane of them, and their registers (PTX ISA, "%tid", "elect.sync",
-// "setmaxnreg").
+// Warps as actors: one lane of them, sums over lanes, and registers (PTX ISA, "%tid", "elect.sync",
+// "shfl.sync", "setmaxnreg").
 #pragma once
 
 #include "girih/shared/platform.cuh"
@@ -24,6 +24,24 @@ __device__ __forceinline__ uint32 fresh_thread_index() {
   uint32 index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
+}
+
+// The sum of a lane's number and those of the lanes before; by a warp.
+template <class Number>  // int or uint32
+__device__ __forceinline__ Number sum_up_to_lane(Number number) {
+#pragma unroll
+  for (int delta = 1; delta < 32; delta *= 2) {
+    asm volatile(
+        "{\n"
+        ".reg .u32 before;\n"
+        ".reg .pred exists;\n"
+        "shfl.sync.up.b32 before|exists, %0, %1, 0, 0xffffffff;\n"
+        "@exists add.u32 %0, %0, before;\n"
+        "}\n"
+        : "+r"(number)
+        : "r"(delta));
+  }
+  return number;
 }
 
 // A warpgroup gives registers back to the CTA, or waits for as many as others gave back. ptxas

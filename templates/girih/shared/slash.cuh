@@ -1,6 +1,6 @@
 // Vertical columns and slashes as atoms read them: for each plane of an input a row of bits for the
 // columns, and for each block of query rows one with the windows of keys that its slashes become.
-// Blocks whose windows are alike but for their place share a row.
+// A block may share a later one's, which has its windows at other keys, and may have more.
 #pragma once
 
 #include "girih/shared/geometry.cuh"
@@ -127,23 +127,17 @@ struct SlashRows {
 constexpr int kSlashChunk = 32 * 32;
 constexpr int kSlashChanges = 32;  // of who sees a key, that are dealt with at once
 
-// Boxes that wait until they fill a key tile, with what is added to these at once, in each row of
-// them and in that of boxes with masks.
-GIRIH_HD constexpr int most_slash_boxes(int block_n) {
-  return round_up(block_n / kSlashBox + kSlashChunk / kSlashBox, 2);
-}
-GIRIH_HD constexpr int most_masked_boxes(int block_n) {
-  return block_n / kSlashBox + kSlashChanges;
-}
+// Boxes that wait until they fill a key tile lie in rings: up to 7 of a tile and those of a chunk.
+constexpr int kSlashRing = 128;
+static_assert(kSlashChunk / kSlashBox + 128 / kSlashBox <= kSlashRing);
 
 // What gathering takes of shared memory behind all else: who sees the keys of visits that were
 // found and of K's stages, and single keys of the former and of the tile that is gathered, with
-// rows of boxes and where the bits are.
+// five rings, of boxes and masks, and where the bits are.
 constexpr int kGatheredVisits = 4;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
   const int seen = 2 * round_up(ceil_div(block_n, 32), 2);
-  const int boxes = 3 * most_slash_boxes(block_n) + 2 * most_masked_boxes(block_n);
-  const int words = (seen + block_n) * (kGatheredVisits + 1) + seen * num_stages + boxes;
+  const int words = (seen + block_n) * (kGatheredVisits + 1) + seen * num_stages + 5 * kSlashRing;
   return 4 * words + 2 * kSlashChanges + static_cast<int>(sizeof(SlashRows));
 }
 

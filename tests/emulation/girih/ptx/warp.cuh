@@ -7,4 +7,13 @@ namespace girih {
 
 inline uint32 fresh_thread_index() { return static_cast<uint32>(threadIdx.x); }
 
+template <class Number>
+Number sum_up_to_lane(Number number) {
+  for (int delta = 1; delta < 32; delta *= 2) {
+    const Number before = __shfl_up_sync(0xffffffff, number, delta);
+    if (static_cast<int>(threadIdx.x % 32) >= delta) number += before;
+  }
+  return number;
+}
+
 }  // namespace girih
