@@ -23,7 +23,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   using Pipeline::kBoxes, Pipeline::kBoxStep, Pipeline::kKeyBox;
   using Pipeline::kBricks, Pipeline::kGathers;
   using Pipeline::kHeadsPerTile, Pipeline::kRowsPerHead;
-  using Pipeline::staged_chunk;
+  using Pipeline::kTellsBoxes, Pipeline::staged_chunk;
   using typename Pipeline::Classes, typename Pipeline::Element;
   using typename Pipeline::Splits, typename Pipeline::Work;
   using Bricks = BricksSm90<Config>;
@@ -59,9 +59,10 @@ struct FragmentsSm90 : PipelineSm90<Config> {
     uint32 flags;
     int box;  // lane % kBoxes of the visit's
 
-    // The key in a column of the tile; by a whole warp.
+    // The key in a column of the tile, or some key of it if there is none; by a whole warp.
     __device__ __forceinline__ int key(int column) const {
-      const int first = kBoxes == 1 ? box : __shfl_sync(0xffffffff, box, column / kKeyBox);
+      if constexpr (kBoxes == 1) return box * kBoxStep + (column < kKeyBox ? column : 0);
+      const int first = __shfl_sync(0xffffffff, box, column / kKeyBox);
       return first * kBoxStep + column % kKeyBox;
     }
   };
@@ -119,6 +120,19 @@ struct FragmentsSm90 : PipelineSm90<Config> {
             work.head_class[head], work.numbers[head], work.geometry_of(warpgroup), first_row, key);
       }
       use(mask);
+    }
+  }
+
+  // Hides boxes that the warpgroup does not see, where it sees all or nothing of each.
+  static __device__ __forceinline__ void hide_boxes(Scores& scores, Tile tile, int warpgroup) {
+    if (!kTellsBoxes || kind_of(tile.flags, warpgroup) != kWholeBoxes) return;
+    const uint32 seen = tile.flags >> (kSeenBoxesBit + warpgroup);
+#pragma unroll
+    for (int j = 0; j < kKeyFragments; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (!(seen >> 2 * (8 * j / kKeyBox) & 1)) scores[j][e] = kMinusInfinity;
+      }
     }
   }
 

@@ -23,9 +23,9 @@ constexpr bool kIsElaborate = requires {
   Config::kElaborate;
 };
 
-// Flags of a visit: a TileKind for each consumer warpgroup, two bits each, and whether the query
-// tile begins or ends here; then a bit for each warpgroup, which says that the mask lets it see the
-// next key tile.
+// Flags of a visit: a TileKind for each consumer warpgroup, or kWholeBoxes, two bits each, and
+// whether the query tile begins or ends here; then a bit for each warpgroup, which says that the
+// mask lets it see the next key tile.
 constexpr uint32 kFirstVisit = 1 << 6;
 constexpr uint32 kLastVisit = 1 << 7;
 constexpr int kSeesNextBit = 8;
@@ -33,7 +33,9 @@ constexpr uint32 kGivenMask = 1 << 11;   // SeenColumns says who sees what
 constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
 constexpr uint32 kExtraKeys = 1 << 13;   // no brick: rows behind the grid
 constexpr uint32 kMaySkip = 1 << 14;     // the consumers vote on it
+constexpr int kSeenBoxesBit = 16;        // from here on, where kTellsBoxes
 constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
+constexpr uint32 kWholeBoxes = 3;  // of each of the tile's boxes a warpgroup sees all or nothing
 
 __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {
   return flags >> 2 * warpgroup & 3;
@@ -66,6 +68,9 @@ struct PipelineSm90 {
                                                    kKeyBox, Config::kPackHeads, Config::kPassOver);
   static constexpr int kBoxStep = kGathers ? 1 : kKeyBox;  // keys, that visits count boxes in
   static constexpr int kScanBox = kGathers ? kBlockN : kKeyBox;
+  // Whether flags tell who sees which of a visit's boxes, two bits a box: warpgroups differ in it.
+  static constexpr bool kTellsBoxes = kBoxes > 1 && kBoxes <= 8 && kNumMmaWarpgroups == 2 &&
+                                      Config::kPassOver && !Config::kPackHeads && !kGathers;
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;
   static constexpr int kRowsPerHead = kBlockM / kHeadsPerTile;
   static constexpr bool kPrune = kPrunes<Config>;

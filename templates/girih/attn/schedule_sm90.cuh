@@ -21,6 +21,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
   using Pipeline::kBricks, Pipeline::kDocumentTiles, Pipeline::kGathers, Pipeline::kPrune;
   using Pipeline::kHeadsPerTile, Pipeline::kRowsPerHead;
   using Pipeline::kMostPassed, Pipeline::kNumVisits, Pipeline::kNumWorks;
+  using Pipeline::kTellsBoxes;
   using typename Pipeline::Classes, typename Pipeline::Heads;
   using typename Pipeline::Control, typename Pipeline::Gathered, typename Pipeline::Splits;
   using typename Pipeline::Visit, typename Pipeline::Work;
@@ -146,8 +147,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       sees |= forced;
       passed = sees ? 0 : passed + 1;
       seen |= sees;
-      flags |=
-          kPartial * two_bits_each(__ballot_sync(0xffffffff, forced && lane < kNumMmaWarpgroups));
+      flags |= (kTellsBoxes ? kWholeBoxes : kPartial) *
+               two_bits_each(__ballot_sync(0xffffffff, forced && lane < kNumMmaWarpgroups));
       wait(control.visit_empty[ring.stage], ring.parity ^ 1);
       Visit& visit = control.visits[ring.stage];
       if (lane == 0) visit.flags = flags;
@@ -237,6 +238,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     }
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
+    uint32 partial = 0;                          // by some box
+    uint32 told = 0;                             // where kTellsBoxes
     int found_boxes = 0;
     const auto put_box = [&](int& box, int n) {
       if constexpr (kGathers) {
@@ -255,6 +258,9 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         if (found_boxes < kBoxesFound) full = 0;
         flags |=
             two_bits_each(of_warpgroups(visible)) + two_bits_each(of_warpgroups(visible & full));
+        if constexpr (kTellsBoxes) {
+          flags |= kWholeBoxes * two_bits_each(visible & ~full & ~partial) | told << kSeenBoxesBit;
+        }
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
         if constexpr (kPrune) {  // lane 0 has the box, and writes the flags
           flags |= work.rule.may_skip(box) ? kMaySkip : 0;
@@ -262,14 +268,16 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         announcer.announce(control, flags, box);
         if (!more) return;
         flags = 0;
-        visible = 0;
+        visible = partial = told = 0;
         full = Scan::kAllParts;
         found_boxes = 0;
         box = count * kScanBox / kBoxStep;
       }
       put_box(box, next.n);
+      if constexpr (kTellsBoxes) told |= next.visible << 2 * found_boxes;
       visible |= next.visible;
       full &= next.full;
+      partial |= next.visible & ~next.full;
       ++found_boxes;
     }
   }

@@ -57,15 +57,23 @@ constexpr int kNoLowerBound = -2147483647 - 1;
 constexpr int kNoUpperBound = 2147483647;
 constexpr Span kEveryKey{kNoLowerBound, kNoUpperBound};
 
+// The lowest bits of a word, so many: none from 0 down, all from 32 up (PTX ISA, "bmsk").
+GIRIH_HD uint32 lowest_bits(int count) {
+#ifdef __CUDA_ARCH__
+  uint32 bits;
+  asm("bmsk.clamp.b32 %0, 0, %1;" : "=r"(bits) : "r"(max(count, 0)));
+  return bits;
+#else
+  return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u;
+#endif
+}
+
 // 32 consecutive keys of a row as a word: bit i is key first_key + i.
 struct KeyWord {
   int first_key;
 
   // Bits of the keys below a bound.
-  GIRIH_HD uint32 below(int bound) const {
-    const int count = bound - first_key;
-    return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u;
-  }
+  GIRIH_HD uint32 below(int bound) const { return lowest_bits(bound - first_key); }
   GIRIH_HD uint32 inside(Span span, int seqlen_k) const {  // clipped first: bounds may be extreme
     return below(min(span.hi, seqlen_k)) & ~below(max(span.lo, 0));
   }
