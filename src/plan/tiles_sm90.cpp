@@ -95,6 +95,24 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
       .bytes;
 }
 
+namespace {
+
+// Gathered tiles are often one warpgroup's alone: with two stages neither is ahead of the other.
+bool suits_gathering(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
+                     const Arch& arch) {
+  const int box = key_box(problem, pattern, tile.block_m, tile.block_n);
+  if (!gathers_slashes(pattern.slashes, tile.block_m, tile.block_n, box,
+                       packs_heads(problem, pattern, tile.block_m), true)) {
+    return true;
+  }
+  const int bytes =
+      shared_bytes_sm90(tile, problem) + gathered_keys_bytes(tile.block_n, tile.num_stages);
+  const bool wide = std::max(problem.head_dim, problem.width_v()) > 128;
+  return bytes <= arch.shared_bytes_per_cta() && (wide || tile.num_stages > 2);
+}
+
+}  // namespace
+
 // The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
 // best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
 // from memory less often and pass over more of what a window cuts off, where V is narrow and the
@@ -151,7 +169,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
         if (prune && num_q_stages == 2 && num_stages == 2) continue;
         tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
         tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
-        const bool roomy = requested.block_n != 0 || fragment_registers(tile, problem) <= limit;
+        const bool roomy =
+            requested.block_n != 0 || (fragment_registers(tile, problem) <= limit &&
+                                       suits_gathering(tile, problem, pattern, arch));
         if (roomy && reasons_against_sm90(tile, problem, arch).empty()) return tile;
       }
     }
