@@ -153,10 +153,12 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (crowded && wide) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && wide) limit = std::min(limit, kMostFragmentsMixedSlashes);
   if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
+  const bool small_blocks =  // which tiles are gathered from
+      pattern.kv_block_size > 0 && key_box(problem, pattern, 128, 128) < 128;
   const int most_keys = requested.block_n                          ? requested.block_n
                         : prune                                    ? pattern.prune_kv
                         : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions
-                        : shares_blocks(problem, pattern, 128)     ? 128
+                        : shares_blocks(problem, pattern, 128) || small_blocks ? 128
                         : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
                         : three && short_rows       ? 64
                                                     : 128;

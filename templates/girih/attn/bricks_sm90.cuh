@@ -67,7 +67,7 @@ struct BricksSm90 : PipelineSm90<Config> {
   static __device__ __forceinline__ void find_visits(Control& control, Work& work,
                                                      Announcer& announcer) {
     if (work.first_row < 0) {
-      announcer.announce(control, kFirstVisit | kLastVisit, 0);
+      announcer.announce(control, fresh_thread_index() % 32, kFirstVisit | kLastVisit, 0);
       return;
     }
     const Neighborhood n = neighborhood_of(work);
@@ -81,7 +81,7 @@ struct BricksSm90 : PipelineSm90<Config> {
       const int place = walk.place();
       more = walk.advance();
       flags |= more ? walk.seen << kSeesNextBit : kLastVisit;
-      announcer.announce(control, flags, place);
+      announcer.announce(control, fresh_thread_index() % 32, flags, place);
     }
   }
 

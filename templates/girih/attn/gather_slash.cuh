@@ -48,19 +48,19 @@ struct SlashGather {
     Keys single;
 
     // Of a tile of `count` boxes from number `first` on, or of so many single keys: what a block
-    // sees of the 32 columns of a word.
+    // sees of the 32 columns of a word. Part 2 sees nothing.
     __device__ __forceinline__ uint32 seen(int row, int first, int count, int part,
                                            int word) const {
-      if (row == kSingle) return single.seen[part][word];
-      if (row < kMasked) {
-        return KeyWord{32 * word}.below((row + 1 >> part & 1) != 0 ? count * kSlashBox : 0);
-      }
-      uint32 bits = 0;
+      uint32 bits = KeyWord{32 * word}.below((row + 1 >> part & 1) * count * kSlashBox);
+      if (row >= kMasked) {
+        bits = 0;
+        if (row == kSingle && part < 2) bits = single.seen[part][word];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (2 * word + i >= count) continue;
-        const uint32 mask = masks[(first + 2 * word + i) % kSlashRing];
-        bits |= (mask >> part * kSlashBox & 0xffff) << i * kSlashBox;
+        for (int i = 0; i < 2; ++i) {
+          if (row == kSingle || part == 2 || 2 * word + i >= count) continue;
+          const uint32 mask = masks[(first + 2 * word + i) % kSlashRing];
+          bits |= (mask >> part * kSlashBox & 0xffff) << i * kSlashBox;
+        }
       }
       return bits;
     }
@@ -110,9 +110,10 @@ struct SlashGather {
     }
 
 #pragma unroll 1
-    for (int row = 0; row <= kSingle; ++row) {
+    for (uint32 row = 0; row <= kSingle; ++row) {
       const int count = row == kSingle ? num_single : byte_of(num_boxes, row);
-      if (count > 0) emit(row, row == kSingle ? 0 : byte_of(first_boxes, row), count);
+      const int first = row == kSingle ? 0 : byte_of(first_boxes, row);
+      if (count > 0) emit(static_cast<int>(row), first, count);
     }
   }
 
@@ -151,7 +152,7 @@ struct SlashGather {
     return {words.in_first & existing, words.in_second & existing, words.columns & existing};
   }
 
-  __device__ __forceinline__ static int byte_of(uint32 bytes, int row) {
+  __device__ __forceinline__ static int byte_of(uint32 bytes, uint32 row) {
     return static_cast<int>(bytes >> 8 * row & 0xff);
   }
   static constexpr uint32 kEachByte = 0x01010101;
@@ -199,6 +200,7 @@ struct SlashGather {
     const int run_end = key_of(change);
     uint32 parts = lane == 0 ? open.parts : change_before >> kChangeBits;
     if (lane >= count) parts = 0;
+    const int wanted_end = parts == 0 ? run_begin : run_end;
 
     // A run begins where the boxes of those before end: mostly no more than one reaches into the
     // next.
@@ -207,7 +209,7 @@ struct SlashGather {
     uint32 length;
 #pragma unroll 1
     while (true) {
-      length = parts == 0 ? 0 : static_cast<uint32>(max(run_end - begin, 0));
+      length = static_cast<uint32>(max(wanted_end - begin, 0));
       boxes_end = begin + static_cast<int>((length + kSlashBox - 1) / kSlashBox * kSlashBox);
       const int before = __shfl_up_sync(0xffffffff, boxes_end, 1);
       const int moved = lane == 0 || lane >= count ? begin : max(run_begin, before);
@@ -216,13 +218,17 @@ struct SlashGather {
     }
     const uint32 whole = length / kSlashBox;
     const bool rest = length % kSlashBox != 0;
-    const int row = static_cast<int>(parts) - 1;
+    const uint32 row = parts - 1;
     const uint32 own = length == 0 ? 0u : whole << 8 * row | (rest ? 1u << 8 * kMasked : 0u);
     const uint32 sum = sum_up_to_lane(own);
     const uint32 places = first_boxes + num_boxes + sum - own;
 #pragma unroll 1
-    for (uint32 i = 0; i < whole; ++i) {
-      staging.boxes[row][(byte_of(places, row) + i) % kSlashRing] = begin + i * kSlashBox;
+    for (uint32 first = 0; first < whole; first += SlashPlane::kRows / kSlashBox) {  // a window's
+#pragma unroll
+      for (uint32 i = first; i < first + SlashPlane::kRows / kSlashBox; ++i) {
+        if (i >= whole) continue;
+        staging.boxes[row][(byte_of(places, row) + i) % kSlashRing] = begin + i * kSlashBox;
+      }
     }
     if (rest) {
       const uint32 to = (places >> 8 * kMasked) % kSlashRing;
@@ -241,7 +247,7 @@ struct SlashGather {
 
   // As many boxes as the open run fills before `chunk_end`.
   __device__ __forceinline__ void add_open_run(Stretch& open, int chunk_end) {
-    const int row = static_cast<int>(open.parts) - 1;
+    const uint32 row = open.parts - 1;
     const uint32 boxes = static_cast<uint32>(max(chunk_end - open.begin, 0)) / kSlashBox;
     const uint32 first = byte_of(first_boxes + num_boxes, row);
 #pragma unroll 1
@@ -258,18 +264,18 @@ struct SlashGather {
   template <class Emit>
   __device__ __forceinline__ void emit_full(const Emit& emit) {
     constexpr uint32 kTile = kBoxes;
-    int row = 0;
+    uint32 row = 0;
 #pragma unroll 1
     while (true) {
       // The highest bit of a row's byte says that its boxes fill a tile.
       const uint32 full = (num_boxes + (0x80 - kTile) * kEachByte) & 0x80 * kEachByte;
       if (full == 0) break;
       const uint32 rest = full >> 8 * row << 8 * row;
-      row = lowest_bit(rest != 0 ? rest : full) / 8;
-      emit(row, byte_of(first_boxes, row), kBoxes);
+      row = static_cast<uint32>(lowest_bit(rest != 0 ? rest : full)) / 8;
+      emit(static_cast<int>(row), byte_of(first_boxes, row), kBoxes);
       num_boxes -= kTile << 8 * row;
       first_boxes = (first_boxes + (kTile << 8 * row)) & (kSlashRing - 1) * kEachByte;
-      row = (row + 1) % kSingle;
+      row = (row + 1) % uint32{kSingle};
     }
     __syncwarp();
   }

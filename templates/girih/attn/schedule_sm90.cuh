@@ -137,14 +137,14 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     // it all masked: the output of rows that see nothing is written as others' is. add(stage) adds
     // what visits of some kernels have besides.
     template <class Add = NothingToAdd>
-    __device__ __forceinline__ void announce(Control& control, uint32 flags, int box,
+    __device__ __forceinline__ void announce(Control& control, int lane, uint32 flags, int box,
                                              const Add& add = {}) {
-      const int lane = fresh_thread_index() % 32;
       if (flags & kFirstVisit) seen = 0;
       bool sees = (flags >> 2 * (lane % kNumMmaWarpgroups) & 3) != 0;
-      const bool forced =
-          !sees && (kMostPassed == 0 || passed == kMostPassed || ((flags & kLastVisit) && !seen));
-      sees |= forced;
+      const bool last_chance = ((flags & kLastVisit) != 0) & !seen;  // as what follows: no branch
+      const bool must = (kMostPassed == 0) | (passed == kMostPassed) | last_chance;
+      const bool forced = must & !sees;
+      sees |= must;
       passed = sees ? 0 : passed + 1;
       seen |= sees;
       flags |= (kTellsBoxes ? kWholeBoxes : kPartial) *
@@ -265,7 +265,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         if constexpr (kPrune) {  // lane 0 has the box, and writes the flags
           flags |= work.rule.may_skip(box) ? kMaySkip : 0;
         }
-        announcer.announce(control, flags, box);
+        announcer.announce(control, lane, flags, box);
         if (!more) return;
         flags = 0;
         visible = partial = told = 0;
@@ -300,9 +300,9 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     uint32 flags = kFirstVisit | kBoth;
     int box = own + lane * kKeyBox;
     uint32 seen = 0;
-    const int part = lane / Keys::kWords, word = lane % Keys::kWords;
+    const int part = min(lane / Keys::kWords, 2), word = lane % Keys::kWords;
     const auto announce = [&](uint32 further_flags) {
-      announcer.announce(control, flags | further_flags, box, [&](int stage) {
+      announcer.announce(control, lane, flags | further_flags, box, [&](int stage) {
         if (part < 2) gathered.visits[stage].seen[part][word] = seen;
       });
     };
@@ -314,7 +314,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     }
     const auto emit = [&](int row, int first, int count) {
       const uint32 every = part < 2 ? KeyWord{32 * word}.below(kBlockN) : 0;
-      const uint32 next_seen = part < 2 ? gathered.staging.seen(row, first, count, part, word) : 0;
+      const uint32 next_seen = gathered.staging.seen(row, first, count, part, word);
       const auto parts_where = [&](bool holds) {
         const uint32 lanes = __ballot_sync(0xffffffff, holds);
         constexpr uint32 kFirst = (1u << Keys::kWords) - 1;
