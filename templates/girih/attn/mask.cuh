@@ -1,7 +1,7 @@
 // The mask of a partial tile, as words. A warp owns kRows (16 or 32) query rows of kKeys columns;
 // each lane evaluates the pattern for one row and some of its 32-key words, and hands the words to
-// the lanes that hold that row's scores. The pattern's code thus appears once, whatever the number
-// of fragments, and the code that touches scores is the same for every pattern.
+// the lanes that hold that row's scores. The pattern's code thus appears once or twice, whatever
+// the number of fragments, and the code that touches scores is the same for every pattern.
 #pragma once
 
 #include "girih/shared/structure.cuh"
@@ -24,7 +24,10 @@ struct WarpMask {
                                            const Geometry& geometry, int first_row,
                                            const Key& key) {
     const int lane = threadIdx.x % 32;
-#pragma unroll 1  // the pattern's code appears once
+    // The pattern's code appears once, but for a single class where Hopper's tiles leave registers:
+    // two words share most of it.
+    constexpr int kCopies = Classes::kCount == 1 && kRows == 16 && kKeys <= 96 ? kWordsPerLane : 1;
+#pragma unroll kCopies
     for (int i = 0; i < kWordsPerLane; ++i) {
       const int word = i * kLanesPerRow + lane / kRows;
       uint32 bits = 0;

@@ -105,7 +105,7 @@ struct HeadClasses {
                            KeyTiles tiles, int n) {
     Run run{tiles.count(), TileKind::empty};
     int index = 0;
-    ((head_class == index++ ? void(run = Structures::seek(numbers, g, rows, tiles, n)) : void()),
+    ((is(head_class, index++) ? void(run = Structures::seek(numbers, g, rows, tiles, n)) : void()),
      ...);
     return demote_last_tile(run, tiles, n);
   }
@@ -114,10 +114,13 @@ struct HeadClasses {
                                   KeyWord keys) {
     uint32 bits = 0;
     int index = 0;
-    ((head_class == index++ ? void(bits = Structures::row_bits(numbers, g, q, keys)) : void()),
+    ((is(head_class, index++) ? void(bits = Structures::row_bits(numbers, g, q, keys)) : void()),
      ...);
     return bits & keys.below(g.seqlen_k);
   }
+
+ private:
+  GIRIH_HD static bool is(int head_class, int index) { return kCount == 1 || head_class == index; }
 };
 
 }  // namespace girih
