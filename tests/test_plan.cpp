@@ -149,11 +149,16 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   CHECK(tile("causal & window(left=1023)", 64) == tile("causal", 64));
   CHECK(tile("causal & window(left=127)", 64) == TileConfig{192, 64, 5, 16, 2});
   CHECK(tile("causal & window(left=127)", 192) == tile("causal", 192));
-  // Nor are tiles longer than a run-time mask's blocks, down to 64 keys.
+  // Nor are tiles longer than a run-time mask's blocks, down to 64 keys; smaller ones are gathered.
   CHECK(tile("blocks(m, q=128, kv=128)", 128) == TileConfig{128, 128, 2, 12, 2});
   CHECK(tile("blocks(m, q=64, kv=64)", 128) == TileConfig{128, 64, 5, 12, 2});
-  CHECK(tile("blocks(m, q=16, kv=16)", 128) == TileConfig{128, 64, 5, 12, 2});
+  CHECK(tile("blocks(m, q=16, kv=16)", 128) == TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("blocks(m, q=64, kv=32)", 192) == TileConfig{128, 64, 2, 12, 2});
   CHECK(tile("blocks(m, q=128, kv=128)", 192) == TileConfig{128, 64, 2, 12, 2});
+  // Columns and slashes are gathered, with three stages where heads are not wide.
+  CHECK(tile("vertical_slash(v)", 64) == TileConfig{128, 128, 3, 12, 2});
+  CHECK(tile("vertical_slash(v)", 128) == TileConfig{128, 112, 3, 12, 1});
+  CHECK(tile("vertical_slash(v)", 256) == TileConfig{128, 64, 2, 12, 1});
 
   const Plan plan = plan_for("causal", {.head_dim = 128}, "sm_90");
   CHECK(plan.threads == 512);

@@ -25,7 +25,8 @@ constexpr int kMostFragmentsPrunedScores = 128;            // by expressions, or
 constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
-constexpr int kMostFragmentsStrided = 172;       // likewise
+constexpr int kMostFragmentsMixedSlashesScores = 160;
+constexpr int kMostFragmentsStrided = 172;  // of heads wider than 192
 // Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
 // Above 128, where scores are modified by expressions: what divides by 80 or 96 takes more.
@@ -118,7 +119,8 @@ bool suits_gathering(const TileConfig& tile, const Problem& problem, const Patte
 // from memory less often and pass over more of what a window cuts off, where V is narrow and the
 // mask leaves them registers. Where rows see few keys, 64 fill tiles better. Of stages, as many as
 // there is room for: passing over key tiles needs them, but more than five, or three of more than
-// 64 keys, bring nothing. Tiles divide the blocks of a run-time mask, down to 64 keys.
+// 64 keys, bring nothing. Tiles divide the blocks of a run-time mask, down to 64 keys, or are
+// gathered from smaller ones.
 std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& problem,
                                            const PatternTraits& pattern,
                                            const TileConfig& requested) {
@@ -152,6 +154,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
   if (crowded && wide) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && wide) limit = std::min(limit, kMostFragmentsMixedSlashes);
+  if (pattern.mixed_slashes && pattern.scores) {
+    limit = std::min(limit, kMostFragmentsMixedSlashesScores);
+  }
   if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
   const bool small_blocks =  // which tiles are gathered from
       pattern.kv_block_size > 0 && key_box(problem, pattern, 128, 128) < 128;

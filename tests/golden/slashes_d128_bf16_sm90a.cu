@@ -1,5 +1,5 @@
 // Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
-#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 128, 128) RS(Bf16, 128, 128)
+#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 112, 128) RS(Bf16, 128, 112)
 #include "girih/build_slash.cuh"
 #include "girih/fwd_sm90.cuh"
 
@@ -9,9 +9,9 @@ struct Config {
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
   static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 128;
-  static constexpr int kNumStages = 2;
-  static constexpr int kNumQStages = 2;
+  static constexpr int kBlockN = 112;
+  static constexpr int kNumStages = 3;
+  static constexpr int kNumQStages = 1;
   static constexpr int kKeyBox = 16;
   static constexpr bool kPackHeads = false;
   static constexpr bool kPassOver = true;
