@@ -159,6 +159,10 @@ TEST_CASE("Hopper's tile is the largest that its registers and shared memory hol
   CHECK(tile("vertical_slash(v)", 64) == TileConfig{128, 128, 3, 12, 2});
   CHECK(tile("vertical_slash(v)", 128) == TileConfig{128, 112, 3, 12, 1});
   CHECK(tile("vertical_slash(v)", 256) == TileConfig{128, 64, 2, 12, 1});
+  CHECK(tile("heads(0: vertical_slash(v), else: blocks(m, q=128, kv=128))", 128) ==
+        TileConfig{128, 128, 2, 12, 2});
+  CHECK(tile("heads(0: vertical_slash(v), else: blocks(m, q=64, kv=64))", 64) ==
+        TileConfig{128, 64, 5, 12, 2});
 
   const Plan plan = plan_for("causal", {.head_dim = 128}, "sm_90");
   CHECK(plan.threads == 512);
@@ -525,6 +529,8 @@ TEST_CASE("a requested tile is taken, and its zeros are filled in") {
         TileConfig{192, 64, 4, 16, 2});
   CHECK(plan_for("causal", {}, "sm_90", {.num_stages = 2}).spec.tile ==
         TileConfig{192, 80, 2, 16, 2});
+  CHECK(plan_for("vertical_slash(v)", {}, "sm_90", {.num_stages = 2}).spec.tile ==
+        TileConfig{128, 128, 2, 12, 2});
   CHECK(plan_for("causal", {}, "sm_86", {.num_warps = 8}).spec.tile == TileConfig{128, 64, 2, 8});
 }
 

@@ -26,7 +26,8 @@ constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
 constexpr int kMostFragmentsMixedSlashesScores = 160;
-constexpr int kMostFragmentsStrided = 172;  // of heads wider than 192
+constexpr int kMostFragmentsMixedSlashesExpressions = 144;  // of heads up to 192
+constexpr int kMostFragmentsStrided = 172;                  // of heads wider than 192
 // Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
 // Above 128, where scores are modified by expressions: what divides by 80 or 96 takes more.
@@ -98,9 +99,10 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 
 namespace {
 
-// Gathered tiles are often one warpgroup's alone: with two stages neither is ahead of the other.
+// Whether there is room for what gathering needs, where keys are gathered, and for three stages if
+// these matter: a gathered tile is often one warpgroup's alone, and with two neither gets ahead.
 bool suits_gathering(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
-                     const Arch& arch) {
+                     const Arch& arch, bool stages_matter) {
   const int box = key_box(problem, pattern, tile.block_m, tile.block_n);
   if (!gathers_slashes(pattern.slashes, tile.block_m, tile.block_n, box,
                        packs_heads(problem, pattern, tile.block_m), true)) {
@@ -108,8 +110,7 @@ bool suits_gathering(const TileConfig& tile, const Problem& problem, const Patte
   }
   const int bytes =
       shared_bytes_sm90(tile, problem) + gathered_keys_bytes(tile.block_n, tile.num_stages);
-  const bool wide = std::max(problem.head_dim, problem.width_v()) > 128;
-  return bytes <= arch.shared_bytes_per_cta() && (wide || tile.num_stages > 2);
+  return bytes <= arch.shared_bytes_per_cta() && (tile.num_stages > 2 || !stages_matter);
 }
 
 }  // namespace
@@ -155,11 +156,17 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (crowded && wide) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && wide) limit = std::min(limit, kMostFragmentsMixedSlashes);
   if (pattern.mixed_slashes && pattern.scores) {
-    limit = std::min(limit, kMostFragmentsMixedSlashesScores);
+    limit =
+        std::min(limit, pattern.score_expressions && !wide ? kMostFragmentsMixedSlashesExpressions
+                                                           : kMostFragmentsMixedSlashesScores);
   }
   if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
   const bool small_blocks =  // which tiles are gathered from
-      pattern.kv_block_size > 0 && key_box(problem, pattern, 128, 128) < 128;
+      pattern.kv_block_size > 0 && !pattern.slashes &&
+      key_box(problem, pattern, tile.block_m, 128) < 128;
+  // Stages take keys, of which fewer were slower where heads are wide or tiles divide blocks.
+  const bool stages_matter =
+      width <= 128 && requested.num_stages == 0 && pattern.kv_block_size == 0;
   const int most_keys = requested.block_n                          ? requested.block_n
                         : prune                                    ? pattern.prune_kv
                         : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions
@@ -176,9 +183,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
         if (prune && num_q_stages == 2 && num_stages == 2) continue;
         tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
         tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
-        const bool roomy =
-            requested.block_n != 0 || (fragment_registers(tile, problem) <= limit &&
-                                       suits_gathering(tile, problem, pattern, arch));
+        const bool roomy = requested.block_n != 0 ||
+                           (fragment_registers(tile, problem) <= limit &&
+                            suits_gathering(tile, problem, pattern, arch, stages_matter));
         if (roomy && reasons_against_sm90(tile, problem, arch).empty()) return tile;
       }
     }

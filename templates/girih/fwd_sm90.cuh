@@ -15,14 +15,14 @@
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
 // warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),
 // kNumQStages (2 where there is room, else 1), kKeyBox (a divisor of kBlockN, 16 or more: a key
-// tile is gathered from boxes of so many keys, which the mask tells apart), kPackHeads (whether
-// each consumer warpgroup has the same 64 rows of a query head of its own, all with one key/value
-// head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups pass over key
-// tiles that only others see, or mask them), kSoftcap (whether some head has one), kPrune where
-// heads are pruned (see attn/prune_sm90.cuh), kElaborate where masks take the scheduler many
-// registers beside three consumer warpgroups, QueryBrick and KeyBrick where tiles are bricks of a
-// grid (attn/bricks_sm90.cuh), kSplits where query tiles may be split (attn/splits_sm90.cuh), Heads
-// (a HeadTable) and Classes (HeadClasses).
+// tile is gathered from boxes of so many keys, which a visit's flags or the mask tell apart),
+// kPackHeads (whether each consumer warpgroup has the same 64 rows of a query head of its own, all
+// with one key/value head, instead of 64 of the head's kBlockM rows), kPassOver (whether warpgroups
+// pass over key tiles that only others see, or mask them), kSoftcap (whether some head has one),
+// kPrune where heads are pruned (see attn/prune_sm90.cuh), kElaborate where masks take the
+// scheduler many registers beside three consumer warpgroups, QueryBrick and KeyBrick where tiles
+// are bricks of a grid (attn/bricks_sm90.cuh), kSplits where query tiles may be split
+// (attn/splits_sm90.cuh), Heads (a HeadTable) and Classes (HeadClasses).
 #pragma once
 
 #include "girih/attn/consume_sm90.cuh"

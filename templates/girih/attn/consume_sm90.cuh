@@ -20,7 +20,7 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
   using Fragments::cap, Fragments::find_mask, Fragments::hide, Fragments::hide_boxes,
       Fragments::modify;
   using Fragments::clear, Fragments::rescale, Fragments::score_scale_log2, Fragments::stage_output;
-  using Fragments::gathered_of, Fragments::kGathers;
+  using Fragments::gathered_of, Fragments::kGathers, Fragments::kTellsBoxes;
   using Fragments::kBlockM, Fragments::kBlockN, Fragments::kBoxes, Fragments::kLayout;
   using Fragments::kMostPassed, Fragments::kWarpgroupBarrier;
   using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
@@ -102,7 +102,7 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       find_mask(work(), tile, given, warpgroup, warp_row, lane,
                 [&](const Mask& mask) { hide(scores, mask, lane); });
-      hide_boxes(scores, tile, warpgroup);
+      if constexpr (kTellsBoxes) hide_boxes(scores, tile, warpgroup);
     };
     const auto take_scores = [&] {
       pin_registers(scores);

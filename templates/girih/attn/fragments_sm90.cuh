@@ -125,7 +125,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
 
   // Hides boxes that the warpgroup does not see, where it sees all or nothing of each.
   static __device__ __forceinline__ void hide_boxes(Scores& scores, Tile tile, int warpgroup) {
-    if (!kTellsBoxes || kind_of(tile.flags, warpgroup) != kWholeBoxes) return;
+    if (kind_of(tile.flags, warpgroup) != kWholeBoxes) return;
     const uint32 seen = tile.flags >> (kSeenBoxesBit + warpgroup);
 #pragma unroll
     for (int j = 0; j < kKeyFragments; ++j) {

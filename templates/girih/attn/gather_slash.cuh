@@ -51,16 +51,17 @@ struct SlashGather {
     // sees of the 32 columns of a word. Part 2 sees nothing.
     __device__ __forceinline__ uint32 seen(int row, int first, int count, int part,
                                            int word) const {
-      uint32 bits = KeyWord{32 * word}.below((row + 1 >> part & 1) * count * kSlashBox);
-      if (row >= kMasked) {
-        bits = 0;
-        if (row == kSingle && part < 2) bits = single.seen[part][word];
+      if (row < kMasked) {  // one of 1, 2 and 3 as bits of parts
+        return KeyWord{32 * word}.below((row + 1 >> part & 1) * count * kSlashBox);
+      }
+      if (part == 2) return 0;
+      if (row == kSingle) return single.seen[part][word];
+      uint32 bits = 0;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (row == kSingle || part == 2 || 2 * word + i >= count) continue;
-          const uint32 mask = masks[(first + 2 * word + i) % kSlashRing];
-          bits |= (mask >> part * kSlashBox & 0xffff) << i * kSlashBox;
-        }
+      for (int i = 0; i < 2; ++i) {
+        if (2 * word + i >= count) continue;
+        const uint32 mask = masks[(first + 2 * word + i) % kSlashRing];
+        bits |= (mask >> part * kSlashBox & 0xffff) << i * kSlashBox;
       }
       return bits;
     }
@@ -70,6 +71,8 @@ struct SlashGather {
   };
   Staging& staging;
   // Of each row of boxes a byte: where in its ring the first one is, and how many there are.
+  // Neither number nor their sum carries into the next byte.
+  static_assert(kSlashRing == 0x80);
   uint32 first_boxes = 0, num_boxes = 0;
   int num_single = 0;
 
@@ -222,10 +225,11 @@ struct SlashGather {
     const uint32 own = length == 0 ? 0u : whole << 8 * row | (rest ? 1u << 8 * kMasked : 0u);
     const uint32 sum = sum_up_to_lane(own);
     const uint32 places = first_boxes + num_boxes + sum - own;
+    constexpr uint32 kBoxesOfWindow = SlashPlane::kRows / kSlashBox;
 #pragma unroll 1
-    for (uint32 first = 0; first < whole; first += SlashPlane::kRows / kSlashBox) {  // a window's
+    for (uint32 first = 0; first < whole; first += kBoxesOfWindow) {
 #pragma unroll
-      for (uint32 i = first; i < first + SlashPlane::kRows / kSlashBox; ++i) {
+      for (uint32 i = first; i < first + kBoxesOfWindow; ++i) {
         if (i >= whole) continue;
         staging.boxes[row][(byte_of(places, row) + i) % kSlashRing] = begin + i * kSlashBox;
       }

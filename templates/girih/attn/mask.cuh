@@ -24,8 +24,8 @@ struct WarpMask {
                                            const Geometry& geometry, int first_row,
                                            const Key& key) {
     const int lane = threadIdx.x % 32;
-    // The pattern's code appears once, but for a single class where Hopper's tiles leave registers:
-    // two words share most of it.
+    // The pattern's code appears once, but for a single class in tiles that leave registers: two
+    // words share most of it.
     constexpr int kCopies = Classes::kCount == 1 && kRows == 16 && kKeys <= 96 ? kWordsPerLane : 1;
 #pragma unroll kCopies
     for (int i = 0; i < kWordsPerLane; ++i) {

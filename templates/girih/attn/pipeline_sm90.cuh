@@ -68,7 +68,7 @@ struct PipelineSm90 {
                                                    kKeyBox, Config::kPackHeads, Config::kPassOver);
   static constexpr int kBoxStep = kGathers ? 1 : kKeyBox;  // keys, that visits count boxes in
   static constexpr int kScanBox = kGathers ? kBlockN : kKeyBox;
-  // Whether flags tell who sees which of a visit's boxes, two bits a box: warpgroups differ in it.
+  // Whether flags tell who sees which of a visit's boxes, two bits a box: warpgroups may differ.
   static constexpr bool kTellsBoxes = kBoxes > 1 && kBoxes <= 8 && kNumMmaWarpgroups == 2 &&
                                       Config::kPassOver && !Config::kPackHeads && !kGathers;
   static constexpr int kHeadsPerTile = Config::kPackHeads ? kNumMmaWarpgroups : 1;

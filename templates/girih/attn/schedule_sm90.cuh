@@ -134,8 +134,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     int seen = 0;    // whether it was given one of this query tile
 
     // `box`: in lane i box i. Every warpgroup is given at least one key tile of a query tile, were
-    // it all masked: the output of rows that see nothing is written as others' is. add(stage) adds
-    // what visits of some kernels have besides.
+    // it all masked (no box was told, or the mask hides all): the output of rows that see nothing
+    // is written as others' is. add(stage) adds what visits of some kernels have besides.
     template <class Add = NothingToAdd>
     __device__ __forceinline__ void announce(Control& control, int lane, uint32 flags, int box,
                                              const Add& add = {}) {
@@ -238,8 +238,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     }
     uint32 flags = kFirstVisit;
     uint32 visible = 0, full = Scan::kAllParts;  // by some box, by all
-    uint32 partial = 0;                          // by some box
-    uint32 told = 0;                             // where kTellsBoxes
+    uint32 partial = 0, told = 0;                // by some box, of each: where kTellsBoxes
     int found_boxes = 0;
     const auto put_box = [&](int& box, int n) {
       if constexpr (kGathers) {
@@ -274,10 +273,12 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         box = count * kScanBox / kBoxStep;
       }
       put_box(box, next.n);
-      if constexpr (kTellsBoxes) told |= next.visible << 2 * found_boxes;
       visible |= next.visible;
       full &= next.full;
-      partial |= next.visible & ~next.full;
+      if constexpr (kTellsBoxes) {
+        partial |= next.visible & ~next.full;
+        told |= next.visible << 2 * found_boxes;
+      }
       ++found_boxes;
     }
   }
@@ -302,7 +303,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     uint32 seen = 0;
     const int part = min(lane / Keys::kWords, 2), word = lane % Keys::kWords;
     const auto announce = [&](uint32 further_flags) {
-      announcer.announce(control, lane, flags | further_flags, box, [&](int stage) {
+      const int own_lane = fresh_thread_index() % 32;  // registers are scarce
+      announcer.announce(control, own_lane, flags | further_flags, box, [&](int stage) {
         if (part < 2) gathered.visits[stage].seen[part][word] = seen;
       });
     };

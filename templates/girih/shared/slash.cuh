@@ -127,9 +127,9 @@ struct SlashRows {
 constexpr int kSlashChunk = 32 * 32;
 constexpr int kSlashChanges = 32;  // of who sees a key, that are dealt with at once
 
-// Boxes that wait until they fill a key tile lie in rings: up to 7 of a tile and those of a chunk.
+// Boxes that wait until they fill a key tile lie in rings: fewer than a tile's, and a chunk's.
 constexpr int kSlashRing = 128;
-static_assert(kSlashChunk / kSlashBox + 128 / kSlashBox <= kSlashRing);
+static_assert(128 / kSlashBox + kSlashChunk / kSlashBox <= kSlashRing);
 
 // What gathering takes of shared memory behind all else: who sees the keys of visits that were
 // found and of K's stages, and single keys of the former and of the tile that is gathered, with

@@ -105,7 +105,8 @@ struct HeadClasses {
                            KeyTiles tiles, int n) {
     Run run{tiles.count(), TileKind::empty};
     int index = 0;
-    ((is(head_class, index++) ? void(run = Structures::seek(numbers, g, rows, tiles, n)) : void()),
+    ((is_class(head_class, index++) ? void(run = Structures::seek(numbers, g, rows, tiles, n))
+                                    : void()),
      ...);
     return demote_last_tile(run, tiles, n);
   }
@@ -114,13 +115,17 @@ struct HeadClasses {
                                   KeyWord keys) {
     uint32 bits = 0;
     int index = 0;
-    ((is(head_class, index++) ? void(bits = Structures::row_bits(numbers, g, q, keys)) : void()),
+    ((is_class(head_class, index++) ? void(bits = Structures::row_bits(numbers, g, q, keys))
+                                    : void()),
      ...);
     return bits & keys.below(g.seqlen_k);
   }
 
  private:
-  GIRIH_HD static bool is(int head_class, int index) { return kCount == 1 || head_class == index; }
+  // A single class needs no number.
+  GIRIH_HD static bool is_class(int head_class, int index) {
+    return kCount == 1 || head_class == index;
+  }
 };
 
 }  // namespace girih
