@@ -364,18 +364,6 @@ void plan_heads(const Pattern& pattern, const Problem& problem, Plan& plan) {
   }
 }
 
-// Where shared memory has no room for it, vertical_slash visits tiles of consecutive keys.
-void plan_gathering(const PatternTraits& traits, const TileConfig& tile, int shared_bytes,
-                    const Arch& arch, KernelSpec& spec) {
-  const auto gathers = [&] {
-    return gathers_slashes(traits.slashes, tile.block_m, tile.block_n, spec.key_box,
-                           spec.pack_heads, spec.pass_over);
-  };
-  const int bytes = shared_bytes + gathered_keys_bytes(tile.block_n, tile.num_stages);
-  if (gathers() && bytes > arch.shared_bytes_per_cta()) spec.key_box = tile.block_n;
-  spec.gathers = gathers();
-}
-
 // Rows of run-time lists may differ by any factor. A logit without a value would join the sum of
 // every part, decisions on tiles are votes on the whole row's, and gathered keys have no order that
 // parts could be ranges of.
@@ -579,14 +567,16 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   if (hopper) {
     plan.spec.elaborate = traits.elaborate && tile.block_m == 192;
     plan.spec.pack_heads = packs_heads(problem, traits, tile.block_m);
-    plan.spec.key_box = key_box(problem, traits, tile.block_m, tile.block_n);
+    plan.spec.key_box = key_box(tile, problem, traits, arch);
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
     const int width = std::max(problem.head_dim, problem.width_v());
     plan.spec.pass_over = !plan.spec.prune &&  // whose warpgroups decide on each tile together
                           (!shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
-    plan_gathering(traits, tile, shared_bytes(tile, problem), arch, plan.spec);
+    plan.spec.gathers =
+        gathers_slashes(traits.slashes, tile.block_m, tile.block_n, plan.spec.key_box,
+                        plan.spec.pack_heads, plan.spec.pass_over);
     if (plan.spec.bricks) {
       const Neighborhood grid(brick_heads[0].numbers.data());
       plan.grid = grid_of(grid);
@@ -599,8 +589,10 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   plan.q_block_size = traits.q_block_size;
   plan.kv_block_size = traits.kv_block_size;
   plan.threads = 32 * tile.num_warps;
-  plan.shared_bytes = shared_bytes(tile, problem) +
-                      (plan.spec.gathers ? gathered_keys_bytes(tile.block_n, tile.num_stages) : 0);
+  plan.shared_bytes = shared_bytes(tile, problem);
+  if (plan.spec.gathers) {
+    plan.shared_bytes += gathered_keys_bytes(tile.block_n, tile.num_stages);
+  }
   const int fitting_ctas = arch.shared_bytes_per_sm() / (plan.shared_bytes + 1024);
   plan.spec.min_ctas_per_sm =
       hopper ? 1 : std::clamp(fitting_ctas, 1, warps_per_sm(tile, problem) / tile.num_warps);

@@ -77,20 +77,6 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
          (pattern.q_block_size > 0 && pattern.q_block_size % block_m == 0);
 }
 
-// Where all rows of a tile see the same blocks, and where blocks are so small that few tiles of
-// consecutive keys would be without a visible one. What prune decides on are consecutive keys.
-int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n) {
-  if (pattern.prune_kv > 0) return block_n;
-  if (gathers_slashes(pattern.slashes, block_m, block_n, kSlashBox,
-                      packs_heads(problem, pattern, block_m), true)) {
-    return kSlashBox;
-  }
-  const int size = pattern.kv_block_size;
-  const bool fits = size > 0 && size % 16 == 0 && size < block_n && block_n % size == 0 &&
-                    std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
-  return fits && (shares_blocks(problem, pattern, block_m) || size < 64) ? size : block_n;
-}
-
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
   return fwd_sm90_layout(tile.block_m, tile.block_n, problem.head_dim, problem.width_v(),
                          tile.num_stages, tile.num_q_stages)
@@ -99,21 +85,39 @@ int shared_bytes_sm90(const TileConfig& tile, const Problem& problem) {
 
 namespace {
 
+bool wants_to_gather(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern) {
+  return gathers_slashes(pattern.slashes, tile.block_m, tile.block_n, kSlashBox,
+                         packs_heads(problem, pattern, tile.block_m), pattern.prune_kv == 0);
+}
+
+bool has_room_to_gather(const TileConfig& tile, const Problem& problem, const Arch& arch) {
+  return shared_bytes_sm90(tile, problem) + gathered_keys_bytes(tile.block_n, tile.num_stages) <=
+         arch.shared_bytes_per_cta();
+}
+
 // Whether there is room for what gathering needs, where keys are gathered, and for three stages if
 // these matter: a gathered tile is often one warpgroup's alone, and with two neither gets ahead.
 bool suits_gathering(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
                      const Arch& arch, bool stages_matter) {
-  const int box = key_box(problem, pattern, tile.block_m, tile.block_n);
-  if (!gathers_slashes(pattern.slashes, tile.block_m, tile.block_n, box,
-                       packs_heads(problem, pattern, tile.block_m), true)) {
-    return true;
-  }
-  const int bytes =
-      shared_bytes_sm90(tile, problem) + gathered_keys_bytes(tile.block_n, tile.num_stages);
-  return bytes <= arch.shared_bytes_per_cta() && (tile.num_stages > 2 || !stages_matter);
+  return !wants_to_gather(tile, problem, pattern) ||
+         (has_room_to_gather(tile, problem, arch) && (tile.num_stages > 2 || !stages_matter));
 }
 
 }  // namespace
+
+// Where all rows of a tile see the same blocks, and where blocks are so small that few tiles of
+// consecutive keys would be without a visible one. What prune decides on are consecutive keys.
+int key_box(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
+            const Arch& arch) {
+  if (pattern.prune_kv > 0) return tile.block_n;
+  if (wants_to_gather(tile, problem, pattern) && has_room_to_gather(tile, problem, arch)) {
+    return kSlashBox;
+  }
+  const int size = pattern.kv_block_size;
+  const bool fits = size > 0 && size % 16 == 0 && size < tile.block_n && tile.block_n % size == 0 &&
+                    std::max(problem.head_dim, problem.width_v()) <= kWidestWithSpareRegisters;
+  return fits && (shares_blocks(problem, pattern, tile.block_m) || size < 64) ? size : tile.block_n;
+}
 
 // The most keys that registers and shared memory hold, for long rows of wgmma hide the softmax
 // best; measured at head_dim 64 to 256 (tools/bench/NOTES.md). Three consumer warpgroups read keys
@@ -163,7 +167,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
   const bool small_blocks =  // which tiles are gathered from
       pattern.kv_block_size > 0 && !pattern.slashes &&
-      key_box(problem, pattern, tile.block_m, 128) < 128;
+      key_box({.block_m = tile.block_m, .block_n = 128}, problem, pattern, arch) < 128;
   // Stages take keys, of which fewer were slower where heads are wide or tiles divide blocks.
   const bool stages_matter =
       width <= 128 && requested.num_stages == 0 && pattern.kv_block_size == 0;

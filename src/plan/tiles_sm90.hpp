@@ -19,8 +19,9 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
 constexpr int kWidestWithSpareRegisters = 192;
 
 /// Keys that are copied together, by whose visibility a key tile is gathered; block_n where tiles
-/// are of consecutive keys.
-int key_box(const Problem& problem, const PatternTraits& pattern, int block_m, int block_n);
+/// are of consecutive keys: those of vertical_slash are where shared memory has no room for others.
+int key_box(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
+            const Arch& arch);
 
 int shared_bytes_sm90(const TileConfig& tile, const Problem& problem);
 

@@ -152,25 +152,27 @@ struct Built {
 
 oracle::Sizes sizes_of(const Geometry& g) { return {g.seqlen_q, g.seqlen_k, g.q_start, g.k_start}; }
 
-// A box of keys and what the two blocks of rows see of it.
+// A box of keys and what the blocks of rows see of it.
 struct Box {
   int key;
-  uint32 seen[2];
+  uint32 seen[kSlashBlocks];
   friend bool operator==(const Box&, const Box&) = default;
 };
 using Boxes = std::vector<Box>;
-constexpr int kNumRows = 4;  // boxes of the first block, the second, both; with masks
 
 // The boxes that windows become, in order: runs of keys that the same blocks have in windows fill
 // boxes from their first key on, but for what the box with the rest of the run before took.
-// has(part, key): whether a block has a key before `end` in a window.
+// has(part, key): whether a block has a key before `end` in a window. A row of boxes for each set
+// of blocks that see them whole, and the rest.
 template <class Has>
 std::vector<Boxes> boxes_of(int end, const Has& has) {
   std::vector<uint32> parts(static_cast<std::size_t>(end + kSlashBox));
   for (int key = 0; key < end; ++key) {
-    parts[static_cast<std::size_t>(key)] = (has(0, key) ? 1u : 0u) | (has(1, key) ? 2u : 0u);
+    for (int part = 0; part < kSlashBlocks; ++part) {
+      parts[static_cast<std::size_t>(key)] |= has(part, key) ? 1u << part : 0u;
+    }
   }
-  std::vector<Boxes> rows(kNumRows);
+  std::vector<Boxes> rows(std::size_t{1} << kSlashBlocks);
   for (int key = 0; key < end;) {
     const auto at = parts.begin() + key;
     if (*at == 0) {
@@ -179,10 +181,10 @@ std::vector<Boxes> boxes_of(int end, const Has& has) {
     }
     Box box{key, {}};
     for (int i = 0; i < kSlashBox; ++i) {
-      for (int part = 0; part < 2; ++part) box.seen[part] |= (at[i] >> part & 1) << i;
+      for (int part = 0; part < kSlashBlocks; ++part) box.seen[part] |= (at[i] >> part & 1) << i;
     }
     const bool whole = std::all_of(at, at + kSlashBox, [&](uint32 other) { return other == *at; });
-    rows[whole ? *at - 1 : 3].push_back(box);
+    rows[whole ? *at - 1 : rows.size() - 1].push_back(box);
     key += kSlashBox;
   }
   return rows;
@@ -191,43 +193,50 @@ std::vector<Boxes> boxes_of(int end, const Has& has) {
 // How often the blocks of rows of the query tile at `first_row` see each key before it; and the
 // boxes among what was gathered.
 template <int kBlockN>
-std::vector<std::vector<int>> gathered(const Geometry& g, int first_row, bool second_exists,
-                                       int end, std::vector<Boxes>& boxes_seen) {
+std::vector<std::vector<int>> gathered(const Geometry& g, int first_row, int num_blocks, int end,
+                                       std::vector<Boxes>& boxes_seen) {
   using Gather = SlashGather<kBlockN>;
-  static_assert(Gather::kMasked == kNumRows - 1);
-  boxes_seen.assign(kNumRows, {});
-  std::vector<std::vector<int>> seen(2, std::vector<int>(static_cast<std::size_t>(end), 0));
+  boxes_seen.assign(Gather::kMasked + 1, {});
+  std::vector<std::vector<int>> seen(kSlashBlocks,
+                                     std::vector<int>(static_cast<std::size_t>(end), 0));
   typename Gather::Staging staging;
   int beyond = 0;
   emulation::cta.run(32, [&] {
     Gather gather(staging);
     const auto count = [&](int part, int key) { ++seen[part].at(static_cast<std::size_t>(key)); };
-    gather.run(SlashPlane::of(g, 0), first_row / SlashPlane::kRows, second_exists, end,
-               [&](int row, int first, int entries) {
-                 const bool boxes = row < Gather::kSingle;
-                 const int columns = entries * (boxes ? kSlashBox : 1);
-                 for (int i = 0; threadIdx.x == 0 && boxes && i < entries; ++i) {
-                   Box box{staging.box(row, first + i), {}};
-                   for (int part = 0; part < 2; ++part) {
-                     const uint32 word = staging.seen(row, first, entries, part, i / 2);
-                     box.seen[part] = word >> i % 2 * kSlashBox & 0xffff;
-                   }
-                   boxes_seen[static_cast<std::size_t>(row)].push_back(box);
-                 }
-                 for (int i = 0; threadIdx.x == 0 && i < kBlockN; ++i) {
-                   for (int part = 0; part < 2; ++part) {
-                     if ((staging.seen(row, first, entries, part, i / 32) >> i % 32 & 1) == 0)
-                       continue;
-                     if (i >= columns) {  // behind the last entry: nobody may see it
-                       ++beyond;
-                     } else {
-                       count(part, boxes ? staging.box(row, first + i / kSlashBox) + i % kSlashBox
-                                         : staging.single.keys[i]);
-                     }
-                   }
-                 }
-                 __syncwarp();
-               });
+    const auto emit = [&](int row, int first, int entries) {
+      const bool boxes = row < Gather::kSingle;
+      const int columns = entries * (boxes ? kSlashBox : 1);
+      for (int i = 0; threadIdx.x == 0 && boxes && i < entries; ++i) {
+        Box box{staging.box(row, first + i), {}};
+        for (int part = 0; part < kSlashBlocks; ++part) {
+          const uint32 word = staging.seen(row, first, entries, part, i / 2);
+          box.seen[part] = word >> i % 2 * kSlashBox & 0xffff;
+        }
+        boxes_seen[static_cast<std::size_t>(row)].push_back(box);
+      }
+      for (int i = 0; threadIdx.x == 0 && i < kBlockN; ++i) {
+        for (int part = 0; part < kSlashBlocks; ++part) {
+          if ((staging.seen(row, first, entries, part, i / 32) >> i % 32 & 1) == 0) continue;
+          if (i >= columns) {  // behind the last entry: nobody may see it
+            ++beyond;
+          } else {
+            count(part, boxes ? staging.box(row, first + i / kSlashBox) + i % kSlashBox
+                              : staging.single.keys[i]);
+          }
+        }
+      }
+      __syncwarp();
+    };
+    const auto emit_tiles = [&](bool fills, int row, int first) {
+      for (uint32 lanes = __ballot_sync(0xffffffff, fills); lanes != 0; lanes &= lanes - 1) {
+        const int lane = lowest_bit(lanes);
+        emit(__shfl_sync(0xffffffff, row, lane), __shfl_sync(0xffffffff, first, lane),
+             Gather::kBoxes);
+      }
+    };
+    gather.run(SlashPlane::of(g, 0), first_row / SlashPlane::kRows, num_blocks, end, emit,
+               emit_tiles);
   });
   CHECK(beyond == 0);
   return seen;
@@ -353,26 +362,33 @@ TEST_CASE_TEMPLATE_DEFINE(
     for (int plane = 0; plane < built.build.num_planes; ++plane) {
       const Geometry g = built.geometry(plane);
       oracle::Expr expr = built.expr(plane);
-      for (int first_row = 0; first_row < g.seqlen_q; first_row += 2 * SlashPlane::kRows) {
-        const int second_row = first_row + SlashPlane::kRows;
-        const bool second_exists = second_row < g.seqlen_q;
+      for (int first_row = 0; first_row < g.seqlen_q;
+           first_row += kSlashBlocks * SlashPlane::kRows) {
+        std::vector<int> rows;  // a block's first
+        for (int part = 0; part < kSlashBlocks; ++part) {
+          const int row = first_row + part * SlashPlane::kRows;
+          if (row < g.seqlen_q) rows.push_back(row);
+        }
         const int end = min(max(g.diagonal(first_row), 0), g.seqlen_k);
         std::vector<Boxes> boxes;
-        const auto seen = gathered<Size::value>(g, first_row, second_exists, end, boxes);
-        expr.slash.remember(sizes_of(g), {first_row, second_row});
+        const auto seen =
+            gathered<Size::value>(g, first_row, static_cast<int>(rows.size()), end, boxes);
+        expr.slash.remember(sizes_of(g), rows);
         oracle::Expr windows = expr;
         windows.slash.columns.clear();
-        windows.slash.remember(sizes_of(g), {first_row, second_row});
-        REQUIRE(boxes == boxes_of(end, [&](int part, int key) {
-                  const int row = part == 0 ? first_row : second_row;
-                  return row < g.seqlen_q && oracle::visible(windows, sizes_of(g), row, key);
-                }));
+        windows.slash.remember(sizes_of(g), rows);
+        const auto visible = [&](const oracle::Expr& mask, int part, int key) {
+          const auto at = static_cast<std::size_t>(part);
+          return at < rows.size() && oracle::visible(mask, sizes_of(g), rows[at], key);
+        };
+        REQUIRE(boxes ==
+                boxes_of(end, [&](int part, int key) { return visible(windows, part, key); }));
         std::int64_t wrong = 0;
-        for (int k = 0; k < end; ++k) {
-          const auto at = static_cast<std::size_t>(k);
-          wrong += seen[0][at] != oracle::visible(expr, sizes_of(g), first_row, k);
-          wrong +=
-              seen[1][at] != (second_exists && oracle::visible(expr, sizes_of(g), second_row, k));
+        for (int part = 0; part < kSlashBlocks; ++part) {
+          for (int k = 0; k < end; ++k) {
+            const int times = seen[static_cast<std::size_t>(part)][static_cast<std::size_t>(k)];
+            wrong += times != visible(expr, part, k);
+          }
         }
         REQUIRE(wrong == 0);
       }
@@ -387,21 +403,22 @@ TEST_CASE("rows of any bits are gathered, however often they change") {
   std::mt19937 random(4);
   for (int i = 0; i < 40; ++i) {
     Geometry g{};
-    g.seqlen_q = 2 * SlashPlane::kRows;
+    g.seqlen_q = kSlashBlocks * SlashPlane::kRows;
     g.seqlen_k = 1 + below(random, 5000);
     const int words = SlashPlane::words_per_row(g.seqlen_k);
-    std::vector<uint32> bits(static_cast<std::size_t>(SlashPlane::row_at(words, 2, 2)), 0);
-    const auto word_at = [&](int row, int key) -> uint32& {  // of the columns, of either block
-      const int64 first = row == 0 ? 0 : SlashPlane::row_at(words, 2, row - 1);
+    std::vector<uint32> bits(
+        static_cast<std::size_t>(SlashPlane::row_at(words, kSlashBlocks, kSlashBlocks)), 0);
+    const auto word_at = [&](int row, int key) -> uint32& {  // of the columns, of a block
+      const int64 first = row == 0 ? 0 : SlashPlane::row_at(words, kSlashBlocks, row - 1);
       return bits[static_cast<std::size_t>(first + key / 32)];
     };
     const auto has = [&](int row, int key) { return (word_at(row, key) >> key % 32 & 1) != 0; };
-    for (int block = 0; block < 2; ++block) {
-      const SlashEntry entry{static_cast<int>(SlashPlane::row_at(words, 2, block)), 0};
+    for (int block = 0; block < kSlashBlocks; ++block) {
+      const SlashEntry entry{static_cast<int>(SlashPlane::row_at(words, kSlashBlocks, block)), 0};
       std::memcpy(&bits[static_cast<std::size_t>(SlashPlane::entry_at(words, block))], &entry,
                   sizeof(entry));
     }
-    for (int row = 0; row < 3; ++row) {
+    for (int row = 0; row < 1 + kSlashBlocks; ++row) {
       const int longest = 1 << below(random, 9);  // of equal bits
       for (int begin = 0, end, value = 0; begin < 32 * words; begin = end, value ^= 1) {
         end = begin + 1 + below(random, longest);
@@ -414,10 +431,10 @@ TEST_CASE("rows of any bits are gathered, however often they change") {
     g.inputs = &view;
     const int end = below(random, g.seqlen_k + 1);
     std::vector<Boxes> boxes;
-    const auto seen = gathered<128>(g, 0, true, end, boxes);
+    const auto seen = gathered<128>(g, 0, kSlashBlocks, end, boxes);
     std::int64_t wrong = 0;
     for (int key = 0; key < end; ++key) {
-      for (int part = 0; part < 2; ++part) {
+      for (int part = 0; part < kSlashBlocks; ++part) {
         const int times = seen[static_cast<std::size_t>(part)][static_cast<std::size_t>(key)];
         wrong += times != (has(0, key) || has(1 + part, key) ? 1 : 0);
       }

@@ -361,6 +361,7 @@ inline int __reduce_max_sync(unsigned, int value) {
 }
 
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
+inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 inline int __clz(unsigned word) { return word == 0 ? 32 : __builtin_clz(word); }
 
 template <class T>

@@ -24,9 +24,10 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
   using Fragments::kBlockM, Fragments::kBlockN, Fragments::kBoxes, Fragments::kLayout;
   using Fragments::kMostPassed, Fragments::kWarpgroupBarrier;
   using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
-  using typename Fragments::Control, typename Fragments::Visit, typename Fragments::Work;
+  using typename Fragments::Control, typename Fragments::Gather;
   using typename Fragments::Mask, typename Fragments::Tile;
   using typename Fragments::Output, typename Fragments::Probabilities, typename Fragments::Scores;
+  using typename Fragments::Visit, typename Fragments::Work;
 
   static __device__ __forceinline__ void run(const FwdParams& params, Control& control,
                                              unsigned char* shared_bytes, int warpgroup) {
@@ -97,7 +98,7 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
                                 warpgroup * 64 * kPanelRowBytes),
             k_tile(keys.stage));
     };
-    const auto finish_scores = [&](const SeenColumns<kBlockN>* given) {
+    const auto finish_scores = [&](const typename Gather::Seen* given) {
       cap(scores, params, work(), warpgroup);
       modify(scores, params, work(), tile, warpgroup, warp_row, lane);
       find_mask(work(), tile, given, warpgroup, warp_row, lane,

@@ -20,7 +20,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
   using Pipeline::kBricks, Pipeline::kDocumentTiles, Pipeline::kGathers, Pipeline::kPrune;
   using Pipeline::kHeadsPerTile, Pipeline::kRowsPerHead;
   using Pipeline::kNumQStages, Pipeline::kNumStages, Pipeline::kNumVisits, Pipeline::kNumWorks;
-  using typename Pipeline::Control, typename Pipeline::Gathered;
+  using typename Pipeline::Control, typename Pipeline::Gather, typename Pipeline::Gathered;
   using typename Pipeline::Visit, typename Pipeline::Work;
   using Bricks = BricksSm90<Config>;
 
@@ -169,7 +169,8 @@ struct CopiesSm90 : PipelineSm90<Config> {
       if constexpr (kGathers) {
         Gathered& gathered = gathered_of(control);
         single_keys = gathered.visits[visits.stage].keys;
-        copy_words<SeenColumns<kBlockN>>(gathered.tiles[keys.stage], gathered.visits[visits.stage]);
+        copy_words<typename Gather::Seen>(gathered.tiles[keys.stage],
+                                          gathered.visits[visits.stage]);
         copy_words(control.tiles[keys.stage], visit);
         __syncwarp();
       }

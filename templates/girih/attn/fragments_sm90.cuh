@@ -24,7 +24,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   using Pipeline::kBricks, Pipeline::kGathers;
   using Pipeline::kHeadsPerTile, Pipeline::kRowsPerHead;
   using Pipeline::kTellsBoxes, Pipeline::staged_chunk;
-  using typename Pipeline::Classes, typename Pipeline::Element;
+  using typename Pipeline::Classes, typename Pipeline::Element, typename Pipeline::Gather;
   using typename Pipeline::Splits, typename Pipeline::Work;
   using Bricks = BricksSm90<Config>;
 
@@ -95,8 +95,9 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   // tile's, or null.
   template <class Use>
   static __device__ __forceinline__ void find_mask(const Work& work, Tile tile,
-                                                   const SeenColumns<kBlockN>* given, int warpgroup,
-                                                   int warp_row, int lane, const Use& use) {
+                                                   const typename Gather::Seen* given,
+                                                   int warpgroup, int warp_row, int lane,
+                                                   const Use& use) {
     if (kind_of(tile.flags, warpgroup) == kPartial) {
       const int head = Work::head_of(warpgroup);
       Mask mask;

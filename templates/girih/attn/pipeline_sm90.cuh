@@ -43,7 +43,7 @@ __device__ __forceinline__ uint32 kind_of(uint32 flags, int warpgroup) {
 __device__ __forceinline__ bool sees_next(uint32 flags, int warpgroup) {
   return (flags >> (kSeesNextBit + warpgroup) & 1) != 0;
 }
-__device__ __forceinline__ uint32 two_bits_each(uint32 bits) {
+__device__ __forceinline__ constexpr uint32 two_bits_each(uint32 bits) {
   return (bits & 1) | (bits & 2) << 1 | (bits & 4) << 2;
 }
 
@@ -166,10 +166,11 @@ struct PipelineSm90 {
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
 
   // Lies behind it where keys are gathered.
+  using Gather = SlashGather<kBlockN>;
   struct Gathered {
-    GatheredKeys<kBlockN> visits[kNumVisits];
-    SeenColumns<kBlockN> tiles[kNumStages];  // in K's stages
-    typename SlashGather<kBlockN>::Staging staging;
+    typename Gather::Keys visits[kNumVisits];
+    typename Gather::Seen tiles[kNumStages];  // in K's stages
+    typename Gather::Staging staging;
   };
   static_assert(!kGathers || sizeof(Gathered) == gathered_keys_bytes(kBlockN, kNumStages));
   static __device__ __forceinline__ Gathered& gathered_of(Control& control) {

@@ -18,6 +18,12 @@ struct Ring {
       parity ^= 1;
     }
   }
+  // At most one lap.
+  __device__ __forceinline__ Ring ahead(int steps) const {
+    const int at = stage + steps;
+    const bool next_lap = at >= kStages;
+    return {next_lap ? at - kStages : at, parity ^ (next_lap ? 1u : 0u)};
+  }
 };
 
 // The same for rings of query tiles, whose depths are powers of two, from the tile's number.
@@ -28,6 +34,9 @@ __device__ __forceinline__ Ring<kStages> ring_at(uint32 count) {
 
 __device__ __forceinline__ void wait(const uint64& barrier, uint32 parity) {
   mbarrier_wait(shared_address(&barrier), parity);
+}
+__device__ __forceinline__ bool has_ended(const uint64& barrier, uint32 parity) {
+  return mbarrier_has_ended(shared_address(&barrier), parity);
 }
 __device__ __forceinline__ void arrive(const uint64& barrier) {
   mbarrier_arrive(shared_address(&barrier));

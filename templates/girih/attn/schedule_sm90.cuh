@@ -23,7 +23,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
   using Pipeline::kMostPassed, Pipeline::kNumVisits, Pipeline::kNumWorks;
   using Pipeline::kTellsBoxes;
   using typename Pipeline::Classes, typename Pipeline::Heads;
-  using typename Pipeline::Control, typename Pipeline::Gathered, typename Pipeline::Splits;
+  using typename Pipeline::Control, typename Pipeline::Gather, typename Pipeline::Gathered;
+  using typename Pipeline::Splits;
   using typename Pipeline::Visit, typename Pipeline::Work;
   using Bricks = BricksSm90<Config>;
 
@@ -158,6 +159,64 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       __syncwarp();
       ring.advance();
     }
+
+    // A visit for each lane that has one, in the lanes' order, none of them the query tile's first
+    // or last: a key tile that the warpgroups of `sees`, a bit each, see whole and the others not.
+    // write(stage, masked) adds the rest; those of `masked` are given the tile nevertheless.
+    template <class Write>
+    __device__ __forceinline__ void announce_whole(Control& control, int lane, bool has_one,
+                                                   uint32 sees, uint32 flags, const Write& write) {
+      constexpr int kPeriod = kMostPassed + 1;
+      const uint32 all = __ballot_sync(0xffffffff, has_one);
+      const uint32 before = all & ((1u << lane) - 1);
+      uint32 masked = 0;
+      int passed_behind = 0;
+#pragma unroll
+      for (int i = 0; i < kNumMmaWarpgroups; ++i) {
+        const bool own = has_one && (sees >> i & 1) != 0;
+        const uint32 seeing = __ballot_sync(0xffffffff, own);
+        const int passed_ahead = __shfl_sync(0xffffffff, passed, i);
+        // Since it was last given one, before this lane's and behind all.
+        const auto passed_until = [&](uint32 lanes) {
+          const uint32 given = seeing & lanes;
+          if (given == 0) return __popc(all & lanes) + passed_ahead;
+          return __popc(all & lanes) - __popc(all & (~0u >> __clz(given)));
+        };
+        if (!own && passed_until((1u << lane) - 1) % kPeriod == kMostPassed) masked |= 1u << i;
+        const int behind = passed_until(~0u) % kPeriod;
+        if (lane % kNumMmaWarpgroups == i) passed_behind = behind;
+      }
+      passed = passed_behind;
+      flags |= 2 * kPartial * two_bits_each(sees) | kPartial * two_bits_each(masked);
+
+      int rank = __popc(before);
+      int left = __popc(all);
+#pragma unroll 1
+      while (left > 0) {
+        wait(control.visit_empty[ring.stage], ring.parity ^ 1);
+        const bool later = rank >= kNumVisits;
+        const Ring<kNumVisits> at = ring.ahead(later ? 0 : rank);
+        const bool waits =
+            has_one && (later || !has_ended(control.visit_empty[at.stage], at.parity ^ 1));
+        const uint32 waiting = __ballot_sync(0xffffffff, waits);
+        const bool now = has_one && (waiting & (2u << lane) - 1) == 0;
+        if (now) {
+          control.visits[at.stage].flags = flags;
+          write(at.stage, masked);
+        }
+        const int count = __popc(__ballot_sync(0xffffffff, now));
+        if (kSpeakingLanes == 1) {
+          if (now) arrive(control.visit_full[at.stage]);
+        } else {
+          for (int i = 0; i < count; ++i) release(control.visit_full[ring.ahead(i).stage], lane);
+        }
+        __syncwarp();
+        has_one = has_one && !now;
+        rank -= count;
+        left -= count;
+        ring = ring.ahead(count);
+      }
+    }
   };
 
   // Takes query tiles, describes them and finds the key tiles that they visit; by a warp.
@@ -287,40 +346,45 @@ struct SchedulerSm90 : PipelineSm90<Config> {
   // which are masked, then what gathers of those before, which all rows of a warpgroup see alike.
   static __device__ __forceinline__ void gather_visits(Control& control, const Work& work,
                                                        Announcer& announcer) {
-    using Gather = SlashGather<kBlockN>;
-    using Keys = GatheredKeys<kBlockN>;
+    using Keys = typename Gather::Keys;
+    constexpr int kBlocks = Gather::kBlocks;
     Gathered& gathered = gathered_of(control);
     const int lane = fresh_thread_index() % 32;
     const int seqlen_k = work.geometry.seqlen_k;
     const int own = max(work.geometry.diagonal(work.first_row), 0);
     const int own_end = max(min(own + kBlockM, seqlen_k), own + 1);
-    constexpr uint32 kBoth = kPartial | kPartial << 2;
+    constexpr uint32 kAllPartial = kPartial * two_bits_each(Gather::kAll);
 
     // A visit is announced when it is known who sees the next one. Of who sees which of its keys a
     // lane has a word.
-    uint32 flags = kFirstVisit | kBoth;
+    uint32 flags = kFirstVisit | kAllPartial;
     int box = own + lane * kKeyBox;
     uint32 seen = 0;
-    const int part = min(lane / Keys::kWords, 2), word = lane % Keys::kWords;
+    const int part = min(lane / Keys::kWords, kBlocks), word = lane % Keys::kWords;
     const auto announce = [&](uint32 further_flags) {
       const int own_lane = fresh_thread_index() % 32;  // registers are scarce
       announcer.announce(control, own_lane, flags | further_flags, box, [&](int stage) {
-        if (part < 2) gathered.visits[stage].seen[part][word] = seen;
+        if (part < kBlocks) gathered.visits[stage].seen[part][word] = seen;
       });
     };
 #pragma unroll 1
     for (int first = own + kBlockN; first < own_end; first += kBlockN) {
       announce(Gather::kAll << kSeesNextBit);
-      flags = kBoth;
+      flags = kAllPartial;
       box = first + lane * kKeyBox;
     }
     const auto emit = [&](int row, int first, int count) {
-      const uint32 every = part < 2 ? KeyWord{32 * word}.below(kBlockN) : 0;
+      const uint32 every = part < kBlocks ? KeyWord{32 * word}.below(kBlockN) : 0;
       const uint32 next_seen = gathered.staging.seen(row, first, count, part, word);
       const auto parts_where = [&](bool holds) {
         const uint32 lanes = __ballot_sync(0xffffffff, holds);
         constexpr uint32 kFirst = (1u << Keys::kWords) - 1;
-        return ((lanes & kFirst) != 0 ? 1u : 0u) | (lanes > kFirst ? 2u : 0u);
+        uint32 found = 0;
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+          found |= (lanes & kFirst << i * Keys::kWords) != 0 ? 1u << i : 0u;
+        }
+        return found;
       };
       const uint32 parts = parts_where(next_seen != 0);
       const uint32 full = Gather::kAll & ~parts_where(next_seen != every);
@@ -341,10 +405,40 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       flags =
           kGivenMask | (single ? kSingleKeys : 0) | (two_bits_each(parts) + two_bits_each(full));
     };
+    // All but the last of the tiles at once; that one as above.
+    const auto emit_tiles = [&](bool fills, int row, int first) {
+      const int own_lane = fresh_thread_index() % 32;
+      const uint32 parts = fills ? row + 1 : 0;
+      const uint32 lanes = __ballot_sync(0xffffffff, fills);
+      announce(__shfl_sync(0xffffffff, parts, lowest_bit(lanes)) << kSeesNextBit);
+      const int last = 31 - __clz(lanes);
+      const uint32 after = lanes & ~((2u << own_lane) - 1);
+      const uint32 next_parts =
+          __shfl_sync(0xffffffff, parts, after != 0 ? lowest_bit(after) : last);
+      announcer.announce_whole(
+          control, own_lane, fills && own_lane != last, parts,
+          kGivenMask | next_parts << kSeesNextBit, [&](int stage, uint32 masked) {
+#pragma unroll
+            for (int i = 0; i < kBoxes; ++i) {
+              control.visits[stage].boxes[i] = gathered.staging.box(row, first + i);
+            }
+#pragma unroll 1
+            for (; masked != 0; masked &= masked - 1) {
+              for (uint32& shown : gathered.visits[stage].seen[lowest_bit(masked)]) shown = 0;
+            }
+          });
+      const int last_row = __shfl_sync(0xffffffff, row, last);
+      box = gathered.staging.box(last_row,
+                                 __shfl_sync(0xffffffff, first, last) + min(own_lane, kBoxes - 1));
+      const uint32 seeing = last_row + 1;
+      seen = KeyWord{32 * word}.below((seeing >> part & 1) * kBlockN);
+      flags = kGivenMask | 2 * kPartial * two_bits_each(seeing);
+    };
     Gather gather(gathered.staging);
-    gather.run(
-        SlashPlane::of(work.geometry, work.numbers[0][0]), work.first_row / SlashPlane::kRows,
-        work.first_row + SlashPlane::kRows < work.geometry.seqlen_q, min(own, seqlen_k), emit);
+    const int blocks_left = ceil_div(work.geometry.seqlen_q - work.first_row, SlashPlane::kRows);
+    gather.run(SlashPlane::of(work.geometry, work.numbers[0][0]),
+               work.first_row / SlashPlane::kRows, min(blocks_left, kBlocks), min(own, seqlen_k),
+               emit, emit_tiles);
     announce(kLastVisit);
   }
 

@@ -27,7 +27,22 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint32 barrier, int bytes
                : "memory");
 }
 
-// Whether the phase of that parity has ended; may sleep for a short time.
+// Whether the phase of that parity has ended.
+__device__ __forceinline__ bool mbarrier_has_ended(uint32 barrier, uint32 parity) {
+  uint32 ended;
+  asm volatile(
+      "{\n"
+      ".reg .pred ended;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, ended;\n"
+      "}\n"
+      : "=r"(ended)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
+
+// The same; may sleep for a short time.
 __device__ __forceinline__ bool mbarrier_try_wait(uint32 barrier, uint32 parity) {
   uint32 ended;
   asm volatile(

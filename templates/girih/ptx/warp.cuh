@@ -44,6 +44,11 @@ __device__ __forceinline__ Number sum_up_to_lane(Number number) {
   return number;
 }
 
+// The sum of all lanes' numbers.
+__device__ __forceinline__ uint32 sum_of_lanes(uint32 number) {
+  return __reduce_add_sync(0xffffffff, number);
+}
+
 // A warpgroup gives registers back to the CTA, or waits for as many as others gave back. ptxas
 // heeds it only where the kernel's registers are capped at entry and roles part in one if/else.
 template <int kRegisters>

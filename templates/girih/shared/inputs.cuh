@@ -35,6 +35,14 @@ GIRIH_HD int lowest_bit(uint32 word) {
 #endif
 }
 
+GIRIH_HD int lowest_bit(uint64 word) {
+#ifdef __CUDA_ARCH__
+  return __ffsll(static_cast<int64>(word)) - 1;
+#else
+  return __builtin_ctzll(word);
+#endif
+}
+
 // Columns of a few rows of bits, searched together.
 struct BitRows {
   const uint32* first_row;

@@ -7,12 +7,21 @@
 
 namespace girih {
 
+GIRIH_HD uint64 two_words(uint32 low, uint32 high) { return low | uint64{high} << 32; }
+GIRIH_HD uint64 two_words(const uint32* words) {  // 8 bytes that are aligned to so many
+  return *reinterpret_cast<const uint64*>(words);
+}
+
 // A block's windows, words of bits by key: all of the first ones, then those of a row that may be
 // another block's, for keys that come later.
 struct SlashRow {
   const uint32* words;
   int num_first;
   GIRIH_HD uint32 operator[](int word) const { return word < num_first ? ~0u : words[word]; }
+  GIRIH_HD uint64 two(int word) const {  // an even one and the next
+    const uint64 two = two_words(words + word);
+    return two | two_words(word < num_first ? ~0u : 0u, word + 1 < num_first ? ~0u : 0u);
+  }
 };
 
 // Where a block finds them: `words` from this one of its plane on.
@@ -98,17 +107,18 @@ constexpr int kSlashBox = 16;
 
 // Whether a kernel gathers what heads of vertical_slash alone see: `slashes` says that there are
 // such heads, key_box which keys it copies together. Others visit tiles of consecutive keys.
+constexpr int kSlashBlocks = 2;  // of rows, in a query tile of such a kernel
 GIRIH_HD constexpr bool gathers_slashes(bool slashes, int block_m, int block_n, int key_box,
                                         bool pack_heads, bool pass_over) {
-  return slashes && block_m == 2 * SlashPlane::kRows && block_n <= 128 && key_box == kSlashBox &&
-         !pack_heads && pass_over;
+  return slashes && block_m == kSlashBlocks * SlashPlane::kRows && block_n <= 128 &&
+         key_box == kSlashBox && !pack_heads && pass_over;
 }
 
-// Which columns of a key tile one block of the query tile's rows sees, and which the other one.
+// Which columns of a key tile each block of the query tile's rows sees.
 template <int kBlockN>
 struct SeenColumns {
   static constexpr int kWords = round_up(ceil_div(kBlockN, 32), 2);
-  uint32 seen[2][kWords];
+  uint32 seen[kSlashBlocks][kWords];
 };
 
 // With the keys of a tile that is no boxes.
@@ -117,28 +127,31 @@ struct GatheredKeys : SeenColumns<kBlockN> {
   int keys[kBlockN];
 };
 
-// What two blocks of rows see.
+// What blocks of rows see.
 struct SlashRows {
   const uint32* columns;
-  SlashRow windows[2];
+  SlashRow windows[kSlashBlocks];
 };
 
-// Keys that are looked through at once, a word of bits a lane.
-constexpr int kSlashChunk = 32 * 32;
+// Keys that are looked through at once, two words of bits a lane but for the last two lanes.
+constexpr int kSlashChunk = 30 * 64;
 constexpr int kSlashChanges = 32;  // of who sees a key, that are dealt with at once
 
 // Boxes that wait until they fill a key tile lie in rings: fewer than a tile's, and a chunk's.
+// Where a run is open, part of a box lies before the chunk.
 constexpr int kSlashRing = 128;
-static_assert(128 / kSlashBox + kSlashChunk / kSlashBox <= kSlashRing);
+static_assert(128 / kSlashBox - 1 + kSlashChunk / kSlashBox < kSlashRing);
 
 // What gathering takes of shared memory behind all else: who sees the keys of visits that were
 // found and of K's stages, and single keys of the former and of the tile that is gathered, with
-// five rings, of boxes and masks, and where the bits are.
-constexpr int kGatheredVisits = 4;
+// rings of boxes, for each set of blocks, and of masks, and where the bits are.
+constexpr int kGatheredVisits = 8;
 GIRIH_HD constexpr int gathered_keys_bytes(int block_n, int num_stages) {
-  const int seen = 2 * round_up(ceil_div(block_n, 32), 2);
-  const int words = (seen + block_n) * (kGatheredVisits + 1) + seen * num_stages + 5 * kSlashRing;
-  return 4 * words + 2 * kSlashChanges + static_cast<int>(sizeof(SlashRows));
+  const int seen = kSlashBlocks * round_up(ceil_div(block_n, 32), 2);
+  const int words = (seen + block_n) * (kGatheredVisits + 1) + seen * num_stages +
+                    (1 << kSlashBlocks) * kSlashRing;
+  return 4 * words + 2 * (kSlashBlocks * kSlashRing + kSlashChanges) +
+         static_cast<int>(sizeof(SlashRows));
 }
 
 }  // namespace girih

@@ -41,9 +41,12 @@ inline void mbarrier_arrive(uint32 barrier) {
 
 // As on the device, whether the phase of that parity has ended cannot be told from whether the one
 // before the last has.
+inline bool mbarrier_has_ended(uint32 barrier, uint32 parity) {
+  return emulation::Mbarrier::at(barrier).phase % 2 != parity;
+}
 inline void mbarrier_wait(uint32 barrier, uint32 parity) {
   emulation::cta.may_rest();
-  emulation::cta.wait_until([&] { return emulation::Mbarrier::at(barrier).phase % 2 != parity; });
+  emulation::cta.wait_until([&] { return mbarrier_has_ended(barrier, parity); });
 }
 
 template <int kThreads>

@@ -16,4 +16,9 @@ Number sum_up_to_lane(Number number) {
   return number;
 }
 
+template <class Number>
+Number sum_of_lanes(Number number) {
+  return __shfl_sync(0xffffffff, sum_up_to_lane(number), 31);
+}
+
 }  // namespace girih
