@@ -418,7 +418,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       announcer.announce_whole(
           control, own_lane, fills && own_lane != last, parts,
           kGivenMask | next_parts << kSeesNextBit, [&](int stage, uint32 masked) {
-#pragma unroll
+#pragma unroll 1
             for (int i = 0; i < kBoxes; ++i) {
               control.visits[stage].boxes[i] = gathered.staging.box(row, first + i);
             }

@@ -257,10 +257,9 @@ struct LazySoftmax : OnlineSoftmax {
 #pragma unroll
     for (int j = kFirst; j < kEnd; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        scores[j][e] = exp2_approx(scores[j][e]);
-        sum[e / 2] += scores[j][e];
-      }
+      for (int e = 0; e < 4; ++e) scores[j][e] = exp2_approx(scores[j][e]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) sum[r] += scores[j][2 * r] + scores[j][2 * r + 1];
     }
   }
 };
