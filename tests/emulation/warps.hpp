@@ -288,6 +288,7 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   });
 }
 inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
+inline bool __all_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, !vote) == 0; }
 
 template <class T>  // int or unsigned
 T __shfl_sync(unsigned, T value, int source) {

@@ -17,6 +17,12 @@ struct Mbarrier {
   void store(unsigned barrier) const {
     *reinterpret_cast<girih::uint64*>(shared_memory(barrier)) = std::bit_cast<girih::uint64>(*this);
   }
+
+  bool exists() const { return missing > 0 && missing <= arrivals; }  // other bits may look so too
+
+  // As on the device, whether the phase of that parity has ended cannot be told from whether the
+  // one before the last has.
+  bool has_ended(unsigned parity) const { return phase % 2 != parity; }
 };
 
 }  // namespace emulation
@@ -39,14 +45,14 @@ inline void mbarrier_arrive(uint32 barrier) {
   emulation::cta.may_rest();
 }
 
-// As on the device, whether the phase of that parity has ended cannot be told from whether the one
-// before the last has.
 inline bool mbarrier_has_ended(uint32 barrier, uint32 parity) {
-  return emulation::Mbarrier::at(barrier).phase % 2 != parity;
+  const auto state = emulation::Mbarrier::at(barrier);
+  if (!state.exists()) emulation::cta.fail("what is no barrier is asked whether it has ended");
+  return state.has_ended(parity);
 }
 inline void mbarrier_wait(uint32 barrier, uint32 parity) {
   emulation::cta.may_rest();
-  emulation::cta.wait_until([&] { return mbarrier_has_ended(barrier, parity); });
+  emulation::cta.wait_until([&] { return emulation::Mbarrier::at(barrier).has_ended(parity); });
 }
 
 template <int kThreads>

@@ -4,6 +4,13 @@
 
 namespace girih {
 
+struct BoxOrigin {
+  int column;
+  int row;
+  int head;
+  int batch;
+};
+
 inline void fence_proxy_async() {}
 
 }  // namespace girih
