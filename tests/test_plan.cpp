@@ -12,7 +12,9 @@
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
 #include "girih/shared/atoms.cuh"
+#include "girih/shared/slash.cuh"
 #include "plan/plan.hpp"
+#include "plan/tiles.hpp"
 
 using namespace girih;
 using plan::Arch;
@@ -116,6 +118,38 @@ TEST_CASE("the portable kernel is for the plain architecture, Hopper's for its o
   }
   check("sm_100a", {}, "sm_100", plan::KernelFamily::fwd_sm80);
   check("sm_89", {.portable = true}, "sm_89", plan::KernelFamily::fwd_sm80);
+}
+
+TEST_CASE("keys of vertical_slash are gathered in tiles that leave room for it, by all who may") {
+  const Arch arch = Arch::parse("sm_90");
+  int without_room = 0;
+  for (const char* others : {"vertical_slash(v)", "causal", "blocks(m, q=64, kv=16)",
+                             "blocks(m, q=64, kv=32)", "blocks(m, q=128, kv=128)"}) {
+    const Pattern pattern =
+        Pattern::parse(fmt::format("heads(0: vertical_slash(v), else: {})", others));
+    for (const int head_dim : {64, 128, 192}) {
+      const Problem problem{.head_dim = head_dim, .num_heads = 4, .num_heads_kv = 4};
+      const Plan own = make_plan(pattern, problem, arch);
+      CHECK(own.spec.gathers);
+      for (const TileConfig& tile : plan::candidate_tiles(own, problem, arch)) {
+        const Plan plan = make_plan(pattern, problem, arch, tile);
+        CAPTURE(plan.spec.structures.size());
+        CHECK(plan.shared_bytes <= arch.shared_bytes_per_cta());
+        if (plan.spec.family != plan::KernelFamily::fwd_sm90) continue;
+        // What the kernel makes of it (attn/pipeline_sm90.cuh).
+        CHECK(plan.spec.gathers == gathers_slashes(true, tile.block_m, tile.block_n,
+                                                   plan.spec.key_box, plan.spec.pack_heads,
+                                                   plan.spec.pass_over));
+        without_room += tile.block_m == 128 && tile.block_n <= 128 && !plan.spec.gathers;
+      }
+    }
+  }
+  CHECK(without_room > 0);
+  // A class without heads is no reason for anything.
+  const Plan alone = plan_for("heads(0-3: vertical_slash(v), else: blocks(m, q=128, kv=128))",
+                              {.head_dim = 128, .num_heads = 4, .num_heads_kv = 4});
+  CHECK(alone.spec.gathers);
+  CHECK(alone.spec.pass_over);
 }
 
 TEST_CASE("Hopper's tile is the largest that its registers and shared memory hold") {

@@ -571,12 +571,10 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
     const int width = std::max(problem.head_dim, problem.width_v());
+    plan.spec.gathers = gathers(tile, problem, traits, arch);
     plan.spec.pass_over = !plan.spec.prune &&  // whose warpgroups decide on each tile together
-                          (!shares_blocks(problem, traits, tile.block_m) ||
+                          (plan.spec.gathers || !shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
-    plan.spec.gathers =
-        gathers_slashes(traits.slashes, tile.block_m, tile.block_n, plan.spec.key_box,
-                        plan.spec.pack_heads, plan.spec.pass_over);
     if (plan.spec.bricks) {
       const Neighborhood grid(brick_heads[0].numbers.data());
       plan.grid = grid_of(grid);

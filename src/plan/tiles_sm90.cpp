@@ -105,13 +105,18 @@ bool suits_gathering(const TileConfig& tile, const Problem& problem, const Patte
 
 }  // namespace
 
+bool gathers(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
+             const Arch& arch) {
+  return wants_to_gather(tile, problem, pattern) && has_room_to_gather(tile, problem, arch);
+}
+
 // Where all rows of a tile see the same blocks, and where blocks are so small that few tiles of
 // consecutive keys would be without a visible one. What prune decides on are consecutive keys.
 int key_box(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
             const Arch& arch) {
   if (pattern.prune_kv > 0) return tile.block_n;
-  if (wants_to_gather(tile, problem, pattern) && has_room_to_gather(tile, problem, arch)) {
-    return kSlashBox;
+  if (wants_to_gather(tile, problem, pattern)) {
+    return gathers(tile, problem, pattern, arch) ? kSlashBox : tile.block_n;
   }
   const int size = pattern.kv_block_size;
   const bool fits = size > 0 && size % 16 == 0 && size < tile.block_n && tile.block_n % size == 0 &&

@@ -18,8 +18,12 @@ bool shares_blocks(const Problem& problem, const PatternTraits& pattern, int blo
 /// Head dims above leave the Hopper kernel no registers for what only pays.
 constexpr int kWidestWithSpareRegisters = 192;
 
+/// Whether heads of vertical_slash alone visit gathered keys: not where shared memory has no room.
+bool gathers(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
+             const Arch& arch);
+
 /// Keys that are copied together, by whose visibility a key tile is gathered; block_n where tiles
-/// are of consecutive keys: those of vertical_slash are where shared memory has no room for others.
+/// are of consecutive keys.
 int key_box(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern,
             const Arch& arch);
 

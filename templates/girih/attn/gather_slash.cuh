@@ -39,8 +39,9 @@ struct SlashGather {
   static constexpr int kBoxes = kBlockN / kSlashBox;
   static constexpr uint32 kAll = (1u << kBlocks) - 1;  // a bit a block
 
-  // What was gathered so far, in shared memory, in rows: boxes that some of the blocks see, a row
-  // for each set of them, which is its number and 1; boxes of which they see parts; single keys.
+  // What was gathered so far, in shared memory, in rows: boxes that some of the blocks see whole, a
+  // row for each set of them, whose bits are the row's number plus 1; boxes of which they see
+  // parts; single keys.
   enum Row : int { kMasked = kAll, kSingle = kAll + 1 };
   struct Staging {
     SlashRows rows;                 // registers are scarce
@@ -101,7 +102,7 @@ struct SlashGather {
     Words ahead = words_at(num_blocks, 0, end);
 #pragma unroll 1
     for (int chunk = 0; chunk <= end; chunk += kSlashChunk) {  // runs end at `end`
-      const Words words = existing_of(ahead, chunk, end);
+      const Words words = existing_of(ahead, num_blocks, chunk, end);
       ahead = words_at(num_blocks, chunk + kSlashChunk, end);
       uint64 changes = changes_of(words, open.parts);
 #pragma unroll 1
@@ -157,7 +158,7 @@ struct SlashGather {
     return chunk + kLaneKeys * static_cast<int>(fresh_thread_index() % 32);
   }
 
-  // As they lie in memory, which nobody waits for here.
+  // As they lie in memory, without first windows: what is done with them would wait for it.
   __device__ __forceinline__ Words words_at(int num_blocks, int chunk, int end) const {
     const int key = first_key_of_lane(chunk);
     Words words{};
@@ -165,21 +166,26 @@ struct SlashGather {
       const SlashRows& rows = staging.rows;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        if (block < num_blocks) words.windows[block] = rows.windows[block].two(key / 32);
+        if (block < num_blocks) {
+          words.windows[block] = two_words(rows.windows[block].words + key / 32);
+        }
       }
       words.columns = two_words(rows.columns + key / 32);
     }
     return words;
   }
 
-  // Without keys from `end` on.
-  __device__ __forceinline__ static Words existing_of(const Words& words, int chunk, int end) {
+  // With first windows, and without keys from `end` on.
+  __device__ __forceinline__ Words existing_of(const Words& words, int num_blocks, int chunk,
+                                               int end) const {
     const int key = first_key_of_lane(chunk);
     const uint64 existing = two_words(KeyWord{key}.below(end), KeyWord{key + 32}.below(end));
     Words left;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      left.windows[block] = words.windows[block] & existing;
+      const uint64 first =
+          block < num_blocks ? staging.rows.windows[block].first_of_two(key / 32) : 0;
+      left.windows[block] = (words.windows[block] | first) & existing;
     }
     left.columns = words.columns & existing;
     return left;
@@ -305,8 +311,8 @@ struct SlashGather {
     __syncwarp();
   }
 
-  // Boxes that fill tiles, the rows in turns: whoever sees none of several tiles one after the
-  // other is given one nevertheless.
+  // Boxes that fill tiles: those that are seen whole in turns, for who sees none of several tiles
+  // one after the other is given one nevertheless.
   template <class Emit, class EmitTiles>
   __device__ __forceinline__ void emit_full(const Emit& emit, const EmitTiles& emit_tiles) {
     constexpr uint32 kTurns = 32 / kSingle;

@@ -29,7 +29,7 @@ constexpr bool kIsElaborate = requires {
 constexpr uint32 kFirstVisit = 1 << 6;
 constexpr uint32 kLastVisit = 1 << 7;
 constexpr int kSeesNextBit = 8;
-constexpr uint32 kGivenMask = 1 << 11;   // SeenColumns says who sees what
+constexpr uint32 kGivenMask = 1 << 11;   // SeenColumns says what those see who see a part
 constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
 constexpr uint32 kExtraKeys = 1 << 13;   // no brick: rows behind the grid
 constexpr uint32 kMaySkip = 1 << 14;     // the consumers vote on it
@@ -133,7 +133,8 @@ struct PipelineSm90 {
 
   // How far ahead of V's copies, the later ones, key tiles are looked for. More would take the next
   // query tile early, and whoever asked early and still has much to do ends last; but where
-  // elaborate masks begin in a row may take as long to find as several key tiles.
+  // elaborate masks begin in a row may take as long to find as several key tiles, and gathering
+  // tells of many at once.
   static constexpr int kNumVisits = kGathers ? kGatheredVisits : kIsElaborate<Config> ? 8 : 4;
 
   // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V

@@ -168,7 +168,7 @@ struct SchedulerSm90 : PipelineSm90<Config> {
                                                    uint32 sees, uint32 flags, const Write& write) {
       constexpr int kPeriod = kMostPassed + 1;
       const uint32 all = __ballot_sync(0xffffffff, has_one);
-      const uint32 before = all & ((1u << lane) - 1);
+      const uint32 lower_lanes = (1u << lane) - 1;
       uint32 masked = 0;
       int passed_behind = 0;
 #pragma unroll
@@ -182,14 +182,14 @@ struct SchedulerSm90 : PipelineSm90<Config> {
           if (given == 0) return __popc(all & lanes) + passed_ahead;
           return __popc(all & lanes) - __popc(all & (~0u >> __clz(given)));
         };
-        if (!own && passed_until((1u << lane) - 1) % kPeriod == kMostPassed) masked |= 1u << i;
+        if (!own && passed_until(lower_lanes) % kPeriod == kMostPassed) masked |= 1u << i;
         const int behind = passed_until(~0u) % kPeriod;
         if (lane % kNumMmaWarpgroups == i) passed_behind = behind;
       }
       passed = passed_behind;
       flags |= 2 * kPartial * two_bits_each(sees) | kPartial * two_bits_each(masked);
 
-      int rank = __popc(before);
+      int rank = __popc(all & lower_lanes);
       int left = __popc(all);
 #pragma unroll 1
       while (left > 0) {
@@ -430,9 +430,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       const int last_row = __shfl_sync(0xffffffff, row, last);
       box = gathered.staging.box(last_row,
                                  __shfl_sync(0xffffffff, first, last) + min(own_lane, kBoxes - 1));
-      const uint32 seeing = last_row + 1;
-      seen = KeyWord{32 * word}.below((seeing >> part & 1) * kBlockN);
-      flags = kGivenMask | 2 * kPartial * two_bits_each(seeing);
+      seen = gathered.staging.seen(last_row, 0, kBoxes, part, word);
+      flags = kGivenMask | 2 * kPartial * two_bits_each(last_row + 1);
     };
     Gather gather(gathered.staging);
     const int blocks_left = ceil_div(work.geometry.seqlen_q - work.first_row, SlashPlane::kRows);

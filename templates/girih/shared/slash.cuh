@@ -18,13 +18,13 @@ struct SlashRow {
   const uint32* words;
   int num_first;
   GIRIH_HD uint32 operator[](int word) const { return word < num_first ? ~0u : words[word]; }
-  GIRIH_HD uint64 two(int word) const {  // an even one and the next
-    const uint64 two = two_words(words + word);
-    return two | two_words(word < num_first ? ~0u : 0u, word + 1 < num_first ? ~0u : 0u);
+  // Of a word and the next, what the first windows hold.
+  GIRIH_HD uint64 first_of_two(int word) const {
+    return two_words(word < num_first ? ~0u : 0u, word + 1 < num_first ? ~0u : 0u);
   }
 };
 
-// Where a block finds them: `words` from this one of its plane on.
+// Where a block finds them: `words` from this one of its plane on, an even one.
 struct SlashEntry {
   int first_word;
   int num_first;
