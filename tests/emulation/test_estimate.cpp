@@ -23,10 +23,7 @@
 namespace {
 
 using namespace girih;
-
-int below(std::mt19937& random, int bound) {
-  return static_cast<int>(random() % static_cast<unsigned>(bound));
-}
+using emulation::below;
 
 float as_float(std::uint16_t bits) { return __int_as_float(static_cast<int>(bits) << 16); }
 

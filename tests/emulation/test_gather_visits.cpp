@@ -19,11 +19,8 @@
 namespace {
 
 using namespace girih;
+using emulation::below;
 using emulation::cta;
-
-int below(std::mt19937& random, int bound) {
-  return static_cast<int>(random() % static_cast<unsigned>(bound));
-}
 
 template <int kKeys, int kStages>
 struct GatheringConfig {

@@ -23,6 +23,7 @@
 namespace {
 
 using namespace girih;
+using emulation::below;
 using emulation::cta;
 
 constexpr int kConsumers = 8;  // warps
@@ -70,10 +71,6 @@ struct Schedule {
     return numbers;
   }
 };
-
-int below(std::mt19937& random, int bound) {
-  return static_cast<int>(random() % static_cast<unsigned>(bound));
-}
 
 // Warp of the consumers.
 bool row_exists(const QueryTile& query, int warp, int lane, int r) {

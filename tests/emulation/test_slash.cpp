@@ -21,11 +21,8 @@
 namespace {
 
 using namespace girih;
+using emulation::below;
 using Phase = BuildSlashParams::Phase;
-
-int below(std::mt19937& random, int bound) {
-  return static_cast<int>(random() % static_cast<unsigned>(bound));
-}
 
 // Lists of every plane and what the kernel makes of them.
 struct Built {

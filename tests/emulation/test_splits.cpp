@@ -17,13 +17,10 @@
 namespace {
 
 using namespace girih;
+using emulation::below;
 
 constexpr int kNumSms = 132;
 int split_tiles_seen = 0;
-
-int below(std::mt19937& random, int bound) {
-  return static_cast<int>(random() % static_cast<unsigned>(bound));
-}
 
 // Memory of a plan.
 struct Planned {

@@ -13,10 +13,7 @@
 namespace {
 
 using namespace girih;
-
-int below(std::mt19937& random, int bound) {
-  return static_cast<int>(random() % static_cast<unsigned>(bound));
-}
+using emulation::below;
 
 // As an entry has them.
 struct SameDocument : ExpressionTensors<int> {

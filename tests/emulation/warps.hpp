@@ -25,6 +25,11 @@
 
 namespace emulation {
 
+/// A random number, at least 0 and less than `bound`.
+inline int below(std::mt19937& random, int bound) {
+  return static_cast<int>(random() % static_cast<unsigned>(bound));
+}
+
 struct Index {
   int x = 0;
 };
