@@ -284,8 +284,9 @@ struct PruningKernel {
     });
   }
 
-  static void pack_probabilities(Probabilities& packed, const Scores& p) {
-    std::memcpy(packed, p, sizeof(Scores));
+  template <int kFirst, int kCount>
+  static void pack_probabilities(Probabilities& packed, const float (&p)[kCount][4]) {
+    std::memcpy(packed + kFirst, p, sizeof p);
     own().packed = own().scored.back();
   }
 
@@ -330,7 +331,7 @@ struct PruningKernel {
 
   // Each thread's part of a row alone, which needs no other's.
   static void stage_output(unsigned char* staging, const FwdParams&, const Work& work,
-                           const Output& output, const LazySoftmax& softmax) {
+                           const Output& output, const OnlineSoftmax& softmax) {
     const auto query_tile = static_cast<std::size_t>(work.first_row / kBlockM);
     const auto at = (query_tile * 32 * kConsumers + static_cast<std::size_t>(thread())) * 2;
     for (std::size_t r = 0; r < 2; ++r) {

@@ -49,9 +49,11 @@ struct FragmentsSm90 : PipelineSm90<Config> {
                                                 ColumnOperand<kBlockN>(v_tile));
   }
 
+  // p: the probabilities from fragment kFirst on.
+  template <int kFirst, int kCount>
   static __device__ __forceinline__ void pack_probabilities(Probabilities& packed,
-                                                            const Scores& p) {
-    girih::pack_probabilities<Element, kKeyFragments>(packed, p);
+                                                            const float (&p)[kCount][4]) {
+    girih::pack_probabilities<Element, kFirst>(packed, p);
   }
 
   // A key tile as a consumer's lane knows it.
@@ -158,7 +160,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
     }
   }
 
-  static __device__ __forceinline__ float finish(const LazySoftmax& softmax, int r,
+  static __device__ __forceinline__ float finish(const OnlineSoftmax& softmax, int r,
                                                  const FwdParams& params, const Work& work,
                                                  int warpgroup, float& lse) {
     if constexpr (ClassModifiers<Classes>::kSinks) {
@@ -174,7 +176,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   static __device__ __forceinline__ void stage_output(unsigned char* staging,
                                                       const FwdParams& params, const Work& work,
                                                       const Output& output,
-                                                      const LazySoftmax& softmax) {
+                                                      const OnlineSoftmax& softmax) {
     const uint32 thread = fresh_thread_index();
     const int warpgroup = thread / 128 - 1;
     const int first_row = (thread - 128) / 32 * 16;  // the warp's
