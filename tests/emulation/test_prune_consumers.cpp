@@ -134,7 +134,7 @@ struct PruningKernel {
   static constexpr int kBlockM = 128, kBlockN = kKeys, kNumStages = kStages, kNumWorks = 4;
   static constexpr int kNumQStages = kStages % 4 < 2 ? 1 : 2;
   static constexpr int kNumVisits = kStages < 4 ? 3 : 7;
-  static constexpr int kKeyFragments = 4;
+  static constexpr int kKeyFragments = 4, kEarlyFragments = 2;
   static constexpr bool kModifies = kModified;
   static constexpr int kWarpgroupBarrier = 1;
   static constexpr FwdSm90Layout kLayout =
@@ -284,9 +284,8 @@ struct PruningKernel {
     });
   }
 
-  template <int kFirst, int kCount>
-  static void pack_probabilities(Probabilities& packed, const float (&p)[kCount][4]) {
-    std::memcpy(packed + kFirst, p, sizeof p);
+  static void pack_fragment(Probabilities& packed, int j, const float (&p)[4]) {
+    std::memcpy(packed[j], p, sizeof p);
     own().packed = own().scored.back();
   }
 

@@ -31,6 +31,10 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   static constexpr int kKeyFragments = kBlockN / 8;    // n8 of the scores
   static constexpr int kDimFragments = kHeadDimV / 8;  // n8 of the output
 
+  // They hide the end of a product with V, which three warpgroups have hidden; and take registers.
+  static constexpr int kEarlyFragments =
+      Pipeline::kNumMmaWarpgroups == 2 && 6 * kKeyFragments + 4 * kDimFragments <= 160 ? 4 : 2;
+
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];
@@ -49,11 +53,9 @@ struct FragmentsSm90 : PipelineSm90<Config> {
                                                 ColumnOperand<kBlockN>(v_tile));
   }
 
-  // p: the probabilities from fragment kFirst on.
-  template <int kFirst, int kCount>
-  static __device__ __forceinline__ void pack_probabilities(Probabilities& packed,
-                                                            const float (&p)[kCount][4]) {
-    girih::pack_probabilities<Element, kFirst>(packed, p);
+  static __device__ __forceinline__ void pack_fragment(Probabilities& packed, int j,
+                                                       const float (&p)[4]) {
+    girih::pack_fragment<Element>(packed, j, p);
   }
 
   // A key tile as a consumer's lane knows it.

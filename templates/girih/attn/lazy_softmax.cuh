@@ -15,8 +15,9 @@
 
 namespace girih {
 
-// Fragments has Scores, Probabilities and Output, kKeyFragments of scores, rescale(), and
-// pack_probabilities<kFirst>(packed, p), with p the probabilities from fragment kFirst on.
+// Fragments has Scores, Probabilities and Output, kKeyFragments of scores, of which kEarlyFragments
+// become probabilities while those of the tile before are still read, rescale(output, shrink), and
+// pack_fragment(probabilities, j, p), with p of fragment j.
 template <class Fragments>
 struct LazySoftmax : OnlineSoftmax {
   using Output = typename Fragments::Output;
@@ -29,9 +30,7 @@ struct LazySoftmax : OnlineSoftmax {
   static constexpr float kHeadroom = 8.0f;
   static constexpr float kHighestSum = 2 * kKeyFragments * 256.0f;
 
-  // What is found of a tile while probabilities of the one before it are still read: two fragments
-  // hide the end of P * V, and more take registers.
-  static constexpr int kEarlyFragments = 2;
+  static constexpr int kEarlyFragments = Fragments::kEarlyFragments;
   struct Early {
     float p[kEarlyFragments][4];
     float sum[2];  // this thread's part of each row
@@ -47,17 +46,19 @@ struct LazySoftmax : OnlineSoftmax {
   __device__ __forceinline__ void find_early(Early& early, const Scores& scores,
                                              float scale_log2) const {
     early.sum[0] = early.sum[1] = 0.0f;
-    exponentiate<0>(early.p, scores, scale_log2, early.sum);
+#pragma unroll
+    for (int j = 0; j < kEarlyFragments; ++j) {
+      exponentiate(early.p[j], scores[j], scale_log2, early.sum);
+    }
   }
 
   // Whether origins must follow: then nothing of the tile is in `row_sum`.
   __device__ __forceinline__ bool find_late(Probabilities& probabilities, const Early& early,
                                             const Scores& scores, float scale_log2) {
-    Fragments::template pack_probabilities<0>(probabilities, early.p);
-    float late[kKeyFragments - kEarlyFragments][4];
+#pragma unroll
+    for (int j = 0; j < kEarlyFragments; ++j) Fragments::pack_fragment(probabilities, j, early.p[j]);
     float sum[2] = {early.sum[0], early.sum[1]};
-    exponentiate<kEarlyFragments>(late, scores, scale_log2, sum);
-    Fragments::template pack_probabilities<kEarlyFragments>(probabilities, late);
+    find<kEarlyFragments>(probabilities, scores, scale_log2, sum);
     if (__any_sync(0xffffffff, !(sum[0] < kHighestSum) || !(sum[1] < kHighestSum))) return true;
 #pragma unroll
     for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
@@ -78,24 +79,28 @@ struct LazySoftmax : OnlineSoftmax {
       row_sum[r] *= shrink[r];
     }
     Fragments::rescale(output, shrink);
-    float p[kKeyFragments][4];
-    exponentiate<0>(p, scores, scale_log2, row_sum);
-    Fragments::template pack_probabilities<0>(probabilities, p);
+    find<0>(probabilities, scores, scale_log2, row_sum);
   }
 
  private:
-  // p: of the fragments from kFirst on.
-  template <int kFirst, int kCount>
-  __device__ __forceinline__ void exponentiate(float (&p)[kCount][4], const Scores& scores,
+  // Of one fragment.
+  __device__ __forceinline__ void exponentiate(float (&p)[4], const float (&scores)[4],
                                                float scale_log2, float (&sum)[2]) const {
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) {
+    for (int e = 0; e < 4; ++e) p[e] = exp2_approx(scores[e] * scale_log2 - origin[e / 2]);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        p[j][e] = exp2_approx(scores[kFirst + j][e] * scale_log2 - origin[e / 2]);
-      }
+    for (int r = 0; r < 2; ++r) sum[r] += p[2 * r] + p[2 * r + 1];
+  }
+
+  // Of the fragments from kFirst on.
+  template <int kFirst>
+  __device__ __forceinline__ void find(Probabilities& probabilities, const Scores& scores,
+                                       float scale_log2, float (&sum)[2]) const {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) sum[r] += p[j][2 * r] + p[j][2 * r + 1];
+    for (int j = kFirst; j < kKeyFragments; ++j) {
+      float p[4];
+      exponentiate(p, scores[j], scale_log2, sum);
+      Fragments::pack_fragment(probabilities, j, p);
     }
   }
 };

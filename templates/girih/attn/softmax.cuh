@@ -30,17 +30,13 @@ __device__ __forceinline__ void cap_scores(float (&scores)[kKeyFragments][4], fl
 }
 
 // Probabilities as the A operand of a product with V: an accumulator of the scores is one, element
-// for element. `p`: those of the fragments from kFirst on.
-template <class Element, int kFirst = 0, int kSteps, int kKeyFragments>
-__device__ __forceinline__ void pack_probabilities(uint32 (&packed)[kSteps][4],
-                                                   const float (&p)[kKeyFragments][4]) {
+// for element. p: those of fragment j.
+template <class Element, int kSteps>
+__device__ __forceinline__ void pack_fragment(uint32 (&packed)[kSteps][4], int j,
+                                              const float (&p)[4]) {
 #pragma unroll
-  for (int j = 0; j < kKeyFragments; ++j) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      packed[(kFirst + j) / 2][(kFirst + j) % 2 * 2 + r] =
-          pack<Element>(p[j][2 * r], p[j][2 * r + 1]);
-    }
+  for (int r = 0; r < 2; ++r) {
+    packed[j / 2][j % 2 * 2 + r] = pack<Element>(p[2 * r], p[2 * r + 1]);
   }
 }
 
