@@ -61,7 +61,7 @@ struct FwdSm90 : PipelineSm90<Config> {
   static constexpr int kConsumerRegisters =
       kNumMmaWarpgroups == 3 ? (kIsElaborate<Config> || kFragmentRegisters <= 120 ? 152 : 160)
       : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
-      : kFragmentRegisters > 160                    ? 224
+      : kFragmentRegisters >= 160                   ? 224
       : kFragmentRegisters > 144                    ? 216
                                                     : 208;
   static constexpr int kProducerRegisters =

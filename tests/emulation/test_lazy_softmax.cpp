@@ -280,7 +280,7 @@ std::string run(const Stream& stream, bool prunes, unsigned seed, Threads& threa
                         [](float p) { return std::isinf(p); });
         if (__any_sync(0xffffffff, infinite && i > 0) && lane == 0) ++seen.infinite;
       }
-      if (must_follow) softmax.follow(probabilities, output, scores, stream.scale_log2);
+      if (must_follow) softmax.follow(probabilities, output, true, scores, stream.scale_log2);
       if (lane == 0) ++(must_follow ? seen.followed : seen.straight);
       for (int j = 0; j < kFragments; ++j) {
         for (int e = 0; e < 4; ++e) {

@@ -269,7 +269,7 @@ struct PruningKernel {
     });
   }
 
-  static void accumulate(Output& output, const Probabilities& probabilities, uint32 v_tile) {
+  static void accumulate(Output& output, const Probabilities& probabilities, uint32 v_tile, bool) {
     Content& values = content_at(v_tile);
     const Content then = values;
     const int packed = own().packed;

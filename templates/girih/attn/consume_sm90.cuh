@@ -19,11 +19,11 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
   using Fragments::accumulate, Fragments::score;
   using Fragments::cap, Fragments::find_mask, Fragments::hide, Fragments::hide_boxes,
       Fragments::modify;
-  using Fragments::clear, Fragments::score_scale_log2, Fragments::stage_output;
   using Fragments::gathered_of, Fragments::kGathers, Fragments::kTellsBoxes;
   using Fragments::kBlockM, Fragments::kBlockN, Fragments::kBoxes, Fragments::kLayout;
   using Fragments::kMostPassed, Fragments::kWarpgroupBarrier;
   using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
+  using Fragments::score_scale_log2, Fragments::stage_output;
   using typename Fragments::Control, typename Fragments::Gather;
   using typename Fragments::Mask, typename Fragments::Tile;
   using typename Fragments::Output, typename Fragments::Probabilities, typename Fragments::Scores;
@@ -48,11 +48,15 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
     Scores scores = {};
     Probabilities probabilities = {};
     Output output = {};
+    bool begun = false;  // the query tile's output
     Softmax softmax;
     float scale_log2;
 
     const auto work = [&]() -> const Work& { return control.work[count % kNumWorks]; };
-    const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
+    const auto start_values = [&] {
+      accumulate(output, probabilities, v_tile(values.stage), begun);
+      begun = true;
+    };
     const auto release_values = [&] {
       release(control.v_empty[values.stage], lane);
       values.advance();
@@ -121,43 +125,40 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
     };
 
     for (bool under_way = false;; under_way = true) {
-      // From one query tile to the next: its first product beside the last one of this tile, where
-      // Q has another stage. Before the first and after the last query tile one of the products is
-      // of what happens to lie there, and nobody looks at it: ptxas serialises wgmma under
-      // conditions, and code costs compile time.
+      // From one query tile to the next: where Q has another stage, its first product beside the
+      // storing of this one's output. Before the first and after the last query tile one of the
+      // products is of what happens to lie there, and nobody looks at it: ptxas serialises wgmma
+      // under conditions, and code costs compile time.
+      constexpr bool kBeside = kNumQStages > 1;
       if (under_way) {
         ++count;
         wait(control.v_full[values.stage], values.parity);
       }
+      start_values();
       bool another;
-      if constexpr (kNumQStages == 1) {
-        start_values();
-        wgmma_wait<0>();
-        pin_registers(output);
-        if (under_way) finish_tile(count - 1);
+      const auto begin_query_tile = [&] {
         another = next_query_tile();
         start_scores();
-      } else {
-        another = next_query_tile();
-        start_scores();
-        start_values();
-      }
-      wgmma_wait<0>();
+      };
+      if constexpr (kBeside) begin_query_tile();
+      wgmma_wait<kBeside ? 1 : 0>();
       pin_registers(output);
-      if (kNumQStages > 1 && under_way) finish_tile(count - 1);
+      if (under_way) finish_tile(count - 1);
+      if constexpr (!kBeside) begin_query_tile();
+      wgmma_wait<0>();
       if (!another) {
         release_passed();
         return;
       }
 
-      clear(output);
+      begun = false;
       scale_log2 = score_scale_log2(params, work().softcap[Work::head_of(warpgroup)]);
       release_passed();
       take_scores();
       softmax.reset();
       bool must_follow = true;
       while (true) {
-        if (must_follow) softmax.follow(probabilities, output, scores, scale_log2);
+        if (must_follow) softmax.follow(probabilities, output, begun, scores, scale_log2);
         release_passed();
         if ((tile.flags & kLastVisit) || !next_tile()) break;
         bool straight_on;  // to a key tile that the warpgroup sees

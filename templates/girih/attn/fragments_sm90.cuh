@@ -45,12 +45,12 @@ struct FragmentsSm90 : PipelineSm90<Config> {
     WgmmaSS<Element, kBlockN, kHeadDim>::start(scores, q, RowOperand<kBlockN>(k_tile));
   }
 
-  // Starts output += P * V.
+  // Starts output = P * V, or output += P * V if `adds`.
   static __device__ __forceinline__ void accumulate(Output& output,
                                                     const Probabilities& probabilities,
-                                                    uint32 v_tile) {
+                                                    uint32 v_tile, bool adds) {
     WgmmaRS<Element, kHeadDimV, kBlockN>::start(output, probabilities,
-                                                ColumnOperand<kBlockN>(v_tile));
+                                                ColumnOperand<kBlockN>(v_tile), adds);
   }
 
   static __device__ __forceinline__ void pack_fragment(Probabilities& packed, int j,

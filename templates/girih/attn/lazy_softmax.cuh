@@ -56,7 +56,8 @@ struct LazySoftmax : OnlineSoftmax {
   __device__ __forceinline__ bool find_late(Probabilities& probabilities, const Early& early,
                                             const Scores& scores, float scale_log2) {
 #pragma unroll
-    for (int j = 0; j < kEarlyFragments; ++j) Fragments::pack_fragment(probabilities, j, early.p[j]);
+    for (int j = 0; j < kEarlyFragments; ++j)
+      Fragments::pack_fragment(probabilities, j, early.p[j]);
     float sum[2] = {early.sum[0], early.sum[1]};
     find<kEarlyFragments>(probabilities, scores, scale_log2, sum);
     if (__any_sync(0xffffffff, !(sum[0] < kHighestSum) || !(sum[1] < kHighestSum))) return true;
@@ -66,8 +67,8 @@ struct LazySoftmax : OnlineSoftmax {
   }
 
   // Moves origins that scores exceed too far to the highest of the tile, and with them what was
-  // accumulated; finds all probabilities.
-  __device__ __forceinline__ void follow(Probabilities& probabilities, Output& output,
+  // accumulated, the output only if it was begun; finds all probabilities.
+  __device__ __forceinline__ void follow(Probabilities& probabilities, Output& output, bool begun,
                                          const Scores& scores, float scale_log2) {
     float shrink[2];
 #pragma unroll
@@ -78,7 +79,7 @@ struct LazySoftmax : OnlineSoftmax {
       shrink[r] = exp2_approx(before - origin[r]);
       row_sum[r] *= shrink[r];
     }
-    Fragments::rescale(output, shrink);
+    if (begun) Fragments::rescale(output, shrink);
     find<0>(probabilities, scores, scale_log2, row_sum);
   }
 

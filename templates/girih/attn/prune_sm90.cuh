@@ -137,7 +137,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   __device__ __forceinline__ void start_values() {
     wait(control.v_full[values.stage], values.parity);
     accumulate(output, probabilities,
-               shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes);
+               shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes, true);
   }
 
   __device__ __forceinline__ void finish_values() {
@@ -173,7 +173,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     softmax.find_early(early, scores, scale_log2);
     bool must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
     while (true) {
-      if (must_follow) softmax.follow(probabilities, output, scores, scale_log2);
+      if (must_follow) softmax.follow(probabilities, output, true, scores, scale_log2);
       do {
         if (is_last()) {
           start_values();
