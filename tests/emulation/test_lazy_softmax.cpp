@@ -136,7 +136,7 @@ Stream draw_stream(int num_keys, int way, std::mt19937& random) {
 // A row's part of FragmentsSm90: what P * V sums up is one number, and V's of a key too.
 template <int kFragments>
 struct OneValue {
-  static constexpr int kKeyFragments = kFragments;
+  static constexpr int kKeyFragments = kFragments, kEarlyFragments = kFragments == 16 ? 4 : 2;
   using Scores = float[kKeyFragments][4];
   using Probabilities = float[kKeyFragments][4];
   using Output = double[2];  // this thread's part of each row
@@ -144,10 +144,8 @@ struct OneValue {
   static void rescale(Output& output, const float (&shrink)[2]) {
     for (int r = 0; r < 2; ++r) output[r] *= shrink[r];
   }
-  template <int kFirst, int kCount>
-  static void pack_probabilities(Probabilities& packed, const float (&p)[kCount][4]) {
-    static_assert(kFirst + kCount <= kKeyFragments);
-    std::memcpy(packed + kFirst, p, sizeof p);
+  static void pack_fragment(Probabilities& packed, int j, const float (&p)[4]) {
+    std::memcpy(packed[j], p, sizeof p);
   }
 };
 
@@ -280,7 +278,10 @@ std::string run(const Stream& stream, bool prunes, unsigned seed, Threads& threa
                         [](float p) { return std::isinf(p); });
         if (__any_sync(0xffffffff, infinite && i > 0) && lane == 0) ++seen.infinite;
       }
-      if (must_follow) softmax.follow(probabilities, output, true, scores, stream.scale_log2);
+      const bool begun = i > 0 || prunes;  // else the output is another query tile's still
+      if (!begun) output[0] = output[1] = kNaN;
+      if (must_follow) softmax.follow(probabilities, output, begun, scores, stream.scale_log2);
+      if (!begun) output[0] = output[1] = 0;
       if (lane == 0) ++(must_follow ? seen.followed : seen.straight);
       for (int j = 0; j < kFragments; ++j) {
         for (int e = 0; e < 4; ++e) {
