@@ -366,7 +366,10 @@ struct FwdSm80 {
       for (int i = 0; i < kRowFragments; ++i) {
         float shrink[2];
         softmax[i].update(scores[i], scale_log2_of(params, producer), shrink);
-        pack_probabilities<Element, kKeyFragments>(probabilities[i], scores[i]);
+#pragma unroll
+        for (int j = 0; j < kKeyFragments; ++j) {
+          pack_fragment<Element>(probabilities[i], j, scores[i][j]);
+        }
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {  // seldom later on
 #pragma unroll
           for (int d = 0; d < kDimFragments; ++d) {

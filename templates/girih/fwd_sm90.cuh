@@ -58,12 +58,12 @@ struct FwdSm90 : PipelineSm90<Config> {
                                             (kPrune                                  ? 24
                                              : ClassModifiers<Classes>::kExpressions ? 20
                                                                                      : 0);
-  static constexpr int kConsumerRegisters = kNumMmaWarpgroups == 3
-                                                ? (kIsElaborate<Config> ? 152 : 160)
-                                            : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
-                                            : kFragmentRegisters > 160                    ? 224
-                                            : kFragmentRegisters > 144                    ? 216
-                                                                                          : 208;
+  static constexpr int kConsumerRegisters =
+      kNumMmaWarpgroups == 3 ? (kIsElaborate<Config> || kFragmentRegisters <= 120 ? 152 : 160)
+      : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
+      : kFragmentRegisters >= 160                   ? 224
+      : kFragmentRegisters > 144                    ? 216
+                                                    : 208;
   static constexpr int kProducerRegisters =
       kNumMmaWarpgroups == 3 ? 4 * 128 - 3 * kConsumerRegisters : 3 * 168 - 2 * kConsumerRegisters;
 
@@ -77,7 +77,7 @@ struct FwdSm90 : PipelineSm90<Config> {
                                              const SplitMemory* splits = nullptr) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Control& control = *reinterpret_cast<Control*>(shared + kLayout.control_offset);
-    const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+    const bool produces = __shfl_sync(0xffffffff, threadIdx.x / 128, 0) == 0;
     if (threadIdx.x == 0) {
       const auto init = [](const uint64& barrier, int arrivals) {
         mbarrier_init(shared_address(&barrier), arrivals);
@@ -119,7 +119,7 @@ struct FwdSm90 : PipelineSm90<Config> {
     }
     __syncthreads();
 
-    if (warpgroup == 0) {
+    if (produces) {
       shrink_registers<kProducerRegisters>();
       const int warp = __shfl_sync(0xffffffff, fresh_thread_index() / 32, 0);
       if (warp == 0) Copies::load(params, maps, {row_maps, brick_maps}, control, shared);
@@ -130,10 +130,12 @@ struct FwdSm90 : PipelineSm90<Config> {
       }
     } else {
       grow_registers<kConsumerRegisters>();
+      // Found only here: from the kernel's beginning on it would be spilled.
+      const int warpgroup = __shfl_sync(0xffffffff, fresh_thread_index() / 128, 0) - 1;
       if constexpr (kPrune) {
-        PrunedConsumer<Config>{{}, params, control, shared, warpgroup - 1}.run();
+        PrunedConsumer<Config>{{}, params, control, shared, warpgroup}.run();
       } else {
-        ConsumerSm90<Config>::run(params, control, shared, warpgroup - 1);
+        ConsumerSm90<Config>::run(params, control, shared, warpgroup);
       }
     }
   }

@@ -134,7 +134,7 @@ struct PruningKernel {
   static constexpr int kBlockM = 128, kBlockN = kKeys, kNumStages = kStages, kNumWorks = 4;
   static constexpr int kNumQStages = kStages % 4 < 2 ? 1 : 2;
   static constexpr int kNumVisits = kStages < 4 ? 3 : 7;
-  static constexpr int kKeyFragments = 4;
+  static constexpr int kKeyFragments = 4, kEarlyFragments = 2;
   static constexpr bool kModifies = kModified;
   static constexpr int kWarpgroupBarrier = 1;
   static constexpr FwdSm90Layout kLayout =
@@ -269,7 +269,7 @@ struct PruningKernel {
     });
   }
 
-  static void accumulate(Output& output, const Probabilities& probabilities, uint32 v_tile) {
+  static void accumulate(Output& output, const Probabilities& probabilities, uint32 v_tile, bool) {
     Content& values = content_at(v_tile);
     const Content then = values;
     const int packed = own().packed;
@@ -284,8 +284,8 @@ struct PruningKernel {
     });
   }
 
-  static void pack_probabilities(Probabilities& packed, const Scores& p) {
-    std::memcpy(packed, p, sizeof(Scores));
+  static void pack_fragment(Probabilities& packed, int j, const float (&p)[4]) {
+    std::memcpy(packed[j], p, sizeof p);
     own().packed = own().scored.back();
   }
 
@@ -330,7 +330,7 @@ struct PruningKernel {
 
   // Each thread's part of a row alone, which needs no other's.
   static void stage_output(unsigned char* staging, const FwdParams&, const Work& work,
-                           const Output& output, const LazySoftmax& softmax) {
+                           const Output& output, const OnlineSoftmax& softmax) {
     const auto query_tile = static_cast<std::size_t>(work.first_row / kBlockM);
     const auto at = (query_tile * 32 * kConsumers + static_cast<std::size_t>(thread())) * 2;
     for (std::size_t r = 0; r < 2; ++r) {

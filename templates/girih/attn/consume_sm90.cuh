@@ -3,9 +3,9 @@
 #pragma once
 
 #include "girih/attn/fragments_sm90.cuh"
+#include "girih/attn/lazy_softmax.cuh"
 #include "girih/attn/pipeline_sm90.cuh"
 #include "girih/attn/ring.cuh"
-#include "girih/attn/softmax.cuh"
 #include "girih/ptx/mbarrier.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/wgmma.cuh"
@@ -16,18 +16,19 @@ namespace girih {
 template <class Config>
 struct ConsumerSm90 : FragmentsSm90<Config> {
   using Fragments = FragmentsSm90<Config>;
-  using Fragments::accumulate, Fragments::pack_probabilities, Fragments::score;
+  using Fragments::accumulate, Fragments::score;
   using Fragments::cap, Fragments::find_mask, Fragments::hide, Fragments::hide_boxes,
       Fragments::modify;
-  using Fragments::clear, Fragments::rescale, Fragments::score_scale_log2, Fragments::stage_output;
   using Fragments::gathered_of, Fragments::kGathers, Fragments::kTellsBoxes;
   using Fragments::kBlockM, Fragments::kBlockN, Fragments::kBoxes, Fragments::kLayout;
   using Fragments::kMostPassed, Fragments::kWarpgroupBarrier;
   using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
+  using Fragments::score_scale_log2, Fragments::stage_output;
   using typename Fragments::Control, typename Fragments::Gather;
   using typename Fragments::Mask, typename Fragments::Tile;
   using typename Fragments::Output, typename Fragments::Probabilities, typename Fragments::Scores;
   using typename Fragments::Visit, typename Fragments::Work;
+  using Softmax = LazySoftmax<Fragments>;
 
   static __device__ __forceinline__ void run(const FwdParams& params, Control& control,
                                              unsigned char* shared_bytes, int warpgroup) {
@@ -47,12 +48,15 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
     Scores scores = {};
     Probabilities probabilities = {};
     Output output = {};
-    LazySoftmax softmax;
-    float shrink[2];
+    bool begun = false;  // the query tile's output
+    Softmax softmax;
     float scale_log2;
 
     const auto work = [&]() -> const Work& { return control.work[count % kNumWorks]; };
-    const auto start_values = [&] { accumulate(output, probabilities, v_tile(values.stage)); };
+    const auto start_values = [&] {
+      accumulate(output, probabilities, v_tile(values.stage), begun);
+      begun = true;
+    };
     const auto release_values = [&] {
       release(control.v_empty[values.stage], lane);
       values.advance();
@@ -121,42 +125,40 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
     };
 
     for (bool under_way = false;; under_way = true) {
-      // From one query tile to the next: its first product beside the last one of this tile, where
-      // Q has another stage. Before the first and after the last query tile one of the products is
-      // of what happens to lie there, and nobody looks at it: ptxas serialises wgmma under
-      // conditions, and code costs compile time.
+      // From one query tile to the next: where Q has another stage, its first product beside the
+      // storing of this one's output. Before the first and after the last query tile one of the
+      // products is of what happens to lie there, and nobody looks at it: ptxas serialises wgmma
+      // under conditions, and code costs compile time.
+      constexpr bool kBeside = kNumQStages > 1;
       if (under_way) {
         ++count;
         wait(control.v_full[values.stage], values.parity);
       }
+      start_values();
       bool another;
-      if constexpr (kNumQStages == 1) {
-        start_values();
-        wgmma_wait<0>();
-        pin_registers(output);
-        if (under_way) finish_tile(count - 1);
+      const auto begin_query_tile = [&] {
         another = next_query_tile();
         start_scores();
-      } else {
-        another = next_query_tile();
-        start_scores();
-        start_values();
-      }
-      wgmma_wait<0>();
+      };
+      if constexpr (kBeside) begin_query_tile();
+      wgmma_wait<kBeside ? 1 : 0>();
       pin_registers(output);
-      if (kNumQStages > 1 && under_way) finish_tile(count - 1);
+      if (under_way) finish_tile(count - 1);
+      if constexpr (!kBeside) begin_query_tile();
+      wgmma_wait<0>();
       if (!another) {
         release_passed();
         return;
       }
 
-      clear(output);
+      begun = false;
       scale_log2 = score_scale_log2(params, work().softcap[Work::head_of(warpgroup)]);
       release_passed();
       take_scores();
-      softmax.start(scores, scale_log2);
-      pack_probabilities(probabilities, scores);
+      softmax.reset();
+      bool must_follow = true;
       while (true) {
+        if (must_follow) softmax.follow(probabilities, output, begun, scores, scale_log2);
         release_passed();
         if ((tile.flags & kLastVisit) || !next_tile()) break;
         bool straight_on;  // to a key tile that the warpgroup sees
@@ -167,20 +169,18 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
           start_values();
           wgmma_wait<1>();
           take_scores();
-          softmax.update(scores, scale_log2, shrink);
-          pin_registers(scores);
-          // The wait and the vote also hold ptxas: it would wait for the output before the softmax,
-          // or leave exponentials for after it.
+          typename Softmax::Early early;
+          softmax.find_early(early, scores, scale_log2);
+          pin_registers(early.p);
+          // The wait also holds ptxas, which would wait for the output before any exponential.
           straight_on = kMostPassed == 0 ? (tile.flags & kLastVisit) == 0
                                          : passed == 0 && sees_next(tile.flags, warpgroup);
           if (straight_on) wait(control.k_full[keys.stage], keys.parity);
-          const bool moved = softmax.moved(shrink);
           wgmma_wait<0>();
           pin_registers(output);
           release_values();
-          if (moved) rescale(output, shrink);
-          pack_probabilities(probabilities, scores);
-        } while (straight_on);
+          must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
+        } while (straight_on && !must_follow);
       }
     }
   }

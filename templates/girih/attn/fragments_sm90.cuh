@@ -31,6 +31,10 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   static constexpr int kKeyFragments = kBlockN / 8;    // n8 of the scores
   static constexpr int kDimFragments = kHeadDimV / 8;  // n8 of the output
 
+  // They hide the end of a product with V, which three warpgroups have hidden; and take registers.
+  static constexpr int kEarlyFragments =
+      Pipeline::kNumMmaWarpgroups == 2 && 6 * kKeyFragments + 4 * kDimFragments <= 160 ? 4 : 2;
+
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];
@@ -41,17 +45,17 @@ struct FragmentsSm90 : PipelineSm90<Config> {
     WgmmaSS<Element, kBlockN, kHeadDim>::start(scores, q, RowOperand<kBlockN>(k_tile));
   }
 
-  // Starts output += P * V.
+  // Starts output = P * V, or output += P * V if `adds`.
   static __device__ __forceinline__ void accumulate(Output& output,
                                                     const Probabilities& probabilities,
-                                                    uint32 v_tile) {
+                                                    uint32 v_tile, bool adds) {
     WgmmaRS<Element, kHeadDimV, kBlockN>::start(output, probabilities,
-                                                ColumnOperand<kBlockN>(v_tile));
+                                                ColumnOperand<kBlockN>(v_tile), adds);
   }
 
-  static __device__ __forceinline__ void pack_probabilities(Probabilities& packed,
-                                                            const Scores& p) {
-    girih::pack_probabilities<Element, kKeyFragments>(packed, p);
+  static __device__ __forceinline__ void pack_fragment(Probabilities& packed, int j,
+                                                       const float (&p)[4]) {
+    girih::pack_fragment<Element>(packed, j, p);
   }
 
   // A key tile as a consumer's lane knows it.
@@ -158,7 +162,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
     }
   }
 
-  static __device__ __forceinline__ float finish(const LazySoftmax& softmax, int r,
+  static __device__ __forceinline__ float finish(const OnlineSoftmax& softmax, int r,
                                                  const FwdParams& params, const Work& work,
                                                  int warpgroup, float& lse) {
     if constexpr (ClassModifiers<Classes>::kSinks) {
@@ -174,7 +178,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   static __device__ __forceinline__ void stage_output(unsigned char* staging,
                                                       const FwdParams& params, const Work& work,
                                                       const Output& output,
-                                                      const LazySoftmax& softmax) {
+                                                      const OnlineSoftmax& softmax) {
     const uint32 thread = fresh_thread_index();
     const int warpgroup = thread / 128 - 1;
     const int first_row = (thread - 128) / 32 * 16;  // the warp's

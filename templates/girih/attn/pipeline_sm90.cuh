@@ -133,9 +133,11 @@ struct PipelineSm90 {
 
   // How far ahead of V's copies, the later ones, key tiles are looked for. More would take the next
   // query tile early, and whoever asked early and still has much to do ends last; but where
-  // elaborate masks begin in a row may take as long to find as several key tiles, and gathering
-  // tells of many at once.
-  static constexpr int kNumVisits = kGathers ? kGatheredVisits : kIsElaborate<Config> ? 8 : 4;
+  // elaborate masks or lists begin in a row may take as long to find as several key tiles, and
+  // gathering tells of many at once.
+  static constexpr int kNumVisits = kGathers                                      ? kGatheredVisits
+                                    : kIsElaborate<Config> || SplitsTiles<Config> ? 8
+                                                                                  : 4;
 
   // Key tiles that a warpgroup may pass over in a row, for others see them: it holds a stage of V
   // until it has found the next tile to look at, and copies wait for that stage.

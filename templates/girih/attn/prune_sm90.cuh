@@ -9,10 +9,10 @@
 #pragma once
 
 #include "girih/attn/fragments_sm90.cuh"
+#include "girih/attn/lazy_softmax.cuh"
 #include "girih/attn/prune.cuh"
 #include "girih/attn/ring.cuh"
 #include "girih/attn/scores.cuh"
-#include "girih/attn/softmax.cuh"
 #include "girih/ptx/tma.cuh"
 #include "girih/ptx/warp.cuh"
 #include "girih/ptx/wgmma.cuh"
@@ -24,9 +24,9 @@ namespace girih {
 template <class Config>
 struct PrunedConsumer : FragmentsSm90<Config> {
   using Fragments = FragmentsSm90<Config>;
-  using Fragments::accumulate, Fragments::pack_probabilities, Fragments::score;
+  using Fragments::accumulate, Fragments::score;
   using Fragments::cap, Fragments::find_mask, Fragments::hide, Fragments::modify;
-  using Fragments::clear, Fragments::rescale, Fragments::stage_output;
+  using Fragments::clear, Fragments::stage_output;
   using Fragments::kBlockM, Fragments::kBlockN, Fragments::kKeyFragments, Fragments::kLayout;
   using Fragments::kNumQStages, Fragments::kNumStages, Fragments::kNumWorks;
   using Fragments::kWarpgroupBarrier;
@@ -36,6 +36,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   using typename Fragments::Output, typename Fragments::Probabilities, typename Fragments::Scores;
   using typename Fragments::Visit, typename Fragments::Work;
   using Keys = Ring<kNumStages>;
+  using Softmax = LazySoftmax<Fragments>;
   static constexpr bool kModifies = kNaturalScores<Classes>;
 
   const FwdParams& params;
@@ -57,7 +58,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   Scores scores = {};
   Probabilities probabilities = {};
   Output output = {};
-  LazySoftmax softmax;
+  Softmax softmax;
   float scale_log2;
 
   __device__ __forceinline__ const Work& work() const { return control.work[count % kNumWorks]; }
@@ -136,7 +137,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   __device__ __forceinline__ void start_values() {
     wait(control.v_full[values.stage], values.parity);
     accumulate(output, probabilities,
-               shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes);
+               shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes, true);
   }
 
   __device__ __forceinline__ void finish_values() {
@@ -168,29 +169,30 @@ struct PrunedConsumer : FragmentsSm90<Config> {
 
   // From a tile that is kept, whose scores are known, to one that is not; false when there is none.
   __device__ __forceinline__ bool use_kept() {
-    float shrink[2];
-    softmax.update(scores, scale_log2, shrink);
-    pin_registers(scores);
-    if (softmax.moved(shrink)) rescale(output, shrink);
-    pack_probabilities(probabilities, scores);
-    while (!is_last()) {
-      start_scores(keys);
-      start_values();
-      wgmma_wait<1>();
-      if (!take_tile<true>()) {
+    typename Softmax::Early early;
+    softmax.find_early(early, scores, scale_log2);
+    bool must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
+    while (true) {
+      if (must_follow) softmax.follow(probabilities, output, true, scores, scale_log2);
+      do {
+        if (is_last()) {
+          start_values();
+          finish_values();
+          return false;
+        }
+        start_scores(keys);
+        start_values();
+        wgmma_wait<1>();
+        if (!take_tile<true>()) {
+          finish_values();
+          return true;
+        }
+        softmax.find_early(early, scores, scale_log2);
+        pin_registers(early.p);
         finish_values();
-        return true;
-      }
-      softmax.update(scores, scale_log2, shrink);
-      pin_registers(scores);
-      const bool moved = softmax.moved(shrink);
-      finish_values();
-      if (moved) rescale(output, shrink);
-      pack_probabilities(probabilities, scores);
+        must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
+      } while (!must_follow);
     }
-    start_values();
-    finish_values();
-    return false;
   }
 
   __device__ __forceinline__ void run() {

@@ -29,7 +29,7 @@ __device__ __forceinline__ void pin_registers(float (&d)[kFragments][4]) {
 // Products that sum K elements, 16 a step.
 // WgmmaSS<Element, N, K>::start(d, a, b): d = a * b.
 // a: 64 x K from shared memory, each row contiguous; b: K x N, each column contiguous.
-// WgmmaRS<Element, N, K>::start(d, a, b): d += a * b.
+// WgmmaRS<Element, N, K>::start(d, a, b, adds): d = a * b, or d += a * b if `adds`.
 // a: 64 x K from registers (mma.sync's A fragments); b: K x N, each row contiguous.
 // What lies in shared memory is a descriptor, and offset(k) is added to it for step k.
 //
@@ -41,8 +41,9 @@ struct WgmmaSS;
 template <class Element, int kN, int kK>
 struct WgmmaRS;
 
-// Operands 0 to N / 2 - 1 of a statement are the accumulators, 128 and 129 b, and step k has five
-// from 130 + 5 * k on: zeros in the gaps let all products number them alike.
+// Operands 0 to N / 2 - 1 of a statement are the accumulators, 128 and 129 b, 130 whether the first
+// step adds, and step k has five from 131 + 5 * k on: zeros in the gaps let all products number
+// them alike.
 #define GIRIH_WGMMA_R16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define GIRIH_WGMMA_R32 GIRIH_WGMMA_R16 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define GIRIH_WGMMA_R48 GIRIH_WGMMA_R32 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -98,37 +99,39 @@ struct WgmmaRS;
 
 // X of every step of a product that sums K elements: its number and operands.
 // clang-format off
-#define GIRIH_WGMMA_K16(X, N, T) X(N, T, 0, 130, 131, 132, 133, 134)
-#define GIRIH_WGMMA_K32(X, N, T) GIRIH_WGMMA_K16(X, N, T) X(N, T, 1, 135, 136, 137, 138, 139)
-#define GIRIH_WGMMA_K48(X, N, T) GIRIH_WGMMA_K32(X, N, T) X(N, T, 2, 140, 141, 142, 143, 144)
-#define GIRIH_WGMMA_K64(X, N, T) GIRIH_WGMMA_K48(X, N, T) X(N, T, 3, 145, 146, 147, 148, 149)
-#define GIRIH_WGMMA_K80(X, N, T) GIRIH_WGMMA_K64(X, N, T) X(N, T, 4, 150, 151, 152, 153, 154)
-#define GIRIH_WGMMA_K96(X, N, T) GIRIH_WGMMA_K80(X, N, T) X(N, T, 5, 155, 156, 157, 158, 159)
-#define GIRIH_WGMMA_K112(X, N, T) GIRIH_WGMMA_K96(X, N, T) X(N, T, 6, 160, 161, 162, 163, 164)
-#define GIRIH_WGMMA_K128(X, N, T) GIRIH_WGMMA_K112(X, N, T) X(N, T, 7, 165, 166, 167, 168, 169)
-#define GIRIH_WGMMA_K144(X, N, T) GIRIH_WGMMA_K128(X, N, T) X(N, T, 8, 170, 171, 172, 173, 174)
-#define GIRIH_WGMMA_K160(X, N, T) GIRIH_WGMMA_K144(X, N, T) X(N, T, 9, 175, 176, 177, 178, 179)
-#define GIRIH_WGMMA_K176(X, N, T) GIRIH_WGMMA_K160(X, N, T) X(N, T, 10, 180, 181, 182, 183, 184)
-#define GIRIH_WGMMA_K192(X, N, T) GIRIH_WGMMA_K176(X, N, T) X(N, T, 11, 185, 186, 187, 188, 189)
-#define GIRIH_WGMMA_K208(X, N, T) GIRIH_WGMMA_K192(X, N, T) X(N, T, 12, 190, 191, 192, 193, 194)
-#define GIRIH_WGMMA_K224(X, N, T) GIRIH_WGMMA_K208(X, N, T) X(N, T, 13, 195, 196, 197, 198, 199)
-#define GIRIH_WGMMA_K240(X, N, T) GIRIH_WGMMA_K224(X, N, T) X(N, T, 14, 200, 201, 202, 203, 204)
-#define GIRIH_WGMMA_K256(X, N, T) GIRIH_WGMMA_K240(X, N, T) X(N, T, 15, 205, 206, 207, 208, 209)
+#define GIRIH_WGMMA_K16(X, N, T) X(N, T, 0, 131, 132, 133, 134, 135)
+#define GIRIH_WGMMA_K32(X, N, T) GIRIH_WGMMA_K16(X, N, T) X(N, T, 1, 136, 137, 138, 139, 140)
+#define GIRIH_WGMMA_K48(X, N, T) GIRIH_WGMMA_K32(X, N, T) X(N, T, 2, 141, 142, 143, 144, 145)
+#define GIRIH_WGMMA_K64(X, N, T) GIRIH_WGMMA_K48(X, N, T) X(N, T, 3, 146, 147, 148, 149, 150)
+#define GIRIH_WGMMA_K80(X, N, T) GIRIH_WGMMA_K64(X, N, T) X(N, T, 4, 151, 152, 153, 154, 155)
+#define GIRIH_WGMMA_K96(X, N, T) GIRIH_WGMMA_K80(X, N, T) X(N, T, 5, 156, 157, 158, 159, 160)
+#define GIRIH_WGMMA_K112(X, N, T) GIRIH_WGMMA_K96(X, N, T) X(N, T, 6, 161, 162, 163, 164, 165)
+#define GIRIH_WGMMA_K128(X, N, T) GIRIH_WGMMA_K112(X, N, T) X(N, T, 7, 166, 167, 168, 169, 170)
+#define GIRIH_WGMMA_K144(X, N, T) GIRIH_WGMMA_K128(X, N, T) X(N, T, 8, 171, 172, 173, 174, 175)
+#define GIRIH_WGMMA_K160(X, N, T) GIRIH_WGMMA_K144(X, N, T) X(N, T, 9, 176, 177, 178, 179, 180)
+#define GIRIH_WGMMA_K176(X, N, T) GIRIH_WGMMA_K160(X, N, T) X(N, T, 10, 181, 182, 183, 184, 185)
+#define GIRIH_WGMMA_K192(X, N, T) GIRIH_WGMMA_K176(X, N, T) X(N, T, 11, 186, 187, 188, 189, 190)
+#define GIRIH_WGMMA_K208(X, N, T) GIRIH_WGMMA_K192(X, N, T) X(N, T, 12, 191, 192, 193, 194, 195)
+#define GIRIH_WGMMA_K224(X, N, T) GIRIH_WGMMA_K208(X, N, T) X(N, T, 13, 196, 197, 198, 199, 200)
+#define GIRIH_WGMMA_K240(X, N, T) GIRIH_WGMMA_K224(X, N, T) X(N, T, 14, 201, 202, 203, 204, 205)
+#define GIRIH_WGMMA_K256(X, N, T) GIRIH_WGMMA_K240(X, N, T) X(N, T, 15, 206, 207, 208, 209, 210)
 // clang-format on
 
-#define GIRIH_WGMMA_STEP(N, T, A, OFFSET, ADD, OPTIONS)                           \
+#define GIRIH_WGMMA_STEP(N, T, A, OFFSET, OPTIONS)                                \
   "add.s32 low, %128, %" #OFFSET                                                  \
   ";\n"                                                                           \
   "cvt.u64.u32 b, low;\n"                                                         \
   "or.b64 b, b, %129;\n"                                                          \
   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." T "." T " {" GIRIH_WGMMA_R##N \
-      "}, " A ", b, " ADD ", " OPTIONS ";\n"
+      "}, " A ", b, adds, " OPTIONS                                               \
+      ";\n"                                                                       \
+      "setp.eq.u32 adds, 0, 0;\n"
 #define GIRIH_WGMMA_SS(N, T, k, A, OFFSET, I2, I3, I4) \
-  GIRIH_WGMMA_STEP(N, T, "%" #A, OFFSET, #k " != 0", "1, 1, 0, 0")
+  GIRIH_WGMMA_STEP(N, T, "%" #A, OFFSET, "1, 1, 0, 0")
 #define GIRIH_WGMMA_SS_OPERANDS(N, T, k, I0, I1, I2, I3, I4) \
   "l"(a.at(A::offset(k))), "n"(B::offset(k)), "n"(0), "n"(0), "n"(0),
 #define GIRIH_WGMMA_RS(N, T, k, A0, A1, A2, A3, OFFSET) \
-  GIRIH_WGMMA_STEP(N, T, "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}", OFFSET, "1", "1, 1, 1")
+  GIRIH_WGMMA_STEP(N, T, "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}", OFFSET, "1, 1, 1")
 #define GIRIH_WGMMA_RS_OPERANDS(N, T, k, I0, I1, I2, I3, I4) \
   "r"(a[k][0]), "r"(a[k][1]), "r"(a[k][2]), "r"(a[k][3]), "n"(B::offset(k)),
 
@@ -136,14 +139,14 @@ struct WgmmaRS;
 #define GIRIH_WGMMA_Fp16 "f16"
 
 // Lists of operands have a comma behind each, and a zero at the end.
-#define GIRIH_WGMMA_START(PRODUCT, ELEMENT, N, K)                                    \
-  asm volatile(                                                                      \
-      "{\n.reg .b32 low;\n.reg .b64 b;\n"                                            \
-      "wgmma.fence.sync.aligned;\n" GIRIH_WGMMA_K##K(                                \
-          PRODUCT, N, GIRIH_WGMMA_##ELEMENT) "wgmma.commit_group.sync.aligned;\n}\n" \
-      : GIRIH_WGMMA_D##N                                                             \
-      : GIRIH_WGMMA_PAD##N "r"(b.low), "n"(B::kHigh),                                \
-        GIRIH_WGMMA_K##K(PRODUCT##_OPERANDS, N, ) "n"(0)                             \
+#define GIRIH_WGMMA_START(PRODUCT, ELEMENT, N, K, ADDS)                                 \
+  asm volatile(                                                                         \
+      "{\n.reg .b32 low;\n.reg .b64 b;\n.reg .pred adds;\nsetp.ne.b32 adds, %130, 0;\n" \
+      "wgmma.fence.sync.aligned;\n" GIRIH_WGMMA_K##K(                                   \
+          PRODUCT, N, GIRIH_WGMMA_##ELEMENT) "wgmma.commit_group.sync.aligned;\n}\n"    \
+      : GIRIH_WGMMA_D##N                                                                \
+      : GIRIH_WGMMA_PAD##N "r"(b.low), "n"(B::kHigh), ADDS,                             \
+        GIRIH_WGMMA_K##K(PRODUCT##_OPERANDS, N, ) "n"(0)                                \
       : "memory")
 
 #define GIRIH_DEFINE_WGMMA_SS(ELEMENT, N, K)                                                     \
@@ -151,18 +154,19 @@ struct WgmmaRS;
   struct WgmmaSS<ELEMENT, N, K> {                                                                \
     template <class A, class B>                                                                  \
     static __device__ __forceinline__ void start(float (&d)[N / 8][4], const A& a, const B& b) { \
-      GIRIH_WGMMA_START(GIRIH_WGMMA_SS, ELEMENT, N, K);                                          \
+      GIRIH_WGMMA_START(GIRIH_WGMMA_SS, ELEMENT, N, K, "n"(0));                                  \
     }                                                                                            \
   };
 
-#define GIRIH_DEFINE_WGMMA_RS(ELEMENT, N, K)                                                 \
-  template <>                                                                                \
-  struct WgmmaRS<ELEMENT, N, K> {                                                            \
-    template <class B>                                                                       \
-    static __device__ __forceinline__ void start(float (&d)[N / 8][4],                       \
-                                                 const uint32 (&a)[K / 16][4], const B& b) { \
-      GIRIH_WGMMA_START(GIRIH_WGMMA_RS, ELEMENT, N, K);                                      \
-    }                                                                                        \
+#define GIRIH_DEFINE_WGMMA_RS(ELEMENT, N, K)                                               \
+  template <>                                                                              \
+  struct WgmmaRS<ELEMENT, N, K> {                                                          \
+    template <class B>                                                                     \
+    static __device__ __forceinline__ void start(float (&d)[N / 8][4],                     \
+                                                 const uint32 (&a)[K / 16][4], const B& b, \
+                                                 bool adds) {                              \
+      GIRIH_WGMMA_START(GIRIH_WGMMA_RS, ELEMENT, N, K, "r"(static_cast<int>(adds)));       \
+    }                                                                                      \
   };
 
 // The entry names its kernel's products before it includes this, for all that there can be would
