@@ -26,12 +26,14 @@ constexpr int kMostFragmentsMixedNeighborhoodsScores = 140;
 constexpr int kMostFragmentsMixedNeighborhoods = 164;
 constexpr int kMostFragmentsMixedSlashes = 164;  // of heads wider than 192
 constexpr int kMostFragmentsMixedSlashesScores = 160;
-constexpr int kMostFragmentsMixedSlashesExpressions = 144;  // of heads up to 192
-constexpr int kMostFragmentsStrided = 172;                  // of heads wider than 192
+constexpr int kMostFragmentsStrided = 172;  // of heads wider than 192
 // Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
-// Above 128, where scores are modified by expressions: what divides by 80 or 96 takes more.
-constexpr int kMostKeysOfScoreExpressions = 64;
+// Keys where scores are modified by expressions, of which ptxas loads as many elements ahead as a
+// tile has; above head_dim 128, and beside block lists and slashes, what divides by 80 takes more.
+constexpr int kMostKeysOfScoreExpressions = 80;
+constexpr int kMostKeysOfCrowdedScoreExpressions = 64;
+constexpr int kMostKeysOfThreeNeighborhoods = 96;  // with three consumer warpgroups
 
 int warps_of(int block_m) { return 4 * (1 + block_m / 64); }
 
@@ -165,9 +167,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   if (crowded && wide) limit -= kLessForWideHeads;
   if (pattern.mixed_slashes && wide) limit = std::min(limit, kMostFragmentsMixedSlashes);
   if (pattern.mixed_slashes && pattern.scores) {
-    limit =
-        std::min(limit, pattern.score_expressions && !wide ? kMostFragmentsMixedSlashesExpressions
-                                                           : kMostFragmentsMixedSlashesScores);
+    limit = std::min(limit, kMostFragmentsMixedSlashesScores);
   }
   if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
   const bool small_blocks =  // which tiles are gathered from
@@ -176,13 +176,17 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   // Stages take keys, of which fewer were slower where heads are wide or tiles divide blocks.
   const bool stages_matter =
       width <= 128 && requested.num_stages == 0 && pattern.kv_block_size == 0;
-  const int most_keys = requested.block_n                          ? requested.block_n
-                        : prune                                    ? pattern.prune_kv
-                        : pattern.score_expressions && width > 128 ? kMostKeysOfScoreExpressions
-                        : shares_blocks(problem, pattern, 128) || small_blocks ? 128
-                        : pattern.kv_block_size > 0 ? std::clamp(pattern.kv_block_size, 64, 128)
-                        : three && short_rows       ? 64
-                                                    : 128;
+  const bool crowded_expressions = width > 128 || pattern.kv_block_size > 0 || pattern.slashes;
+  const int most_keys =
+      requested.block_n                                      ? requested.block_n
+      : prune                                                ? pattern.prune_kv
+      : pattern.score_expressions && crowded_expressions     ? kMostKeysOfCrowdedScoreExpressions
+      : pattern.score_expressions                            ? kMostKeysOfScoreExpressions
+      : shares_blocks(problem, pattern, 128) || small_blocks ? 128
+      : pattern.kv_block_size > 0                    ? std::clamp(pattern.kv_block_size, 64, 128)
+      : three && short_rows                          ? 64
+      : pattern.neighborhoods && tile.block_m == 192 ? kMostKeysOfThreeNeighborhoods
+                                                     : 128;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
     if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;
     for (const int num_q_stages : {2, 1}) {
