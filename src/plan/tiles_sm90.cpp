@@ -259,15 +259,20 @@ std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Prob
   return reasons;
 }
 
+// Without those that spill: many keys of narrow heads, and three consumer warpgroups with one Q and
+// as many registers as fit beside two.
 std::vector<TileConfig> candidates_sm90(const Problem& problem, const Arch& arch) {
+  const int most_keys = problem.width_v() < 128 ? 128 : 176;
   std::vector<TileConfig> tiles;
   for (const int block_m : {128, 192}) {
-    for (int block_n = 48; block_n <= 176; block_n += 16) {
+    for (int block_n = 48; block_n <= most_keys; block_n += 16) {
       for (const int num_stages : {2, 3, 4, 5}) {
         for (const int num_q_stages : {2, 1}) {  // two are never worse
           const TileConfig tile{block_m, block_n, num_stages, warps_of(block_m), num_q_stages};
           if (!reasons_against_sm90(tile, problem, arch).empty()) continue;
-          tiles.push_back(tile);
+          const bool crowded = block_m == 192 && num_q_stages == 1 &&
+                               fragment_registers(tile, problem) > kMostFragmentsOfThreeElaborate;
+          if (!crowded) tiles.push_back(tile);
           break;
         }
       }

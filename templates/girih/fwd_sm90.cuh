@@ -9,8 +9,8 @@
 // pruned): it owns 64 query rows, keeps their scores, probabilities and output in registers
 // (attn/fragments_sm90.cuh), and passes over key tiles that only others' rows see. Of two
 // consecutive key tiles it multiplies Q * K^T of the second and P * V of the first at once, and
-// does the softmax of the second while the latter runs. How these tell one another what to do is in
-// attn/pipeline_sm90.cuh.
+// masks the second and begins its softmax (attn/lazy_softmax.cuh) while the latter runs. How these
+// tell one another what to do is in attn/pipeline_sm90.cuh.
 //
 // Config offers Element (Bf16 or Fp16), kHeadDim and kHeadDimV (multiples of 16), kBlockM (64 a
 // warpgroup, two or three of them), kBlockN (a multiple of 16), kNumStages (of K and of V),

@@ -1,5 +1,5 @@
 // Girih 0.1.0: attention forward, bf16, head_dim 128, sm_90a.
-#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 128, 128) RS(Bf16, 128, 128)
+#define GIRIH_PRODUCTS(SS, RS) SS(Bf16, 80, 128) RS(Bf16, 128, 80)
 #include "girih/build_tiles.cuh"
 #include "girih/shared/score.cuh"
 #include "girih/fwd_sm90.cuh"
@@ -26,10 +26,10 @@ struct Config {
   static constexpr int kHeadDim = 128;
   static constexpr int kHeadDimV = 128;
   static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = 128;
-  static constexpr int kNumStages = 2;
+  static constexpr int kBlockN = 80;
+  static constexpr int kNumStages = 3;
   static constexpr int kNumQStages = 2;
-  static constexpr int kKeyBox = 128;
+  static constexpr int kKeyBox = 80;
   static constexpr bool kPackHeads = false;
   static constexpr bool kPassOver = true;
   static constexpr bool kSoftcap = false;
