@@ -9,13 +9,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <random>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include "warps.hpp"
+#include "pipeline.hpp"
 // The code under test.
 #include "girih/attn/prune_sm90.cuh"
 #include "girih/shared/atoms.cuh"
@@ -24,20 +23,13 @@ namespace {
 
 using namespace girih;
 using emulation::below;
+using emulation::Content;
+using emulation::content_at;
 using emulation::cta;
 
 constexpr int kConsumers = 8;  // warps
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kScale = 0.5f;  // of scores, to be natural
-
-// What lies in a stage: the number of a tile, or nothing, and how often that has changed.
-struct Content {
-  static constexpr int kNothing = -1;
-  int tile = kNothing;
-  uint32 changes = 0;
-  void set(int number) { *this = {number, changes + 1}; }
-  bool operator==(const Content&) const = default;
-};
 
 struct KeyTile {
   int query_tile;
@@ -131,6 +123,7 @@ struct Consumer {
 // FragmentsSm90 as far as consumers use it. Its scores have fewer fragments than kBlockN keys have.
 template <int kKeys, int kStages, bool kModified>
 struct PruningKernel {
+  static constexpr int kConsumers = ::kConsumers;
   static constexpr int kBlockM = 128, kBlockN = kKeys, kNumStages = kStages, kNumWorks = 4;
   static constexpr int kNumQStages = kStages % 4 < 2 ? 1 : 2;
   static constexpr int kNumVisits = kStages < 4 ? 3 : 7;
@@ -187,29 +180,18 @@ struct PruningKernel {
     unsigned char* shared;
     Control& control;
     int lanes;
+    emulation::Products products{2, lanes, schedule.in_step};
+    emulation::CopyEngine copies{};
     FwdParams params{};
     std::array<Consumer, 32 * kConsumers> threads{};
-    std::vector<int> begun[2]{};     // products of a warpgroup
-    std::vector<int> begun_by[2]{};  // how many threads have begun each
-    std::vector<float> averages{};   // [query tile][thread][r], of values
+    std::vector<float> averages{};  // [query tile][thread][r], of values
   };
   static inline Run* run = nullptr;
 
-  static Content& content_at(uint32 address) {
-    return *reinterpret_cast<Content*>(emulation::shared_memory(address));
-  }
   static int thread() { return threadIdx.x - 128; }
   static Consumer& own() { return run->threads[static_cast<std::size_t>(thread())]; }
   static const KeyTile& key_tile(int number) {
     return run->schedule.keys[static_cast<std::size_t>(number)];
-  }
-
-  // A number in [0, 1).
-  static float noise(int tile, int thread, int element) {
-    uint32 bits = static_cast<uint32>(tile * 384 + thread) * 16 + static_cast<uint32>(element);
-    bits = (bits ^ bits >> 15) * 0x2c1b3c6du;
-    bits = (bits ^ bits >> 12) * 0x297a2d39u;
-    return static_cast<float>((bits ^ bits >> 15) >> 8) / (1 << 24);
   }
 
   // What no row has, or a mask hides, would reach any threshold.
@@ -223,32 +205,18 @@ struct PruningKernel {
     if (tile.reaches[warp] && query.rule.threshold > PruneRule::kKeepAll) {
       int rows = 0;  // of the warp's first ones, that exist and have a lane
       while (rows < run->lanes / 4 && row_exists(query, warp, 4 * rows, 0)) ++rows;
-      const int at = static_cast<int>(noise(number, warp, 0) * static_cast<float>(16 * rows));
+      const int at =
+          static_cast<int>(emulation::noise(number, warp, 0) * static_cast<float>(16 * rows));
       if (lane == at / 16 * 4 + at % 4 && e == 0 && j == at / 4 % 4) {
         return (query.rule.threshold + tile.peak) / kScale;
       }
     }
-    return -4.0f + 3.5f * noise(number, thread, j * 4 + e);
+    return -4.0f + 3.5f * emulation::noise(number, thread, j * 4 + e);
   }
   static bool hidden(int j, int e) { return j == 0 && e % 2 == 1; }
 
-  // Products of a warpgroup are those of its four warps together.
   static void begin(int what, std::function<void()> end) {
-    const auto warpgroup = static_cast<std::size_t>(thread() / 128);
-    const std::size_t index = own().products++;
-    auto& all = run->begun[warpgroup];
-    if (index == all.size()) {
-      all.push_back(what);
-      run->begun_by[warpgroup].push_back(0);
-    }
-    if (all[index] != what) cta.fail("warps of a warpgroup begin different products");
-    ++run->begun_by[warpgroup][index];
-    emulation::products[threadIdx.x].push_back([=, end = std::move(end)] {
-      if (run->schedule.in_step) {
-        cta.wait_until([&] { return run->begun_by[warpgroup][index] == 4 * run->lanes; });
-      }
-      end();
-    });
+    run->products.begin(own().products++, what, std::move(end));
   }
 
   static void score(Scores& scores, const RowOperand<kBlockM>& q, uint32 k_tile) {
@@ -341,162 +309,34 @@ struct PruningKernel {
     rows->set(Content::kNothing);
   }
 
-  // --- The producer's warps, of each one lane ---
-
-  // Tiles come in any order, some time after their copies have begun.
-  struct Copy {
-    Content* to[2];
-    int tile;
-    const uint64* full;
-  };
-  static inline std::vector<Copy> copies;
-  static inline bool no_more_copies;
-
-  static void begin_copy(int tile, const uint64& full, unsigned char* to,
-                         unsigned char* also_to = nullptr) {
-    Copy copy{{reinterpret_cast<Content*>(to), reinterpret_cast<Content*>(also_to)}, tile, &full};
-    for (Content* content : copy.to) {
-      if (content != nullptr) content->set(Content::kNothing);
-    }
-    copies.push_back(copy);
-  }
-
-  static void copy() {
-    while (true) {
-      cta.wait_until([] { return no_more_copies || !copies.empty(); });
-      if (copies.empty()) return;
-      const auto next = copies.begin() + below(cta.random(), static_cast<int>(copies.size()));
-      const Copy copy = *next;
-      copies.erase(next);
-      for (Content* content : copy.to) {
-        if (content != nullptr) content->set(copy.tile);
-      }
-      arrive(*copy.full);
-      cta.rest();
-    }
-  }
-
   static void schedule() {
-    Control& control = run->control;
-    Ring<kNumVisits> visits;
-    uint32 count = 0;
+    emulation::Announcer<PruningKernel> announcer(run->control);
     bool first = true;
-    const auto announce = [&](const Visit& visit) {
-      wait(control.visit_empty[visits.stage], visits.parity ^ 1);
-      control.visits[visits.stage] = visit;
-      arrive(control.visit_full[visits.stage]);
-      visits.advance();
-    };
-    const auto describe = [&](int first_row) -> Work& {
-      const auto works = ring_at<kNumWorks>(count++);
-      wait(control.work_empty[works.stage], works.parity ^ 1);
-      Work& work = control.work[works.stage];
-      work = {};
-      work.first_row = first_row;
-      return work;
-    };
     for (const KeyTile& tile : run->schedule.keys) {
       if (first) {
         const QueryTile& query = run->schedule.queries[static_cast<std::size_t>(tile.query_tile)];
-        Work& work = describe(tile.query_tile * kBlockM);
+        Work& work = announcer.describe(tile.query_tile * kBlockM);
         work.rule = query.rule;
         work.geometry.seqlen_q = work.first_row + query.rows;
       }
-      announce({(first ? kFirstVisit : 0) | (tile.last ? kLastVisit : 0) |
-                    (tile.partial ? kPartial : 0) | (tile.may_skip ? kMaySkip : 0),
-                {tile.box}});
+      announcer.announce({(first ? kFirstVisit : 0) | (tile.last ? kLastVisit : 0) |
+                              (tile.partial ? kPartial : 0) | (tile.may_skip ? kMaySkip : 0),
+                          {tile.box}});
       first = tile.last;
     }
-    describe(-1);
-    announce({kFirstVisit | kLastVisit, {0}});
-  }
-
-  static void load() {
-    Control& control = run->control;
-    Ring<kNumVisits> visits;
-    Ring<kNumStages> keys;
-    uint32 count = 0;
-    for (int number = 0;; ++number) {
-      wait(control.visit_full[visits.stage], visits.parity);
-      const Visit visit = control.visits[visits.stage];
-      const Work& work = control.work[count % kNumWorks];
-      if (visit.flags & kFirstVisit) {
-        const auto queries = ring_at<kNumQStages>(count);
-        const bool none_left = work.first_row < 0;
-        wait(control.q_empty[queries.stage], queries.parity ^ 1);
-        if (none_left) {
-          arrive(control.q_full[queries.stage]);
-          break;
-        }
-        unsigned char* const tile = run->shared + queries.stage * kLayout.q_stage_bytes;
-        begin_copy(static_cast<int>(count), control.q_full[queries.stage], tile,
-                   tile + 64 * kPanelRowBytes);
-      }
-      wait(control.k_empty[keys.stage], keys.parity ^ 1);
-      control.tiles[keys.stage] = visit;
-      begin_copy(number, control.k_full[keys.stage],
-                 run->shared + kLayout.k_offset + keys.stage * kLayout.k_stage_bytes);
-      arrive(control.visit_empty[visits.stage]);
-      visits.advance();
-      if (visit.flags & kLastVisit) arrive(control.work_empty[count++ % kNumWorks]);
-      keys.advance();
-    }
+    announcer.end();
   }
 
   static void load_values() {
-    Control& control = run->control;
-    Ring<kNumVisits> visits;
-    Ring<kNumStages> values;
-    uint32 count = 0, votes = 0;
-    for (int number = 0;; ++number) {
-      wait(control.visit_full[visits.stage], visits.parity);
-      const Visit visit = control.visits[visits.stage];
-      arrive(control.visit_empty[visits.stage]);
-      visits.advance();
-      const Work& work = control.work[count % kNumWorks];
-      if (work.first_row < 0) break;
-      if (visit.flags & kLastVisit) arrive(control.work_empty[count++ % kNumWorks]);
-      wait(control.v_empty[values.stage], values.parity ^ 1);
-      if (visit.flags & kMaySkip) {
-        const bool keeps = control.votes.keep(votes++);
-        if (keeps != key_tile(number).kept) cta.fail("who loads V takes a vote for another");
-        if (!keeps) continue;
-      }
-      begin_copy(number, control.v_full[values.stage],
-                 run->shared + kLayout.v_offset + values.stage * kLayout.v_stage_bytes);
-      values.advance();
-    }
-  }
-
-  static void store() {
-    Control& control = run->control;
-    for (uint32 count = 0;; ++count) {
-      const auto queries = ring_at<kNumQStages>(count);
-      wait(control.q_full[queries.stage], queries.parity);
-      const int work_stage = static_cast<int>(count % kNumWorks);
-      if (control.work[work_stage].first_row < 0) break;
-      wait(control.out_full[queries.stage], queries.parity);
-      arrive(control.q_empty[queries.stage]);
-      arrive(control.work_empty[work_stage]);
-    }
-    no_more_copies = true;  // all output is there, so that everything has been read
-  }
-
-  static void init(Control& control) {
-    const auto init_all = [](auto& barriers, int arrivals) {
-      for (const uint64& barrier : barriers) mbarrier_init(shared_address(&barrier), arrivals);
-    };
-    init_all(control.work_empty, kConsumers + 3);
-    init_all(control.visit_full, 1);
-    init_all(control.visit_empty, 2);
-    init_all(control.q_full, 1);
-    init_all(control.q_empty, 1);
-    init_all(control.out_full, kConsumers);
-    init_all(control.k_full, 1);
-    init_all(control.k_empty, kConsumers);
-    init_all(control.v_full, 1);
-    init_all(control.v_empty, kConsumers);
-    control.votes.init();
+    uint32 votes = 0;
+    emulation::load_values<PruningKernel>(run->control, run->shared, run->copies,
+                                          [&](const Visit& visit, int number) {
+                                            if ((visit.flags & kMaySkip) == 0) return true;
+                                            const bool keeps = run->control.votes.keep(votes++);
+                                            if (keeps != key_tile(number).kept)
+                                              cta.fail("who loads V takes a vote for another");
+                                            return keeps;
+                                          });
   }
 
   static void act() {
@@ -504,11 +344,13 @@ struct PruningKernel {
     if (warp >= 4 && warp < 4 + kConsumers) {
       PrunedConsumer<PruningKernel>{{}, run->params, run->control, run->shared, warp / 4 - 1}.run();
     } else if (threadIdx.x % 32 == 0) {
-      if (warp == 0) load();
-      if (warp == 1) store();
+      if (warp == 0) {
+        emulation::load_queries_and_keys<PruningKernel>(run->control, run->shared, run->copies);
+      }
+      if (warp == 1) emulation::store_output<PruningKernel>(run->control, run->copies);
       if (warp == 2) schedule();
       if (warp == 3) load_values();
-      if (warp == 4 + kConsumers) copy();
+      if (warp == 4 + kConsumers) run->copies.run();
     }
   }
 };
@@ -553,35 +395,6 @@ bool averages_are_right(const typename Kernel::Run& run) {
   return true;
 }
 
-// Whether no phase has some of its arrivals alone.
-template <class Barriers>
-bool are_whole(const Barriers& barriers) {
-  return std::all_of(std::begin(barriers), std::end(barriers), [](const uint64& barrier) {
-    const auto state = emulation::Mbarrier::at(shared_address(&barrier));
-    return state.missing == state.arrivals;
-  });
-}
-
-// Whether both have had as many phases.
-template <class Barriers>
-bool are_even(const Barriers& full, const Barriers& empty) {
-  return std::equal(std::begin(full), std::end(full), std::begin(empty), [](auto& a, auto& b) {
-    return emulation::Mbarrier::at(shared_address(&a)).phase ==
-           emulation::Mbarrier::at(shared_address(&b)).phase;
-  });
-}
-
-// Of the visit that ends the walk one of the loaders does not say that it has read it.
-template <class Control>
-bool barriers_are_at_rest(const Control& c) {
-  return are_whole(c.work_empty) && are_whole(c.visit_full) && are_whole(c.q_full) &&
-         are_whole(c.q_empty) && are_whole(c.out_full) && are_whole(c.k_full) &&
-         are_whole(c.k_empty) && are_whole(c.v_full) && are_whole(c.v_empty) &&
-         are_whole(c.votes.all[0]) && are_whole(c.votes.all[1]) && are_even(c.k_full, c.k_empty) &&
-         are_even(c.v_full, c.v_empty) && are_even(c.out_full, c.q_empty) &&
-         are_even(c.votes.all[0], c.votes.all[1]);
-}
-
 // Returns what went wrong, or nothing.
 template <class Kernel>
 std::string run_once(unsigned seed, Seen& seen) {
@@ -589,19 +402,12 @@ std::string run_once(unsigned seed, Seen& seen) {
   constexpr auto kLayout = Kernel::kLayout;
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
   alignas(1024) static unsigned char shared[kLayout.bytes];
-  for (int i = 0; i < 2 * Kernel::kNumQStages; ++i) {
-    new (shared + i * kLayout.q_stage_bytes / 2) Content{};
-  }
-  for (int i = 0; i < Kernel::kNumStages; ++i) {
-    new (shared + kLayout.k_offset + i * kLayout.k_stage_bytes) Content{};
-    new (shared + kLayout.v_offset + i * kLayout.v_stage_bytes) Content{};
-  }
+  emulation::clear_stages<Kernel>(shared);
   emulation::dynamic_shared = shared;
   Control& control = *new (shared + kLayout.control_offset) Control{};
-  Kernel::init(control);
+  emulation::init_barriers<Kernel>(control);
+  control.votes.init();
   for (auto& products : emulation::products) products.clear();
-  Kernel::copies.clear();
-  Kernel::no_more_copies = false;
 
   std::mt19937 random(seed);
   const Schedule schedule = draw_schedule(random);
@@ -617,7 +423,12 @@ std::string run_once(unsigned seed, Seen& seen) {
   const std::string wrong = cta.run(4 + kConsumers + 1, turns, Kernel::act);
   if (!wrong.empty()) return wrong;
 
-  if (!barriers_are_at_rest(control)) return "a barrier waits for more";
+  using emulation::are_whole;
+  const auto& votes = control.votes.all;
+  if (!emulation::barriers_are_at_rest(control) || !are_whole(votes[0]) || !are_whole(votes[1]) ||
+      !emulation::are_even(votes[0], votes[1])) {
+    return "a barrier waits for more";
+  }
   const std::vector<int> kept = schedule.kept();
   for (int thread = 0; thread < 32 * kConsumers; ++thread) {
     if (thread % 32 >= turns.lanes) continue;

@@ -2,14 +2,9 @@
 // what consumers use of a kernel is what the test's Config has.
 #pragma once
 
-#include "girih/shared/platform.cuh"
+#include "girih/attn/pipeline_sm90.cuh"
 
 namespace girih {
-
-constexpr uint32 kPartial = 1;
-constexpr uint32 kFirstVisit = 1 << 6;
-constexpr uint32 kLastVisit = 1 << 7;
-constexpr uint32 kMaySkip = 1 << 14;
 
 template <class Config>
 struct FragmentsSm90 : Config {};
