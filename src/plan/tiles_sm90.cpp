@@ -11,8 +11,8 @@ namespace girih::plan {
 namespace {
 
 // Registers of a consumer's thread for scores, probabilities and output, by what was compiled
-// without spills: of 160 with three consumer warpgroups, 152 with elaborate masks, and 232 with
-// two.
+// without spills: of 152 or 160 with three consumer warpgroups, and up to 232 with two
+// (fwd_sm90.cuh).
 constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragmentsOfThreeElaborate = 112;
 constexpr int kMostFragmentsOfThreeAlone = 124;  // neighborhoods; documents, causal or not
@@ -30,7 +30,8 @@ constexpr int kMostFragmentsStrided = 172;  // of heads wider than 192
 // Above 192: neighborhoods, and modified scores of elaborate masks.
 constexpr int kLessForWideHeads = 12;
 // Keys where scores are modified by expressions, of which ptxas loads as many elements ahead as a
-// tile has; above head_dim 128, and beside block lists and slashes, what divides by 80 takes more.
+// tile has; above head_dim 128, and beside block lists and heads of slashes alone, what divides by
+// 80 takes more.
 constexpr int kMostKeysOfScoreExpressions = 80;
 constexpr int kMostKeysOfCrowdedScoreExpressions = 64;
 constexpr int kMostKeysOfThreeNeighborhoods = 96;  // with three consumer warpgroups

@@ -31,9 +31,11 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   static constexpr int kKeyFragments = kBlockN / 8;    // n8 of the scores
   static constexpr int kDimFragments = kHeadDimV / 8;  // n8 of the output
 
-  // They hide the end of a product with V, which three warpgroups have hidden; and take registers.
-  static constexpr int kEarlyFragments =
-      Pipeline::kNumMmaWarpgroups == 2 && 6 * kKeyFragments + 4 * kDimFragments <= 160 ? 4 : 2;
+  // Fragments whose probabilities are found while P * V of the tile before still runs, to hide its
+  // end; three warpgroups hide that for one another. Each takes four registers.
+  static constexpr bool kManyEarly = Pipeline::kNumMmaWarpgroups == 2 && kKeyFragments >= 4 &&
+                                     6 * kKeyFragments + 4 * kDimFragments <= 160;
+  static constexpr int kEarlyFragments = kManyEarly ? 4 : 2;
 
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];

@@ -1,17 +1,19 @@
 // The Hopper kernel's softmax, without a highest score.
 //
 // A probability is 2^(score * scale_log2 - origin) for any origin: what matters is that no sum
-// overflows and that a row's highest does not vanish. So the highest score of the first tile that a
-// row sees serves later tiles, too, and that it still does their sums tell, which are needed
-// anyway. Where a sum is too high, or a row sees its first key, origins follow the scores, which
-// stay what they are until then, and probabilities are found once more. After the first tiles that
-// is rare.
+// overflows and that a row's highest does not vanish. So a row's origin is the highest score of the
+// first tile that it sees for as long as that will do; the sums, which are needed anyway, tell when
+// it no longer does. Where a sum is too high, or a row sees its first key, origins follow the
+// scores, which stay what they are until then, and probabilities are found once more. After the
+// first tiles that is rare, but where scores rise from tile to tile.
 //
-// A tile of which a row sees nothing changes no bit of the row's state, so that results do not
-// depend on which such tiles are visited.
+// Neither a tile of which a row sees nothing nor what other rows see changes a bit of the row's
+// state, so that results do not depend on which such tiles are visited, nor on which rows share a
+// warp. A score * scale_log2 of 2^28 and more is too coarse for any softmax: origins are rounded.
 #pragma once
 
 #include "girih/attn/softmax.cuh"
+#include "girih/ptx/warp.cuh"
 
 namespace girih {
 
@@ -25,12 +27,20 @@ struct LazySoftmax : OnlineSoftmax {
   using Scores = typename Fragments::Scores;
   static constexpr int kKeyFragments = Fragments::kKeyFragments;
 
-  // What a score may exceed its origin by. The bound of a thread's sum is as many probabilities of
-  // that height, so that a sum beyond it has a score beyond. fp16 holds either.
-  static constexpr float kHeadroom = 8.0f;
+  // A row's origin follows where a thread's sum is not below this, which probabilities of up to
+  // 2^8 are.
   static constexpr float kHighestSum = 2 * kKeyFragments * 256.0f;
+  static_assert(kHighestSum < 65504.0f, "fp16 holds every probability");
+
+  // Whose origins must follow: of each of the threads' two rows, the lanes with too high a sum.
+  struct TooHigh {
+    uint32 lanes[2];
+    __device__ __forceinline__ bool any() const { return (lanes[0] | lanes[1]) != 0; }
+  };
+  static constexpr TooHigh kAllRows{{~0u, ~0u}};  // of a first tile
 
   static constexpr int kEarlyFragments = Fragments::kEarlyFragments;
+  static_assert(kEarlyFragments <= kKeyFragments);
   struct Early {
     float p[kEarlyFragments][4];
     float sum[2];  // this thread's part of each row
@@ -52,35 +62,45 @@ struct LazySoftmax : OnlineSoftmax {
     }
   }
 
-  // Whether origins must follow: then nothing of the tile is in `row_sum`.
-  __device__ __forceinline__ bool find_late(Probabilities& probabilities, const Early& early,
-                                            const Scores& scores, float scale_log2) {
+  // Where some origin must follow nothing of the tile is in `row_sum`.
+  __device__ __forceinline__ TooHigh find_late(Probabilities& probabilities, const Early& early,
+                                               const Scores& scores, float scale_log2) {
 #pragma unroll
     for (int j = 0; j < kEarlyFragments; ++j)
       Fragments::pack_fragment(probabilities, j, early.p[j]);
     float sum[2] = {early.sum[0], early.sum[1]};
     find<kEarlyFragments>(probabilities, scores, scale_log2, sum);
-    if (__any_sync(0xffffffff, !(sum[0] < kHighestSum) || !(sum[1] < kHighestSum))) return true;
+    TooHigh too_high;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
-    return false;
+    for (int r = 0; r < 2; ++r) {
+      too_high.lanes[r] = __ballot_sync(0xffffffff, !(sum[r] < kHighestSum));
+    }
+    if (!too_high.any()) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
+    }
+    return too_high;
   }
 
-  // Moves origins that scores exceed too far to the highest of the tile, and with them what was
-  // accumulated, the output only if it was begun; finds all probabilities.
-  __device__ __forceinline__ void follow(Probabilities& probabilities, Output& output, bool begun,
-                                         const Scores& scores, float scale_log2) {
-    float shrink[2];
+  // Moves origins to the highest score of the tile, and with them what was accumulated, the output
+  // only if it was begun; finds all probabilities.
+  __device__ __forceinline__ void follow(TooHigh too_high, Probabilities& probabilities,
+                                         Output& output, bool begun, const Scores& scores,
+                                         float scale_log2) {
+    const uint32 lanes_of_row = 0xfu << fresh_thread_index() % 32 / 4 * 4;
+    float shrink[2], sum[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float highest = row_max(scores, r) * scale_log2;
       const float before = origin[r];
-      if (highest - before > kHeadroom) origin[r] = highest;
+      if ((too_high.lanes[r] & lanes_of_row) != 0 && highest > before) origin[r] = highest;
       shrink[r] = exp2_approx(before - origin[r]);
-      row_sum[r] *= shrink[r];
+      sum[r] = origin[r] - origin[r];  // 0, or NaN where a score is infinite
     }
     if (begun) Fragments::rescale(output, shrink);
-    find<0>(probabilities, scores, scale_log2, row_sum);
+    find<0>(probabilities, scores, scale_log2, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * shrink[r] + sum[r];
   }
 
  private:

@@ -1,7 +1,8 @@
 // The consumers of a Hopper kernel that prunes. They go through runs of key tiles that are kept as
 // ConsumerSm90's do: Q * K^T of the next tile and P * V of this one at once, the vote on the next
-// tile and its softmax while the latter runs. The copy of a V, which nobody starts before its tile
-// is known to be kept, has as long. Between such runs a tile costs Q * K^T and the vote.
+// tile and the beginning of its softmax while the latter runs. The copy of a V, which nobody starts
+// before its tile is known to be kept, has as long. Between such runs a tile costs Q * K^T and the
+// vote.
 //
 // A warpgroup that waited for the other's vote would do its product at the same time as that, and
 // neither would do anything beside it. So one that does not want a tile goes on to the next
@@ -51,6 +52,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   Keys values = {};
   Tile tile = {};           // the latest whose scores were begun
   bool may_return = false;  // to the latest that it does not want
+  bool begun = false;       // whether a tile of the query tile was used
   uint32 count = 0;         // of query tiles
   uint32 votes = 0;
   float threshold = 0.0f;  // the query tile's
@@ -170,10 +172,16 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   // From a tile that is kept, whose scores are known, to one that is not; false when there is none.
   __device__ __forceinline__ bool use_kept() {
     typename Softmax::Early early;
-    softmax.find_early(early, scores, scale_log2);
-    bool must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
+    auto too_high = Softmax::kAllRows;
+    if (begun) {
+      softmax.find_early(early, scores, scale_log2);
+      too_high = softmax.find_late(probabilities, early, scores, scale_log2);
+    }
     while (true) {
-      if (must_follow) softmax.follow(probabilities, output, true, scores, scale_log2);
+      if (too_high.any()) {
+        softmax.follow(too_high, probabilities, output, begun, scores, scale_log2);
+      }
+      begun = true;
       do {
         if (is_last()) {
           start_values();
@@ -190,8 +198,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
         softmax.find_early(early, scores, scale_log2);
         pin_registers(early.p);
         finish_values();
-        must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
-      } while (!must_follow);
+        too_high = softmax.find_late(probabilities, early, scores, scale_log2);
+      } while (!too_high.any());
     }
   }
 
@@ -204,6 +212,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       clear(output);
       softmax.reset();
       tile = {};  // not the last one any more
+      begun = false;
       threshold = work().rule.threshold;
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {

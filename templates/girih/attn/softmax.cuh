@@ -40,10 +40,11 @@ __device__ __forceinline__ void pack_fragment(uint32 (&packed)[kSteps][4], int j
   }
 }
 
-// The state of one 16-row fragment. A probability is 2^(score * scale_log2 - origin), where a row's
-// origin is its highest score so far, in base 2.
+// The state of one 16-row fragment. A probability is 2^(score * scale_log2 - origin). update()
+// keeps a row's origin at its highest score so far, in base 2; attn/lazy_softmax.cuh lets it lag
+// behind.
 struct OnlineSoftmax {
-  float origin[2] = {kMinusInfinity, kMinusInfinity};  // -inf: has seen nothing
+  float origin[2] = {kMinusInfinity, kMinusInfinity};  // -inf: update() has seen nothing
   float row_sum[2] = {0.0f, 0.0f};                     // this thread's part
 
   // Scores become probabilities. Returns, for each row, the factor by which what was accumulated
@@ -58,7 +59,7 @@ struct OnlineSoftmax {
       const float finite = highest == kMinusInfinity ? 0.0f : highest;
       shrink[r] = exp2_approx(origin[r] - finite);
       origin[r] = highest;
-      row_sum[r] = row_sum[r] * shrink[r] + exponentiate(scores, r, scale_log2, finite);
+      row_sum[r] = row_sum[r] * shrink[r] + exponentiate_row(scores, r, scale_log2, finite);
     }
   }
 
@@ -106,8 +107,8 @@ struct OnlineSoftmax {
 
   // Returns the sum of this thread's part.
   template <int kKeyFragments>
-  static __device__ __forceinline__ float exponentiate(float (&scores)[kKeyFragments][4], int r,
-                                                       float scale_log2, float finite_origin) {
+  static __device__ __forceinline__ float exponentiate_row(float (&scores)[kKeyFragments][4], int r,
+                                                           float scale_log2, float finite_origin) {
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < kKeyFragments; ++j) {
