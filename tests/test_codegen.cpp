@@ -671,6 +671,12 @@ TEST_CASE(
     CHECK(portable.find(instruction) == portable.npos);
   }
   CHECK(portable.find("mma.sync") != portable.npos);
+
+  // Warps of a warpgroup go different ways between products, which they must do together.
+  const std::string product = "wgmma.fence";
+  int products = 0;
+  for (std::size_t at = 0; (at = hopper.find(product, at)) != hopper.npos; ++at) ++products;
+  CHECK(products == 4);
 }
 
 TEST_CASE("the Hopper kernel compiles at every width without spills or serialised wgmma") {
@@ -680,7 +686,8 @@ TEST_CASE("the Hopper kernel compiles at every width without spills or serialise
   };
   constexpr Shape kShapes[] = {{64, 64, 128, 128, 2, true},   {96, 96, 128, 128, 2, true},
                                {192, 192, 128, 96, 1, true},  {192, 128, 128, 128, 1, true},
-                               {256, 256, 128, 64, 1, false}, {256, 256, 128, 48, 1, true}};
+                               {256, 256, 128, 64, 1, false}, {256, 256, 128, 48, 1, true},
+                               {64, 64, 128, 16, 2, true}};
   const fs::path path = source_dir() / "templates" / "girih" / "check" / "fwd_sm90.cu";
   const std::string committed = support::read_file(path).value_or("");
   for (const Shape& shape : kShapes) {

@@ -137,6 +137,7 @@ Stream draw_stream(int num_keys, int way, std::mt19937& random) {
 template <int kFragments>
 struct OneValue {
   static constexpr int kKeyFragments = kFragments, kEarlyFragments = kFragments == 16 ? 4 : 2;
+  static constexpr float kAhead = kFragments == 10 ? 32 : 0;
   using Scores = float[kKeyFragments][4];
   using Probabilities = float[kKeyFragments][4];
   using Output = double[2];  // this thread's part of each row
@@ -179,7 +180,6 @@ struct Seen {
 template <int kFragments>
 std::string run(const Stream& stream, bool tries, unsigned seed, Threads& threads, Seen& seen) {
   using Softmax = LazySoftmax<OneValue<kFragments>>;
-  using TooHigh = typename Softmax::TooHigh;
   constexpr float kHighestSum = 2 * kFragments * 256.0f;
 
   const auto act = [&] {
@@ -207,22 +207,25 @@ std::string run(const Stream& stream, bool tries, unsigned seed, Threads& thread
       return rows;
     };
 
-    const auto check_sums = [&](const TooHigh& too_high) {
-      for (int r = 0; r < 2; ++r) {
-        double sum = 0;
-        for (int i = 0; i < 2 * kFragments; ++i) {
-          const double score = scores[i / 2][2 * r + i % 2] * stream.scale_log2;
-          sum += std::exp2(score - static_cast<double>(softmax.origin[r]));
-        }
-        const bool surely = !(sum < kHighestSum * 1.01), perhaps = !(sum < kHighestSum * 0.99);
-        const bool told = (too_high.lanes[r] >> lane & 1) != 0;
-        if (surely && !told) cta.fail("a sum is too high and origins do not follow");
-        if (told && !perhaps) cta.fail("origins follow without need");
+    // Whether a row's sums are too high, of some of its threads; within what floats err either.
+    struct Height {
+      bool surely, perhaps;
+    };
+    const auto height_of = [&](int r) {
+      double sum = 0;
+      for (int i = 0; i < 2 * kFragments; ++i) {
+        const double score = scores[i / 2][2 * r + i % 2] * stream.scale_log2;
+        sum += std::exp2(score - static_cast<double>(softmax.origin[r]));
       }
+      const auto of_row = [&](bool own) {
+        return (__ballot_sync(0xffffffff, own) >> lane / 4 * 4 & 0xf) != 0;
+      };
+      const bool surely = of_row(!(sum < kHighestSum * 1.01));
+      return Height{surely, of_row(!(sum < kHighestSum * 0.99))};
     };
 
     const auto check_row = [&](const KeyTile& tile, int r, const RowState& before,
-                               const TooHigh& too_high) {
+                               const Height& height, bool followed) {
       const RowState after = state()[static_cast<std::size_t>(r)];
       const int row = row_of(r);
       if (__shfl_xor_sync(0xffffffff, after.origin, 1) != after.origin ||
@@ -233,21 +236,21 @@ std::string run(const Stream& stream, bool tries, unsigned seed, Threads& thread
       if (!tile.row_sees(row) && !after.same(before)) cta.fail("a hidden tile changes a row");
       for (int i = 0; i < 2 * kFragments; ++i) {
         const float p = probabilities[i / 2][2 * r + i % 2];
-        const bool moved = after.origin != before.origin;
-        if (!(p >= 0 && p <= (moved ? 1.01f : kHighestSum))) {
+        if (!(p >= 0 && p <= (after.origin != before.origin ? 1.01f : kHighestSum))) {
           cta.fail("a probability is too high, or none");
         }
       }
       if (!std::isfinite(after.row_sum)) cta.fail("a row's sum is not finite");
-      if ((too_high.lanes[r] >> lane / 4 * 4 & 0xf) != 0 && tile.row_sees(row)) {
-        const float highest = tile.highest(row) * stream.scale_log2;
-        if (!(std::abs(after.origin - highest) <= 1e-6f * std::abs(highest))) {
-          cta.fail("an origin is not the highest score");
-        }
-      } else {
-        if (after.origin != before.origin) cta.fail("an origin moves without need");
-        if (too_high.any() && lane % 4 == 0) ++seen.stayed;
+      const bool moved = after.origin != before.origin;
+      if (moved != height.surely && moved != height.perhaps && tile.row_sees(row)) {
+        cta.fail("an origin moves without need, or stays where it must move");
       }
+      const float highest = tile.highest(row) * stream.scale_log2;
+      const float above = after.origin - highest - OneValue<kFragments>::kAhead;
+      if (moved && !(std::abs(above) <= 1e-6f * std::abs(after.origin))) {
+        cta.fail("an origin is not where the highest score wants it");
+      }
+      if (followed && !moved && lane % 4 == 0) ++seen.stayed;
     };
 
     for (std::size_t i = 0; i < stream.tiles.size(); ++i) {
@@ -259,18 +262,25 @@ std::string run(const Stream& stream, bool tries, unsigned seed, Threads& thread
         }
       }
       const auto before = state();
-      TooHigh too_high = Softmax::kAllRows;
+      bool must_follow = true;
+      Height heights[2] = {{true, true}, {true, true}};
       if (i > 0 || tries) {
         typename Softmax::Early early;
         std::fill_n(&early.p[0][0], sizeof early.p / sizeof(float), kNaN);
         early.sum[0] = early.sum[1] = kNaN;
         softmax.find_early(early, scores, stream.scale_log2);
-        too_high = softmax.find_late(probabilities, early, scores, stream.scale_log2);
+        must_follow = softmax.find_late(probabilities, early, scores, stream.scale_log2);
         const auto after = state();
-        if (too_high.any() && !(after[0].same(before[0]) && after[1].same(before[1]))) {
+        if (must_follow && !(after[0].same(before[0]) && after[1].same(before[1]))) {
           cta.fail("a tile that is tried once more is in a row already");
         }
-        check_sums(too_high);
+        for (int r = 0; r < 2; ++r) heights[r] = height_of(r);
+        if (!must_follow && __any_sync(0xffffffff, heights[0].surely || heights[1].surely)) {
+          cta.fail("a sum is too high and origins do not follow");
+        }
+        if (must_follow && !__any_sync(0xffffffff, heights[0].perhaps || heights[1].perhaps)) {
+          cta.fail("origins follow without need");
+        }
         const bool infinite =
             std::any_of(&probabilities[0][0], &probabilities[0][0] + kFragments * 4,
                         [](float p) { return std::isinf(p); });
@@ -278,11 +288,9 @@ std::string run(const Stream& stream, bool tries, unsigned seed, Threads& thread
       }
       const bool begun = i > 0 || tries;  // else the output is another query tile's still
       if (!begun) output[0] = output[1] = kNaN;
-      if (too_high.any()) {
-        softmax.follow(too_high, probabilities, output, begun, scores, stream.scale_log2);
-      }
+      if (must_follow) softmax.follow(probabilities, output, begun, scores, stream.scale_log2);
       if (!begun) output[0] = output[1] = 0;
-      if (lane == 0) ++(too_high.any() ? seen.followed : seen.straight);
+      if (lane == 0) ++(must_follow ? seen.followed : seen.straight);
       for (int j = 0; j < kFragments; ++j) {
         for (int e = 0; e < 4; ++e) {
           output[e / 2] += static_cast<double>(probabilities[j][e]) *
@@ -290,7 +298,7 @@ std::string run(const Stream& stream, bool tries, unsigned seed, Threads& thread
         }
       }
       for (int r = 0; r < 2; ++r) {
-        check_row(tile, r, before[static_cast<std::size_t>(r)], too_high);
+        check_row(tile, r, before[static_cast<std::size_t>(r)], heights[r], must_follow);
       }
       own.states.push_back(state());
     }

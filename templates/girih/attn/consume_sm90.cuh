@@ -156,11 +156,9 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
       release_passed();
       take_scores();
       softmax.reset();
-      auto too_high = Softmax::kAllRows;
+      bool must_follow = true;
       while (true) {
-        if (too_high.any()) {
-          softmax.follow(too_high, probabilities, output, begun, scores, scale_log2);
-        }
+        if (must_follow) softmax.follow(probabilities, output, begun, scores, scale_log2);
         release_passed();
         if ((tile.flags & kLastVisit) || !next_tile()) break;
         bool straight_on;  // to a key tile that the warpgroup sees
@@ -181,8 +179,8 @@ struct ConsumerSm90 : FragmentsSm90<Config> {
           wgmma_wait<0>();
           pin_registers(output);
           release_values();
-          too_high = softmax.find_late(probabilities, early, scores, scale_log2);
-        } while (straight_on && !too_high.any());
+          must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
+        } while (straight_on && !must_follow);
       }
     }
   }

@@ -37,6 +37,11 @@ struct FragmentsSm90 : PipelineSm90<Config> {
                                      6 * kKeyFragments + 4 * kDimFragments <= 160;
   static constexpr int kEarlyFragments = kManyEarly ? 4 : 2;
 
+  // By how much origins are ahead of scores, in base 2, where a modifier makes these rise from tile
+  // to tile, so that origins would follow at each. Probabilities of fp16 must not be lower.
+  static constexpr float kAhead =
+      ClassModifiers<Classes>::kRising && Element::kHasExponentsOfFloat ? 32.0f : 0.0f;
+
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
   using Probabilities = uint32[kKeyFragments / 2][4];

@@ -19,7 +19,8 @@ namespace girih {
 
 // Fragments has Scores, Probabilities and Output, kKeyFragments of scores, of which kEarlyFragments
 // become probabilities while those of the tile before are still read, rescale(output, shrink), and
-// pack_fragment(probabilities, j, p), with p of fragment j.
+// pack_fragment(probabilities, j, p), with p of fragment j. An origin that follows scores keeps
+// kAhead ahead of the highest of them.
 template <class Fragments>
 struct LazySoftmax : OnlineSoftmax {
   using Output = typename Fragments::Output;
@@ -31,13 +32,6 @@ struct LazySoftmax : OnlineSoftmax {
   // 2^8 are.
   static constexpr float kHighestSum = 2 * kKeyFragments * 256.0f;
   static_assert(kHighestSum < 65504.0f, "fp16 holds every probability");
-
-  // Whose origins must follow: of each of the threads' two rows, the lanes with too high a sum.
-  struct TooHigh {
-    uint32 lanes[2];
-    __device__ __forceinline__ bool any() const { return (lanes[0] | lanes[1]) != 0; }
-  };
-  static constexpr TooHigh kAllRows{{~0u, ~0u}};  // of a first tile
 
   static constexpr int kEarlyFragments = Fragments::kEarlyFragments;
   static_assert(kEarlyFragments <= kKeyFragments);
@@ -62,48 +56,55 @@ struct LazySoftmax : OnlineSoftmax {
     }
   }
 
-  // Where some origin must follow nothing of the tile is in `row_sum`.
-  __device__ __forceinline__ TooHigh find_late(Probabilities& probabilities, const Early& early,
-                                               const Scores& scores, float scale_log2) {
+  // Whether some row's origin must follow: then nothing of the tile is in `row_sum`.
+  __device__ __forceinline__ bool find_late(Probabilities& probabilities, const Early& early,
+                                            const Scores& scores, float scale_log2) {
 #pragma unroll
     for (int j = 0; j < kEarlyFragments; ++j)
       Fragments::pack_fragment(probabilities, j, early.p[j]);
     float sum[2] = {early.sum[0], early.sum[1]};
     find<kEarlyFragments>(probabilities, scores, scale_log2, sum);
-    TooHigh too_high;
+    if (__any_sync(0xffffffff, is_too_high(sum[0]) || is_too_high(sum[1]))) return true;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      too_high.lanes[r] = __ballot_sync(0xffffffff, !(sum[r] < kHighestSum));
-    }
-    if (!too_high.any()) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
-    }
-    return too_high;
+    for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
+    return false;
   }
 
-  // Moves origins to the highest score of the tile, and with them what was accumulated, the output
-  // only if it was begun; finds all probabilities.
-  __device__ __forceinline__ void follow(TooHigh too_high, Probabilities& probabilities,
-                                         Output& output, bool begun, const Scores& scores,
-                                         float scale_log2) {
+  // Moves origins of rows with too high a sum by the highest score of the tile, and with them what
+  // was accumulated, the output only if it was begun; finds all probabilities. Whose sum it was is
+  // found again, not kept: registers are scarce.
+  __device__ __forceinline__ void follow(Probabilities& probabilities, Output& output, bool begun,
+                                         const Scores& scores, float scale_log2) {
+    float sum[2] = {kHighestSum, kHighestSum};
+    if (begun) {
+      sum[0] = sum[1] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kKeyFragments; ++j) {
+        float p[4];
+        exponentiate(p, scores[j], scale_log2, sum);
+      }
+    }
     const uint32 lanes_of_row = 0xfu << fresh_thread_index() % 32 / 4 * 4;
-    float shrink[2], sum[2];
+    float shrink[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const bool moves = (__ballot_sync(0xffffffff, is_too_high(sum[r])) & lanes_of_row) != 0;
       const float highest = row_max(scores, r) * scale_log2;
       const float before = origin[r];
-      if ((too_high.lanes[r] & lanes_of_row) != 0 && highest > before) origin[r] = highest;
+      if (moves && highest > before) origin[r] = highest + Fragments::kAhead;
       shrink[r] = exp2_approx(before - origin[r]);
+      row_sum[r] *= shrink[r];
       sum[r] = origin[r] - origin[r];  // 0, or NaN where a score is infinite
     }
     if (begun) Fragments::rescale(output, shrink);
     find<0>(probabilities, scores, scale_log2, sum);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) row_sum[r] = row_sum[r] * shrink[r] + sum[r];
+    for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
   }
 
  private:
+  static __device__ __forceinline__ bool is_too_high(float sum) { return !(sum < kHighestSum); }
+
   // Of one fragment.
   __device__ __forceinline__ void exponentiate(float (&p)[4], const float (&scores)[4],
                                                float scale_log2, float (&sum)[2]) const {

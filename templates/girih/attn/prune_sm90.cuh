@@ -172,15 +172,13 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   // From a tile that is kept, whose scores are known, to one that is not; false when there is none.
   __device__ __forceinline__ bool use_kept() {
     typename Softmax::Early early;
-    auto too_high = Softmax::kAllRows;
+    bool must_follow = true;
     if (begun) {
       softmax.find_early(early, scores, scale_log2);
-      too_high = softmax.find_late(probabilities, early, scores, scale_log2);
+      must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
     }
     while (true) {
-      if (too_high.any()) {
-        softmax.follow(too_high, probabilities, output, begun, scores, scale_log2);
-      }
+      if (must_follow) softmax.follow(probabilities, output, begun, scores, scale_log2);
       begun = true;
       do {
         if (is_last()) {
@@ -198,8 +196,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
         softmax.find_early(early, scores, scale_log2);
         pin_registers(early.p);
         finish_values();
-        too_high = softmax.find_late(probabilities, early, scores, scale_log2);
-      } while (!too_high.any());
+        must_follow = softmax.find_late(probabilities, early, scores, scale_log2);
+      } while (!must_follow);
     }
   }
 

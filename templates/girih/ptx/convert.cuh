@@ -6,8 +6,12 @@
 namespace girih {
 
 // Tags: tiles hold raw 16-bit words.
-struct Bf16 {};
-struct Fp16 {};
+struct Bf16 {
+  static constexpr bool kHasExponentsOfFloat = true;
+};
+struct Fp16 {
+  static constexpr bool kHasExponentsOfFloat = false;
+};
 
 // Two floats to one word, `lo` in its lower half; round to nearest even.
 template <class Element>

@@ -26,6 +26,7 @@ GIRIH_HD const float* plane_of_values(const Geometry& g, int slot) {
 // s - slope * |p - k|
 struct Alibi {
   static constexpr int kNumNumbers = 1;
+  static constexpr bool kRises = true;  // from key to key, up to the row's position
   float slope;
   GIRIH_HD Alibi(const int* numbers, const Geometry& g) : slope(*plane_of_values(g, numbers[0])) {}
   GIRIH_HD float operator()(float score, const Place& at) const {
@@ -58,6 +59,11 @@ struct SinkLogit {
 template <class Modifier>
 constexpr bool is_sink = requires(const Modifier& modifier) {
   modifier.logit();
+};
+
+template <class Modifier>
+constexpr bool is_rising = requires {
+  requires Modifier::kRises;
 };
 
 template <class Modifier>
@@ -97,6 +103,7 @@ struct With : Mask {
   using Chain = ModifierChain<Modifiers...>;
   static constexpr int kNumNumbers = Mask::kNumNumbers + Chain::kNumNumbers;
   static constexpr bool kScores = (!is_sink<Modifiers> || ...);
+  static constexpr bool kRises = (is_rising<Modifiers> || ...);
   static constexpr bool kSink = (is_sink<Modifiers> || ...);
   static constexpr bool kExpression = (is_expression<Modifiers> || ...);
   GIRIH_HD static Chain chain(const int* numbers, const Geometry& g) {
@@ -114,6 +121,10 @@ struct ClassModifiers<HeadClasses<Structures...>> {
     requires Structure::kScores;
   };
   template <class Structure>
+  static constexpr bool has_rising = requires {
+    requires Structure::kRises;
+  };
+  template <class Structure>
   static constexpr bool has_sink = requires {
     requires Structure::kSink;
   };
@@ -123,6 +134,7 @@ struct ClassModifiers<HeadClasses<Structures...>> {
   };
 
   static constexpr bool kScores = (modifies_scores<Structures> || ...);
+  static constexpr bool kRising = (has_rising<Structures> || ...);
   static constexpr bool kSinks = (has_sink<Structures> || ...);
   static constexpr bool kExpressions = (has_expression<Structures> || ...);
 
