@@ -568,10 +568,10 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
     plan.spec.elaborate = traits.elaborate && tile.block_m == 192;
     plan.spec.pack_heads = packs_heads(problem, traits, tile.block_m);
     plan.spec.key_box = key_box(tile, problem, traits, arch);
+    plan.spec.gathers = gathers(tile, problem, traits, arch);
+    const int width = std::max(problem.head_dim, problem.width_v());
     // A loop without that decision is 1 to 2 % faster, and warpgroups that share a row of blocks
     // see the same tiles anyway.
-    const int width = std::max(problem.head_dim, problem.width_v());
-    plan.spec.gathers = gathers(tile, problem, traits, arch);
     plan.spec.pass_over = !plan.spec.prune &&  // whose warpgroups decide on each tile together
                           (plan.spec.gathers || !shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);

@@ -17,6 +17,7 @@ constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragmentsOfThreeElaborate = 112;
 constexpr int kMostFragmentsOfThreeAlone = 124;  // neighborhoods; documents, causal or not
 constexpr int kMostFragments = 180;
+constexpr int kMostFragmentsAt176 = 168;  // of heads wider than 160, up to 176
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsScores = 168;
@@ -119,7 +120,7 @@ int key_box(const TileConfig& tile, const Problem& problem, const PatternTraits&
             const Arch& arch) {
   if (pattern.prune_kv > 0) return tile.block_n;
   if (wants_to_gather(tile, problem, pattern)) {
-    return gathers(tile, problem, pattern, arch) ? kSlashBox : tile.block_n;
+    return has_room_to_gather(tile, problem, arch) ? kSlashBox : tile.block_n;
   }
   const int size = pattern.kv_block_size;
   const bool fits = size > 0 && size % 16 == 0 && size < tile.block_n && tile.block_n % size == 0 &&
@@ -157,6 +158,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
     limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
                                                         : kMostFragmentsScores);
   }
+  if (width > 160 && width <= 176) limit = std::min(limit, kMostFragmentsAt176);
   const bool wide = width > kWidestWithSpareRegisters;
   if (pattern.elaborate && pattern.softcap && pattern.scores && !wide) {
     limit = std::min(limit, kMostFragmentsElaborateSoftcapScores);

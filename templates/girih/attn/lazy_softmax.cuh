@@ -40,11 +40,11 @@ struct LazySoftmax : OnlineSoftmax {
     float sum[2];  // this thread's part of each row
   };
 
-  // Before the first tile. From the lowest origin there is, a visible score is infinitely far, and
-  // a hidden one, -inf, stays so.
+  // Before the first tile, which begins with follow(). From the lowest origin there is, a visible
+  // score is infinitely far, and a hidden one, -inf, stays so.
   __device__ __forceinline__ void reset() {
     origin[0] = origin[1] = -3.402823466e38f;
-    row_sum[0] = row_sum[1] = 0.0f;
+    row_sum[0] = row_sum[1] = -0.0f;
   }
 
   __device__ __forceinline__ void find_early(Early& early, const Scores& scores,
@@ -56,7 +56,8 @@ struct LazySoftmax : OnlineSoftmax {
     }
   }
 
-  // Whether some row's origin must follow: then nothing of the tile is in `row_sum`.
+  // Whether some row's origin must follow: then nothing of the tile is in `row_sum`, whose sign
+  // tells follow() which, for other registers are scarce.
   __device__ __forceinline__ bool find_late(Probabilities& probabilities, const Early& early,
                                             const Scores& scores, float scale_log2) {
 #pragma unroll
@@ -64,36 +65,31 @@ struct LazySoftmax : OnlineSoftmax {
       Fragments::pack_fragment(probabilities, j, early.p[j]);
     float sum[2] = {early.sum[0], early.sum[1]};
     find<kEarlyFragments>(probabilities, scores, scale_log2, sum);
-    if (__any_sync(0xffffffff, is_too_high(sum[0]) || is_too_high(sum[1]))) return true;
+    const bool some = __any_sync(0xffffffff, is_too_high(sum[0]) || is_too_high(sum[1]));
 #pragma unroll
-    for (int r = 0; r < 2; ++r) row_sum[r] += sum[r];
-    return false;
+    for (int r = 0; r < 2; ++r) {  // a branch would spill
+      const uint32 sign = some && is_too_high(sum[r]) ? 0x80000000u : 0u;
+      const float more = some ? 0.0f : sum[r];
+      row_sum[r] = float_of_bits(__float_as_uint(row_sum[r] + more) | sign);
+    }
+    return some;
   }
 
   // Moves origins of rows with too high a sum by the highest score of the tile, and with them what
-  // was accumulated, the output only if it was begun; finds all probabilities. Whose sum it was is
-  // found again, not kept: registers are scarce.
+  // was accumulated, the output only if it was begun; finds all probabilities.
   __device__ __forceinline__ void follow(Probabilities& probabilities, Output& output, bool begun,
                                          const Scores& scores, float scale_log2) {
-    float sum[2] = {kHighestSum, kHighestSum};
-    if (begun) {
-      sum[0] = sum[1] = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kKeyFragments; ++j) {
-        float p[4];
-        exponentiate(p, scores[j], scale_log2, sum);
-      }
-    }
     const uint32 lanes_of_row = 0xfu << fresh_thread_index() % 32 / 4 * 4;
-    float shrink[2];
+    float shrink[2], sum[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool moves = (__ballot_sync(0xffffffff, is_too_high(sum[r])) & lanes_of_row) != 0;
+      const bool own = __float_as_int(row_sum[r]) < 0;
+      const bool moves = (__ballot_sync(0xffffffff, own) & lanes_of_row) != 0;
       const float highest = row_max(scores, r) * scale_log2;
       const float before = origin[r];
       if (moves && highest > before) origin[r] = highest + Fragments::kAhead;
       shrink[r] = exp2_approx(before - origin[r]);
-      row_sum[r] *= shrink[r];
+      row_sum[r] = fabsf(row_sum[r]) * shrink[r];
       sum[r] = origin[r] - origin[r];  // 0, or NaN where a score is infinite
     }
     if (begun) Fragments::rescale(output, shrink);
