@@ -35,6 +35,7 @@ CASES = {
     "dense16k": ("dense", 16, 16, 128, 16384, None),
     "dense32k": ("dense", 32, 8, 128, 32768, None),
     "causal32k": ("causal", 16, 16, 128, 32768, None),
+    "alibi32k": ("causal with alibi(a)", 32, 32, 128, 32768, None),
     "d64": ("causal", 32, 32, 64, 16384, None),
     "d64dense": ("dense", 48, 48, 64, 17776, None),
     "d256": ("causal", 8, 8, 256, 16384, None),
@@ -91,6 +92,9 @@ def launches(case, kernels):
         k *= torch.where(kept, 1.0, 1 / 16).repeat_interleave(kv, 1).unsqueeze(-1).to(k.dtype)
         thresholds = torch.full((heads, 1), 2.0, device="cuda")  # maxima are about 4, or a 16th
         arguments["inputs"] = {"t": girih.Thresholds(thresholds, kv)}
+    elif "alibi" in pattern:
+        slopes = 2.0 ** (-8 * torch.arange(1, heads + 1, device="cuda") / heads)
+        arguments["inputs"] = {"a": slopes.float()}
     elif "segments" in pattern:
         arguments["inputs"] = {"doc": girih.TokenIndices(documents(seqlen).unsqueeze(0))}
     elif "slash" in pattern:
