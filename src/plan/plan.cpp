@@ -74,7 +74,7 @@ std::vector<std::string> reasons_against(const Problem& problem, const Arch& arc
 // and of Hopper's (tools/bench/NOTES.md). That is worth another kernel to a model whose layers lie
 // on both sides; no other number chooses.
 constexpr int kFewKeys = 512;
-constexpr int kSomeKeys = 3072;
+constexpr int kSomeKeys = 6144;
 
 // What a row costs beyond its keys, about, in keys: the first tile and the edges of a window.
 constexpr int kFixedKeys = 640;

@@ -113,7 +113,7 @@ struct ConsumingKernel {
   static constexpr bool kGathers = false, kTellsBoxes = false;
   static constexpr int kMostPassed = kPassOver ? kNumStages - 1 : 0;
   static constexpr int kKeyFragments = 4, kEarlyFragments = 2;
-  static constexpr float kAhead = kPassOver ? 32 : 0;
+  static constexpr float kAhead = kPassOver ? 64 : 0;
   static constexpr int kWarpgroupBarrier = 1;
   static constexpr FwdSm90Layout kLayout =
       fwd_sm90_layout(kBlockM, kBlockN, 64, 64, kNumStages, kNumQStages);

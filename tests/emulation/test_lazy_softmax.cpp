@@ -137,7 +137,7 @@ Stream draw_stream(int num_keys, int way, std::mt19937& random) {
 template <int kFragments>
 struct OneValue {
   static constexpr int kKeyFragments = kFragments, kEarlyFragments = kFragments == 16 ? 4 : 2;
-  static constexpr float kAhead = kFragments == 10 ? 32 : 0;
+  static constexpr float kAhead = kFragments == 10 ? 64 : 0;
   using Scores = float[kKeyFragments][4];
   using Probabilities = float[kKeyFragments][4];
   using Output = double[2];  // this thread's part of each row

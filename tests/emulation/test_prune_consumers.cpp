@@ -128,7 +128,7 @@ struct PruningKernel {
   static constexpr int kNumQStages = kStages % 4 < 2 ? 1 : 2;
   static constexpr int kNumVisits = kStages < 4 ? 3 : 7;
   static constexpr int kKeyFragments = 4, kEarlyFragments = 2;
-  static constexpr float kAhead = kModified ? 32 : 0;
+  static constexpr float kAhead = kModified ? 64 : 0;
   static constexpr bool kModifies = kModified;
   static constexpr int kWarpgroupBarrier = 1;
   static constexpr FwdSm90Layout kLayout =

@@ -40,7 +40,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
   // By how much origins are ahead of scores, in base 2, where a modifier makes these rise from tile
   // to tile, so that origins would follow at each. Probabilities of fp16 must not be lower.
   static constexpr float kAhead =
-      ClassModifiers<Classes>::kRising && Element::kHasExponentsOfFloat ? 32.0f : 0.0f;
+      ClassModifiers<Classes>::kRising && Element::kHasExponentsOfFloat ? 64.0f : 0.0f;
 
   using Scores = float[kKeyFragments][4];
   using Output = float[kDimFragments][4];
