@@ -147,6 +147,11 @@ TEST_CASE("calibrate writes thresholds midway between tile maxima, and says what
                 {"thresholds of 2 heads, but there are 4"}, program);
   check_refused(filled("64", "2", "64"), 2, "invalid_argument",
                 {"calibrated at head_dim 16, not 64"}, program);
+  // Pictures are of any head_dim.
+  CHECK(program
+            .run({"show", "causal with prune(t, kv=64)", "--heads", "2", "--seqlen-q", "256",
+                  "--seqlen-k", "256", "--fill", "t=@" + out})
+            .exit_code == 0);
 
   // Whatever launches has the same softmax_scale; the default is written as well.
   const Arguments here{

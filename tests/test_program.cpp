@@ -120,7 +120,22 @@ TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   for (const std::string none : {"nope.girih", "a/b", "./no pe", "/nonexistent"}) {
     check_refused({"show", none}, 2, "invalid_argument", {"there is no file '" + none + "'"});
   }
+  const std::string folder = program.folder().path().string();
+  check_refused({"show", folder}, 2, "invalid_argument", {"'" + folder + "' is a folder"});
+  write(file, " # nothing\n");
+  check_refused({"show", file.string()}, 2, "invalid_argument",
+                {"there is no pattern in '" + file.string() + "'"});
   check_refused({"show", "expr(\"k / 2 <\")"}, 2, "invalid_argument", {"^"});
+
+  // Text that is a pattern is no file's name.
+  const fs::path here = fs::current_path();
+  write(program.folder() / "causal", "dense");
+  write(program.folder() / "streaming", "causal & sink(4)");
+  fs::current_path(folder);
+  CHECK(program.json({"show", "causal"})["pattern"] == "causal");
+  CHECK(program.json({"show", "@causal"})["pattern"] == "dense");
+  CHECK(program.json({"show", "streaming"})["pattern"] == "causal & sink(4)");
+  fs::current_path(here);
 
   // A comment ends with its line, wherever it begins; messages count a file's own lines.
   write(file, "causal   # decoders\r\n# all\n& window(left=3)  # near\n");

@@ -231,7 +231,7 @@ void add_calibrate(CLI::App& app, Context& context) {
   verb->add_option("--softmax-scale", options->softmax_scale, "Default: 1 / sqrt(head_dim)");
   verb->add_option("--dtype", options->dtype, "What values are rounded to, bf16 or fp16")
       ->capture_default_str();
-  add_layout_option(*verb, options->layout);
+  add_layout_option(*verb, options->layout, "bshd or bhsd");
   add_fill_options(*verb, options->fill);
   verb->add_option("--seed", options->fill.seed,
                    "Of the data of --fill for the first file; the next ones have the next seeds")

@@ -68,6 +68,7 @@ void add_show(CLI::App& app, Context& context) {
   verb->add_option("--block-n", options->block_n, "Keys of a tile")->capture_default_str();
   add_head_options(*verb, options->problem);
   add_fill_options(*verb, options->fill);
+  options->fill.has_head_dim = false;
   verb->add_option("--seed", options->fill.seed, "Of the data of --fill")->capture_default_str();
   verb->add_option("--svg", options->svg, "File for a picture of the tiles, a panel a class");
 

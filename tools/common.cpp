@@ -182,10 +182,9 @@ void add_problem_options(CLI::App& verb, ProblemOptions& options) {
   add_head_options(verb, options);
 }
 
-void add_layout_option(CLI::App& verb, Layout& layout) {
+void add_layout_option(CLI::App& verb, Layout& layout, const char* help) {
   verb.add_option_function<std::string>(
-          "--layout", [&layout](const std::string& text) { layout = parse_layout(text); },
-          "bshd, bhsd or thd: sequences packed one after another")
+          "--layout", [&layout](const std::string& text) { layout = parse_layout(text); }, help)
       ->default_str(to_string(layout));
 }
 
@@ -277,21 +276,35 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
               fmt::format("{} {} is out of range: give {} to {}", option, value, least, most));
 }
 
-Pattern read_pattern(const std::string& argument) {
-  if (argument == "-") return Pattern::parse(without_comments(file_text(argument)));
-  if (argument.starts_with('@'))
-    return Pattern::parse(without_comments(file_text(argument.substr(1))));
-  std::error_code error;  // a long pattern is no file name, and that is fine
-  if (std::filesystem::is_regular_file(argument, error)) {
-    return Pattern::parse(without_comments(file_text(argument)));
+namespace {
+
+Pattern read_pattern_file(const std::string& path) {
+  const std::string text = without_comments(file_text(path));
+  if (text.find_first_not_of(" \t\r\n") == text.npos) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("there is no pattern in '{}': it is empty, but for comments", path));
   }
+  return Pattern::parse(text);
+}
+
+}  // namespace
+
+Pattern read_pattern(const std::string& argument) {
+  if (argument == "-") return read_pattern_file(argument);
+  if (argument.starts_with('@')) return read_pattern_file(argument.substr(1));
   try {
     return Pattern::parse(argument);
   } catch (const Error& parse_error) {
+    std::error_code error;  // a long pattern is no file name, and that is fine
+    if (std::filesystem::is_regular_file(argument, error)) return read_pattern_file(argument);
     // A '/' of a pattern is inside an expression, and so behind a '('.
     const bool path = argument.ends_with(".girih") ||
                       argument.substr(0, argument.find('(')).find('/') != argument.npos;
     if (!path || parse_error.code() != Errc::invalid_argument) throw;
+    if (std::filesystem::is_directory(argument, error)) {
+      throw Error(Errc::invalid_argument,
+                  fmt::format("'{}' is a folder: give a file, or a pattern's text", argument));
+    }
     throw Error(
         Errc::invalid_argument,
         fmt::format("there is no file '{}': give one that exists, or a pattern's text", argument));

@@ -84,7 +84,8 @@ void add_problem_options(CLI::App& verb, ProblemOptions& options);
 void add_head_options(CLI::App& verb, ProblemOptions& options);
 
 /// --layout
-void add_layout_option(CLI::App& verb, Layout& layout);
+void add_layout_option(CLI::App& verb, Layout& layout,
+                       const char* help = "bshd, bhsd or thd: sequences packed one after another");
 
 /// --block-m --block-n --stages --warps; left out, the plan chooses.
 void add_tile_options(CLI::App& verb, TileConfig& tile);
@@ -120,9 +121,9 @@ void check_range(const char* option, std::int64_t value, std::int64_t least, std
 
 // --- Input
 
-/// The pattern in a PATTERN argument: text, or the contents of a file: `@FILE`, a path that
-/// exists, or `-` for stdin. In a file, `#` and what follows it in its line is a comment, and line
-/// breaks are spaces. @throws Error invalid_argument.
+/// The pattern in a PATTERN argument: text, or the contents of a file: `@FILE`, a path that exists
+/// and is no pattern, or `-` for stdin. In a file, `#` and what follows it in its line is a
+/// comment, and line breaks are spaces. @throws Error invalid_argument.
 Pattern read_pattern(const std::string& argument);
 
 /// The value of a member of a JSON file. @throws Error invalid_argument, which names the member and

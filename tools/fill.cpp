@@ -99,7 +99,7 @@ verify::InputData tensor_of(const std::string& fill, const InputInfo& wanted,
 
 // What girih calibrate wrote for this pattern's tiles and these heads.
 verify::InputData thresholds_of_file(const std::string& path, const InputInfo& wanted,
-                                     const Problem& problem, std::optional<float> softmax_scale) {
+                                     const Problem& problem, const FillOptions& options) {
   CalibratedThresholds file = load_thresholds(path);
   if (file.kv != wanted.kv_block_size) {
     throw Error(
@@ -113,11 +113,12 @@ verify::InputData thresholds_of_file(const std::string& path, const InputInfo& w
                 fmt::format("{} holds thresholds of {} heads, but there are {}: give --heads {}",
                             path, file.num_heads, problem.num_heads, file.num_heads));
   }
-  if (file.head_dim != 0 && file.head_dim != problem.head_dim) {
+  if (options.has_head_dim && file.head_dim != 0 && file.head_dim != problem.head_dim) {
     throw Error(Errc::invalid_argument,
                 fmt::format("{} was calibrated at head_dim {}, not {}: give --head-dim {}", path,
                             file.head_dim, problem.head_dim, file.head_dim));
   }
+  const std::optional<float> softmax_scale = options.softmax_scale;
   if (softmax_scale && !serve_softmax_scale(file.on_device(nullptr), *softmax_scale)) {
     throw Error(
         Errc::invalid_argument,
@@ -209,8 +210,7 @@ std::vector<verify::InputData> read_fills(const FillOptions& options, const Patt
     if (wanted.kind == InputInfo::Kind::thresholds) {
       verify::InputData data{.kind = wanted.kind, .name = wanted.name};
       if (parts[0].starts_with('@')) {
-        inputs.push_back(
-            thresholds_of_file(parts[0].substr(1), wanted, problem, options.softmax_scale));
+        inputs.push_back(thresholds_of_file(parts[0].substr(1), wanted, problem, options));
         continue;
       }
       if (words.size() == 2 && words[0] == "skip") {

@@ -13,6 +13,7 @@ struct FillOptions {
   std::vector<std::string> fills;  ///< NAME=VALUE and ",KEY=...": see the option's help
   std::uint64_t seed = 1;
   std::optional<float> softmax_scale = {};  ///< of the launches to come, where there are any
+  bool has_head_dim = true;  ///< as the Problem says, which a file's thresholds must be for
 };
 void add_fill_options(CLI::App& verb, FillOptions& options);
 

@@ -54,7 +54,7 @@ struct Problem {
 struct TileConfig {
   int block_m = 0;  ///< query rows of a tile: num_warps x 16 or num_warps x 32; on Hopper 128, 192
   int block_n = 0;  ///< keys of a tile, a multiple of 16
-  int num_stages = 0;  ///< K/V tiles in flight, at least 2
+  int num_stages = 0;  ///< K/V tiles in flight: on Hopper at least 2, else 1 to 4
   int num_warps = 0;   ///< on Hopper 4 for each 64 rows and 4 that load
   /// Q tiles in flight: 1 or 2 in the Hopper kernel; in a kernel's tile 0 is the portable one's.
   int num_q_stages = 0;

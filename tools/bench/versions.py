@@ -22,7 +22,10 @@ import re
 import statistics
 import sys
 
-import torch
+try:
+    import torch
+except ImportError:
+    torch = None  # --help works without
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "python"))
 import girih  # noqa: E402
@@ -138,6 +141,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--once", action="store_true", help="one launch each, for a profiler")
     arguments = parser.parse_args()
+    if torch is None:
+        sys.exit("versions.py needs PyTorch")
     cases = arguments.cases.split(",")
 
     def bind(pair):
