@@ -118,12 +118,6 @@ class Program {
   std::vector<std::pair<std::string, std::string>> variables_;
 };
 
-inline std::size_t count_of(const std::string& text, const std::string& part) {
-  std::size_t count = 0;
-  for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
-  return count;
-}
-
 // Both ways of reporting: exit code and message on stderr, and the object on stdout.
 inline void check_refused(Arguments arguments, int exit_code, const std::string& code,
                           const std::vector<std::string>& parts, const Program& program = {}) {

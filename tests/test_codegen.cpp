@@ -25,6 +25,7 @@
 #include "plan/tiles.hpp"
 #include "sandbox.hpp"
 #include "support/fs.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using plan::KernelSpec;
@@ -673,10 +674,7 @@ TEST_CASE(
   CHECK(portable.find("mma.sync") != portable.npos);
 
   // Warps of a warpgroup go different ways between products, which they must do together.
-  const std::string product = "wgmma.fence";
-  int products = 0;
-  for (std::size_t at = 0; (at = hopper.find(product, at)) != hopper.npos; ++at) ++products;
-  CHECK(products == 4);
+  CHECK(tests::count_of(hopper, "wgmma.fence") == 4);
 }
 
 TEST_CASE("the Hopper kernel compiles at every width without spills or serialised wgmma") {

@@ -132,10 +132,14 @@ TEST_CASE("program: a pattern comes from an argument, a file or stdin") {
   write(program.folder() / "causal", "dense");
   write(program.folder() / "streaming", "causal & sink(4)");
   fs::current_path(folder);
-  CHECK(program.json({"show", "causal"})["pattern"] == "causal");
-  CHECK(program.json({"show", "@causal"})["pattern"] == "dense");
-  CHECK(program.json({"show", "streaming"})["pattern"] == "causal & sink(4)");
+  const Result text = program.run({"show", "causal", "--json"});
+  const Result named = program.run({"show", "@causal", "--json"});
+  const Result path = program.run({"show", "streaming", "--json"});
   fs::current_path(here);
+  for (const Result& result : {text, named, path}) CHECK(result.exit_code == 0);
+  CHECK(Json::parse(text.out)["pattern"] == "causal");
+  CHECK(Json::parse(named.out)["pattern"] == "dense");
+  CHECK(Json::parse(path.out)["pattern"] == "causal & sink(4)");
 
   // A comment ends with its line, wherever it begins; messages count a file's own lines.
   write(file, "causal   # decoders\r\n# all\n& window(left=3)  # near\n");

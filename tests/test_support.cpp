@@ -15,19 +15,15 @@
 #include "support/fs.hpp"
 #include "support/hash.hpp"
 #include "support/log.hpp"
+#include "texts.hpp"
 
 using namespace girih;
 using namespace girih::support;
+using tests::count_of;
 using tests::TemporaryFolder;
 namespace fs = std::filesystem;
 
 namespace {
-
-int count(const std::string& text, const std::string& part) {
-  int n = 0;
-  for (std::size_t at = 0; (at = text.find(part, at)) != text.npos; at += part.size()) ++n;
-  return n;
-}
 
 int files_in(const fs::path& folder) {
   return static_cast<int>(std::distance(fs::directory_iterator(folder), fs::directory_iterator()));
@@ -100,13 +96,13 @@ TEST_CASE("the log shows warnings unless GIRIH_LOG says otherwise") {
   CHECK(log_of("GIRIH_LOG") == "girih: warning: one\ngirih: warning: four\ngirih: warning: six\n");
   CHECK(log_of("GIRIH_LOG=warn") == log_of("GIRIH_LOG"));
   CHECK(log_of("GIRIH_LOG=off").empty());
-  CHECK(count(log_of("GIRIH_LOG=info"), "girih: info: two\n") == 1);
-  CHECK(count(log_of("GIRIH_LOG=info"), "three") == 0);
-  CHECK(count(log_of("GIRIH_LOG=debug"), "girih: debug: three\n") == 1);
+  CHECK(count_of(log_of("GIRIH_LOG=info"), "girih: info: two\n") == 1);
+  CHECK(count_of(log_of("GIRIH_LOG=info"), "three") == 0);
+  CHECK(count_of(log_of("GIRIH_LOG=debug"), "girih: debug: three\n") == 1);
   const std::string invalid = log_of("GIRIH_LOG=loud");
-  CHECK(count(invalid, "GIRIH_LOG=loud is not off, warn, info or debug") == 1);
-  CHECK(count(invalid, "girih: warning: one\n") == 1);
-  CHECK(count(invalid, "two") == 0);
+  CHECK(count_of(invalid, "GIRIH_LOG=loud is not off, warn, info or debug") == 1);
+  CHECK(count_of(invalid, "girih: warning: one\n") == 1);
+  CHECK(count_of(invalid, "two") == 0);
 }
 
 TEST_CASE("process that warns about variables" * doctest::skip()) {
@@ -119,13 +115,13 @@ TEST_CASE("an unknown variable gets one warning that names the closest known one
       "process that warns about variables",
       {"GIRIH_LOG", "GIRIH_CACHEDIR=/tmp", "GIRIH_JTI=off", "GIRIH_JIT=auto", "NOT_GIRIH_X=1"});
   CHECK(ended.status == 0);
-  CHECK(count(ended.err, "\n") == 2);
-  CHECK(count(ended.err,
-              "GIRIH_CACHEDIR is not a variable that Girih knows; did you mean "
-              "GIRIH_CACHE_DIR?\n") == 1);
-  CHECK(count(ended.err,
-              "GIRIH_JTI is not a variable that Girih knows; did you mean "
-              "GIRIH_JIT?\n") == 1);
+  CHECK(count_of(ended.err, "\n") == 2);
+  CHECK(count_of(ended.err,
+                 "GIRIH_CACHEDIR is not a variable that Girih knows; did you mean "
+                 "GIRIH_CACHE_DIR?\n") == 1);
+  CHECK(count_of(ended.err,
+                 "GIRIH_JTI is not a variable that Girih knows; did you mean "
+                 "GIRIH_JIT?\n") == 1);
 }
 
 TEST_CASE("files are read whole and written whole") {

@@ -1,6 +1,7 @@
-// What tests say of messages.
+// What tests say of texts, messages among them.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "girih/error.hpp"
@@ -9,6 +10,12 @@ namespace girih::tests {
 
 inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != text.npos;
+}
+
+inline std::size_t count_of(const std::string& text, const std::string& part) {
+  std::size_t count = 0;
+  for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
+  return count;
 }
 
 /// Of the Error that a function throws.

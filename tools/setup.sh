@@ -2,6 +2,9 @@
 # Sourced by quickstart and check, which run in the repository root: installs what the build needs
 # where that is possible, says what is missing elsewhere, and configures and builds.
 
+# The folder of --prebuilt, relative to where the script was called.
+prebuilt_folder() { cd "$called_from" && realpath -e "${1:?"--prebuilt needs a folder"}"; }
+
 # A compiler's view, so that headers outside /usr/include count too.
 has_header() {
   command -v g++ >/dev/null &&

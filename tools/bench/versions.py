@@ -141,8 +141,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--once", action="store_true", help="one launch each, for a profiler")
     arguments = parser.parse_args()
-    if torch is None:
-        sys.exit("versions.py needs PyTorch")
+    if torch is None or not torch.cuda.is_available():
+        parser.error("needs PyTorch and a GPU that it can use")
     cases = arguments.cases.split(",")
 
     def bind(pair):
