@@ -4,14 +4,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "codegen/emit.hpp"
 #include "girih/error.hpp"
 #include "oracle/oracle.hpp"
+#include "pattern/interpret.hpp"
 #include "plan/bricks.hpp"
 #include "plan/plan.hpp"
 #include "runtime/arguments.hpp"
@@ -48,29 +52,41 @@ BrickTiles count_by_pairs(const std::vector<oracle::Axis>& axes, const Bricks& b
   const oracle::Expr expr{oracle::Expr::Kind::neighborhood, {}, {}, {}, {}, axes};
   const int tokens = static_cast<int>(oracle::grid_tokens(expr));
   const oracle::Sizes sizes = oracle::bottom_right(tokens, tokens);
-  GridPoint grid{1, static_cast<int>(axes[axes.size() - 2].extent),
-                 static_cast<int>(axes.back().extent)};
-  if (axes.size() == 3) grid.a = static_cast<int>(axes[0].extent);
-  const auto brick_of = [&](int token, GridPoint box) {
-    const GridPoint at = place_in(grid, token), count = bricks_of(grid, box);
-    return (at.a / box.a * count.b + at.b / box.b) * count.c + at.c / box.c;
+  // Numbers of the bricks that some token is in.
+  const auto bricks_of_tokens = [&](GridPoint box) {
+    std::map<std::array<long long, 6>, std::size_t> numbers;
+    std::vector<std::size_t> of_tokens;
+    for (int token = 0; token < tokens; ++token) {
+      std::array<long long, 6> brick{};  // residues, and of the places that have them
+      int rest = token;
+      for (int i = static_cast<int>(axes.size()) - 1, axis = 2; i >= 0; --i, --axis) {
+        const auto at = static_cast<std::size_t>(axis);
+        const oracle::Axis& own = axes[static_cast<std::size_t>(i)];
+        const long long x = rest % own.extent;
+        rest /= static_cast<int>(own.extent);
+        brick[at] = x % own.dilation;
+        brick[3 + at] = x / own.dilation / box.on(axis);
+      }
+      of_tokens.push_back(numbers.try_emplace(brick, numbers.size()).first->second);
+    }
+    return std::pair{of_tokens, numbers.size()};
   };
-  const int queries = bricks_of(grid, bricks.queries).volume();
-  const int keys = bricks_of(grid, bricks.keys).volume();
-  std::vector<std::int64_t> pairs(static_cast<std::size_t>(queries) * keys), rows(queries);
+  const auto [row_bricks, queries] = bricks_of_tokens(bricks.queries);
+  const auto [key_bricks, keys] = bricks_of_tokens(bricks.keys);
+  std::vector<std::int64_t> pairs(queries * keys), rows(queries);
   for (int q = 0; q < tokens; ++q) {
-    const int row_brick = brick_of(q, bricks.queries);
-    ++rows[static_cast<std::size_t>(row_brick)];
+    const std::size_t row_brick = row_bricks[static_cast<std::size_t>(q)];
+    ++rows[row_brick];
     for (int k = 0; k < tokens; ++k) {
       if (!oracle::visible(expr, sizes, q, k)) continue;
-      ++pairs[static_cast<std::size_t>(row_brick) * keys + brick_of(k, bricks.keys)];
+      ++pairs[row_brick * keys + key_bricks[static_cast<std::size_t>(k)]];
     }
   }
   BrickTiles tiles;
-  for (int i = 0; i < queries; ++i) {
-    for (int j = 0; j < keys; ++j) {
-      const std::int64_t seen = pairs[static_cast<std::size_t>(i) * keys + j];
-      const std::int64_t all = rows[static_cast<std::size_t>(i)] * bricks.keys.volume();
+  for (std::size_t i = 0; i < queries; ++i) {
+    for (std::size_t j = 0; j < keys; ++j) {
+      const std::int64_t seen = pairs[i * keys + j];
+      const std::int64_t all = rows[i] * bricks.keys.volume();
       ++(seen == 0 ? tiles.empty : seen == all ? tiles.full : tiles.partial);
     }
   }
@@ -85,9 +101,11 @@ TEST_CASE("tiles of bricks are counted as by the definition") {
                                        {{8, 4, 4}, {6, 4, 4}},
                                        {{2, 8, 8}, {4, 4, 4}},
                                        {{4, 4, 8}, {1, 4, 32}}};
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 60; ++i) {
     oracle::Expr expr = oracle::random_neighborhood(random, 700);
-    for (oracle::Axis& axis : expr.axes) axis.dilation = 1;
+    if (i % 3 == 0) {
+      for (oracle::Axis& axis : expr.axes) axis.dilation = 1;
+    }
     const auto heads = heads_of(oracle::text(expr));
     if (heads.empty()) continue;  // one axis
     for (const Bricks& bricks : choices) {
@@ -106,7 +124,8 @@ TEST_CASE("tiles of bricks are counted as by the definition") {
 TEST_CASE("no other box visits fewer tiles than the bricks that are chosen") {
   for (const std::string& pattern :
        {std::string(kImage), std::string(kVideo), std::string("neighborhood(56x56, window=7)"),
-        std::string("neighborhood(9x64x64, window=(3, 16, 16), stride=(1, 4, 4))")}) {
+        std::string("neighborhood(9x64x64, window=(3, 16, 16), stride=(1, 4, 4))"),
+        std::string("neighborhood(71x90, window=11, dilation=(2, 3))")}) {
     const auto heads = heads_of(pattern);
     for (const int block_n : {64, 96, 128}) {
       const auto chosen = plan::choose_bricks(heads, 128, block_n);
@@ -145,11 +164,28 @@ TEST_CASE("bricks of an image and of a video compute little more than is visible
   CHECK(image_plan.spec.tile == TileConfig{192, 64, 4, 16, 2});
   CHECK(image_plan.spec.bricks == Bricks{{1, 24, 8}, {1, 8, 8}});
   CHECK(image_plan.spec.pass_over);  // a warpgroup's 64 rows see fewer
-  CHECK(image_plan.grid == GridPoint{1, 256, 256});
+  CHECK(image_plan.grid.extents == GridPoint{1, 256, 256});
   CHECK(video_plan.spec.tile == TileConfig{192, 80, 3, 16, 2});
   CHECK(video_plan.spec.bricks == Bricks{{6, 8, 4}, {5, 4, 4}});
   CHECK(video_plan.spec.pass_over);
   CHECK_FALSE(plan_for(kVideo, {}, {.block_m = 128}).spec.pass_over);
+}
+
+TEST_CASE("a dilation group has the bricks of its own grid, without dilation") {
+  const std::string dilated = "neighborhood(12x128x64, window=(3, 20, 9), dilation=(3, 2, 1))";
+  const std::string group = "neighborhood(4x64x64, window=(3, 20, 9))";
+  const plan::Plan plan = plan_for(dilated), own = plan_for(group);
+  REQUIRE(plan.spec.bricks);
+  CHECK(codegen::emit(plan.spec) == codegen::emit(own.spec));
+  CHECK(plan.grid.extents == GridPoint{12, 128, 64});
+  CHECK(plan.grid.dilation == GridPoint{3, 2, 1});
+  const Bricks& bricks = *plan.spec.bricks;
+  CHECK(plan.grid.num_bricks(bricks.queries) == 6 * own.grid.num_bricks(bricks.queries));
+  const BrickTiles tiles = plan::count_tiles(heads_of(dilated), bricks);
+  const BrickTiles of_group = plan::count_tiles(heads_of(group), bricks);
+  CHECK(tiles.visited() == 6 * of_group.visited());
+  CHECK(tiles.full == 6 * of_group.full);
+  CHECK(tiles.empty == 6 * of_group.empty + 30 * (of_group.visited() + of_group.empty));
 }
 
 TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
@@ -161,6 +197,7 @@ TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
   CHECK(bricks("neighborhood(13x21, window=5)"));
   CHECK(bricks("neighborhood(5x9x11, window=3, stride=(1, 3, 2), causal=(true, false, false))"));
   CHECK(bricks("neighborhood(64x64, window=9) with softcap(30)"));
+  CHECK(bricks("neighborhood(128x128, window=9, dilation=(1, 8))"));
   CHECK(bricks("heads(0: neighborhood(64x64, window=9), else: neighborhood(64x64, window=(20, 3)))",
                heads));
   CHECK(bricks(kImage, {.head_dim = 256}));
@@ -171,7 +208,15 @@ TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
 
   CHECK_FALSE(bricks("neighborhood(4096, window=99)"));
   CHECK_FALSE(bricks("neighborhood(1x4096x1, window=(1, 99, 1))"));
-  CHECK_FALSE(bricks("neighborhood(64x64, window=9, dilation=(1, 2))"));
+  CHECK_FALSE(bricks("neighborhood(128x128, window=9, dilation=(1, 9))"));
+  CHECK_FALSE(bricks("neighborhood(16x16, window=3, dilation=4)"));  // groups of 16 tokens
+  // Groups of one long axis: a brick's other places would be empty.
+  CHECK_FALSE(bricks("neighborhood(8x4096, window=(1, 99), dilation=(8, 1))"));
+  CHECK_FALSE(bricks("neighborhood(4x4096, window=(1, 999), dilation=(4, 1))"));
+  CHECK_FALSE(
+      bricks("heads(0: neighborhood(128x128, window=9, dilation=2), "
+             "else: neighborhood(128x128, window=9, dilation=(2, 1)))",
+             heads));
   CHECK_FALSE(bricks("neighborhood(64x64, window=64)"));  // all is visible
   CHECK_FALSE(bricks("neighborhood(2x70000, window=(1, 99))"));
   CHECK_FALSE(bricks("neighborhood(64x64, window=9) | sink(1)"));
@@ -184,6 +229,40 @@ TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
   CHECK_FALSE(bricks(kImage, {.partial_keys = true}));
   CHECK_FALSE(bricks(kImage, {}, {.portable = true}));
   CHECK_FALSE(plan_for(kImage, {}, {}, "sm_100").spec.bricks.has_value());
+}
+
+TEST_CASE("tiles of tokens in a row are estimated, and counted where they are few") {
+  const Geometry geometry;
+  for (const std::string& text :
+       {std::string("neighborhood(13x21, window=(5, 8))"),
+        std::string("neighborhood(5x9x11, window=3, causal=(true, false, false))"),
+        std::string("neighborhood(40x50, window=7, dilation=(2, 3))")}) {
+    const Pattern pattern = Pattern::parse(text);
+    const auto heads = heads_of(text, {.num_heads = 3, .num_heads_kv = 3});
+    const int tokens = Neighborhood(heads.at(0).numbers.data()).tokens();
+    const BrickTiles tiles = plan::estimate_row_tiles(heads, 128, 64);
+    Geometry own = geometry;
+    own.seqlen_q = own.seqlen_k = tokens;
+    const pattern::TileCounts counted =
+        pattern::count_tiles(pattern.classes()[0].mask, own, 128, 64);
+    CHECK(tiles.full == 3 * counted.full);
+    CHECK(tiles.partial == 3 * counted.partial);
+    CHECK(tiles.empty == 3 * counted.empty);
+  }
+  const auto image = heads_of(kImage);
+  const BrickTiles tiles = plan::estimate_row_tiles(image, 128, 128);
+  CHECK(tiles.visited() + tiles.empty == 512 * 512);
+  // 81 lines or 80 of 256 pixels, where windows do not end at the image's borders.
+  CHECK(static_cast<double>(tiles.visited()) == doctest::Approx(512 * 160).epsilon(0.02));
+}
+
+TEST_CASE("bricks lie where a visit has a place for them") {
+  // 2048 and 1024 bricks of the longest lines.
+  CHECK_FALSE(plan::choose_bricks(heads_of("neighborhood(64x65535, window=(9, 99))"), 128, 128));
+  const auto dilated =
+      plan::choose_bricks(heads_of("neighborhood(64x65535, window=(9, 99), dilation=2)"), 128, 128);
+  REQUIRE(dilated);
+  CHECK(dilated->keys.c == 32);
 }
 
 TEST_CASE("a kernel of bricks names them, and others know nothing of them") {
@@ -219,15 +298,17 @@ Tensor tensor_of(Layout layout, int batch, int tokens, int heads, int head_dim) 
 }  // namespace
 
 TEST_CASE("boxes of a tensor over a grid hold a brick's tokens of one head") {
-  const GridPoint grid{5, 9, 11}, brick{6, 4, 4};
+  const DilatedGrid grid{{5, 9, 11}, {1, 3, 2}};
+  const GridPoint brick{6, 4, 4};
   for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
     Problem problem{.head_dim = 128, .num_heads = 3, .num_heads_kv = 3, .layout = layout};
-    const Tensor tensor = tensor_of(layout, 2, grid.volume() + 7, 3, 128);
+    const Tensor tensor = tensor_of(layout, 2, grid.extents.volume() + 7, 3, 128);
     const runtime::Dims dims = runtime::dims_of(layout);
     const cuda::TiledTensor tiled = runtime::tensor_over_grid(
         tensor, tensor.data, runtime::strides_of(tensor, dims), problem, grid, brick);
     CHECK(tiled.num_dimensions == 5);
     CHECK(tiled.box == cuda::TiledTensor::PerDimension{64, 4, 4, 6, 1});
+    CHECK(tiled.steps == cuda::TiledTensor::PerDimension{1, 2, 3, 1, 1});
     CHECK(tiled.extents[1] == 11);
     CHECK(tiled.extents[2] == 9);
     CHECK(tiled.extents[3] == 5);
@@ -242,8 +323,8 @@ TEST_CASE("boxes of a tensor over a grid hold a brick's tokens of one head") {
     const std::int64_t head_stride = tensor.stride[static_cast<std::size_t>(dims.head)];
     for (int b = 0; b < 2; ++b) {
       for (int head = 0; head < 3; ++head) {
-        for (int token = 0; token < grid.volume(); ++token) {
-          const GridPoint at = place_in(grid, token);
+        for (int token = 0; token < grid.extents.volume(); ++token) {
+          const GridPoint at = place_in(grid.extents, token);
           const int column = 64 + token % 64;
           std::array<std::int64_t, 4> index{};
           index[static_cast<std::size_t>(dims.batch)] = b;
@@ -263,7 +344,8 @@ TEST_CASE("boxes of a tensor over a grid hold a brick's tokens of one head") {
 
 TEST_CASE("tensors over a grid that the copy engine cannot take are refused") {
   const Problem problem{.head_dim = 64, .num_heads = 2, .num_heads_kv = 2};
-  const GridPoint grid{4, 8, 8}, brick{2, 8, 8};
+  const GridPoint once{1, 1, 1}, brick{2, 8, 8};
+  const DilatedGrid grid{{4, 8, 8}, once};
   const Tensor tensor = tensor_of(Layout::bshd, 1, 256, 2, 64);
   const auto refusal = [&](const Strides& strides) -> std::string {
     try {
@@ -288,7 +370,8 @@ TEST_CASE("tensors over a grid that the copy engine cannot take are refused") {
   CHECK(refusal({0, far * 2 - 8, 64}) == "");
   // A product that no int64 holds; and a grid of one plane, which nobody steps over.
   const auto over = [&](const GridPoint& axes, std::int64_t row) {
-    return runtime::tensor_over_grid(tensor, tensor.data, {0, row, 64}, problem, axes, brick);
+    return runtime::tensor_over_grid(tensor, tensor.data, {0, row, 64}, problem, {axes, once},
+                                     brick);
   };
   CHECK_THROWS_AS(over({2, 65535, 65535}, far * 32), Error);
   CHECK(over({1, 65535, 8192}, 8192).strides[2] == 8192 * 8192);

@@ -249,7 +249,7 @@ void check_atoms(const std::string& arch, const TileConfig& tile = {}) {
           "causal & strided(local=16, stride=8, block=64)",
           "neighborhood(30x48x80, window=(18, 24, 24)) with softcap(30)",
           "neighborhood(30x48x80, window=(18, 24, 24))", "neighborhood(256x256, window=80)",
-          "neighborhood(64x64, window=9, dilation=2)",
+          "neighborhood(128x128, window=9, dilation=9)",
           "causal & neighborhood(64x64, window=9) | sink(4)",
           "blocks(m, q=128, kv=128) | sink($n)"}) {
       const Problem problem{.head_dim = head_dim, .num_heads = 32, .num_heads_kv = 8};

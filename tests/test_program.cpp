@@ -79,7 +79,7 @@ TEST_CASE("program: explain names a neighborhood's bricks and counts their tiles
     return more;
   };
   const Json report = program.json(with({"--seqlen-q", "65536"}));
-  CHECK(report["bricks"] == Json{{"queries", "24x8"}, {"keys", "8x8"}});
+  CHECK(report["bricks"] == Json{{"queries", "24x8"}, {"keys", "8x8"}, {"dilation", "1x1"}});
   const std::int64_t full = report["tiles"]["full"], partial = report["tiles"]["partial"];
   CHECK(full + partial + report["tiles"]["empty"].get<std::int64_t>() == 2 * 352 * 1024);
   CHECK(report["tiles"]["visible_of_computed"].get<double>() ==
@@ -88,8 +88,11 @@ TEST_CASE("program: explain names a neighborhood's bricks and counts their tiles
   const Json more = program.json(with({"--seqlen-q", "65536", "--seqlen-k", "65736"}));
   CHECK(more["tiles"]["full"] == full + 2 * 352 * 3);
   CHECK(more["tiles"]["partial"] == partial + 2 * 352);
-  CHECK(program.run(with({})).out.find("bricks of the grid: 24x8 queries, 8x8 keys") !=
-        std::string::npos);
+  CHECK(program.run(with({})).out.find(
+            "bricks of the grid: 24x8 queries, 8x8 keys, dilation 1x1\n") != std::string::npos);
+  const Json dilated = program.json(
+      {"explain", "neighborhood(256x128, window=40, dilation=(2, 3))", "--arch", "sm_90a"});
+  CHECK(dilated["bricks"]["dilation"] == "2x3");
   CHECK_FALSE(program.json(with({"--portable"})).contains("bricks"));
 }
 

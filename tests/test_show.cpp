@@ -132,7 +132,11 @@ TEST_CASE("explain says why a neighborhood has no bricks") {
   CHECK(reason("neighborhood(64x64, window=9)") == "");
   CHECK(reason("neighborhood(64x64, window=9) with softcap(2)") == "");
   CHECK(reason("neighborhood(4096, window=9)") == "the grid has one axis of more than one token");
-  CHECK(reason("neighborhood(64x64, window=9, dilation=2)") == "a neighborhood has a dilation");
+  CHECK(reason("neighborhood(64x64, window=9, dilation=2)") == "");
+  CHECK(reason("neighborhood(64x64, window=7, dilation=9)") == "a dilation of 9 is greater than 8");
+  CHECK(reason("heads(0: neighborhood(64x64, window=9), "
+               "1: neighborhood(64x64, window=9, dilation=(1, 2)))",
+               {"--heads", "2"}) == "heads have different dilations");
   CHECK(reason("neighborhood(64x64, window=9) & causal") ==
         "heads see 'neighborhood(64x64, window=9) & causal', which is not a neighborhood alone");
   CHECK(reason("neighborhood(64x64, window=9) with alibi(a)") ==

@@ -93,7 +93,7 @@ Counts counts_of(const Mask& mask, const Geometry& geometry, const plan::Plan& p
   }
   const plan::BrickHeads head{mask.numbers(), 1};
   const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
-                                                   geometry.seqlen_k - plan.grid.volume());
+                                                   geometry.seqlen_k - plan.grid.extents.volume());
   return {.tiles = {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty},
           .visible = static_cast<double>(pattern::count_visible(mask, geometry))};
 }
@@ -167,8 +167,9 @@ std::string text_of(const Json& report, const Problem& problem) {
                   tile["block_n"].get<int>(), tile["num_stages"].get<int>(),
                   tile["num_warps"].get<int>(), text(report["tile_origin"]));
   if (report.contains("bricks")) {
-    result += fmt::format("            bricks of the grid: {} queries, {} keys\n",
-                          text(report["bricks"]["queries"]), text(report["bricks"]["keys"]));
+    const Json& bricks = report["bricks"];
+    result += fmt::format("            bricks of the grid: {} queries, {} keys, dilation {}\n",
+                          text(bricks["queries"]), text(bricks["keys"]), text(bricks["dilation"]));
   }
   if (report.contains("no_bricks")) {
     result += fmt::format("            no bricks of the grid: {}\n", text(report["no_bricks"]));
@@ -294,7 +295,8 @@ void add_explain(CLI::App& app, Context& context) {
         const std::vector<plan::BrickHeads> heads = plan::brick_heads(pattern, problem);
         const Neighborhood grid(heads.front().numbers.data());
         report["bricks"] = {{"queries", plan::to_string(grid, plan.spec.bricks->queries)},
-                            {"keys", plan::to_string(grid, plan.spec.bricks->keys)}};
+                            {"keys", plan::to_string(grid, plan.spec.bricks->keys)},
+                            {"dilation", plan::to_string(grid, plan.grid.dilation)}};
       } else if (!grids.empty()) {
         report["no_bricks"] = why_no_bricks(pattern, problem, plan);
       }

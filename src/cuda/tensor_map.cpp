@@ -14,8 +14,9 @@ TensorMap encode_tensor_map(const TiledTensor& tensor) {
   for (int i = 0; i < tensor.num_dimensions; ++i) {
     const auto at = static_cast<std::size_t>(i);
     extents[i] = static_cast<cuuint64_t>(tensor.extents[at]);
-    box[i] = static_cast<cuuint32_t>(tensor.box[at]);
-    steps[i] = 1;
+    // The driver counts what lies between elements too.
+    box[i] = static_cast<cuuint32_t>(tensor.box[at] * tensor.steps[at]);
+    steps[i] = static_cast<cuuint32_t>(tensor.steps[at]);
     if (i == 0) continue;  // which has no stride
     // A dimension of one element is never stepped over, but its stride must be one.
     const bool stepped = tensor.extents[at] != 1;

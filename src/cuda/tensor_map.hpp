@@ -19,6 +19,7 @@ struct TiledTensor {
   CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   int num_dimensions = 0;
   PerDimension extents{}, strides{}, box{};
+  PerDimension steps{1, 1, 1, 1, 1};  ///< in elements, from one of a box to the next
 };
 
 /// Boxes are swizzled in rows of 128 bytes. What one holds beyond the tensor's extents is read as

@@ -28,24 +28,34 @@ std::string reason_against(const std::vector<int>& numbers, const std::vector<in
     if (extent > kMostGridExtent) {
       return fmt::format("an axis of {} tokens is longer than {}", extent, kMostGridExtent);
     }
-    if (numbers[Neighborhood::kDilation + axis] != 1) return "a neighborhood has a dilation";
+    const int dilation = numbers[Neighborhood::kDilation + axis];
+    if (dilation != first[Neighborhood::kDilation + axis]) return "heads have different dilations";
+    if (dilation > kMostBrickDilation) {
+      return fmt::format("a dilation of {} is greater than {}", dilation, kMostBrickDilation);
+    }
     long_axes += extent > 1;
   }
   return long_axes > 1 ? "" : "the grid has one axis of more than one token";
 }
 
-// Of an axis, summed over all bricks of rows or their parts: key bricks that are visited, and full.
+// Of an axis: bricks of rows or their parts, and key bricks; summed over the former, the
+// latter that are visited, and full.
 struct AxisCounts {
-  std::int64_t visited = 0, full = 0;
+  std::int64_t rows = 0, keys = 0, visited = 0, full = 0;
 };
 
 AxisCounts count_axis(const Neighborhood& n, int axis, int rows, int keys) {
   AxisCounts counts;
-  for (int first = 0; first < n.extent(axis); first += rows) {
-    Span visible, full;
-    view_axis(n, axis, first, rows, keys, visible, full);
-    counts.visited += max(visible.hi - visible.lo, 0);
-    counts.full += max(full.hi - full.lo, 0);
+  for (int residue = 0; residue < n.dilation(axis); ++residue) {
+    const int length = ceil_div(n.extent(axis) - residue, n.dilation(axis));
+    for (int first = 0; first < length; first += rows) {
+      Span visible, full;
+      view_axis(n, axis, length, first, rows, keys, visible, full);
+      ++counts.rows;
+      counts.visited += max(visible.hi - visible.lo, 0);
+      counts.full += max(full.hi - full.lo, 0);
+    }
+    counts.keys += ceil_div(length, keys);
   }
   return counts;
 }
@@ -55,10 +65,12 @@ class Counter {
  public:
   explicit Counter(const Neighborhood& n) : n_(n) {}
   AxisCounts of(GridPoint rows, GridPoint keys) {
-    AxisCounts product{1, 1};
+    AxisCounts product{1, 1, 1, 1};
     for (int axis = 0; axis < kMaxAxes; ++axis) {
       const auto [at, fresh] = known_.try_emplace({axis, rows.on(axis), keys.on(axis)});
       if (fresh) at->second = count_axis(n_, axis, rows.on(axis), keys.on(axis));
+      product.rows *= at->second.rows;
+      product.keys *= at->second.keys;
       product.visited *= at->second.visited;
       product.full *= at->second.full;
     }
@@ -82,7 +94,7 @@ std::vector<GridPoint> boxes_of(int tokens, bool (*suits)(GridPoint)) {
 }
 
 bool has_places_for(const Neighborhood& n, GridPoint keys) {
-  const GridPoint bricks = bricks_of(grid_of(n), keys);
+  const GridPoint bricks = grid_of(n).bricks_of_group(keys);
   return max(max(bricks.a, bricks.b), bricks.c) <= kMostBricksOnAxis;
 }
 
@@ -127,18 +139,45 @@ BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, 
     const Neighborhood n(head.numbers.data());
     Counter counter(n);
     const AxisCounts own = counter.of(bricks.queries, bricks.keys);
-    const std::int64_t queries = bricks_of(grid_of(n), bricks.queries).volume();
-    const std::int64_t all = queries * bricks_of(grid_of(n), bricks.keys).volume();
     const int block_n = bricks.keys.volume();
     const int whole = extra_keys / block_n, cut = extra_keys % block_n != 0 ? 1 : 0;
-    tiles.full += head.count * (own.full + queries * whole);
-    tiles.partial += head.count * (own.visited - own.full + queries * cut);
-    tiles.empty += head.count * (all - own.visited);
+    tiles.full += head.count * (own.full + own.rows * whole);
+    tiles.partial += head.count * (own.visited - own.full + own.rows * cut);
+    tiles.empty += head.count * (own.rows * own.keys - own.visited);
     const std::int64_t seen_by_parts = counter.of(part, bricks.keys).visited;
     tiles.parts +=
         head.count * (static_cast<double>(seen_by_parts) * part.volume() / bricks.queries.volume() +
-                      static_cast<double>(queries * (whole + cut)));
+                      static_cast<double>(own.rows * (whole + cut)));
   }
+  return tiles;
+}
+
+BrickTiles estimate_row_tiles(std::span<const BrickHeads> heads, int block_m, int block_n) {
+  constexpr int kSamples = 16;
+  BrickTiles tiles;
+  for (const BrickHeads& head : heads) {
+    const Neighborhood n(head.numbers.data());
+    const KeyTiles keys{block_n, n.tokens()};
+    const int rows = ceil_div(n.tokens(), block_m), samples = min(rows, kSamples);
+    std::array<std::int64_t, 3> counts{};  // by TileKind
+    for (int i = 0; i < samples; ++i) {
+      const int first =
+          static_cast<int>((2 * i + 1) * std::int64_t{rows} / (2 * samples)) * block_m;
+      const QueryRows sample{first, min(first + block_m, n.tokens())};
+      for (int at = 0; at < keys.count();) {
+        const Run run = n.seek({}, sample, keys, at);
+        counts[static_cast<std::size_t>(run.kind)] += run.end - at;
+        at = run.end;
+      }
+    }
+    const auto all = [&](TileKind kind) {
+      return head.count * counts[static_cast<std::size_t>(kind)] * rows / samples;
+    };
+    tiles.full += all(TileKind::full);
+    tiles.partial += all(TileKind::partial);
+    tiles.empty += all(TileKind::empty);
+  }
+  tiles.parts = static_cast<double>(tiles.visited());
   return tiles;
 }
 

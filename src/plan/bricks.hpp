@@ -34,12 +34,15 @@ struct BrickTiles {
 };
 
 /// The heads, by their windows, where bricks can be tiles: all have nothing but a neighborhood, on
-/// one grid of two or three axes, without dilation. Else empty.
+/// one grid of two or three axes, with one dilation of at most kMostBrickDilation. Else empty.
 std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem);
 /// What about the heads or the problem leaves it empty; "" where nothing does.
 std::string reason_against_bricks(const Pattern& pattern, const Problem& problem);
 
 BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys = 0);
+
+/// Likewise of tiles of tokens in a row, estimated from some of the query tiles.
+BrickTiles estimate_row_tiles(std::span<const BrickHeads> heads, int block_m, int block_n);
 
 /// The bricks that let query tiles visit the fewest key tiles; of such, parts of 64 rows. None
 /// where that is no less than dense attention visits, or no box has so many tokens.

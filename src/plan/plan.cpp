@@ -385,6 +385,10 @@ double cost_of(const BrickTiles& tiles, int block_m, int block_n) {
          block_m * (block_m == 192 ? kRowOfThree : 1);
 }
 
+// How much longer tokens in a row may take than their tiles say, for what a row sees of them takes
+// longer to find than of bricks: an upper bound, not measured.
+constexpr double kMaskInRows = 2;
+
 // A tile of the Hopper kernel and bricks for it, those that cost least; what was requested of the
 // tile stays. Without bricks where tokens in a row do as well.
 std::optional<Bricks> plan_bricks(std::span<const BrickHeads> heads, const Arch& arch,
@@ -416,7 +420,10 @@ std::optional<Bricks> plan_bricks(std::span<const BrickHeads> heads, const Arch&
       least = cost;
     }
   }
-  if (best) tile = best_tile;
+  if (!best) return best;
+  const BrickTiles in_rows = estimate_row_tiles(heads, tile.block_m, tile.block_n);
+  if (kMaskInRows * cost_of(in_rows, tile.block_m, tile.block_n) <= least) return std::nullopt;
+  tile = best_tile;
   return best;
 }
 
@@ -576,8 +583,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                           (plan.spec.gathers || !shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     if (plan.spec.bricks) {
-      const Neighborhood grid(brick_heads[0].numbers.data());
-      plan.grid = grid_of(grid);
+      plan.grid = grid_of(Neighborhood(brick_heads[0].numbers.data()));
       plan.spec.pass_over =
           width > kWidestWithSpareRegisters || passes_over(brick_heads, *plan.spec.bricks);
     }

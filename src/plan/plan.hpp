@@ -84,7 +84,7 @@ struct Plan {
   KeysPerRow keys = KeysPerRow::many;
   int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
   int kv_block_size = 0;
-  GridPoint grid{0, 0, 0};  ///< that bricks are of
+  DilatedGrid grid{};  ///< that bricks are of
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA
   /// The HeadTable that launches pass: head_capacity rows of {class, softcap as float bits,

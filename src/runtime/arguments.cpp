@@ -199,7 +199,7 @@ bool heads_are_far(const Tensor& tensor, const Dims& dims) {
 }  // namespace
 
 cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const Strides& strides,
-                                   const Problem& problem, const GridPoint& grid,
+                                   const Problem& problem, const DilatedGrid& grid,
                                    const GridPoint& brick) {
   check_strides(strides);
   const Dims dims = dims_of(problem.layout);
@@ -211,24 +211,26 @@ cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const
                     "heads lie nearer to one another",
                     strides.head, tensor.shape[dims.head]));
   }
+  const auto& [a, b, c] = grid.extents;
   // Planes of the grid; of one plane or line nobody steps over it.
-  const std::int64_t tokens = std::int64_t{grid.a > 1 ? grid.b : 1} * grid.c;
+  const std::int64_t tokens = std::int64_t{a > 1 ? b : 1} * c;
   const std::int64_t row_end = (kStrideEnd + tokens - 1) / tokens;  // a product could overflow
   if (strides.row >= row_end) {
     refuse(fmt::format(
         "a tensor has stride {} between tokens: the kernel for Hopper that visits bricks of a "
         "{}x{}x{} grid takes at most {}; bind the portable one (tile.portable), or give a tensor "
         "whose tokens lie nearer to one another",
-        strides.row, grid.a, grid.b, grid.c, row_end - 1));
+        strides.row, a, b, c, row_end - 1));
   }
   const std::int64_t columns = (tensor.shape[dims.head] - 1) * strides.head + tensor.shape[kDim];
-  const std::int64_t line = strides.row * grid.c;
+  const std::int64_t line = strides.row * c;
   return {.data = data,
           .type = type_of(problem),
           .num_dimensions = 5,
-          .extents = {columns, grid.c, grid.b, grid.a, tensor.shape[dims.batch]},
-          .strides = {1, strides.row, line, grid.a > 1 ? line * grid.b : line, strides.batch},
-          .box = {kBoxColumns, brick.c, brick.b, brick.a, 1}};
+          .extents = {columns, c, b, a, tensor.shape[dims.batch]},
+          .strides = {1, strides.row, line, a > 1 ? line * b : line, strides.batch},
+          .box = {kBoxColumns, brick.c, brick.b, brick.a, 1},
+          .steps = {1, grid.dilation.c, grid.dilation.b, grid.dilation.a, 1}};
 }
 
 bool is_too_far_for_bricks(const jit::Args& args) {
@@ -237,7 +239,7 @@ bool is_too_far_for_bricks(const jit::Args& args) {
 }
 
 FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
-                        const GridPoint& grid, const plan::Bricks& bricks) {
+                        const DilatedGrid& grid, const plan::Bricks& bricks) {
   const auto map = [&](const Tensor& tensor, const void* data, const Strides& strides,
                        const GridPoint& brick) {
     return cuda::encode_tensor_map(tensor_over_grid(tensor, data, strides, problem, grid, brick));

@@ -23,10 +23,10 @@ FwdTensorMaps tensor_maps(const jit::Args& args, const FwdParams& params, const 
 /// Keys and values in boxes of one row. @throws Error driver.
 FwdRowMaps row_maps(const jit::Args& args, const FwdParams& params, const Problem& problem);
 
-/// A tensor over a grid of tokens, in boxes of a brick: see shared/bricks.cuh.
+/// A tensor over a grid of tokens, in boxes of a brick of a dilation group: see shared/bricks.cuh.
 /// @throws Error invalid_argument where the copy engine cannot take it.
 cuda::TiledTensor tensor_over_grid(const Tensor& tensor, const void* data, const Strides& strides,
-                                   const Problem& problem, const GridPoint& grid,
+                                   const Problem& problem, const DilatedGrid& grid,
                                    const GridPoint& brick);
 
 /// Whether the copy engine cannot take some tensor so for the distance of its heads: then tiles
@@ -35,7 +35,7 @@ bool is_too_far_for_bricks(const jit::Args& args);
 
 /// Queries, keys and values so. @throws Error driver, or as tensor_over_grid().
 FwdBrickMaps brick_maps(const jit::Args& args, const FwdParams& params, const Problem& problem,
-                        const GridPoint& grid, const plan::Bricks& bricks);
+                        const DilatedGrid& grid, const plan::Bricks& bricks);
 
 /// @throws Error invalid_argument for sequences of fewer keys than tensors have.
 void refuse_partial_keys(const jit::Args& args);

@@ -132,7 +132,7 @@ struct Kernel::Impl {
   bool gathers = false;
   runtime::SplitShape split_shape;
   std::optional<plan::Bricks> bricks;  // that its tiles are
-  GridPoint grid{};                    // that they are of
+  DilatedGrid grid{};                  // that they are of
   int maxima_tile_keys = 0;            // of a kernel of tile maxima
 
   FwdParams params_of(const Args& args) const {
@@ -194,7 +194,7 @@ struct Kernel::Impl {
 
   FwdParams ordered(FwdParams params) const {
     if (bricks) {  // rows of bricks, which overlap the grid's end, one brick after the other
-      params.geometry.seqlen_q = bricks_of(grid, bricks->queries).volume() * query_tile.rows;
+      params.geometry.seqlen_q = grid.num_bricks(bricks->queries) * query_tile.rows;
     }
     plan_order(params, problem, query_tile, section_bytes);
     return params;

@@ -2,6 +2,7 @@
 // masks, applied and put back in the grid's order, must be what the definition says of every row.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
@@ -9,6 +10,8 @@
 #include "warps.hpp"
 // The code under test.
 #include "girih/attn/bricks.cuh"
+#include "girih/attn/pipeline_sm90.cuh"
+#include "girih/shared/atoms.cuh"
 #include "oracle/oracle.hpp"
 
 namespace {
@@ -30,6 +33,7 @@ std::vector<int> numbers_of(const std::vector<oracle::Axis>& axes) {
     numbers[axis] = static_cast<int>(axes[i].extent);
     numbers[3 + axis] = static_cast<int>(axes[i].window);
     numbers[6 + axis] = static_cast<int>(axes[i].stride);
+    numbers[9 + axis] = static_cast<int>(axes[i].dilation);
     numbers[12 + axis] = axes[i].causal;
   }
   return numbers;
@@ -44,16 +48,22 @@ struct Visit {
   bool hides[Config::kBlockM / 16];
 };
 
+// None of a brick without rows.
 template <class Config>
 std::vector<Visit<Config>> visits_of(const Neighborhood& n, BrickTile<Config>& tile, int brick,
                                      int seqlen_k) {
   std::vector<Visit<Config>> visits;
   emulation::cta.run(32, [&] {
     const int lane = threadIdx.x;
-    tile.describe(n, brick);
-    BrickWalk<Config> walk(n, tile.origin, seqlen_k);
+    static bool has_rows;
+    if (lane == 0) has_rows = tile.place(n, brick);
+    __syncwarp();
+    if (!has_rows) return;
+    tile.find_spans(n);
+    BrickWalk<Config> walk(n, tile, seqlen_k);
+    constexpr std::size_t kTooMany = 10000;
     std::size_t count = 0;
-    for (bool more = true; more; more = walk.advance()) {
+    for (bool more = true; more && count < kTooMany; more = walk.advance()) {
       if (lane == 0) visits.push_back({walk.place(), walk.behind_grid(), walk.seen, walk.full});
       __syncwarp();
       Visit<Config>& visit = visits[count++];
@@ -80,7 +90,8 @@ std::vector<Visit<Config>> visits_of(const Neighborhood& n, BrickTile<Config>& t
 
 // Of a key tile, its tokens: -1 where there is none.
 template <class Config>
-std::vector<int> tokens_of(const Neighborhood& n, const Visit<Config>& visit, int seqlen_k) {
+std::vector<int> tokens_of(const Neighborhood& n, const BrickTile<Config>& tile,
+                           const Visit<Config>& visit, int seqlen_k) {
   std::vector<int> tokens;
   for (int i = 0; i < Config::kBlockN; ++i) {
     if (visit.behind_grid) {
@@ -88,8 +99,9 @@ std::vector<int> tokens_of(const Neighborhood& n, const Visit<Config>& visit, in
       continue;
     }
     using Keys = typename Config::KeyBrick;
-    const GridPoint at =
-        sum(scaled(unpack_place(visit.place), Keys::box()), place_in(Keys::box(), i));
+    // As the copy engine steps.
+    const GridPoint first = tile.group.token(scaled(unpack_place(visit.place), Keys::box()));
+    const GridPoint at = sum(first, scaled(place_in(Keys::box(), i), grid_of(n).dilation));
     const bool inside = at.a < n.extent(0) && at.b < n.extent(1) && at.c < n.extent(2);
     tokens.push_back(inside ? (at.a * n.extent(1) + at.b) * n.extent(2) + at.c : -1);
   }
@@ -105,17 +117,17 @@ std::string failure_of(const std::vector<oracle::Axis>& axes, int extra) {
   const int seqlen_k = n.tokens() + extra;
   const oracle::Sizes sizes = oracle::bottom_right(n.tokens(), seqlen_k);
   std::vector<int> times(static_cast<std::size_t>(n.tokens()));  // that a row was met
-  const int bricks = bricks_of(grid_of(n), Config::QueryBrick::box()).volume();
+  const int bricks = grid_of(n).num_bricks(Config::QueryBrick::box());
   for (int brick = 0; brick < bricks; ++brick) {
     BrickTile<Config> tile;
     const auto visits = visits_of<Config>(n, tile, brick, seqlen_k);
     const std::string place = oracle::text(expr) + ", brick " + std::to_string(brick);
     std::vector<std::vector<int>> keys;
-    for (const auto& visit : visits) keys.push_back(tokens_of(n, visit, seqlen_k));
+    for (const auto& visit : visits) keys.push_back(tokens_of(n, tile, visit, seqlen_k));
     // Of each visit and part, how many pairs of rows and keys are seen, and are not.
     std::vector<std::vector<int>> seen(visits.size(), {0, 0, 0}), hidden = seen;
     for (int row = 0; row < Config::kBlockM; ++row) {
-      const int token = tile.token_of(n, row);
+      const int token = visits.empty() ? -1 : tile.token_of(row);
       if (token < 0) continue;
       ++times[static_cast<std::size_t>(token)];
       std::vector<int> sees(static_cast<std::size_t>(seqlen_k));
@@ -162,13 +174,14 @@ std::string failure_of(const std::vector<oracle::Axis>& axes, int extra) {
   return "";
 }
 
-oracle::Axis random_axis(std::mt19937& random, int most) {
+oracle::Axis random_axis(std::mt19937& random, int most, int most_dilation) {
   const auto below = [&](int bound) {
     return static_cast<int>(random() % static_cast<unsigned>(bound));
   };
   oracle::Axis axis;
   axis.extent = 1 + below(most);
-  axis.window = 1 + below(static_cast<int>(axis.extent));
+  axis.dilation = 1 + below(std::min(static_cast<int>(axis.extent), most_dilation));
+  axis.window = 1 + below(static_cast<int>(axis.extent / axis.dilation));
   const int kind = below(3);
   axis.stride = kind == 0 ? axis.window : kind == 1 ? 1 + below(static_cast<int>(axis.window)) : 1;
   axis.causal = below(3) == 0;
@@ -176,17 +189,51 @@ oracle::Axis random_axis(std::mt19937& random, int most) {
 }
 
 template <class Config>
-void check_random(unsigned seed, int most_a, int most_b, int most_c) {
+void check_random(unsigned seed, int most_a, int most_b, int most_c, int most_dilation = 1) {
   std::mt19937 random(seed);
+  const auto axis = [&](int most) { return random_axis(random, most, most_dilation); };
   for (int i = 0; i < 12; ++i) {
-    std::vector<oracle::Axis> axes = {random_axis(random, most_b), random_axis(random, most_c)};
-    if (i % 4 != 0) axes.insert(axes.begin(), random_axis(random, most_a));
+    std::vector<oracle::Axis> axes = {axis(most_b), axis(most_c)};
+    if (i % 4 != 0) axes.insert(axes.begin(), axis(most_a));
     const int extra = i % 3 == 0 ? static_cast<int>(random() % 200) : 0;
     REQUIRE(failure_of<Config>(axes, extra) == "");
   }
 }
 
 }  // namespace
+
+namespace {
+
+template <class Query>
+struct KernelConfig : Config<Query, BrickOf<4, 2, 2>> {
+  using Element = uint16;
+  static constexpr int kHeadDim = 64, kHeadDimV = 64;
+  static constexpr int kNumStages = 8, kNumQStages = 2, kKeyBox = 16;
+  static constexpr bool kPackHeads = false, kPassOver = true, kElaborate = true;
+  using Classes = HeadClasses<Leaf<Neighborhood>>;
+  using Heads = HeadTable<1, Classes::kNumNumbers>;
+};
+
+template <class Query>
+constexpr std::size_t kControlBytes = sizeof(typename PipelineSm90<KernelConfig<Query>>::Control);
+
+}  // namespace
+
+TEST_CASE("the description of any query brick fits, with as many stages as there may be") {
+  int most = 0;
+  for (const int rows : {128, 192}) {
+    for (int a = 1; a <= kMostBrickExtent; ++a) {
+      for (int b = 1; b <= kMostBrickExtent; ++b) {
+        const GridPoint box{a, b, rows / a / b};
+        if (box.volume() == rows && is_query_brick(box)) most = std::max(most, a + b + box.c);
+      }
+    }
+  }
+  using Longest = BrickOf<1, 6, 32>;
+  CHECK(most == BrickTile<KernelConfig<Longest>>::kNumSpans);
+  CHECK(kControlBytes<Longest> <= kFwdSm90ControlBytes);
+  CHECK(kControlBytes<Longest> > kControlBytes<BrickOf<6, 8, 4>>);
+}
 
 TEST_CASE("bricks show every row exactly its keys, and visit nothing else") {
   check_random<Config<BrickOf<1, 16, 8>, BrickOf<1, 8, 16>>>(1, 3, 40, 30);
@@ -208,4 +255,17 @@ TEST_CASE("bricks show every row exactly its keys, and visit nothing else") {
   // More bits than a word of 32 has.
   check_random<Config<BrickOf<1, 16, 8>, BrickOf<1, 9, 16>>>(16, 3, 20, 40);
   check_random<Config<BrickOf<8, 2, 8>, BrickOf<4, 8, 8>>>(17, 9, 12, 20);
+}
+
+TEST_CASE("bricks of dilation groups show every row exactly its keys, and visit nothing else") {
+  check_random<Config<BrickOf<1, 16, 8>, BrickOf<1, 8, 16>>>(21, 3, 70, 50, 2);
+  check_random<Config<BrickOf<8, 4, 4>, BrickOf<6, 4, 4>>>(22, 20, 12, 14, 3);
+  check_random<Config<BrickOf<6, 8, 4>, BrickOf<5, 4, 4>>>(23, 12, 18, 16, 4);
+  check_random<Config<BrickOf<1, 24, 8>, BrickOf<1, 8, 8>>>(24, 3, 80, 60, 8);
+  check_random<Config<BrickOf<2, 32, 2>, BrickOf<11, 1, 16>>>(25, 23, 40, 17, 8);
+  // Of the groups of 16 places on the first axis all bricks behind the first have no rows, and
+  // these groups end with other windows than the first.
+  using Flat = Config<BrickOf<1, 16, 8>, BrickOf<1, 8, 16>>;
+  CHECK(failure_of<Flat>({{33, 9, 1, 2}, {20, 7, 1, 1}}, 0) == "");
+  CHECK(failure_of<Flat>({{33, 16, 1, 2}, {32, 32, 1, 1}}, 0) == "");
 }

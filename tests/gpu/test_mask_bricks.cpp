@@ -90,8 +90,28 @@ TEST_CASE("bricks: grids that are no multiple of them show exactly their keys") 
                {{image(64, 64, 20)}},
                {{image(100, 37, 16, true)}},
                {{neighborhood({{1, 1, 1, 1}, {40, 9, 1, 1}, {50, 11, 1, 1}})}},
-               {{neighborhood({{40, 9, 1, 1}, {50, 11, 1, 1}, {1, 1, 1, 1}})}},
+               {{neighborhood({{120, 9, 1, 1}, {130, 11, 1, 1}, {1, 1, 1, 1}})}},
                {{neighborhood({{56, 7, 7, 1}, {56, 7, 7, 1}})}}});
+}
+
+TEST_CASE("bricks: dilation groups show exactly their keys") {
+  const std::vector<oracle::Expr> plane = {neighborhood({{61, 9, 1, 2}, {83, 7, 3, 3}}),
+                                           neighborhood({{61, 20, 4, 2, true}, {83, 5, 1, 3}})};
+  const std::vector<oracle::Expr> video = {
+      neighborhood({{13, 3, 1, 2}, {19, 5, 1, 1}, {50, 8, 2, 3}}),
+      neighborhood({{13, 2, 2, 2, true}, {19, 9, 1, 1}, {50, 5, 1, 3, true}})};
+  // Bricks of 16 x 8 and more, of which groups of 32 tokens on an axis have none behind the second.
+  const std::vector<oracle::Expr> uneven = {neighborhood({{65, 12, 1, 2}, {65, 12, 1, 2}})};
+  std::vector<GridCase> cases = {{uneven},
+                                 {{neighborhood({{120, 9, 1, 8}, {128, 9, 1, 4}})}},
+                                 {{neighborhood({{33, 1, 1, 1}, {1000, 60, 1, 8}})}},  // 4 x 32
+                                 {{neighborhood({{3, 1, 1, 3}, {40, 9, 1, 1}, {50, 11, 1, 2}})}},
+                                 {{neighborhood({{5, 5, 5, 1}, {56, 7, 7, 2}, {28, 7, 7, 1}})}}};
+  for (const int head_dim : {64, 128, 256}) {
+    cases.push_back({plane, head_dim == 64 ? 77 : 0, head_dim, Layout::bhsd});
+    cases.push_back({video, head_dim == 128 ? 130 : 0, head_dim});
+  }
+  check_cases(cases);
 }
 
 TEST_CASE("bricks: keys behind the grid are visible to every row") {
@@ -134,14 +154,16 @@ TEST_CASE("bricks: values are right, also under a soft cap and with keys behind 
   const oracle::Expr video = neighborhood({{12, 6, 1, 1}, {19, 8, 1, 1}, {21, 9, 1, 1}});
   const std::vector<oracle::Expr> images = {image(45, 83, 17),
                                             neighborhood({{45, 3, 1, 1, true}, {83, 60, 1, 1}})};
+  const oracle::Expr dilated = neighborhood({{45, 9, 1, 2}, {83, 17, 1, 1}});
   struct Values {
     std::vector<oracle::Expr> classes;
     const char* modifiers;
     int head_dim;
   };
-  for (const Values& values : {Values{{video}, "", 128}, Values{{video}, " with softcap(30)", 64},
-                               Values{{images[0]}, " with softcap(30)", 128},
-                               Values{images, "", 128}, Values{{images[0]}, "", 256}}) {
+  for (const Values& values :
+       {Values{{video}, "", 128}, Values{{video}, " with softcap(30)", 64},
+        Values{{images[0]}, " with softcap(30)", 128}, Values{images, "", 128},
+        Values{{images[0]}, "", 256}, Values{{dilated}, " with softcap(30)", 128}}) {
     for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
       for (const int extra : {0, 50}) {
         Case c;
@@ -241,4 +263,8 @@ TEST_CASE("bricks: a program takes tokens in a row where heads are too far apart
 
 TEST_CASE("sanitizer: bricks of a small video show exactly their keys") {
   check_cases({{{neighborhood({{5, 3, 1, 1}, {9, 3, 1, 1}, {11, 3, 1, 1}})}, 9, 64}});
+}
+
+TEST_CASE("sanitizer: bricks of the dilation groups of a small image show exactly their keys") {
+  check_cases({{{neighborhood({{33, 5, 1, 2}, {33, 5, 1, 2}})}, 9, 64}});
 }

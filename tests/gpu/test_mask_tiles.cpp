@@ -164,6 +164,10 @@ TEST_CASE("every tile that a tuner may propose: a neighborhood of an image") {
   check_neighborhood(128, neighborhood({{29, 9, 3, 1}, {35, 11, 1, 1, true}}));
 }
 
+TEST_CASE("every tile that a tuner may propose: a dilated neighborhood of an image") {
+  check_neighborhood(64, neighborhood({{59, 9, 3, 2}, {35, 11, 1, 1, true}}));
+}
+
 TEST_CASE("every tile that a tuner may propose: a neighborhood of a video, of wide heads") {
   check_neighborhood(192, neighborhood({{5, 3, 1, 1, true}, {17, 6, 1, 1}, {19, 5, 2, 1}}));
 }

@@ -177,6 +177,20 @@ TEST_CASE("modifiers follow packed sequences, positions, gathered tiles and pack
   }
 }
 
+TEST_CASE("slopes are right in tiles of 16 keys, the narrowest") {
+  GpuReference gpu_reference;
+  for (const int head_dim : {64, 224}) {
+    Case c = make_case(make_problem(DType::bfloat16, head_dim, 6, 2), 2, 203, 300);
+    const Modified data(c, 1, 5);
+    c.inputs = {data.slopes};
+    c.changes.score = [=](double s, Row row, int key) {
+      return s - at(data.slopes, c, row, 0, 1) * std::abs(row.q + 97 - key);
+    };
+    check_values("causal with alibi(s)", {causal()}, c, gpu_reference,
+                 {.block_m = 128, .block_n = 16});
+  }
+}
+
 TEST_CASE("sanitizer: slopes, biases and sinks are right") {
   GpuReference gpu_reference;
   Case c = make_case(make_problem(DType::bfloat16, 64, 6, 2), 2, 113, 203);

@@ -79,6 +79,13 @@ class AttentionTest(unittest.TestCase):
             torch.testing.assert_close(lse[:, rows], expected_lse[0], rtol=1e-3, atol=1e-3)
             row += q.shape[1]
 
+    def test_residues_of_a_dilated_axis_are_heads_of_a_view(self):
+        q, k, v = tensors(seqlen_q=120, seqlen_k=120)
+        whole = girih.attention(q, k, v, "neighborhood(120, window=9, dilation=3)")
+        views = (x.view(2, 40, 3 * x.shape[2], 64) for x in (q, k, v))
+        groups = girih.attention(*views, "neighborhood(40, window=9)")
+        self.close(groups.view(whole.shape), whole.float())
+
     def test_options_of_a_launch_reach_the_kernel(self):
         q, k, v = tensors()
         used = torch.tensor([100, 60], device="cuda", dtype=torch.int32)

@@ -5,11 +5,12 @@
     tools/bench/versions.py templates templates:block_m=128,block_n=64,num_stages=5
     ncu --set full tools/bench/versions.py templates --cases blocks8k --once
 
-A version is a folder of templates, and options of girih.compile behind a colon. All kernels are
-compiled first, side by side; then every version is launched once a round, in turn, with the L2 cache
-flushed before, and each round gives a ratio to the first version's time of that round: the card's
-clock moves by more than versions differ. Prints milliseconds (median, least) and the median ratio,
-above 1 faster than the first version. Outputs are compared with the first version's.
+A version is a folder of templates, and behind a colon options of girih.compile, or partial_keys=1,
+with which neighborhoods have no bricks. All kernels are compiled first, side by side; then every
+version is launched once a round, in turn, with the L2 cache flushed before, and each round gives a
+ratio to the first version's time of that round: the card's clock moves by more than versions
+differ. Prints milliseconds (median, least) and the median ratio, above 1 faster than the first
+version. Outputs are compared with the first version's.
 
 Needs PyTorch and libgirih.so (found as tools/python/girih.py says).
 """
@@ -62,6 +63,10 @@ CASES = {
     "slash31": ("vertical_slash(v)", 32, 8, 128, 131072, (30, 800)),
     "documents": ("causal & segments(doc)", 32, 8, 128, 32768, None),
     "image": ("neighborhood(256x256, window=80)", 24, 24, 128, 65536, None),
+    "narrow": ("neighborhood(8x4096, window=(1, 99))", 24, 24, 128, 32768, None),
+    "dilated": ("neighborhood(256x256, window=40, dilation=2)", 24, 24, 128, 65536, None),
+    "dilated3": ("neighborhood(32x64x64, window=(8, 12, 12), dilation=(1, 2, 2))", 24, 24, 128,
+                 131072, None),
     "video": ("neighborhood(30x48x80, window=(18, 24, 24))", 24, 24, 128, 115200, None),
     **{"prune%dx%d" % (kv, 100 - 100 * kept): ("causal with prune(t, kv=%d)" % kv, 32, 8, 128, 32768,
                                                kept)
@@ -69,11 +74,13 @@ CASES = {
 }
 
 
-def program(pattern, version):
-    folder, _, options = version.partition(":")
-    options = dict(option.split("=") for option in options.split(",") if option)
-    return girih.Program(pattern, template_dir=folder, tune="off",
-                         **{name: int(value) for name, value in options.items()})
+def bind_version(version, pattern, **problem):
+    folder, _, texts = version.partition(":")
+    pairs = (text.split("=") for text in texts.split(",") if text)
+    options = {name: int(value) for name, value in pairs}
+    partial_keys = options.pop("partial_keys", 0) != 0
+    program = girih.Program(pattern, template_dir=folder, tune="off", **options)
+    return program.bind(partial_keys=partial_keys, **problem)
 
 
 def documents(seqlen):
@@ -149,9 +156,9 @@ def main():
         case, version = pair
         pattern, heads, kv_heads, dim, _, density = CASES[case]
         try:
-            return program(pattern, version).bind(
-                dtype="bf16", head_dim=dim, num_heads=heads, num_heads_kv=kv_heads,
-                shared_inputs="(m" in pattern and heads > kv_heads)
+            return bind_version(version, pattern, dtype="bf16", head_dim=dim, num_heads=heads,
+                                num_heads_kv=kv_heads,
+                                shared_inputs="(m" in pattern and heads > kv_heads)
         except girih.Error as error:
             return error
 

@@ -1,6 +1,7 @@
 // A query tile that is a brick of a grid (shared/bricks.cuh), as a kernel's warps know it: where
 // its rows are in the grid, which key tiles it visits, and masks. Rows are numbered as if bricks
-// followed one another in memory: brick i has the rows [i * kBlockM, (i + 1) * kBlockM).
+// followed one another in memory, group after group: brick i has the rows
+// [i * kBlockM, (i + 1) * kBlockM).
 #pragma once
 
 #include "girih/attn/mask.cuh"
@@ -25,34 +26,50 @@ struct BrickTile<Config, true> {
 
   using Row = BrickRow<Rows, typename Config::KeyBrick>;
 
-  GridPoint origin;              // of the brick, in tokens
+  DilationGroup group;
+  GridPoint origin;  // of the brick, in the group
+  int first_token;
+  GridPoint token_steps;         // to the next row on each axis
   AlignedSpan spans[kNumSpans];  // what its planes, lines and columns of rows see, in Row::kUnits
 
-  // By a warp.
-  __device__ __forceinline__ void describe(const Neighborhood& n, int brick) {
-    const int lane = fresh_thread_index() % 32;
-    const GridPoint first =
-        scaled(place_in(bricks_of(grid_of(n), Rows::box()), brick), Rows::box());
-    if (lane == 0) origin = first;
+  // Finds where a brick is; false where it has no rows. By one lane.
+  __device__ __forceinline__ bool place(const Neighborhood& n, int brick) {
+    const DilatedGrid grid = grid_of(n);
+    const GridPoint bricks = grid.bricks_of_group(Rows::box());
+    const DilationGroup own = grid.group(brick / bricks.volume());
+    const GridPoint first = scaled(place_in(bricks, brick % bricks.volume()), Rows::box());
+    if (!is_inside(first, own.extents)) return false;
+    const GridPoint token = own.token(first);
+    const auto& [a, b, c] = grid.extents;
+    group = own;
+    origin = first;
+    first_token = (token.a * b + token.b) * c + token.c;
+    token_steps = scaled(grid.dilation, {b * c, c, 1});
+    return true;
+  }
+
+  // Then finds what its rows see. By a warp.
+  __device__ __forceinline__ void find_spans(const Neighborhood& n) {
 #pragma unroll 1
-    for (int i = lane; i < kNumSpans; i += 32) {
+    for (int i = fresh_thread_index() % 32; i < kNumSpans; i += 32) {
       const int axis = i < Rows::a ? 0 : i < Rows::a + Rows::b ? 1 : 2;
       const int before = axis == 0 ? 0 : axis == 1 ? Rows::a : Rows::a + Rows::b;
-      spans[i] = {row_span(n, axis, first.on(axis) + i - before, Row::kUnits.on(axis))};
+      spans[i] = {row_span(n, axis, group.extents.on(axis), origin.on(axis) + i - before,
+                           Row::kUnits.on(axis))};
     }
     __syncwarp();
   }
 
-  // The token of a row, or -1 where the brick goes beyond the grid.
-  __device__ __forceinline__ int token_of(const Neighborhood& n, int row) const {
-    const GridPoint at = sum(origin, place_in(Rows::box(), row));
-    if (at.a >= n.extent(0) || at.b >= n.extent(1) || at.c >= n.extent(2)) return -1;
-    return (at.a * n.extent(1) + at.b) * n.extent(2) + at.c;
+  // The token of a row, or -1 where the brick goes beyond the group.
+  __device__ __forceinline__ int token_of(int row) const {
+    const GridPoint at = place_in(Rows::box(), row);
+    if (!is_inside(sum(origin, at), group.extents)) return -1;
+    return first_token + at.a * token_steps.a + at.b * token_steps.b + at.c * token_steps.c;
   }
 };
 
-// The key tiles that a query brick visits: bricks in row-major order, then the keys behind the
-// grid. By a warp, of which a lane holds what one part of 64 rows sees.
+// The key tiles that a query brick visits: bricks of its group in row-major order, then the keys
+// behind the grid. By a warp, of which a lane holds what one part of 64 rows sees.
 template <class Config>
 struct BrickWalk {
   using Rows = typename Config::QueryBrick;
@@ -71,13 +88,14 @@ struct BrickWalk {
   uint32 seen;
   uint32 full;
 
-  __device__ __forceinline__ BrickWalk(const Neighborhood& n, GridPoint origin, int keys)
+  __device__ __forceinline__ BrickWalk(const Neighborhood& n, const BrickTile<Config>& tile,
+                                       int keys)
       : num_tokens(n.tokens()), seqlen_k(keys) {
     constexpr GridPoint kPart = part_of(Rows::box());
     constexpr GridPoint kPartsOnAxis{Rows::a / kPart.a, Rows::b / kPart.b, 1};
     const int part = fresh_thread_index() % 32 % kParts;
     const GridPoint first = scaled(place_in(kPartsOnAxis, part), kPart);
-    view = brick_view(n, sum(origin, first), kPart, Keys::box());
+    view = brick_view(n, tile.group.extents, sum(tile.origin, first), kPart, Keys::box());
     begin = {least(view.visible[0].lo), least(view.visible[1].lo), least(view.visible[2].lo)};
     end = {most(view.visible[0].hi), most(view.visible[1].hi), most(view.visible[2].hi)};
     at = begin;
@@ -88,7 +106,7 @@ struct BrickWalk {
   __device__ __forceinline__ int place() const { return extra >= 0 ? extra : pack_place(at); }
   __device__ __forceinline__ bool behind_grid() const { return extra >= 0; }
 
-  // False behind the last tile. There is a first one, for a brick's first row is in the grid.
+  // False behind the last tile. There is a first one, for the brick's first row is in its group.
   __device__ __forceinline__ bool advance() {
     if (extra >= 0) {
       extra += kBlockN;

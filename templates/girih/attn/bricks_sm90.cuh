@@ -26,10 +26,6 @@ struct BricksSm90 : PipelineSm90<Config> {
   static_assert(Rows::box().volume() == kBlockM && is_query_brick(Rows::box()));
   static_assert(Keys::box().volume() == kBlockN && is_key_brick(Keys::box()));
 
-  static __device__ __forceinline__ Neighborhood neighborhood_of(const Work& work) {
-    return Neighborhood(work.numbers[0]);
-  }
-
   // Starts the copy of a brick that begins at a token, panel after panel, by one lane.
   template <class Brick, int kNumPanels>
   static __device__ __forceinline__ void load(uint32 tile, const TensorMap& map,
@@ -45,24 +41,27 @@ struct BricksSm90 : PipelineSm90<Config> {
     }
   }
 
-  // Likewise that of a visited key tile; behind the grid keys are consecutive rows of `rows`.
+  // Of a visited key tile, where its brick begins in the grid.
+  static __device__ __forceinline__ GridPoint first_token(const Work& work, const Visit& visit) {
+    return work.group.token(scaled(unpack_place(visit.boxes[0]), Keys::box()));
+  }
+
+  // Likewise the copy of a visited key tile; behind the grid keys are consecutive rows of `rows`.
   template <int kNumPanels>
   static __device__ __forceinline__ void load_keys(uint32 tile, const TensorMap& bricks,
                                                    const TensorMap& rows, const uint64& barrier,
                                                    int64 head_stride, BoxOrigin sequence,
-                                                   const Visit& visit) {
-    const int place = visit.boxes[0];
+                                                   const Visit& visit, GridPoint token) {
     if (visit.flags & kExtraKeys) {
-      sequence.row += place;
+      sequence.row += visit.boxes[0];
       load_panels<kBlockN, kBlockN, kNumPanels>(tile, rows, barrier, [&](int) { return sequence; });
     } else {
-      load<Keys, kNumPanels>(tile, bricks, barrier, head_stride, sequence,
-                             scaled(unpack_place(place), Keys::box()));
+      load<Keys, kNumPanels>(tile, bricks, barrier, head_stride, sequence, token);
     }
   }
 
-  // Describes a query tile and announces its visits, each when it is known who sees the next one;
-  // by a warp.
+  // Announces the visits of a query tile that has its place, each when it is known who sees the
+  // next one; by a warp.
   template <class Announcer>
   static __device__ __forceinline__ void find_visits(Control& control, Work& work,
                                                      Announcer& announcer) {
@@ -70,9 +69,9 @@ struct BricksSm90 : PipelineSm90<Config> {
       announcer.announce(control, fresh_thread_index() % 32, kFirstVisit | kLastVisit, 0);
       return;
     }
-    const Neighborhood n = neighborhood_of(work);
-    work.describe(n, work.first_row / kBlockM);
-    BrickWalk<Config> walk(n, work.origin, work.geometry.seqlen_k);
+    const Neighborhood n(work.numbers[0]);
+    work.find_spans(n);
+    BrickWalk<Config> walk(n, work, work.geometry.seqlen_k);
     uint32 flags = kFirstVisit;
 #pragma unroll 1
     for (bool more = true; more; flags = 0) {
@@ -89,11 +88,10 @@ struct BricksSm90 : PipelineSm90<Config> {
   static __device__ __forceinline__ void store(const Work& work, int64 row_stride,
                                                const unsigned char* tile) {
     constexpr uint32 kChunksPerRow = kHeadDimV / 8;
-    const Neighborhood n = neighborhood_of(work);
 #pragma unroll 1
     for (uint32 index = fresh_thread_index() % 32; index < kBlockM * kChunksPerRow; index += 32) {
       const int row = index / kChunksPerRow, chunk = index % kChunksPerRow;
-      const int token = work.token_of(n, row);
+      const int token = work.token_of(row);
       if (token < 0) continue;
       *reinterpret_cast<uint4*>(work.out + token * row_stride + 8 * chunk) =
           *reinterpret_cast<const uint4*>(tile + staged_chunk(row, chunk));

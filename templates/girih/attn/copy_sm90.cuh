@@ -37,6 +37,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
   struct Values {
     BoxOrigin keys;  // of the sequence
     int rows;        // of the sequence, that may be read
+    GridPoint brick;
     Ring<kNumStages> ring;
   };
 
@@ -54,7 +55,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
       if (elect_one()) {
         Bricks::template load_keys<kPanelsV>(shared_address(tile), others.bricks->v, maps.v,
                                              control.v_full[stage], params.v_strides.head,
-                                             values.keys, visit);
+                                             values.keys, visit, values.brick);
       }
       __syncwarp();
       return;
@@ -148,7 +149,8 @@ struct CopiesSm90 : PipelineSm90<Config> {
           } else if constexpr (kBricks) {
             Bricks::template load<typename Config::QueryBrick, kPanels>(
                 shared_address(shared) + queries.stage * kLayout.q_stage_bytes, others.bricks->q,
-                control.q_full[queries.stage], params.q_strides.head, work.queries, work.origin);
+                control.q_full[queries.stage], params.q_strides.head, work.queries,
+                work.group.token(work.origin));
           } else {
             load_panels<kBlockM, kRowsPerHead, kPanels>(
                 shared_address(shared) + queries.stage * kLayout.q_stage_bytes, maps.q,
@@ -164,6 +166,8 @@ struct CopiesSm90 : PipelineSm90<Config> {
       }
 
       const BoxOrigin sequence = work.keys;
+      GridPoint brick{};
+      if constexpr (kBricks) brick = Bricks::first_token(work, visit);
       wait(control.k_empty[keys.stage], keys.parity ^ 1);
       const int* single_keys = nullptr;
       if constexpr (kGathers) {
@@ -183,7 +187,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
         if constexpr (kBricks) {
           Bricks::template load_keys<kPanels>(tile, others.bricks->k, maps.k,
                                               control.k_full[keys.stage], params.k_strides.head,
-                                              sequence, visit);
+                                              sequence, visit, brick);
         } else if (kGathers && (flags & kSingleKeys)) {
           load_rows<kBlockN, kPanels>(tile, others.rows->k, control.k_full[keys.stage], sequence,
                                       single_keys);
@@ -224,6 +228,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
       // beyond the tensor.
       const int seqlen_k = work.geometry.seqlen_k;
       values.keys = work.keys;
+      if constexpr (kBricks) values.brick = Bricks::first_token(work, visit);
       values.rows = foreign_tails || seqlen_k == 0 ? seqlen_k : 1 << 30;
       if (visit.flags & kLastVisit) {
         ++count;

@@ -203,7 +203,7 @@ struct FragmentsSm90 : PipelineSm90<Config> {
       }
       const int head_row = work.first_row + row % kRowsPerHead;
       if constexpr (kBricks) {
-        const int token = work.token_of(Bricks::neighborhood_of(work), row);
+        const int token = work.token_of(row);
         if (work.lse != nullptr && thread % 4 == 0 && token >= 0) work.lse[token] = lse;
       } else if (work.lse != nullptr && thread % 4 == 0 && head_row < work.geometry.seqlen_q) {
         work.lse[Work::head_of(warpgroup) * params.lse_strides.head + head_row] = lse;

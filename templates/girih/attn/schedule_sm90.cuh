@@ -72,6 +72,9 @@ struct SchedulerSm90 : PipelineSm90<Config> {
                                                            sequence.q_row, at.head);
     work.out = static_cast<uint16*>(params.out) +
                offset(params.out_strides, sequence.q_batch, sequence.q_row, at.head);
+    if constexpr (kBricks) {
+      if (!work.place(Neighborhood(work.numbers[0]), at.m_block)) return kNoTile;
+    }
     if constexpr (kPrune) {
       work.rule =
           prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);

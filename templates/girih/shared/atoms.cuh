@@ -434,15 +434,16 @@ struct Neighborhood : KeySearch<Neighborhood> {
   }
 
   GIRIH_HD int extent(int axis) const { return max(numbers[kGrid + axis], 1); }
+  GIRIH_HD int dilation(int axis) const { return numbers[kDilation + axis]; }
   GIRIH_HD int tokens() const { return extent(0) * extent(1) * extent(2); }
 
-  // Of an axis without dilation: the coordinates that some row sees whose own lies in
-  // [first, last], and those that all such rows see.
-  GIRIH_HD Span hull(int axis, int first, int last) const {
-    return {window_begin(axis, first, extent(axis)), window_end(axis, last, extent(axis))};
+  // Of the `length` places of an axis that share a residue: those that some row sees whose own lies
+  // in [first, last], and those that all such rows see.
+  GIRIH_HD Span hull(int axis, int first, int last, int length) const {
+    return {window_begin(axis, first, length), window_end(axis, last, length)};
   }
-  GIRIH_HD Span core(int axis, int first, int last) const {
-    return {window_begin(axis, last, extent(axis)), window_end(axis, first, extent(axis))};
+  GIRIH_HD Span core(int axis, int first, int last, int length) const {
+    return {window_begin(axis, last, length), window_end(axis, first, length)};
   }
 
   // The keys behind the grid are visible: next keys are searched for within it.
@@ -493,7 +494,7 @@ struct Neighborhood : KeySearch<Neighborhood> {
         if (axis == kMaxAxes - 1) {
           const KeyWord bit{0};
           inside &= bit.below(line + hi) & ~bit.below(line + lo) &
-                    Dilated::every(numbers[kDilation + axis], residue(axis, line + own));
+                    Dilated::every(dilation(axis), residue(axis, line + own));
         } else if (const int x = key.on(axis); x < lo || x >= hi || residue(axis, x - own) != 0) {
           inside = 0;
           break;
@@ -524,8 +525,7 @@ struct Neighborhood : KeySearch<Neighborhood> {
     return static_cast<int>(static_cast<uint32>(a) / static_cast<uint32>(b));
   }
   GIRIH_HD int residue(int axis, int x) const {
-    const int dilation = numbers[kDilation + axis];
-    return dilation == 1 ? 0 : floor_mod(x, dilation);
+    return dilation(axis) == 1 ? 0 : floor_mod(x, dilation(axis));
   }
 
   // Of a row at `place` among `length` places that share its residue.
@@ -550,28 +550,28 @@ struct Neighborhood : KeySearch<Neighborhood> {
   // Bounds of the coordinates that some row sees whose own lies in [first, last]; where these are
   // two or more and dilated, residues' windows differ a little, and the bounds are not tight.
   GIRIH_HD int begin(int axis, int first, int last) const {
-    const int dilation = numbers[kDilation + axis];
-    if (dilation == 1) return window_begin(axis, first, extent(axis));
-    const int place = quotient(first, dilation);
-    const int own = first == last ? first - place * dilation : dilation - 1;
-    const int length = quotient(extent(axis) - own + dilation - 1, dilation);
-    return window_begin(axis, place, length) * dilation + (first == last ? own : 0);
+    const int d = dilation(axis);
+    if (d == 1) return window_begin(axis, first, extent(axis));
+    const int place = quotient(first, d);
+    const int own = first == last ? first - place * d : d - 1;
+    const int length = quotient(extent(axis) - own + d - 1, d);
+    return window_begin(axis, place, length) * d + (first == last ? own : 0);
   }
   GIRIH_HD int end(int axis, int first, int last) const {
-    const int dilation = numbers[kDilation + axis];
-    if (dilation == 1) return window_end(axis, last, extent(axis));
-    const int place = quotient(last, dilation);
-    const int own = first == last ? first - place * dilation : 0;
-    const int length = quotient(extent(axis) - own + dilation - 1, dilation);
-    const int behind = window_end(axis, place, length) * dilation;
-    return first == last ? behind - dilation + own + 1 : min(behind, extent(axis));
+    const int d = dilation(axis);
+    if (d == 1) return window_end(axis, last, extent(axis));
+    const int place = quotient(last, d);
+    const int own = first == last ? first - place * d : 0;
+    const int length = quotient(extent(axis) - own + d - 1, d);
+    const int behind = window_end(axis, place, length) * d;
+    return first == last ? behind - d + own + 1 : min(behind, extent(axis));
   }
 
   // The first coordinate from x on that a row at [first, last] sees, or kNoUpperBound.
   GIRIH_HD int next_on(int axis, int first, int last, int x) const {
     x = max(x, begin(axis, first, last));
     const int beyond = residue(axis, x - first);
-    if (beyond > last - first) x += numbers[kDilation + axis] - beyond;
+    if (beyond > last - first) x += dilation(axis) - beyond;
     return x < end(axis, first, last) ? x : kNoUpperBound;
   }
 
@@ -605,7 +605,7 @@ struct Neighborhood : KeySearch<Neighborhood> {
     GIRIH_ROLLED
     for (int axis = 0; axis < kMaxAxes; ++axis) {
       const int row = first.on(axis), other = last.on(axis), x = key.on(axis);
-      const bool dilated = numbers[kDilation + axis] > 1;
+      const bool dilated = dilation(axis) > 1;
       const int lo = begin(axis, other, other), hi = end(axis, row, row);
       if (x < lo || x >= hi || residue(axis, x - row) != 0 || (dilated && row != other)) {
         return token(key.a, key.b, key.c);

@@ -9,6 +9,12 @@
 // a sixth dimension does not exist. The grid need not be a multiple of a brick: tokens beyond its
 // end arrive as zeros, no row sees them, and as rows they are not written.
 //
+// With a dilation, rows see tokens of their own residues alone. The tokens that share theirs, a
+// dilation group, are a grid in which neighborhoods have no dilation: a brick is of one group, its
+// tokens lie `dilation` apart, and the copy engine steps over the others. Groups follow one
+// another; tokens are known by their places in the group, and only copies and stores need to know
+// better.
+//
 // Per axis, rows that follow one another see windows that do not go back, so that what a box of
 // rows sees, and what all of its rows see, is a box of keys, and so is either in whole bricks.
 #pragma once
@@ -31,7 +37,10 @@ GIRIH_HD constexpr GridPoint scaled(GridPoint x, GridPoint y) {
 GIRIH_HD constexpr GridPoint sum(GridPoint x, GridPoint y) {
   return {x.a + y.a, x.b + y.b, x.c + y.c};
 }
-// The place of a box's i-th token, or brick.
+GIRIH_HD constexpr bool is_inside(GridPoint x, GridPoint box) {
+  return x.a < box.a && x.b < box.b && x.c < box.c;
+}
+// The place of a box's i-th token, brick or dilation group.
 GIRIH_HD constexpr GridPoint place_in(GridPoint box, int i) {
   return {i / box.c / box.b, i / box.c % box.b, i % box.c};
 }
@@ -44,6 +53,8 @@ constexpr int kMostBrickLines = 32;
 constexpr int kBrickPlaceBits = 10;
 constexpr int kMostBricksOnAxis = 1 << kBrickPlaceBits;
 constexpr int kMostGridExtent = (1 << 16) - 1;
+constexpr int kMostBrickDilation = 8;  // the copy engine's longest step
+static_assert(kMostBrickExtent * kMostBrickDilation <= 256, "as far as a box may reach");
 
 GIRIH_HD constexpr int pack_place(GridPoint brick) {
   return brick.a << (2 * kBrickPlaceBits) | brick.b << kBrickPlaceBits | brick.c;
@@ -82,13 +93,42 @@ struct BrickOf {
   GIRIH_HD static constexpr GridPoint box() { return {kA, kB, kC}; }
 };
 
-GIRIH_HD GridPoint grid_of(const Neighborhood& n) {
-  return {n.extent(0), n.extent(1), n.extent(2)};
+// How many bricks cover a box.
+GIRIH_HD constexpr GridPoint bricks_of(GridPoint box, GridPoint brick) {
+  return {ceil_div(box.a, brick.a), ceil_div(box.b, brick.b), ceil_div(box.c, brick.c)};
 }
 
-// How many bricks cover a grid.
-GIRIH_HD constexpr GridPoint bricks_of(GridPoint grid, GridPoint brick) {
-  return {ceil_div(grid.a, brick.a), ceil_div(grid.b, brick.b), ceil_div(grid.c, brick.c)};
+// The tokens of a grid that have one residue on each axis.
+struct DilationGroup {
+  GridPoint dilation, residue;
+  GridPoint extents;  // in places
+
+  // Where in the grid a place is.
+  GIRIH_HD constexpr GridPoint token(GridPoint place) const {
+    return sum(residue, scaled(place, dilation));
+  }
+};
+
+struct DilatedGrid {
+  GridPoint extents, dilation;
+
+  GIRIH_HD constexpr DilationGroup group(int i) const {
+    const GridPoint residue = place_in(dilation, i);
+    return {
+        dilation, residue,
+        bricks_of({extents.a - residue.a, extents.b - residue.b, extents.c - residue.c}, dilation)};
+  }
+  // Of each group; in all but the first, which is the largest, some may have no token.
+  GIRIH_HD constexpr GridPoint bricks_of_group(GridPoint brick) const {
+    return bricks_of(group(0).extents, brick);
+  }
+  GIRIH_HD constexpr int num_bricks(GridPoint brick) const {
+    return dilation.volume() * bricks_of_group(brick).volume();
+  }
+};
+
+GIRIH_HD DilatedGrid grid_of(const Neighborhood& n) {
+  return {{n.extent(0), n.extent(1), n.extent(2)}, {n.dilation(0), n.dilation(1), n.dilation(2)}};
 }
 
 // The key bricks that the rows of a box see some of, and those that they see all of: spans of
@@ -106,34 +146,35 @@ struct BrickView {
   }
 };
 
-// On an axis, of the rows [first, first + count) that the grid has.
-GIRIH_HD void view_axis(const Neighborhood& n, int axis, int first, int count, int key_extent,
-                        Span& visible, Span& full) {
-  const int last = min(first + count, n.extent(axis)) - 1;
+// On an axis, of the rows [first, first + count) of a group that has `length` places there.
+GIRIH_HD void view_axis(const Neighborhood& n, int axis, int length, int first, int count,
+                        int key_extent, Span& visible, Span& full) {
+  const int last = min(first + count, length) - 1;
   if (first > last) {
     visible = full = {kMaxNumber, 0};
     return;
   }
-  const Span hull = n.hull(axis, first, last), core = n.core(axis, first, last);
+  const Span hull = n.hull(axis, first, last, length);
+  const Span core = n.core(axis, first, last, length);
   visible = {hull.lo / key_extent, ceil_div(hull.hi, key_extent)};
   full = {ceil_div(core.lo, key_extent), core.hi / key_extent};
 }
 
-GIRIH_HD BrickView brick_view(const Neighborhood& n, GridPoint first, GridPoint box,
-                              GridPoint key_brick) {
+GIRIH_HD BrickView brick_view(const Neighborhood& n, GridPoint extents, GridPoint first,
+                              GridPoint box, GridPoint key_brick) {
   BrickView view;
   GIRIH_UNROLLED
   for (int axis = 0; axis < kMaxAxes; ++axis) {
-    view_axis(n, axis, first.on(axis), box.on(axis), key_brick.on(axis), view.visible[axis],
-              view.full[axis]);
+    view_axis(n, axis, extents.on(axis), first.on(axis), box.on(axis), key_brick.on(axis),
+              view.visible[axis], view.full[axis]);
   }
   return view;
 }
 
-// What a row sees on an axis, in units; a row beyond the grid sees everything, for nobody looks at
-// it, and masks that hide nothing are not applied.
-GIRIH_HD Span row_span(const Neighborhood& n, int axis, int x, int unit) {
-  const Span span = x < n.extent(axis) ? n.hull(axis, x, x) : Span{0, kMostGridExtent};
+// What a row of a group sees on an axis, in units; a row beyond the group sees everything, for
+// nobody looks at it, and masks that hide nothing are not applied.
+GIRIH_HD Span row_span(const Neighborhood& n, int axis, int length, int x, int unit) {
+  const Span span = x < length ? n.hull(axis, x, x, length) : Span{0, kMostGridExtent};
   return {span.lo * unit, span.hi * unit};
 }
 

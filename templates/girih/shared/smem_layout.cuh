@@ -49,7 +49,7 @@ struct FwdSm90Layout {
   int control_offset;
   int bytes;
 };
-constexpr int kFwdSm90ControlBytes = 2560;
+constexpr int kFwdSm90ControlBytes = 3072;
 
 // Registers of a consumer's thread that hold scores, probabilities and output; and up to how many
 // of them the producer has registers for any pattern's seeks.
