@@ -15,6 +15,15 @@
 
 namespace girih::tests {
 
+#ifdef GIRIH_SOURCE_DIR
+/// The repository: built on another machine, the tests run in its root.
+inline std::filesystem::path source_dir() {
+  const std::filesystem::path compiled = GIRIH_SOURCE_DIR;
+  return std::filesystem::exists(compiled / "CMakeLists.txt") ? compiled
+                                                              : std::filesystem::current_path();
+}
+#endif
+
 /// Removed with everything in it.
 class TemporaryFolder {
  public:

@@ -38,7 +38,7 @@ Entry parse(const std::string& text) {
 }
 
 std::vector<std::string> from_source_folder(std::vector<std::string> arguments) {
-  arguments.at(1) = std::string(GIRIH_SOURCE_DIR) + "/" + arguments.at(1);
+  arguments.at(1) = (source_dir() / arguments.at(1)).string();
   return arguments;
 }
 
@@ -47,7 +47,7 @@ std::vector<std::string> from_source_folder(std::vector<std::string> arguments) 
 TEST_CASE(
     "every pattern of the catalogue is drawn as its file says, has a kernel, and is in the "
     "README") {
-  const fs::path source(GIRIH_SOURCE_DIR);
+  const fs::path source = source_dir();
   const std::string readme = read(source / "README.md");
   const bool update = std::getenv("UPDATE_GOLDEN") != nullptr;
   int entries = 0;

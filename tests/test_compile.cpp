@@ -19,20 +19,12 @@ using namespace girih;
 using codegen::reachable_templates;
 using codegen::TemplateFile;
 using tests::contains;
+using tests::error_of;
+using tests::source_dir;
 using tests::TemporaryFolder;
 namespace fs = std::filesystem;
 
 namespace {
-
-template <class Function>
-Error error_of(Function function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error;
-  }
-  return {Errc::internal, "(nothing was thrown)"};
-}
 
 void write(const fs::path& path, const std::string& text) {
   fs::create_directories(path.parent_path());
@@ -78,7 +70,7 @@ const std::string kSpills =
 }  // namespace
 
 TEST_CASE("the embedded templates are the files on disk, byte for byte") {
-  const fs::path root = fs::path(GIRIH_SOURCE_DIR) / "templates";
+  const fs::path root = source_dir() / "templates";
   std::set<std::string> on_disk;
   for (const auto& file : fs::recursive_directory_iterator(root))
     if (file.path().extension() == ".cuh") on_disk.insert(fs::relative(file, root).string());
@@ -105,7 +97,7 @@ TEST_CASE("embedding keeps characters that mean something to CMake or C++") {
     return std::system(fmt::format("cmake -DROOT={0} '-DFILES=girih/plain.cuh;girih/hostile.cuh' "
                                    "-DOUTPUT={0}/out.cpp -P {1}/tools/embed_templates.cmake "
                                    "> /dev/null 2>&1",
-                                   folder.path().string(), GIRIH_SOURCE_DIR)
+                                   folder.path().string(), source_dir().string())
                            .c_str());
   };
 
@@ -132,7 +124,7 @@ TEST_CASE("a source reaches the templates it includes, directly or not, once eac
   CHECK(reachable_templates("int x;\n", {}).empty());
 
   for (const TemplateFile& file : reachable_templates("#include \"girih/shared/atoms.cuh\"", {})) {
-    CHECK(file.text == support::read_file(fs::path(GIRIH_SOURCE_DIR) / "templates" / file.name));
+    CHECK(file.text == support::read_file(source_dir() / "templates" / file.name));
     CHECK(file.digest == support::digest(file.text));
   }
 }

@@ -6,9 +6,7 @@ using namespace girih::tests;
 namespace {
 
 std::string data_file(const std::string& name) {
-  const fs::path compiled = fs::path(GIRIH_SOURCE_DIR) / "tests" / "data" / name;
-  // Built on another machine, the tests run in the repository root.
-  return fs::exists(compiled) ? compiled.string() : "tests/data/" + name;
+  return (source_dir() / "tests" / "data" / name).string();
 }
 
 }  // namespace

@@ -32,26 +32,12 @@ using jit::Artifact;
 using jit::Emit;
 using jit::Options;
 using tests::contains;
+using tests::error_of;
+using tests::source_dir;
 using tests::TemporaryFolder;
 namespace fs = std::filesystem;
 
 namespace {
-
-template <class Function>
-Error error_of(Function function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error;
-  }
-  return {Errc::internal, "(nothing was thrown)"};
-}
-
-// Built on another machine, the tests run in the repository root.
-fs::path source_dir() {
-  const fs::path compiled = GIRIH_SOURCE_DIR;
-  return fs::exists(compiled / "CMakeLists.txt") ? compiled : fs::current_path();
-}
 
 /// A variable of this process for as long as it lives.
 class ScopedVariable {

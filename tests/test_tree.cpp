@@ -13,15 +13,12 @@
 #include <string>
 #include <vector>
 
+#include "sandbox.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
-
-// Built on another machine, the tests run in the repository root.
-fs::path source_dir() {
-  const fs::path compiled = GIRIH_SOURCE_DIR;
-  return fs::exists(compiled / "CMakeLists.txt") ? compiled : fs::current_path();
-}
+using girih::tests::source_dir;
 
 std::vector<fs::path> files_below(const std::string& folder,
                                   const std::set<std::string>& extensions = {}) {

@@ -18,15 +18,21 @@ inline std::size_t count_of(const std::string& text, const std::string& part) {
   return count;
 }
 
-/// Of the Error that a function throws.
+/// The Error that a function throws.
 template <class Function>
-std::string message_of(Function function) {
+Error error_of(Function function) {
   try {
     function();
   } catch (const Error& error) {
-    return error.what();
+    return error;
   }
-  return "(nothing was thrown)";
+  return {Errc::internal, "(nothing was thrown)"};
+}
+
+/// And its message.
+template <class Function>
+std::string message_of(Function function) {
+  return error_of(function).what();
 }
 
 }  // namespace girih::tests

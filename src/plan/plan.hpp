@@ -69,6 +69,25 @@ bool any_contains(const std::vector<std::string>& structures,
 /// How many keys the rows see that make most of the work, where the sequence is long.
 enum class KeysPerRow { many, some, few };
 
+/// What of a pattern matters to its tile.
+struct PatternTraits {
+  KeysPerRow keys = KeysPerRow::many;
+  bool softcap = false;              ///< whether some class of heads has one
+  bool scores = false;               ///< whether some class modifies scores otherwise
+  bool score_expressions = false;    ///< whether by expressions
+  bool elaborate = false;            ///< whether its masks take many registers
+  bool token_indices = false;        ///< whether only those of indices of tokens do
+  bool documents = false;            ///< whether there is nothing else but `causal`: that takes few
+  bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
+  bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
+  bool strided = false;              ///< whether some of them are strided, which takes more, too
+  bool slashes = false;              ///< whether one is vertical_slash alone
+  bool mixed_slashes = false;        ///< and stands beside others
+  int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
+  int kv_block_size = 0;
+  int prune_kv = 0;  ///< keys of the tiles that heads are pruned by; 0 where none is
+};
+
 /// What the tiles of an expression of the pattern's masks depend on, beside its tensors.
 struct ConditionTiles {
   int condition = 0;        ///< of the kernel's that mask, in the order of KernelSpec::expressions
@@ -81,9 +100,7 @@ struct ConditionTiles {
 
 struct Plan {
   KernelSpec spec;
-  KeysPerRow keys = KeysPerRow::many;
-  int q_block_size = 0;  ///< of the finest run-time block mask; 0 where there is none
-  int kv_block_size = 0;
+  PatternTraits traits;
   DilatedGrid grid{};  ///< that bricks are of
   int threads = 0;
   int shared_bytes = 0;  ///< dynamic, per CTA

@@ -211,11 +211,12 @@ std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& 
 std::vector<TileConfig> candidate_tiles(const Plan& plan, const Problem& problem,
                                         const Arch& arch) {
   std::vector<TileConfig> tiles = candidate_tiles(plan.spec.tile, problem, arch);
-  if (plan.spec.prune) {
-    std::erase_if(tiles, [&](const TileConfig& tile) {
-      return !reasons_against_prune(tile, plan.spec.tile.block_n).empty();
-    });
-  }
+  const TileConfig& own = plan.spec.tile;
+  std::erase_if(tiles, [&](const TileConfig& tile) {
+    if (plan.spec.prune && !reasons_against_prune(tile, own.block_n).empty()) return true;
+    return tile != own && family_of(tile) == KernelFamily::fwd_sm90 &&
+           !has_registers(tile, problem, plan.traits);
+  });
   return tiles;
 }
 

@@ -20,25 +20,6 @@ int shared_bytes(const TileConfig& tile, const Problem& problem);
 /// How many warps the registers of a multiprocessor should hold.
 int warps_per_sm(const TileConfig& tile, const Problem& problem);
 
-/// What of a pattern matters to its tile.
-struct PatternTraits {
-  KeysPerRow keys = KeysPerRow::many;
-  bool softcap = false;              ///< whether some class of heads has one
-  bool scores = false;               ///< whether some class modifies scores otherwise
-  bool score_expressions = false;    ///< whether by expressions
-  bool elaborate = false;            ///< whether its masks take many registers
-  bool token_indices = false;        ///< whether only those of indices of tokens do
-  bool documents = false;            ///< whether there is nothing else but `causal`: that takes few
-  bool neighborhoods = false;        ///< whether some of them are neighborhoods: that takes more
-  bool mixed_neighborhoods = false;  ///< whether one stands beside other atoms: still more
-  bool strided = false;              ///< whether some of them are strided, which takes more, too
-  bool slashes = false;              ///< whether one is vertical_slash alone
-  bool mixed_slashes = false;        ///< and stands beside others
-  int q_block_size = 0;              ///< of the finest run-time block mask; 0 where there is none
-  int kv_block_size = 0;
-  int prune_kv = 0;  ///< keys of the tiles that heads are pruned by; 0 where none is
-};
-
 /// The tile that is used: what was requested, its zeros filled in by measured experience. It is the
 /// Hopper kernel's where that runs and can have what was requested.
 TileConfig choose_tile(const Arch& arch, const Problem& problem, const PatternTraits& pattern,
@@ -58,7 +39,7 @@ std::vector<std::string> reasons_against_request(const TileConfig& requested,
 /// order.
 std::vector<TileConfig> candidate_tiles(const TileConfig& first, const Problem& problem,
                                         const Arch& arch);
-/// The same for a plan, whose pattern may bind them.
+/// Those among them that suit a plan's pattern, too.
 std::vector<TileConfig> candidate_tiles(const Plan& plan, const Problem& problem, const Arch& arch);
 
 /// Why heads cannot be pruned with this tile.

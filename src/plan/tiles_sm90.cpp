@@ -15,10 +15,12 @@ namespace {
 // (fwd_sm90.cuh).
 constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragmentsOfThreeElaborate = 112;
-constexpr int kMostFragmentsOfThreeAlone = 124;  // neighborhoods; documents, causal or not
+// Neighborhoods, and documents, causal or not; or simple masks beside soft caps or expressions.
+constexpr int kMostFragmentsOfThreeAlone = 124;
 constexpr int kMostFragments = 180;
 constexpr int kMostFragmentsAt176 = 168;  // of heads wider than 160, up to 176
 constexpr int kMostFragmentsElaborate = kFwdSm90RoomyFragments;
+constexpr int kMostFragmentsElaborateLong = 168;  // of more than 128 keys
 constexpr int kMostFragmentsElaborateSoftcap = 172;
 constexpr int kMostFragmentsScores = 168;
 constexpr int kMostFragmentsElaborateSoftcapScores = 156;  // of heads up to 192
@@ -52,10 +54,10 @@ bool is_elaborate(const PatternTraits& pattern) {
   return pattern.elaborate || pattern.prune_kv > 0;
 }
 
-int most_fragments(const TileConfig& tile, const PatternTraits& pattern) {
+int most_fragments_of_mask(const TileConfig& tile, const PatternTraits& pattern) {
   if (!is_elaborate(pattern)) {
-    return tile.block_m == 192 && pattern.documents ? kMostFragmentsOfThreeAlone
-                                                    : most_fragments(tile);
+    const bool crowded = pattern.documents || pattern.softcap || pattern.score_expressions;
+    return tile.block_m == 192 && crowded ? kMostFragmentsOfThreeAlone : most_fragments(tile);
   }
   if (tile.block_m == 192) {
     return pattern.neighborhoods && !pattern.mixed_neighborhoods && !pattern.softcap
@@ -65,6 +67,29 @@ int most_fragments(const TileConfig& tile, const PatternTraits& pattern) {
   return pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoods
          : pattern.softcap           ? kMostFragmentsElaborateSoftcap
                                      : kMostFragmentsElaborate;
+}
+
+int most_fragments(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern) {
+  const int width = std::max(problem.head_dim, problem.width_v());
+  const bool wide = width > kWidestWithSpareRegisters;
+  const bool elaborate = is_elaborate(pattern);
+  int limit = most_fragments_of_mask(tile, pattern);
+  const auto at_most = [&limit](bool holds, int fragments) {
+    if (holds) limit = std::min(limit, fragments);
+  };
+  at_most(pattern.scores && tile.block_m == 128, pattern.mixed_neighborhoods
+                                                     ? kMostFragmentsMixedNeighborhoodsScores
+                                                     : kMostFragmentsScores);
+  at_most(elaborate && tile.block_n > 128, kMostFragmentsElaborateLong);
+  at_most(width > 160 && width <= 176, kMostFragmentsAt176);
+  at_most(pattern.elaborate && pattern.softcap && pattern.scores && !wide,
+          kMostFragmentsElaborateSoftcapScores);
+  at_most(pattern.prune_kv > 0 && pattern.elaborate && pattern.scores, kMostFragmentsPrunedScores);
+  if (wide && (pattern.neighborhoods || (elaborate && pattern.scores))) limit -= kLessForWideHeads;
+  at_most(pattern.mixed_slashes && wide, kMostFragmentsMixedSlashes);
+  at_most(pattern.mixed_slashes && pattern.scores, kMostFragmentsMixedSlashesScores);
+  at_most(pattern.strided && wide, kMostFragmentsStrided);
+  return limit;
 }
 
 }  // namespace
@@ -153,26 +178,6 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   TileConfig tile;
   tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
   tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
-  int limit = most_fragments(tile, pattern);
-  if (pattern.scores && tile.block_m == 128) {
-    limit = std::min(limit, pattern.mixed_neighborhoods ? kMostFragmentsMixedNeighborhoodsScores
-                                                        : kMostFragmentsScores);
-  }
-  if (width > 160 && width <= 176) limit = std::min(limit, kMostFragmentsAt176);
-  const bool wide = width > kWidestWithSpareRegisters;
-  if (pattern.elaborate && pattern.softcap && pattern.scores && !wide) {
-    limit = std::min(limit, kMostFragmentsElaborateSoftcapScores);
-  }
-  if (prune && pattern.elaborate && pattern.scores) {
-    limit = std::min(limit, kMostFragmentsPrunedScores);
-  }
-  const bool crowded = pattern.neighborhoods || (elaborate && pattern.scores);
-  if (crowded && wide) limit -= kLessForWideHeads;
-  if (pattern.mixed_slashes && wide) limit = std::min(limit, kMostFragmentsMixedSlashes);
-  if (pattern.mixed_slashes && pattern.scores) {
-    limit = std::min(limit, kMostFragmentsMixedSlashesScores);
-  }
-  if (pattern.strided && wide) limit = std::min(limit, kMostFragmentsStrided);
   const bool small_blocks =  // which tiles are gathered from
       pattern.kv_block_size > 0 && !pattern.slashes &&
       key_box({.block_m = tile.block_m, .block_n = 128}, problem, pattern, arch) < 128;
@@ -200,7 +205,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
         tile.num_stages = requested.num_stages ? requested.num_stages : num_stages;
         tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : num_q_stages;
         const bool roomy = requested.block_n != 0 ||
-                           (fragment_registers(tile, problem) <= limit &&
+                           (has_registers(tile, problem, pattern) &&
                             suits_gathering(tile, problem, pattern, arch, stages_matter));
         if (roomy && reasons_against_sm90(tile, problem, arch).empty()) return tile;
       }
@@ -260,6 +265,10 @@ std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Prob
         arch.shared_bytes_per_cta(), arch.name()));
   }
   return reasons;
+}
+
+bool has_registers(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern) {
+  return fragment_registers(tile, problem) <= most_fragments(tile, problem, pattern);
 }
 
 // Without those that spill: many keys of narrow heads, and three consumer warpgroups with one Q and

@@ -38,6 +38,10 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
 std::vector<std::string> reasons_against_sm90(const TileConfig& tile, const Problem& problem,
                                               const Arch& arch);
 
+/// Whether the registers of consumers suffice beside such a pattern: else they spill, or wgmma is
+/// serialised.
+bool has_registers(const TileConfig& tile, const Problem& problem, const PatternTraits& pattern);
+
 /// Those worth measuring.
 std::vector<TileConfig> candidates_sm90(const Problem& problem, const Arch& arch);
 

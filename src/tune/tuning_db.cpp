@@ -185,9 +185,9 @@ KernelId kernel_id(const plan::Plan& plan, const Problem& problem) {
       plan.spec.head_dim_v,
       problem.group_size(),
       fmt::format("{}{}", fmt::join(plan.spec.structures, "; "), plan.spec.prune ? "; pruned" : ""),
-      plan.keys,
-      plan.q_block_size,
-      plan.kv_block_size,
+      plan.traits.keys,
+      plan.traits.q_block_size,
+      plan.traits.kv_block_size,
       plan.spec.pack_heads};
 }
 

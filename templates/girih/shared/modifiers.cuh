@@ -61,7 +61,7 @@ constexpr bool is_sink = requires(const Modifier& modifier) {
   modifier.logit();
 };
 
-template <class Modifier>
+template <class Modifier>  // or a structure with such a modifier
 constexpr bool is_rising = requires {
   requires Modifier::kRises;
 };
@@ -121,10 +121,6 @@ struct ClassModifiers<HeadClasses<Structures...>> {
     requires Structure::kScores;
   };
   template <class Structure>
-  static constexpr bool has_rising = requires {
-    requires Structure::kRises;
-  };
-  template <class Structure>
   static constexpr bool has_sink = requires {
     requires Structure::kSink;
   };
@@ -134,7 +130,7 @@ struct ClassModifiers<HeadClasses<Structures...>> {
   };
 
   static constexpr bool kScores = (modifies_scores<Structures> || ...);
-  static constexpr bool kRising = (has_rising<Structures> || ...);
+  static constexpr bool kRising = (is_rising<Structures> || ...);
   static constexpr bool kSinks = (has_sink<Structures> || ...);
   static constexpr bool kExpressions = (has_expression<Structures> || ...);
 
