@@ -256,6 +256,24 @@ TEST_CASE("tiles of tokens in a row are estimated, and counted where they are fe
   CHECK(static_cast<double>(tiles.visited()) == doctest::Approx(512 * 160).epsilon(0.02));
 }
 
+TEST_CASE("tokens in a row stay where windows are so long that they do as well") {
+  // By what was measured of both (tools/bench/NOTES.md).
+  const auto bricks = [](const char* text) { return plan_for(text).spec.bricks.has_value(); };
+  for (const char* text :
+       {"neighborhood(8x4096, window=(1, 99))", "neighborhood(256x256, window=(1, 64))",
+        "neighborhood(512x64, window=(7, 64))", "neighborhood(64x64, window=(9, 64))"}) {
+    CAPTURE(text);
+    CHECK_FALSE(bricks(text));
+  }
+  for (const char* text :
+       {"neighborhood(8x4096, window=(3, 99))", "neighborhood(512x64, window=(7, 48))",
+        "neighborhood(256x256, window=(2, 32))",
+        "neighborhood(8x4096, window=(1, 99), dilation=(1, 2))"}) {
+    CAPTURE(text);
+    CHECK(bricks(text));
+  }
+}
+
 TEST_CASE("bricks lie where a visit has a place for them") {
   // 2048 and 1024 bricks of the longest lines.
   CHECK_FALSE(plan::choose_bricks(heads_of("neighborhood(64x65535, window=(9, 99))"), 128, 128));

@@ -186,6 +186,8 @@ TEST_CASE("a pruned head's tile is what is decided on") {
     CHECK(contains(message_of([&] { plan_for("causal with prune(t, kv=128)", 256, arch); }),
                    "calibrate for kv=64"));
   }
+  CHECK(contains(message_of([] { plan_for("causal with prune(t, kv=64)", 208, "sm_89"); }),
+                 "; prune needs tiles of 128 x 64: narrower heads leave them room"));
 }
 
 TEST_CASE("pruned kernels visit tokens in a row: neither bricks nor what is gathered") {

@@ -164,6 +164,9 @@ class PatternTest(unittest.TestCase):
         self.assertRegex(str(caught.exception), r"causal & windw\(3\)\n +\^")
         with self.assertRaisesRegex(girih.Error, "character 7 of the pattern, .* is NUL"):
             girih.compile("causal\0 & segments(d)")
+        for pattern in (None, 3, b"causal"):
+            with self.assertRaisesRegex(girih.Error, "the pattern is .*: give text"):
+                girih.compile(pattern)
 
     def test_unknown_options_are_refused(self):
         with self.assertRaisesRegex(TypeError, "cachedir.*cache_dir"):

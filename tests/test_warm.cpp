@@ -229,7 +229,8 @@ TEST_CASE("warm goes on behind a line that it does not understand, and fails in 
   const Result result = program.run(warm);
   CHECK(result.exit_code == 2);
   CHECK(contains(result.err, "girih: error: " + file.string() + ":2: 'patern' is not known"));
-  CHECK(contains(result.err, "girih: error: " + file.string() + ":3: "));
+  CHECK(contains(result.err, "girih: error: " + file.string() +
+                                 ":3: a line must be one JSON object: parse error at "));
   CHECK(contains(result.out, "failed  " + file.string() + ":4\n"));
   CHECK(contains(result.out, "0 impossible, 3 lines not understood; "));
 

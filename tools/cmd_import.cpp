@@ -14,6 +14,7 @@
 #include "common.hpp"
 #include "girih/shared/geometry.cuh"
 #include "support/fs.hpp"
+#include "support/json.hpp"
 
 namespace girih::tools {
 namespace {
@@ -269,7 +270,7 @@ void add_minference(CLI::App& app, Context& context) {
       refuse(
           fmt::format("{} is not MInference's format ([{{\"0\": [kind, vertical, slash, score], "
                       "…}}, …]): {}",
-                      options->file, error.what()));
+                      options->file, support::message_of(error)));
     } catch (const Error& error) {
       refuse(fmt::format("{}: {}", options->file, error.what()));
     }

@@ -23,6 +23,7 @@
 #include "progress.hpp"
 #include "runtime/settings.hpp"
 #include "support/fs.hpp"
+#include "support/json.hpp"
 
 namespace girih::tools {
 namespace {
@@ -177,7 +178,8 @@ std::vector<Spec> specs_of_line(const std::string& line, const Group& defaults,
     for (Spec& spec : specs) spec.line = where;
     return specs;
   } catch (const Json::exception& error) {
-    throw Error(Errc::invalid_argument, error.what());
+    throw Error(Errc::invalid_argument,
+                fmt::format("a line must be one JSON object: {}", support::message_of(error)));
   }
 }
 

@@ -498,8 +498,14 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
   std::vector<std::string> reasons =
       reasons_against_request(requested, tile, problem, traits, arch);
   if (traits.prune_kv > 0) {
+    const bool own_choice = requested == TileConfig{.portable = requested.portable};
     if (!reasons.empty() && traits.prune_kv > 64) {
       reasons.push_back("prune with kv=128 needs key tiles of 128: calibrate for kv=64");
+    } else if (!reasons.empty() && own_choice) {
+      reasons.push_back(
+          fmt::format("prune needs tiles of {} x {}: narrower heads leave them room, or sm_80, "
+                      "sm_90 and sm_100",
+                      kPruneRows, traits.prune_kv));
     }
     const std::vector<std::string> more = reasons_against_prune(tile, traits.prune_kv);
     reasons.insert(reasons.end(), more.begin(), more.end());

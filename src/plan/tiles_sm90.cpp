@@ -195,6 +195,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
       : three && short_rows                          ? 64
       : pattern.neighborhoods && tile.block_m == 192 ? kMostKeysOfThreeNeighborhoods
                                                      : 128;
+  // What is said of a request that has no tile.
+  tile.num_stages = requested.num_stages ? requested.num_stages : 2;
+  tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : 1;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
     if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;
     for (const int num_q_stages : {2, 1}) {

@@ -12,6 +12,7 @@
 
 #include "girih/error.hpp"
 #include "support/fs.hpp"
+#include "support/json.hpp"
 
 namespace girih::support {
 namespace {
@@ -25,7 +26,7 @@ constexpr const char* kMetadata = "__metadata__";
 }
 
 [[noreturn]] void refuse_header(const std::string& path, const nlohmann::json::exception& error) {
-  refuse(path, fmt::format("has a header that cannot be read: {}", error.what()));
+  refuse(path, fmt::format("has a header that cannot be read: {}", message_of(error)));
 }
 
 }  // namespace

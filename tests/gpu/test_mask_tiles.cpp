@@ -55,7 +55,7 @@ void check_tiles(Case c, const Reading& reading) {
   const girih::plan::Plan plan =
       girih::plan::make_plan(girih::Pattern::parse(text), c.problem, arch);
   const std::vector<TileConfig> tiles = girih::plan::candidate_tiles(plan, c.problem, arch);
-  CHECK(tiles.size() >= 9);  // as many as heads of 192 have on Hopper
+  CHECK(tiles.size() >= 8);  // as many as neighborhoods of wide heads have on Hopper
   for (const int max_ctas : {0, 2}) {
     c.max_ctas = max_ctas;
     check_kernels(text, c, tiles, expected, fmt::format("{}, max_ctas {}", text, max_ctas));

@@ -264,6 +264,8 @@ def _check_device(name, tensor, device):
 
 
 def _c_text(what, text):
+    if not isinstance(text, str):
+        _refuse("%s is %r: give text" % (what, text))
     if "\0" in text:  # which C would take for the end
         _refuse("character %d of %s, %r, is NUL: leave it out" % (text.index("\0") + 1, what, text))
     return text.encode()
@@ -912,6 +914,7 @@ def compile(pattern, **options):
     otherwise, and thresholds that are NaN. A kernel is compiled at the first call for a problem, or
     by Program.bind.
     """
+    _c_text("the pattern", pattern)
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:
         program = _programs.get(key)
