@@ -145,6 +145,8 @@ TEST_CASE("explain says why a neighborhood has no bricks") {
                {"--heads", "2"}) == "heads have different grids");
   CHECK(reason("neighborhood(64x64, window=9)", {"--portable"}) ==
         "only the kernel for Hopper has them");
+  CHECK(reason("neighborhood(8x4096, window=(1, 99))") ==
+        "tokens in a row take no longer, as far as tiles tell");
   const std::string text =
       program.run({"explain", "neighborhood(4096, window=9)", "--arch", "sm_90a"}).out;
   CHECK(text.find("            no bricks of the grid: the grid has one axis") != text.npos);
