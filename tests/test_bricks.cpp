@@ -18,22 +18,19 @@
 #include "pattern/interpret.hpp"
 #include "plan/bricks.hpp"
 #include "plan/plan.hpp"
+#include "plans.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/tensors.hpp"
 
 using namespace girih;
 using plan::Bricks;
 using plan::BrickTiles;
+using tests::plan_for;
 
 namespace {
 
 constexpr const char* kImage = "neighborhood(256x256, window=80)";
 constexpr const char* kVideo = "neighborhood(30x48x80, window=(18, 24, 24))";
-
-plan::Plan plan_for(const std::string& pattern, Problem problem = {}, const TileConfig& tile = {},
-                    const std::string& arch = "sm_90") {
-  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile);
-}
 
 std::vector<plan::BrickHeads> heads_of(const std::string& pattern, const Problem& problem = {}) {
   return plan::brick_heads(Pattern::parse(pattern), problem);
@@ -168,7 +165,7 @@ TEST_CASE("bricks of an image and of a video compute little more than is visible
   CHECK(video_plan.spec.tile == TileConfig{192, 80, 3, 16, 2});
   CHECK(video_plan.spec.bricks == Bricks{{6, 8, 4}, {5, 4, 4}});
   CHECK(video_plan.spec.pass_over);
-  CHECK_FALSE(plan_for(kVideo, {}, {.block_m = 128}).spec.pass_over);
+  CHECK_FALSE(plan_for(kVideo, {}, "sm_90", {.block_m = 128}).spec.pass_over);
 }
 
 TEST_CASE("a dilation group has the bricks of its own grid, without dilation") {
@@ -191,7 +188,7 @@ TEST_CASE("a dilation group has the bricks of its own grid, without dilation") {
 TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
   const auto bricks = [](const std::string& pattern, const Problem& problem = {},
                          const TileConfig& tile = {}) {
-    return plan_for(pattern, problem, tile).spec.bricks.has_value();
+    return plan_for(pattern, problem, "sm_90", tile).spec.bricks.has_value();
   };
   const Problem heads{.num_heads = 4, .num_heads_kv = 2};
   CHECK(bricks("neighborhood(13x21, window=5)"));
@@ -204,7 +201,7 @@ TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
   CHECK(bricks(kImage, {.layout = Layout::bhsd}));
   CHECK(bricks(kImage, {}, {.block_m = 192}));
   CHECK(bricks(kImage, {}, {.block_n = 64}));
-  CHECK(plan_for(kImage, {}, {.block_n = 64}).spec.tile.block_n == 64);
+  CHECK(plan_for(kImage, {}, "sm_90", {.block_n = 64}).spec.tile.block_n == 64);
 
   CHECK_FALSE(bricks("neighborhood(4096, window=99)"));
   CHECK_FALSE(bricks("neighborhood(1x4096x1, window=(1, 99, 1))"));
@@ -228,7 +225,7 @@ TEST_CASE("what tiles of bricks are for, and what keeps tokens in a row") {
   CHECK_FALSE(bricks(kImage, {.layout = Layout::thd}));
   CHECK_FALSE(bricks(kImage, {.partial_keys = true}));
   CHECK_FALSE(bricks(kImage, {}, {.portable = true}));
-  CHECK_FALSE(plan_for(kImage, {}, {}, "sm_100").spec.bricks.has_value());
+  CHECK_FALSE(plan_for(kImage, {}, "sm_100").spec.bricks.has_value());
 }
 
 TEST_CASE("tiles of tokens in a row are estimated, and counted where they are few") {
@@ -239,8 +236,8 @@ TEST_CASE("tiles of tokens in a row are estimated, and counted where they are fe
         std::string("neighborhood(40x50, window=7, dilation=(2, 3))")}) {
     const Pattern pattern = Pattern::parse(text);
     const auto heads = heads_of(text, {.num_heads = 3, .num_heads_kv = 3});
-    const int tokens = Neighborhood(heads.at(0).numbers.data()).tokens();
-    const BrickTiles tiles = plan::estimate_row_tiles(heads, 128, 64);
+    const int tokens = heads.at(0).neighborhood().tokens();
+    const pattern::TileCounts tiles = plan::estimate_row_tiles(heads, 128, 64);
     Geometry own = geometry;
     own.seqlen_q = own.seqlen_k = tokens;
     const pattern::TileCounts counted =
@@ -250,7 +247,7 @@ TEST_CASE("tiles of tokens in a row are estimated, and counted where they are fe
     CHECK(tiles.empty == 3 * counted.empty);
   }
   const auto image = heads_of(kImage);
-  const BrickTiles tiles = plan::estimate_row_tiles(image, 128, 128);
+  const pattern::TileCounts tiles = plan::estimate_row_tiles(image, 128, 128);
   CHECK(tiles.visited() + tiles.empty == 512 * 512);
   // 81 lines or 80 of 256 pixels, where windows do not end at the image's borders.
   CHECK(static_cast<double>(tiles.visited()) == doctest::Approx(512 * 160).epsilon(0.02));

@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "codegen/emit.hpp"
-#include "girih/pattern.hpp"
 #include "plan/plan.hpp"
+#include "plans.hpp"
 #include "sandbox.hpp"
 #include "support/fs.hpp"
 
@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 namespace {
 
 KernelSpec spec_for(const std::string& pattern, const Problem& problem, const std::string& arch) {
-  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch)).spec;
+  return tests::plan_for(pattern, problem, arch).spec;
 }
 
 struct GoldenEntry {

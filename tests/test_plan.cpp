@@ -13,6 +13,7 @@
 #include "girih/error.hpp"
 #include "girih/shared/atoms.cuh"
 #include "plan/plan.hpp"
+#include "plans.hpp"
 #include "texts.hpp"
 
 using namespace girih;
@@ -20,13 +21,9 @@ using plan::Arch;
 using plan::make_plan;
 using plan::Plan;
 using tests::error_of;
+using tests::plan_for;
 
 namespace {
-
-Plan plan_for(const std::string& pattern, const Problem& problem, const std::string& arch = "sm_90",
-              const TileConfig& tile = {}) {
-  return make_plan(Pattern::parse(pattern), problem, Arch::parse(arch), tile);
-}
 
 // The head table as the kernel sees it (HeadTable::Row), softcaps checked to be none and left out:
 // rows of a class and as many numbers as the structure with the most has, at least one.

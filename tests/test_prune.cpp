@@ -17,6 +17,7 @@
 #include "pattern/atoms.hpp"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
+#include "plans.hpp"
 #include "texts.hpp"
 #include "verify/pruning.hpp"
 
@@ -31,7 +32,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 plan::Plan plan_for(const std::string& pattern, int head_dim = 128,
                     const std::string& arch = "sm_90", const TileConfig& tile = {}) {
   const Problem problem{.head_dim = head_dim, .num_heads = 4, .num_heads_kv = 2};
-  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile);
+  return tests::plan_for(pattern, problem, arch, tile);
 }
 
 InputView view_of(const std::vector<float>& thresholds, int num_columns) {

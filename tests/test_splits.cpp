@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "plan/plan.hpp"
+#include "plans.hpp"
 #include "runtime/splits.hpp"
 
 using namespace girih;
@@ -16,8 +16,7 @@ namespace {
 
 bool splits(const std::string& pattern, const std::string& arch, const TileConfig& tile = {}) {
   const Problem problem{.head_dim = 128, .num_heads = 32, .num_heads_kv = 8};
-  return plan::make_plan(Pattern::parse(pattern), problem, plan::Arch::parse(arch), tile)
-      .spec.splits;
+  return tests::plan_for(pattern, problem, arch, tile).spec.splits;
 }
 
 FwdParams params_of(int num_tiles, int seqlen_k) {

@@ -4,12 +4,12 @@
 #include <fmt/format.h>
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "girih/shared/slash.cuh"
 #include "plan/plan.hpp"
 #include "plan/tiles.hpp"
+#include "plans.hpp"
 #include "texts.hpp"
 
 using namespace girih;
@@ -18,15 +18,7 @@ using plan::KeysPerRow;
 using plan::make_plan;
 using plan::Plan;
 using tests::error_of;
-
-namespace {
-
-Plan plan_for(const std::string& pattern, const Problem& problem, const std::string& arch = "sm_90",
-              const TileConfig& tile = {}) {
-  return make_plan(Pattern::parse(pattern), problem, Arch::parse(arch), tile);
-}
-
-}  // namespace
+using tests::plan_for;
 
 TEST_CASE("keys of vertical_slash are gathered in tiles that leave room for it, by all who may") {
   const Arch arch = Arch::parse("sm_90");

@@ -91,11 +91,10 @@ Counts counts_of(const Mask& mask, const Geometry& geometry, const plan::Plan& p
     return count_or_estimate(mask, geometry, tile.block_m, tile.block_n,
                              1.0 / static_cast<double>(num_masks));
   }
-  const plan::BrickHeads head{mask.numbers(), 1};
+  const plan::BrickHeads head{mask, 1};
   const plan::BrickTiles tiles = plan::count_tiles(std::span(&head, 1), *plan.spec.bricks,
                                                    geometry.seqlen_k - plan.grid.extents.volume());
-  return {.tiles = {.full = tiles.full, .partial = tiles.partial, .empty = tiles.empty},
-          .visible = static_cast<double>(pattern::count_visible(mask, geometry))};
+  return {.tiles = tiles, .visible = static_cast<double>(pattern::count_visible(mask, geometry))};
 }
 
 // Of a pattern with neighborhoods, whose query tiles are tokens in a row.
@@ -293,7 +292,7 @@ void add_explain(CLI::App& app, Context& context) {
       report["shared_bytes"] = info.shared_bytes;
       if (plan.spec.bricks) {
         const std::vector<plan::BrickHeads> heads = plan::brick_heads(pattern, problem);
-        const Neighborhood grid(heads.front().numbers.data());
+        const Neighborhood grid = heads.front().neighborhood();
         report["bricks"] = {{"queries", plan::to_string(grid, plan.spec.bricks->queries)},
                             {"keys", plan::to_string(grid, plan.spec.bricks->keys)},
                             {"dilation", plan::to_string(grid, plan.grid.dilation)}};

@@ -57,6 +57,7 @@ struct TileCounts {
   std::int64_t full = 0;
   std::int64_t partial = 0;
   std::int64_t empty = 0;
+  std::int64_t visited() const { return full + partial; }
 
   void add(TileKind kind, std::int64_t tiles) {
     (kind == TileKind::full ? full : kind == TileKind::partial ? partial : empty) += tiles;

@@ -10,7 +10,7 @@ namespace {
 // What visiting tiles costs, in keys of a row: a tile some keys beyond its own, and more where it
 // is masked; with three warpgroups for its rows a row costs less. By what was measured on images
 // and videos (tools/bench/NOTES.md).
-double cost_of(const BrickTiles& tiles, int block_m, int block_n) {
+double cost_of(const pattern::TileCounts& tiles, int block_m, int block_n) {
   constexpr int kKeysOfTile = 8, kKeysOfMask = 60;
   constexpr double kRowOfThree = 0.75;
   return (static_cast<double>(tiles.visited()) * (block_n + kKeysOfTile) +
@@ -18,21 +18,21 @@ double cost_of(const BrickTiles& tiles, int block_m, int block_n) {
          block_m * (block_m == 192 ? kRowOfThree : 1);
 }
 
-// How much longer tokens in a row take than their tiles say, for what a row sees of them takes
-// longer to find than of bricks: where the two are about as fast; with a dilation from one example
-// (NOTES).
-double mask_in_rows(std::span<const BrickHeads> heads) {
-  const DilatedGrid grid = grid_of(Neighborhood(heads[0].numbers.data()));
-  return grid.dilation.volume() > 1 ? 2 : 1.25;
-}
-
 // Smaller grids are bricks where those visit less than all: either way takes microseconds.
 constexpr int kFewTokens = 4096;
 
+// How much longer tokens in a row take than their tiles say, for what a row sees of them takes
+// longer to find than of bricks: where the two are about as fast; with a dilation from one example
+// (NOTES).
+constexpr double kMaskInRows = 1.25, kDilatedMaskInRows = 2;
+
 bool suit_rows(std::span<const BrickHeads> heads, const TileConfig& tile, double cost_of_bricks) {
-  if (Neighborhood(heads[0].numbers.data()).tokens() < kFewTokens) return false;
-  const BrickTiles in_rows = estimate_row_tiles(heads, tile.block_m, tile.block_n);
-  return mask_in_rows(heads) * cost_of(in_rows, tile.block_m, tile.block_n) <= cost_of_bricks;
+  const Neighborhood n = heads[0].neighborhood();
+  if (n.tokens() < kFewTokens) return false;
+  const bool dilated = grid_of(n).dilation.volume() > 1;
+  const pattern::TileCounts in_rows = estimate_row_tiles(heads, tile.block_m, tile.block_n);
+  const double factor = dilated ? kDilatedMaskInRows : kMaskInRows;
+  return factor * cost_of(in_rows, tile.block_m, tile.block_n) <= cost_of_bricks;
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <string_view>
 #include <tuple>
@@ -123,12 +122,13 @@ std::string reason_against_bricks(const Pattern& pattern, const Problem& problem
 
 std::vector<BrickHeads> brick_heads(const Pattern& pattern, const Problem& problem) {
   if (!reason_against_bricks(pattern, problem).empty()) return {};
-  std::map<std::vector<int>, int> windows;
+  std::map<std::vector<int>, BrickHeads> windows;
   for (const int c : pattern.class_of_head(problem)) {
-    ++windows[pattern.classes()[c].mask.numbers()];
+    const Mask& mask = pattern.classes()[c].mask;
+    ++windows.try_emplace(mask.numbers(), BrickHeads{mask}).first->second.count;
   }
   std::vector<BrickHeads> heads;
-  for (const auto& [numbers, count] : windows) heads.push_back({numbers, count});
+  for (const auto& [numbers, own] : windows) heads.push_back(own);
   return heads;
 }
 
@@ -136,7 +136,7 @@ BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, 
   BrickTiles tiles;
   const GridPoint part = part_of(bricks.queries);
   for (const BrickHeads& head : heads) {
-    const Neighborhood n(head.numbers.data());
+    const Neighborhood n = head.neighborhood();
     Counter counter(n);
     const AxisCounts own = counter.of(bricks.queries, bricks.keys);
     const int block_n = bricks.keys.volume();
@@ -152,32 +152,31 @@ BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, 
   return tiles;
 }
 
-BrickTiles estimate_row_tiles(std::span<const BrickHeads> heads, int block_m, int block_n) {
+pattern::TileCounts estimate_row_tiles(std::span<const BrickHeads> heads, int block_m,
+                                       int block_n) {
   constexpr int kSamples = 16;
-  BrickTiles tiles;
+  pattern::TileCounts tiles;
+  pattern::Budget unlimited;
   for (const BrickHeads& head : heads) {
-    const Neighborhood n(head.numbers.data());
-    const KeyTiles keys{block_n, n.tokens()};
-    const int rows = ceil_div(n.tokens(), block_m), samples = min(rows, kSamples);
-    std::array<std::int64_t, 3> counts{};  // by TileKind
+    Geometry geometry;
+    geometry.seqlen_q = geometry.seqlen_k = head.neighborhood().tokens();
+    const int rows = ceil_div(geometry.seqlen_q, block_m), samples = min(rows, kSamples);
+    const Span columns{0, ceil_div(geometry.seqlen_k, block_n)};
+    pattern::TileCounts counts;
     for (int i = 0; i < samples; ++i) {
       const int first =
           static_cast<int>((2 * i + 1) * std::int64_t{rows} / (2 * samples)) * block_m;
-      const QueryRows sample{first, min(first + block_m, n.tokens())};
-      for (int at = 0; at < keys.count();) {
-        const Run run = n.seek({}, sample, keys, at);
-        counts[static_cast<std::size_t>(run.kind)] += run.end - at;
-        at = run.end;
-      }
+      const QueryRows sample{first, min(first + block_m, geometry.seqlen_q)};
+      const pattern::TileCounts own =
+          pattern::count_tiles(head.mask, geometry, block_m, block_n, sample, columns, unlimited);
+      counts.add(TileKind::full, own.full);
+      counts.add(TileKind::partial, own.partial);
+      counts.add(TileKind::empty, own.empty);
     }
-    const auto all = [&](TileKind kind) {
-      return head.count * counts[static_cast<std::size_t>(kind)] * rows / samples;
-    };
-    tiles.full += all(TileKind::full);
-    tiles.partial += all(TileKind::partial);
-    tiles.empty += all(TileKind::empty);
+    tiles.full += head.count * counts.full * rows / samples;
+    tiles.partial += head.count * counts.partial * rows / samples;
+    tiles.empty += head.count * counts.empty * rows / samples;
   }
-  tiles.parts = static_cast<double>(tiles.visited());
   return tiles;
 }
 
@@ -186,7 +185,7 @@ std::optional<Bricks> choose_bricks(std::span<const BrickHeads> heads, int block
   std::vector<Counter> counters;
   std::int64_t dense = 0;
   for (const BrickHeads& head : heads) {
-    const Neighborhood n(head.numbers.data());
+    const Neighborhood n = head.neighborhood();
     counters.emplace_back(n);
     dense +=
         std::int64_t{head.count} * ceil_div(n.tokens(), block_m) * ceil_div(n.tokens(), block_n);
@@ -196,7 +195,7 @@ std::optional<Bricks> choose_bricks(std::span<const BrickHeads> heads, int block
   const std::vector<GridPoint> key_boxes = boxes_of(block_n, is_key_brick);
   for (const GridPoint queries : boxes_of(block_m, is_query_brick)) {
     for (const GridPoint keys : key_boxes) {
-      if (!has_places_for(Neighborhood(heads[0].numbers.data()), keys)) continue;
+      if (!has_places_for(heads[0].neighborhood(), keys)) continue;
       std::pair<std::int64_t, std::int64_t> visits{0, 0};
       for (size_t i = 0; i < heads.size(); ++i) {
         visits.first += heads[i].count * counters[i].of(queries, keys).visited;

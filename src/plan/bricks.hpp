@@ -1,7 +1,6 @@
 // Which bricks of a neighborhood's grid a Hopper kernel takes for its tiles (shared/bricks.cuh).
 #pragma once
 
-#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,13 +9,15 @@
 #include "girih/pattern.hpp"
 #include "girih/problem.hpp"
 #include "girih/shared/bricks.cuh"
+#include "pattern/interpret.hpp"
 
 namespace girih::plan {
 
 /// Heads that have the same windows on the grid.
 struct BrickHeads {
-  std::vector<int> numbers;  ///< a Neighborhood's
+  Mask mask;  ///< a neighborhood
   int count = 0;
+  Neighborhood neighborhood() const { return Neighborhood(mask.numbers().data()); }
 };
 
 /// Boxes of the grid, of as many tokens as the kernel's tiles have rows and keys.
@@ -27,10 +28,8 @@ struct Bricks {
 };
 
 /// What the heads of a launch of one sequence do with bricks, and with keys behind the grid.
-struct BrickTiles {
-  std::int64_t full = 0, partial = 0, empty = 0;
+struct BrickTiles : pattern::TileCounts {
   double parts = 0;  ///< of tiles, that the 64 rows of a warpgroup see
-  std::int64_t visited() const { return full + partial; }
 };
 
 /// The heads, by their windows, where bricks can be tiles: all have nothing but a neighborhood, on
@@ -42,7 +41,7 @@ std::string reason_against_bricks(const Pattern& pattern, const Problem& problem
 BrickTiles count_tiles(std::span<const BrickHeads> heads, const Bricks& bricks, int extra_keys = 0);
 
 /// Likewise of tiles of tokens in a row, estimated from some of the query tiles.
-BrickTiles estimate_row_tiles(std::span<const BrickHeads> heads, int block_m, int block_n);
+pattern::TileCounts estimate_row_tiles(std::span<const BrickHeads> heads, int block_m, int block_n);
 
 /// The bricks that let query tiles visit the fewest key tiles; of such, parts of 64 rows. None
 /// where that is no less than dense attention visits, or no box has so many tokens.

@@ -531,7 +531,7 @@ Plan make_plan(const Pattern& pattern, const Problem& problem, const Arch& arch,
                           (plan.spec.gathers || !shares_blocks(problem, traits, tile.block_m) ||
                            plan.spec.structures.size() > 1 || width > kWidestWithSpareRegisters);
     if (plan.spec.bricks) {
-      plan.grid = grid_of(Neighborhood(brick_heads[0].numbers.data()));
+      plan.grid = grid_of(brick_heads[0].neighborhood());
       plan.spec.pass_over =
           width > kWidestWithSpareRegisters || passes_over(brick_heads, *plan.spec.bricks);
     }

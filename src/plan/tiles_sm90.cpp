@@ -175,9 +175,9 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
                       (requested.num_warps == 0 || requested.num_warps == warps_of(192))));
   const bool short_rows =
       pattern.keys == KeysPerRow::few || (pattern.keys == KeysPerRow::some && width > 64);
-  TileConfig tile;
-  tile.block_m = requested.block_m ? requested.block_m : three ? 192 : 128;
-  tile.num_warps = requested.num_warps ? requested.num_warps : warps_of(tile.block_m);
+  TileConfig tile = requested;
+  if (tile.block_m == 0) tile.block_m = three ? 192 : 128;
+  if (tile.num_warps == 0) tile.num_warps = warps_of(tile.block_m);
   const bool small_blocks =  // which tiles are gathered from
       pattern.kv_block_size > 0 && !pattern.slashes &&
       key_box({.block_m = tile.block_m, .block_n = 128}, problem, pattern, arch) < 128;
@@ -195,9 +195,6 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
       : three && short_rows                          ? 64
       : pattern.neighborhoods && tile.block_m == 192 ? kMostKeysOfThreeNeighborhoods
                                                      : 128;
-  // What is said of a request that has no tile.
-  tile.num_stages = requested.num_stages ? requested.num_stages : 2;
-  tile.num_q_stages = requested.num_q_stages ? requested.num_q_stages : 1;
   for (tile.block_n = most_keys; tile.block_n >= 16; tile.block_n -= 16) {
     if (pattern.kv_block_size > 0 && most_keys % tile.block_n != 0) continue;
     for (const int num_q_stages : {2, 1}) {

@@ -914,7 +914,6 @@ def compile(pattern, **options):
     otherwise, and thresholds that are NaN. A kernel is compiled at the first call for a problem, or
     by Program.bind.
     """
-    _c_text("the pattern", pattern)
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:
         program = _programs.get(key)
