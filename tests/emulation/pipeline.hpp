@@ -65,7 +65,12 @@ class CopyEngine {
     no_more_ = false;
   }
   void begin(int tile, const uint64& full, const std::vector<unsigned char*>& to) {
-    Copy copy{{}, tile, &full};
+    for (const Copy& other : copies_) {
+      if (other.full == &full) cta.fail("a copy begins before the stage's last has ended");
+    }
+    constexpr int kMostTurns = 300;
+    const int turns = below(cta.random(), 4) == 0 ? below(cta.random(), kMostTurns) : 0;
+    Copy copy{{}, tile, &full, turns};
     for (unsigned char* at : to) {
       copy.to.push_back(reinterpret_cast<Content*>(at));
       copy.to.back()->set(Content::kNothing);
@@ -78,6 +83,10 @@ class CopyEngine {
       cta.wait_until([&] { return no_more_ || !copies_.empty(); });
       if (copies_.empty()) return;
       const auto next = copies_.begin() + below(cta.random(), static_cast<int>(copies_.size()));
+      if (next->turns-- > 0) {
+        cta.rest();
+        continue;
+      }
       const Copy copy = *next;
       copies_.erase(next);
       for (Content* content : copy.to) content->set(copy.tile);
@@ -91,6 +100,7 @@ class CopyEngine {
     std::vector<Content*> to;
     int tile;
     const uint64* full;
+    int turns;  // that it takes
   };
   std::vector<Copy> copies_;
   bool no_more_ = false;
@@ -195,10 +205,10 @@ void load_queries_and_keys(typename Kernel::Control& control, unsigned char* sha
   }
 }
 
-// keeps(visit, number): whether V of a visit is copied.
-template <class Kernel, class Keeps>
+// load(visit, number, copy) calls copy() if V of the visit is to be copied.
+template <class Kernel, class Load>
 void load_values(typename Kernel::Control& control, unsigned char* shared, CopyEngine& copies,
-                 const Keeps& keeps) {
+                 const Load& load) {
   using girih::arrive, girih::wait;
   girih::Ring<Kernel::kNumVisits> visits;
   girih::Ring<Kernel::kNumStages> values;
@@ -212,11 +222,12 @@ void load_values(typename Kernel::Control& control, unsigned char* shared, CopyE
     if (work.first_row < 0) break;
     if (visit.flags & girih::kLastVisit) arrive(control.work_empty[count++ % Kernel::kNumWorks]);
     wait(control.v_empty[values.stage], values.parity ^ 1);
-    if (!keeps(visit, number)) continue;
-    copies.begin(
-        number, control.v_full[values.stage],
-        {shared + Kernel::kLayout.v_offset + values.stage * Kernel::kLayout.v_stage_bytes});
-    values.advance();
+    load(visit, number, [&] {
+      copies.begin(
+          number, control.v_full[values.stage],
+          {shared + Kernel::kLayout.v_offset + values.stage * Kernel::kLayout.v_stage_bytes});
+      values.advance();
+    });
   }
 }
 

@@ -298,7 +298,7 @@ struct ConsumingKernel {
       if (warp == 2) schedule();
       if (warp == 3) {
         load_values<ConsumingKernel>(run->control, run->shared, run->copies,
-                                     [](const Visit&, int) { return true; });
+                                     [](const Visit&, int, const auto& copy) { copy(); });
       }
       if (warp == 4 + kConsumers) run->copies.run();
     }

@@ -330,14 +330,17 @@ struct PruningKernel {
 
   static void load_values() {
     uint32 votes = 0;
-    emulation::load_values<PruningKernel>(run->control, run->shared, run->copies,
-                                          [&](const Visit& visit, int number) {
-                                            if ((visit.flags & kMaySkip) == 0) return true;
-                                            const bool keeps = run->control.votes.keep(votes++);
-                                            if (keeps != key_tile(number).kept)
-                                              cta.fail("who loads V takes a vote for another");
-                                            return keeps;
-                                          });
+    bool kept = false;  // the tile before
+    emulation::load_values<PruningKernel>(
+        run->control, run->shared, run->copies,
+        [&](const Visit& visit, int number, const auto& copy) {
+          const bool may_skip = (visit.flags & kMaySkip) != 0;
+          const bool at_once = !may_skip || (kept && (visit.flags & kFirstVisit) == 0);
+          if (at_once) copy();
+          kept = !may_skip || run->control.votes.keep(votes++);
+          if (kept != key_tile(number).kept) cta.fail("who loads V takes a vote for another");
+          if (kept && !at_once) copy();
+        });
   }
 
   static void act() {

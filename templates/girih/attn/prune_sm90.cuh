@@ -1,8 +1,7 @@
 // The consumers of a Hopper kernel that prunes. They go through runs of key tiles that are kept as
 // ConsumerSm90's do: Q * K^T of the next tile and P * V of this one at once, the vote on the next
-// tile and the beginning of its softmax while the latter runs. The copy of a V, which nobody starts
-// before its tile is known to be kept, has as long. Between such runs a tile costs Q * K^T and the
-// vote.
+// tile and the beginning of its softmax while the latter runs. Between such runs a tile costs
+// Q * K^T and the vote, and V is not copied; behind a run it is, before the vote has ended the run.
 //
 // A warpgroup that waited for the other's vote would do its product at the same time as that, and
 // neither would do anything beside it. So one that does not want a tile goes on to the next
@@ -38,6 +37,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   using typename Fragments::Visit, typename Fragments::Work;
   using Keys = Ring<kNumStages>;
   using Softmax = LazySoftmax<Fragments>;
+  // What of a tile that the warpgroup does not want it has not released yet.
+  enum class Unwanted : int { kNone, kKeys, kKeysAndValues };
   static constexpr bool kModifies = kNaturalScores<Classes>;
 
   const FwdParams& params;
@@ -50,10 +51,10 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   const int warp_row = threadIdx.x / 32 % 4 * 16;
   Keys keys = {};  // from the tile on that the warpgroup may come back to, if there is one
   Keys values = {};
-  Tile tile = {};           // the latest whose scores were begun
-  bool may_return = false;  // to the latest that it does not want
-  bool begun = false;       // whether a tile of the query tile was used
-  uint32 count = 0;         // of query tiles
+  Tile tile = {};                       // the latest whose scores were begun
+  Unwanted unwanted = Unwanted::kNone;  // of the latest, to which the warpgroup may come back
+  bool begun = false;                   // whether a tile of the query tile was used
+  uint32 count = 0;                     // of query tiles
   uint32 votes = 0;
   float threshold = 0.0f;  // the query tile's
   int rows = 0;            // from the thread's first one on, that exist
@@ -64,6 +65,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   float scale_log2;
 
   __device__ __forceinline__ const Work& work() const { return control.work[count % kNumWorks]; }
+
+  __device__ __forceinline__ bool may_return() const { return unwanted != Unwanted::kNone; }
 
   __device__ __forceinline__ bool is_last() const { return (tile.flags & kLastVisit) != 0; }
 
@@ -76,6 +79,11 @@ struct PrunedConsumer : FragmentsSm90<Config> {
           shared + kLayout.k_offset + at.stage * kLayout.k_stage_bytes);
     const Visit& visit = control.tiles[at.stage];
     tile = {visit.flags, visit.boxes[0]};
+  }
+
+  __device__ __forceinline__ void release_values() {
+    release(control.v_empty[values.stage], lane);
+    values.advance();
   }
 
   __device__ __forceinline__ void release_keys() {
@@ -117,7 +125,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       }
     });
     if ((tile.flags & kMaySkip) && !has_returned && !vote<kBehindKept>()) {
-      may_return = true;
+      unwanted = kBehindKept ? Unwanted::kKeysAndValues : Unwanted::kKeys;
       return false;
     }
     release_keys();
@@ -130,9 +138,14 @@ struct PrunedConsumer : FragmentsSm90<Config> {
 
   // Whether the tile that the warpgroup does not want is kept, by the other's vote.
   __device__ __forceinline__ bool must_return() {
-    may_return = false;
+    const bool has_values = unwanted == Unwanted::kKeysAndValues;
+    unwanted = Unwanted::kNone;
     if (control.votes.wants(1 - warpgroup, votes - 1)) return true;
     release_keys();
+    if (has_values) {
+      wait(control.v_full[values.stage], values.parity);  // or the next copy would begin before
+      release_values();
+    }
     return false;
   }
 
@@ -145,8 +158,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   __device__ __forceinline__ void finish_values() {
     wgmma_wait<0>();
     pin_registers(output);
-    release(control.v_empty[values.stage], lane);
-    values.advance();
+    release_values();
   }
 
   // Passes over tiles that are skipped; false when the query tile's last one was. The other's vote
@@ -156,13 +168,13 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     bool returns = false;
     while (true) {
       if (is_last() && !returns) {
-        if (!may_return || !must_return()) return false;
+        if (!may_return() || !must_return()) return false;
         returns = true;
       }
       Keys at = keys;
-      if (may_return) at.advance();
+      if (may_return()) at.advance();
       start_scores(at);
-      const bool turns_back = may_return && must_return();
+      const bool turns_back = may_return() && must_return();
       wgmma_wait<0>();
       if (!turns_back && take_tile<false>(returns)) return true;
       returns = turns_back;
@@ -215,7 +227,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       rows = work().geometry.seqlen_q - work().first_row_of(warpgroup) - warp_row - lane / 4;
       while (find_kept() && use_kept()) {
       }
-      named_barrier_sync<128>(kWarpgroupBarrier + warpgroup);  // Q's rows have been read
+      // Q's rows have been read. The warpgroup is found once more, or it would be spilled.
+      named_barrier_sync<128>(kWarpgroupBarrier + static_cast<int>(fresh_thread_index() / 128) - 1);
       stage_output(shared_bytes + queries.stage * kLayout.q_stage_bytes, params, work(), output,
                    softmax);
       fence_proxy_async();
