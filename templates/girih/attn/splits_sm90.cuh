@@ -55,7 +55,19 @@ struct SplitsSm90 {
       cost +=
           split_cost(columns.is_listed ? visits : ceil_div(columns.num_keys, Pipeline::kBlockN));
     }
-    if (counts && threadIdx.x % 32 == 0) atomicAdd(&memory.header->cost, cost);
+    if (counts) add_cost(cost, memory.header->cost);
+  }
+
+  // Of a CTA's warps at once: additions to one number in global memory follow one another.
+  static __device__ __forceinline__ void add_cost(uint64 of_warp, uint64& total) {
+    __shared__ uint64 costs[kWarps];
+    if (threadIdx.x % 32 == 0) costs[threadIdx.x / 32] = of_warp;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    uint64 cost = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) cost += costs[i];
+    atomicAdd(&total, cost);
   }
 
   // --- Scheduling
