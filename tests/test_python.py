@@ -164,7 +164,7 @@ class PatternTest(unittest.TestCase):
         self.assertRegex(str(caught.exception), r"causal & windw\(3\)\n +\^")
         with self.assertRaisesRegex(girih.Error, "character 7 of the pattern, .* is NUL"):
             girih.compile("causal\0 & segments(d)")
-        for pattern in (None, 3, b"causal"):
+        for pattern in (None, 3, b"causal", ["causal"]):
             with self.assertRaisesRegex(girih.Error, "the pattern is .*: give text"):
                 girih.compile(pattern)
 

@@ -282,10 +282,13 @@ TEST_CASE("a tile that neither of Hopper's two kernels has is refused with the l
         "shared memory, more than the 232448 of sm_90a: take smaller blocks or fewer stages; the "
         "portable kernel: num_stages 8 is not supported: 1 to 4 are" +
             remedy);
-  // What both say is said once.
+  // What both say is said once, and nothing of what was not asked for.
   for (const int block_n : {7, 24}) {
-    CHECK(message({.block_n = block_n}) ==
+    for (const int num_q_stages : {0, 1}) {
+      CHECK(
+          message({.block_n = block_n, .num_q_stages = num_q_stages}) ==
           fmt::format("block_n {} is not supported: multiples of 16 from 16 to 256 are", block_n));
+    }
   }
 }
 

@@ -163,7 +163,6 @@ std::vector<std::string> reasons_against_request(const TileConfig& requested,
   if (portable.empty() || !both) return portable;
   TileConfig least = requested;
   least.num_q_stages = 1;
-  if (least.num_stages == 0) least.num_stages = 2;
   const auto widest = choose_tile_sm90(arch, problem, pattern, least);
   const std::vector<std::string> hopper = reasons_against_sm90(widest.value(), problem, arch);
   if (hopper.empty() || hopper == portable) return portable;

@@ -214,6 +214,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   }
   if (requested.num_q_stages == 0) return std::nullopt;
   tile.block_n = most_keys;
+  if (tile.num_stages == 0) tile.num_stages = 2;  // nothing was tried: block_n is below 16
   return tile;
 }
 

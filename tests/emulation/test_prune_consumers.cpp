@@ -329,18 +329,16 @@ struct PruningKernel {
   }
 
   static void load_values() {
-    uint32 votes = 0;
-    bool kept = false;  // the tile before
-    emulation::load_values<PruningKernel>(
-        run->control, run->shared, run->copies,
-        [&](const Visit& visit, int number, const auto& copy) {
-          const bool may_skip = (visit.flags & kMaySkip) != 0;
-          const bool at_once = !may_skip || (kept && (visit.flags & kFirstVisit) == 0);
-          if (at_once) copy();
-          kept = !may_skip || run->control.votes.keep(votes++);
-          if (kept != key_tile(number).kept) cta.fail("who loads V takes a vote for another");
-          if (kept && !at_once) copy();
-        });
+    KeptValues kept;
+    emulation::load_values<PruningKernel>(run->control, run->shared, run->copies,
+                                          [&](const Visit& visit, int number, const auto& copy) {
+                                            kept.next(run->control.votes,
+                                                      (visit.flags & kFirstVisit) != 0,
+                                                      (visit.flags & kMaySkip) != 0, copy);
+                                            if (kept.kept != key_tile(number).kept) {
+                                              cta.fail("who loads V takes a vote for another");
+                                            }
+                                          });
   }
 
   static void act() {
@@ -486,4 +484,11 @@ TEST_CASE("warpgroups that go on before the other has voted use the kept tiles, 
     CHECK(seen.scored_again > 100);
     CHECK(seen.last_scored_again > 20);
   }
+}
+
+// A wait for V that some of the warps leave out shows once in a thousand runs or two.
+TEST_CASE("with two stages every warp waits for what it skips") {
+  Seen seen;
+  run_often<128, 2>(40 * kSeeds, seen);
+  CHECK(seen.skipped > 1000);
 }

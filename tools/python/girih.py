@@ -914,6 +914,8 @@ def compile(pattern, **options):
     otherwise, and thresholds that are NaN. A kernel is compiled at the first call for a problem, or
     by Program.bind.
     """
+    if not isinstance(pattern, str):  # it may be no key
+        _c_text("the pattern", pattern)
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:
         program = _programs.get(key)

@@ -204,9 +204,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
     }
   }
 
-  // Loads V of what is visited, while K runs ahead. Of a tile that may be skipped it is copied at
-  // once behind one that is kept, for likely it is, too, and a vote takes time; else only if it is
-  // kept. Consumers that skip a tile behind one that is kept release its V.
+  // Loads V of what is visited, while K runs ahead; where tiles may be skipped, of some of them.
   static __device__ __forceinline__ void load_values(const FwdParams& params,
                                                      const FwdTensorMaps& maps,
                                                      const OtherMaps& others, Control& control,
@@ -217,8 +215,7 @@ struct CopiesSm90 : PipelineSm90<Config> {
     Values values{};
     uint32 tail_parity = 0;
     uint32 count = 0;  // of query tiles
-    uint32 votes = 0;
-    bool kept = false;  // the tile before
+    KeptValues kept;
 #pragma unroll 1
     for (;; visits.advance()) {
       wait(control.visit_full[visits.stage], visits.parity);
@@ -241,12 +238,10 @@ struct CopiesSm90 : PipelineSm90<Config> {
         const Visit own = visit;
         release(control.visit_empty[visits.stage], lane);
         wait(stage_empty, values.ring.parity ^ 1);  // while they decide
-        const bool may_skip = (own.flags & kMaySkip) != 0;
-        const bool at_once = !may_skip || (kept && (own.flags & kFirstVisit) == 0);
-        kept = at_once || control.votes.keep(votes++);
-        if (!kept) continue;
-        start_values(params, maps, others, control, shared, values, own, nullptr, tail_parity);
-        if (at_once && may_skip) kept = control.votes.keep(votes++);
+        kept.next(control.votes, (own.flags & kFirstVisit) != 0, (own.flags & kMaySkip) != 0, [&] {
+          start_values(params, maps, others, control, shared, values, own, nullptr, tail_parity);
+          values.ring.advance();
+        });
       } else {
         const int* single_keys = nullptr;
         if constexpr (kGathers) single_keys = gathered_of(control).visits[visits.stage].keys;
@@ -254,8 +249,8 @@ struct CopiesSm90 : PipelineSm90<Config> {
         start_values(params, maps, others, control, shared, values, visit, single_keys,
                      tail_parity);
         release(control.visit_empty[visits.stage], lane);
+        values.ring.advance();
       }
-      values.ring.advance();
     }
   }
 

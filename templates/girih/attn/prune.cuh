@@ -167,4 +167,23 @@ struct PruneVotes<true, kWarpgroups, kSlots> {
   }
 };
 
+// Which V is copied, tile by tile: that of kept tiles. Behind a kept tile of the same query tile
+// it is copied at once, for likely the next one is kept, too, and a vote takes time; consumers that
+// skip that one release its V.
+struct KeptValues {
+  uint32 votes = 0;
+  bool kept = false;  // the tile before
+
+  // Calls copy() if the next tile's V is to be copied; by a whole warp.
+  template <class Votes, class Copy>
+  __device__ __forceinline__ void next(const Votes& votes_of_tiles, bool first, bool may_skip,
+                                       const Copy& copy) {
+    const bool at_once = !may_skip || (kept && !first);
+    kept = at_once || votes_of_tiles.keep(votes++);
+    if (!kept) return;
+    copy();
+    if (at_once && may_skip) kept = votes_of_tiles.keep(votes++);
+  }
+};
+
 }  // namespace girih

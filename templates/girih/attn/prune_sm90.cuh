@@ -143,7 +143,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     if (control.votes.wants(1 - warpgroup, votes - 1)) return true;
     release_keys();
     if (has_values) {
-      wait(control.v_full[values.stage], values.parity);  // or the next copy would begin before
+      // Or the next copy would begin before this one has ended, and a warp that had not seen its
+      // phase would take it for the next one's.
+      wait(control.v_full[values.stage], values.parity);
       release_values();
     }
     return false;
