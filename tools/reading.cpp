@@ -69,14 +69,11 @@ Counts counts_of(Sample sample, const Mask& mask, const Geometry& geometry, int 
   const int all_rows = ceil_div(geometry.seqlen_q, block_m);
   const int all_columns = ceil_div(geometry.seqlen_k, block_n);
   Counts counts;
-  double full = 0, partial = 0, empty = 0, elements = 0;
+  pattern::TileCounts sampled;
+  double elements = 0;
   const auto look_at = [&](QueryRows rows, Span columns) {
     const Span keys{columns.lo * block_n, std::min(columns.hi * block_n, geometry.seqlen_k)};
-    const pattern::TileCounts own =
-        pattern::count_tiles(mask, geometry, block_m, block_n, rows, columns, budget);
-    full += static_cast<double>(own.full);
-    partial += static_cast<double>(own.partial);
-    empty += static_cast<double>(own.empty);
+    sampled += pattern::count_tiles(mask, geometry, block_m, block_n, rows, columns, budget);
     counts.visible +=
         static_cast<double>(pattern::count_visible(mask, geometry, rows, keys, budget));
     elements += static_cast<double>(rows.end - rows.begin) * (keys.hi - keys.lo);
@@ -100,9 +97,10 @@ Counts counts_of(Sample sample, const Mask& mask, const Geometry& geometry, int 
   }
   const double tiles = static_cast<double>(all_rows) * all_columns;
   const double factor = tiles / (static_cast<double>(sample.rows) * sample.columns);
-  counts.tiles = {.full = std::llround(full * factor),
-                  .partial = std::llround(partial * factor),
-                  .empty = std::llround(empty * factor)};
+  const auto of_all = [&](std::int64_t count) {
+    return std::llround(static_cast<double>(count) * factor);
+  };
+  counts.tiles = {of_all(sampled.full), of_all(sampled.partial), of_all(sampled.empty)};
   counts.visible *= static_cast<double>(geometry.seqlen_q) * geometry.seqlen_k / elements;
   if (sample.columns < all_columns) {
     counts.sampled_keys = std::min(sample.columns * block_n, geometry.seqlen_k);

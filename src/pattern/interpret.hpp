@@ -62,6 +62,12 @@ struct TileCounts {
   void add(TileKind kind, std::int64_t tiles) {
     (kind == TileKind::full ? full : kind == TileKind::partial ? partial : empty) += tiles;
   }
+  TileCounts& operator+=(const TileCounts& others) {
+    full += others.full;
+    partial += others.partial;
+    empty += others.empty;
+    return *this;
+  }
 };
 /// What a kernel with these tiles visits.
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n);

@@ -167,15 +167,13 @@ pattern::TileCounts estimate_row_tiles(std::span<const BrickHeads> heads, int bl
       const int first =
           static_cast<int>((2 * i + 1) * std::int64_t{rows} / (2 * samples)) * block_m;
       const QueryRows sample{first, min(first + block_m, geometry.seqlen_q)};
-      const pattern::TileCounts own =
+      counts +=
           pattern::count_tiles(head.mask, geometry, block_m, block_n, sample, columns, unlimited);
-      counts.add(TileKind::full, own.full);
-      counts.add(TileKind::partial, own.partial);
-      counts.add(TileKind::empty, own.empty);
     }
-    tiles.full += head.count * counts.full * rows / samples;
-    tiles.partial += head.count * counts.partial * rows / samples;
-    tiles.empty += head.count * counts.empty * rows / samples;
+    const auto of_all_rows = [&](std::int64_t sampled) {
+      return head.count * sampled * rows / samples;
+    };
+    tiles += {of_all_rows(counts.full), of_all_rows(counts.partial), of_all_rows(counts.empty)};
   }
   return tiles;
 }

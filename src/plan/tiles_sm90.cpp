@@ -178,6 +178,7 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   TileConfig tile = requested;
   if (tile.block_m == 0) tile.block_m = three ? 192 : 128;
   if (tile.num_warps == 0) tile.num_warps = warps_of(tile.block_m);
+  if (tile.num_stages == 0) tile.num_stages = 2;
   const bool small_blocks =  // which tiles are gathered from
       pattern.kv_block_size > 0 && !pattern.slashes &&
       key_box({.block_m = tile.block_m, .block_n = 128}, problem, pattern, arch) < 128;
@@ -214,7 +215,6 @@ std::optional<TileConfig> choose_tile_sm90(const Arch& arch, const Problem& prob
   }
   if (requested.num_q_stages == 0) return std::nullopt;
   tile.block_n = most_keys;
-  if (tile.num_stages == 0) tile.num_stages = 2;  // nothing was tried: block_n is below 16
   return tile;
 }
 

@@ -3,6 +3,7 @@
 
     tools/bench/versions.py templates ../other/templates --cases causal32k,blocks32k
     tools/bench/versions.py templates templates:block_m=128,block_n=64,num_stages=5
+    tools/bench/versions.py templates ../other/templates --cases causal32k --sustained 2
     ncu --set full tools/bench/versions.py templates --cases blocks8k --once
 
 A version is a folder of templates, and behind a colon options of girih.compile, or partial_keys=1,
@@ -12,16 +13,21 @@ ratio to the first version's time of that round: the card's clock moves by more 
 differ. Prints milliseconds (median, least) and the median ratio, above 1 faster than the first
 version. Outputs are compared with the first version's.
 
+With --sustained every version is launched for so long without a pause, and the energy of a launch is
+printed: a card at its power limit takes as long as that energy lasts, whatever the cycles are.
+
 Needs PyTorch and libgirih.so (found as tools/python/girih.py says).
 """
 
 import argparse
 import concurrent.futures
+import ctypes
 import math
 import pathlib
 import re
 import statistics
 import sys
+import time
 
 try:
     import torch
@@ -140,6 +146,44 @@ def timed(call, flush, start, end):
     return start.elapsed_time(end)
 
 
+def energy_counter():
+    """A function: millijoules that the present GPU has taken, by NVML."""
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    gpu = torch.cuda.get_device_properties(0)
+    address = b"%08x:%02x:%02x.0" % (gpu.pci_domain_id, gpu.pci_bus_id, gpu.pci_device_id)
+    device, energy = ctypes.c_void_p(), ctypes.c_ulonglong()
+
+    def check(status):
+        if status != 0:
+            sys.exit("NVML error %d: is the driver's libnvidia-ml.so.1 that of the GPU?" % status)
+
+    check(nvml.nvmlInit_v2())
+    check(nvml.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(device)))
+
+    def read():
+        check(nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)))
+        return energy.value
+
+    return read
+
+
+def sustained(call, seconds, energy):
+    """Milliseconds and joules of a launch, behind half as long to reach a steady clock."""
+    def launch_for(seconds):
+        begin, launches = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            for _ in range(10):
+                call()
+            torch.cuda.synchronize()
+            launches += 10
+        return time.perf_counter() - begin, launches
+
+    launch_for(seconds / 2)
+    before = energy()
+    elapsed, launches = launch_for(seconds)
+    return 1e3 * elapsed / launches, 1e-3 * (energy() - before) / launches
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,6 +191,8 @@ def main():
     parser.add_argument("--cases", default=",".join(CASES), help="default: all, %(default)s")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--once", action="store_true", help="one launch each, for a profiler")
+    parser.add_argument("--sustained", type=float, metavar="SECONDS",
+                        help="each version alone for so long, and the energy of a launch")
     arguments = parser.parse_args()
     if torch is None or not torch.cuda.is_available():
         parser.error("needs PyTorch and a GPU that it can use")
@@ -166,6 +212,7 @@ def main():
     pairs = [(case, version) for case in cases for version in arguments.versions]
     with concurrent.futures.ThreadPoolExecutor(14) as pool:
         bound = dict(zip(pairs, pool.map(bind, pairs)))
+    energy = energy_counter() if arguments.sustained else None
     flush = torch.empty(128 << 20, device="cuda", dtype=torch.uint8)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for case in cases:
@@ -174,6 +221,12 @@ def main():
         for version in set(arguments.versions) - set(versions):
             print("%-12s %s: %s" % (case, version, bound[case, version]))
         calls = launches(case, [bound[case, version] for version in versions])
+        if arguments.sustained:
+            for version, (call, _) in zip(versions, calls):
+                ms, joules = sustained(call, arguments.sustained, energy)
+                print("%-12s %-40s %8.4f ms  %7.3f J  %4.0f W" % (
+                    case, version[-40:], ms, joules, 1e3 * joules / ms), flush=True)
+            continue
         rounds = []
         for i in range(1 if arguments.once else arguments.rounds + 2):
             rounds.append([timed(call, flush, start, end) for call, _ in calls])

@@ -263,9 +263,13 @@ def _check_device(name, tensor, device):
         _refuse("%s is on %s, but q is on %s" % (name, tensor.device, device))
 
 
-def _c_text(what, text):
+def _check_text(what, text):
     if not isinstance(text, str):
         _refuse("%s is %r: give text" % (what, text))
+
+
+def _c_text(what, text):
+    _check_text(what, text)
     if "\0" in text:  # which C would take for the end
         _refuse("character %d of %s, %r, is NUL: leave it out" % (text.index("\0") + 1, what, text))
     return text.encode()
@@ -914,8 +918,7 @@ def compile(pattern, **options):
     otherwise, and thresholds that are NaN. A kernel is compiled at the first call for a problem, or
     by Program.bind.
     """
-    if not isinstance(pattern, str):  # it may be no key
-        _c_text("the pattern", pattern)
+    _check_text("the pattern", pattern)  # it may be no key
     key = (pattern, tuple(sorted((name, str(value)) for name, value in options.items())))
     with _programs_lock:
         program = _programs.get(key)

@@ -41,15 +41,16 @@ struct CopiesSm90 : PipelineSm90<Config> {
     Ring<kNumStages> ring;
   };
 
-  // Starts the copy of a visit's V into a stage that is free. `single_keys` where it says
-  // kSingleKeys.
+  // Starts the copy of a visit's V into the ring's stage, which is free, and takes that.
+  // `single_keys` where the visit says kSingleKeys.
   static __device__ __forceinline__ void start_values(const FwdParams& params,
                                                       const FwdTensorMaps& maps,
                                                       const OtherMaps& others, Control& control,
-                                                      unsigned char* shared, const Values& values,
+                                                      unsigned char* shared, Values& values,
                                                       const Visit& visit, const int* single_keys,
                                                       uint32& tail_parity) {
     const int stage = values.ring.stage;
+    values.ring.advance();
     unsigned char* tile = shared + kLayout.v_offset + stage * kLayout.v_stage_bytes;
     if constexpr (kBricks) {
       if (elect_one()) {
@@ -240,7 +241,6 @@ struct CopiesSm90 : PipelineSm90<Config> {
         wait(stage_empty, values.ring.parity ^ 1);  // while they decide
         kept.next(control.votes, (own.flags & kFirstVisit) != 0, (own.flags & kMaySkip) != 0, [&] {
           start_values(params, maps, others, control, shared, values, own, nullptr, tail_parity);
-          values.ring.advance();
         });
       } else {
         const int* single_keys = nullptr;
@@ -249,7 +249,6 @@ struct CopiesSm90 : PipelineSm90<Config> {
         start_values(params, maps, others, control, shared, values, visit, single_keys,
                      tail_parity);
         release(control.visit_empty[visits.stage], lane);
-        values.ring.advance();
       }
     }
   }
