@@ -223,6 +223,7 @@ void check_inputs(const std::string& arch) {
         head_dim);
     add("expr(\"ids[b][q] == ids[b][k]\") with score(\"s * t[b][h][q][k] + u[b][k] * w[h]\")",
         head_dim);
+    add("heads(0: vertical_slash(v), else: causal with score(\"s * t[b][h][q][k]\"))", head_dim);
     add("expr(\"q / 50 >= k / 50\") with softcap(30), alibi(a), score(\"exp(min(s, 2.0)) - "
         "sqrt(abs(s)) + w[(k + q) % 6]\")",
         head_dim);
@@ -269,11 +270,9 @@ void check_prune(const std::string& arch, const TileConfig& tile = {}) {
               ", else: causal & blocks(m, q=64, kv=64) with " + prune + ")",
           head_dim);
       add("heads(0-9: causal with " + prune + ", sink_logit(z), else: dense)", head_dim);
-      if (kv == 64) {
-        add("heads(0-9: vertical_slash(v), 10-19: neighborhood(30x40, window=9), else: " +
-                ("causal & vertical_slash(v) with " + prune) + ")",
-            head_dim);
-      }
+      add("heads(0-9: vertical_slash(v), 10-19: neighborhood(30x40, window=9), else: " +
+              ("causal & vertical_slash(v) with " + prune) + ")",
+          head_dim);
       add("heads(0-9: causal with softcap(30), " + prune + ", else: causal with alibi(a), bias(b))",
           head_dim);
       add("causal with " + prune + ", alibi(a)", head_dim);

@@ -49,8 +49,9 @@ struct FwdSm90 : PipelineSm90<Config> {
 
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
-  // the scheduler's seeks. Scores that are modified need them too, and decisions on tiles; behind
-  // these an expression's values are few, for nothing is in flight beside them.
+  // the scheduler's seeks, and lists of columns and slashes always do. Scores that are modified
+  // need them too, and decisions on tiles; behind these an expression's values are few, for nothing
+  // is in flight beside them.
   static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
                                             (!kNaturalScores<Classes> ? 0
                                              : Config::kSoftcap       ? 20
@@ -58,12 +59,13 @@ struct FwdSm90 : PipelineSm90<Config> {
                                             (kPrune                                  ? 24
                                              : ClassModifiers<Classes>::kExpressions ? 20
                                                                                      : 0);
+  static constexpr bool kSlashes = SlashClasses<Classes>::kAny;
   static constexpr int kConsumerRegisters =
       kNumMmaWarpgroups == 3 ? (kIsElaborate<Config> || kFragmentRegisters <= 120 ? 152 : 160)
-      : kFragmentRegisters > kFwdSm90RoomyFragments ? 232
-      : kFragmentRegisters >= 160                   ? 224
-      : kFragmentRegisters > 144                    ? 216
-                                                    : 208;
+      : kFragmentRegisters > kFwdSm90RoomyFragments && !kSlashes ? 232
+      : kFragmentRegisters >= 160                                ? 224
+      : kFragmentRegisters > 144                                 ? 216
+                                                                 : 208;
   static constexpr int kProducerRegisters =
       kNumMmaWarpgroups == 3 ? 4 * 128 - 3 * kConsumerRegisters : 3 * 168 - 2 * kConsumerRegisters;
 
