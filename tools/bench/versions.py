@@ -13,8 +13,8 @@ ratio to the first version's time of that round: the card's clock moves by more 
 differ. Prints milliseconds (median, least) and the median ratio, above 1 faster than the first
 version. Outputs are compared with the first version's.
 
-With --sustained every version is launched for so long without a pause, and the energy of a launch is
-printed: a card at its power limit takes as long as that energy lasts, whatever the cycles are.
+With --sustained a version's turn is so many seconds of launches, without a pause or a flush, and the
+energy of a launch is printed, too: at its power limit the card takes as long as that energy lasts.
 
 Needs PyTorch and libgirih.so (found as tools/python/girih.py says).
 """
@@ -45,6 +45,7 @@ CASES = {
     "dense16k": ("dense", 16, 16, 128, 16384, None),
     "dense32k": ("dense", 32, 8, 128, 32768, None),
     "causal32k": ("causal", 16, 16, 128, 32768, None),
+    "causal32h8": ("causal", 32, 8, 128, 32768, None),
     "alibi32k": ("causal with alibi(a)", 32, 32, 128, 32768, None),
     "d64": ("causal", 32, 32, 64, 16384, None),
     "d64dense": ("dense", 48, 48, 64, 17776, None),
@@ -147,41 +148,66 @@ def timed(call, flush, start, end):
 
 
 def energy_counter():
-    """A function: millijoules that the present GPU has taken, by NVML."""
-    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    """A function: millijoules that the GPU has taken, by NVML, which counts every few 10 ms."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        sys.exit("--sustained reads NVML, a library of the driver: %s" % error)
+    nvml.nvmlErrorString.restype = ctypes.c_char_p
     gpu = torch.cuda.get_device_properties(0)
     address = b"%08x:%02x:%02x.0" % (gpu.pci_domain_id, gpu.pci_bus_id, gpu.pci_device_id)
     device, energy = ctypes.c_void_p(), ctypes.c_ulonglong()
 
-    def check(status):
+    def call(name, *arguments):
+        status = getattr(nvml, name)(*arguments)
         if status != 0:
-            sys.exit("NVML error %d: is the driver's libnvidia-ml.so.1 that of the GPU?" % status)
-
-    check(nvml.nvmlInit_v2())
-    check(nvml.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(device)))
+            sys.exit("%s: %s" % (name, nvml.nvmlErrorString(status).decode()))
 
     def read():
-        check(nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)))
+        call("nvmlDeviceGetTotalEnergyConsumption", device, ctypes.byref(energy))
         return energy.value
 
+    call("nvmlInit_v2")
+    call("nvmlDeviceGetHandleByPciBusId_v2", address, ctypes.byref(device))
     return read
 
 
 def sustained(call, seconds, energy):
-    """Milliseconds and joules of a launch, behind half as long to reach a steady clock."""
-    def launch_for(seconds):
-        begin, launches = time.perf_counter(), 0
-        while time.perf_counter() - begin < seconds:
-            for _ in range(10):
-                call()
-            torch.cuda.synchronize()
-            launches += 10
-        return time.perf_counter() - begin, launches
+    """Milliseconds and joules of a launch, behind half as long to reach a steady clock; between
+    changes of the counter. Some 10 ms of launches are always queued."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    batch = max(1, int(0.01 / (time.perf_counter() - begin)))
+    done = [torch.cuda.Event() for _ in range(2)]
+    launches = 0
 
-    launch_for(seconds / 2)
-    before = energy()
-    elapsed, launches = launch_for(seconds)
-    return 1e3 * elapsed / launches, 1e-3 * (energy() - before) / launches
+    def change_after(seconds):
+        nonlocal launches
+        begin, last = time.perf_counter(), energy()
+        while True:
+            for _ in range(batch):
+                call()
+            launches += batch
+            done[0].record()
+            done.reverse()
+            done[0].synchronize()
+            now = energy()
+            if now != last and time.perf_counter() - begin >= seconds:
+                return time.perf_counter(), launches, now
+            last = now
+
+    before, after = change_after(seconds / 2), change_after(seconds)
+    elapsed, number, millijoules = (b - a for a, b in zip(before, after))
+    return 1e3 * elapsed / number, 1e-3 * millijoules / number
+
+
+def positive(text):
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("%s is no positive number of seconds" % text)
+    return number
 
 
 def main():
@@ -189,14 +215,18 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("versions", nargs="+", metavar="FOLDER[:OPTION=N,...]")
     parser.add_argument("--cases", default=",".join(CASES), help="default: all, %(default)s")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--once", action="store_true", help="one launch each, for a profiler")
-    parser.add_argument("--sustained", type=float, metavar="SECONDS",
-                        help="each version alone for so long, and the energy of a launch")
+    parser.add_argument("--rounds", type=int, help="default: 15, of --sustained 3")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--once", action="store_true", help="one launch each, for a profiler")
+    how.add_argument("--sustained", type=positive, metavar="SECONDS",
+                     help="turns of so many seconds, and the energy of a launch")
     arguments = parser.parse_args()
     if torch is None or not torch.cuda.is_available():
         parser.error("needs PyTorch and a GPU that it can use")
     cases = arguments.cases.split(",")
+    most_rounds = 1 if arguments.once else arguments.rounds or (3 if arguments.sustained else 15)
+    heating = 0 if arguments.once or arguments.sustained else 2  # rounds
+    energy = energy_counter() if arguments.sustained else None
 
     def bind(pair):
         case, version = pair
@@ -212,7 +242,6 @@ def main():
     pairs = [(case, version) for case in cases for version in arguments.versions]
     with concurrent.futures.ThreadPoolExecutor(14) as pool:
         bound = dict(zip(pairs, pool.map(bind, pairs)))
-    energy = energy_counter() if arguments.sustained else None
     flush = torch.empty(128 << 20, device="cuda", dtype=torch.uint8)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for case in cases:
@@ -221,24 +250,22 @@ def main():
         for version in set(arguments.versions) - set(versions):
             print("%-12s %s: %s" % (case, version, bound[case, version]))
         calls = launches(case, [bound[case, version] for version in versions])
-        if arguments.sustained:
-            for version, (call, _) in zip(versions, calls):
-                ms, joules = sustained(call, arguments.sustained, energy)
-                print("%-12s %-40s %8.4f ms  %7.3f J  %4.0f W" % (
-                    case, version[-40:], ms, joules, 1e3 * joules / ms), flush=True)
-            continue
-        rounds = []
-        for i in range(1 if arguments.once else arguments.rounds + 2):
-            rounds.append([timed(call, flush, start, end) for call, _ in calls])
-        rounds = rounds[-arguments.rounds:]
+
+        def turn(call):
+            if arguments.sustained:
+                return sustained(call, arguments.sustained, energy)
+            return timed(call, flush, start, end), math.nan
+
+        rounds = [[turn(call) for call, _ in calls] for _ in range(heating + most_rounds)][heating:]
         for i, version in enumerate(versions):
-            ms = [times[i] for times in rounds]
-            ratio = statistics.median(times[0] / times[i] for times in rounds)
+            ms, joules = zip(*(turns[i] for turns in rounds))
+            ratio = statistics.median(turns[0][0] / turns[i][0] for turns in rounds)
             info = bound[case, version].info
             difference = (calls[i][1].float() - calls[0][1].float()).abs().max().item()
-            print("%-12s %-40s %3d x %3d, %d, %d  %8.4f %8.4f ms  %.3f  differs by %.1e" % (
+            energies = "  %.3f to %.3f J" % (min(joules), max(joules)) if arguments.sustained else ""
+            print("%-12s %-40s %3d x %3d, %d, %d  %8.4f %8.4f ms  %.3f  differs by %.1e%s" % (
                 case, version[-40:], info["block_m"], info["block_n"], info["num_stages"],
-                info["num_q_stages"], statistics.median(ms), min(ms), ratio, difference),
+                info["num_q_stages"], statistics.median(ms), min(ms), ratio, difference, energies),
                 flush=True)
         del calls
 
