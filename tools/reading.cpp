@@ -97,10 +97,8 @@ Counts counts_of(Sample sample, const Mask& mask, const Geometry& geometry, int 
   }
   const double tiles = static_cast<double>(all_rows) * all_columns;
   const double factor = tiles / (static_cast<double>(sample.rows) * sample.columns);
-  const auto of_all = [&](std::int64_t count) {
-    return std::llround(static_cast<double>(count) * factor);
-  };
-  counts.tiles = {of_all(sampled.full), of_all(sampled.partial), of_all(sampled.empty)};
+  counts.tiles = sampled.each(
+      [&](std::int64_t count) { return std::llround(static_cast<double>(count) * factor); });
   counts.visible *= static_cast<double>(geometry.seqlen_q) * geometry.seqlen_k / elements;
   if (sample.columns < all_columns) {
     counts.sampled_keys = std::min(sample.columns * block_n, geometry.seqlen_k);

@@ -68,6 +68,11 @@ struct TileCounts {
     empty += others.empty;
     return *this;
   }
+  /// Each of the counts as `of` makes it.
+  template <class Of>
+  TileCounts each(const Of& of) const {
+    return {.full = of(full), .partial = of(partial), .empty = of(empty)};
+  }
 };
 /// What a kernel with these tiles visits.
 TileCounts count_tiles(const Mask& mask, const Geometry& geometry, int block_m, int block_n);

@@ -170,10 +170,8 @@ pattern::TileCounts estimate_row_tiles(std::span<const BrickHeads> heads, int bl
       counts +=
           pattern::count_tiles(head.mask, geometry, block_m, block_n, sample, columns, unlimited);
     }
-    const auto of_all_rows = [&](std::int64_t sampled) {
-      return head.count * sampled * rows / samples;
-    };
-    tiles += {of_all_rows(counts.full), of_all_rows(counts.partial), of_all_rows(counts.empty)};
+    tiles +=
+        counts.each([&](std::int64_t sampled) { return head.count * sampled * rows / samples; });
   }
   return tiles;
 }

@@ -11,8 +11,8 @@ namespace girih::plan {
 namespace {
 
 // Registers of a consumer's thread for scores, probabilities and output, by what was compiled
-// without spills: of 152 or 160 with three consumer warpgroups, and up to 232 with two
-// (fwd_sm90.cuh).
+// without spills: of 152 or 160 with three consumer warpgroups, and up to 232 with two,
+// or 224 beside columns and slashes (fwd_sm90.cuh).
 constexpr int kMostFragmentsOfThree = 128;
 constexpr int kMostFragmentsOfThreeElaborate = 112;
 // Neighborhoods, and documents, causal or not; or simple masks beside soft caps or expressions.

@@ -13,8 +13,9 @@ ratio to the first version's time of that round: the card's clock moves by more 
 differ. Prints milliseconds (median, least) and the median ratio, above 1 faster than the first
 version. Outputs are compared with the first version's.
 
-With --sustained a version's turn is so many seconds of launches, without a pause or a flush, and the
-energy of a launch is printed, too: at its power limit the card takes as long as that energy lasts.
+With --sustained a version's turn is so many seconds of launches, without a pause or a flush, and
+the energy of a launch (least, most) is printed, too: at its power limit the card takes as long as
+that energy lasts.
 
 Needs PyTorch and libgirih.so (found as tools/python/girih.py says).
 """
@@ -224,8 +225,8 @@ def main():
     if torch is None or not torch.cuda.is_available():
         parser.error("needs PyTorch and a GPU that it can use")
     cases = arguments.cases.split(",")
-    most_rounds = 1 if arguments.once else arguments.rounds or (3 if arguments.sustained else 15)
-    heating = 0 if arguments.once or arguments.sustained else 2  # rounds
+    num_rounds = 1 if arguments.once else arguments.rounds or (3 if arguments.sustained else 15)
+    num_first = 0 if arguments.once or arguments.sustained else 2  # which do not count
     energy = energy_counter() if arguments.sustained else None
 
     def bind(pair):
@@ -256,13 +257,16 @@ def main():
                 return sustained(call, arguments.sustained, energy)
             return timed(call, flush, start, end), math.nan
 
-        rounds = [[turn(call) for call, _ in calls] for _ in range(heating + most_rounds)][heating:]
+        rounds = [[turn(call) for call, _ in calls] for _ in range(num_first + num_rounds)]
+        rounds = rounds[num_first:]
         for i, version in enumerate(versions):
             ms, joules = zip(*(turns[i] for turns in rounds))
             ratio = statistics.median(turns[0][0] / turns[i][0] for turns in rounds)
             info = bound[case, version].info
             difference = (calls[i][1].float() - calls[0][1].float()).abs().max().item()
-            energies = "  %.3f to %.3f J" % (min(joules), max(joules)) if arguments.sustained else ""
+            energies = ""
+            if arguments.sustained:
+                energies = "  %.3f to %.3f J" % (min(joules), max(joules))
             print("%-12s %-40s %3d x %3d, %d, %d  %8.4f %8.4f ms  %.3f  differs by %.1e%s" % (
                 case, version[-40:], info["block_m"], info["block_n"], info["num_stages"],
                 info["num_q_stages"], statistics.median(ms), min(ms), ratio, difference, energies),
