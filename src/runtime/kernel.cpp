@@ -23,25 +23,10 @@
 #include "runtime/softmax_scale.hpp"
 #include "runtime/splits.hpp"
 #include "runtime/tensors.hpp"
+#include "runtime/tile_order.hpp"
 
 namespace girih::jit {
 namespace {
-
-struct QueryTileShape {
-  int rows = 0;   // of a head
-  int heads = 1;  // of one KV head
-};
-
-// How much of K and V the query tiles in flight should share, so that it stays in the L2 cache.
-// Under block masks they do not go through the keys together: a quarter of what others may have is
-// best, by 6 % at length 8192, and never worse. Documents' tiles share only what is near, and end
-// together better where there are more of them: 2 % (tools/bench/NOTES.md).
-std::int64_t section_bytes(const std::vector<std::string>& structures, int l2_bytes) {
-  const std::int64_t bytes = l2_bytes / 3 * 2;
-  return plan::any_contains(structures, {"Leaf<Blocks>"})     ? bytes / 4
-         : plan::any_contains(structures, {"Leaf<Segments>"}) ? bytes * 2
-                                                              : bytes;
-}
 
 // As many distances as the last block of rows of any sequence can have, whole or not.
 int num_distances(const FwdParams& params) {
@@ -53,29 +38,6 @@ int num_distances(const FwdParams& params) {
 bool is_ragged(const FwdParams& params) {
   return params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr ||
          params.seqused_k != nullptr || params.leftpad_k != nullptr;
-}
-
-// Fills in the order of tiles: heads go together whose keys and values are not more than
-// `section_bytes`.
-void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
-                std::int64_t section_bytes) {
-  const std::int64_t key_bytes = 2 * (problem.head_dim + problem.width_v());
-  const std::int64_t kv_head_bytes = key_bytes * std::max(params.geometry.seqlen_k, 1);
-  const std::int64_t kv_heads = std::max<std::int64_t>(section_bytes / kv_head_bytes, 1);
-  params.heads_per_section = static_cast<int>(
-      std::min<std::int64_t>(kv_heads * problem.group_size(), std::max(params.num_batch_heads, 1)));
-
-  params.num_m_blocks = (params.geometry.seqlen_q + tile.rows - 1) / tile.rows;
-  params.num_batch_heads /= tile.heads;
-  params.heads_per_section = std::max(params.heads_per_section / tile.heads, 1);
-  const std::int64_t num_tiles = std::int64_t{params.num_batch_heads} * params.num_m_blocks;
-  if (num_tiles > kMaxNumber) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("{} heads of all sequences x {} query tiles is more than {}: split the "
-                            "batch",
-                            params.num_batch_heads, params.num_m_blocks, kMaxNumber));
-  }
-  params.num_tiles = static_cast<int>(num_tiles);
 }
 
 [[noreturn]] void refuse_launch(CUresult result, CUdevice bound) {
@@ -127,9 +89,10 @@ struct Kernel::Impl {
   CUdevice device = 0;
   std::int64_t section_bytes = 0;
   int num_sms = 0;
-  QueryTileShape query_tile;
+  runtime::QueryTileShape query_tile;
   int key_box = 0;  // of the Hopper kernel
   bool gathers = false;
+  bool in_series = false;  // whether its CTAs take query tiles in series
   runtime::SplitShape split_shape;
   std::optional<plan::Bricks> bricks;  // that its tiles are
   DilatedGrid grid{};                  // that they are of
@@ -192,11 +155,16 @@ struct Kernel::Impl {
     }
   }
 
+  // Of the Hopper kernel, at most.
+  int num_ctas(const Args& args) const {
+    return args.max_ctas > 0 ? std::min(args.max_ctas, num_sms) : num_sms;
+  }
+
   FwdParams ordered(FwdParams params) const {
     if (bricks) {  // rows of bricks, which overlap the grid's end, one brick after the other
       params.geometry.seqlen_q = grid.num_bricks(bricks->queries) * query_tile.rows;
     }
-    plan_order(params, problem, query_tile, section_bytes);
+    runtime::plan_order(params, problem, query_tile, section_bytes);
     return params;
   }
 
@@ -367,6 +335,7 @@ Launch Kernel::Impl::plan_launch(const Args& args, Workspace workspace) const {
   const runtime::InputPlan plan = plan_inputs(args, params, workspace);
   if (bricks) runtime::refuse_partial_keys(args);
   params = ordered(params);
+  if (in_series) runtime::take_series(params, num_ctas(args));
   const runtime::SplitPlan splits = splits_of(params, plan, workspace);
   check_workspace(workspace, splits.workspace_bytes);
   Launch launch{.params = params, .views = plan.views, .splits = splits.memory};
@@ -462,7 +431,7 @@ Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem
   impl->tiles = plan.tiles;
   impl->grids = pattern::grids_of(pattern);
   impl->device = device.handle;
-  impl->section_bytes = section_bytes(plan.spec.structures, device.l2_bytes);
+  impl->section_bytes = runtime::section_bytes(plan.spec.structures, device.l2_bytes);
   impl->num_sms = device.id.num_sms;
   const int heads = plan.spec.pack_heads ? plan.spec.tile.block_m / 64 : 1;
   impl->query_tile = {plan.spec.tile.block_m / heads, heads};
@@ -473,6 +442,7 @@ Kernel load_kernel(const Pattern& pattern, const plan::Plan& plan, const Problem
   if (plan.spec.tile_maxima) impl->maxima_tile_keys = plan.spec.tile.block_n;
   if (plan.spec.family == plan::KernelFamily::fwd_sm90) {
     impl->counters = &cuda::StreamCounters::of_context(device.context_id);
+    impl->in_series = plan.spec.prune;
   }
   impl->loaded = runtime::loaded_slot(source.key);
   runtime::Loaded& loaded = *impl->loaded;

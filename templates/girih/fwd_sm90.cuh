@@ -113,6 +113,7 @@ struct FwdSm90 : PipelineSm90<Config> {
       }
       init(control.v_tail, 1);
       control.votes.init();
+      control.skipped.init();
       fence_mbarrier_init();
       tma_prefetch_map(maps.q);
       tma_prefetch_map(maps.k);

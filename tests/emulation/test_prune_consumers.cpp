@@ -36,7 +36,7 @@ struct KeyTile {
   int box;
   bool last;
   bool partial;
-  bool may_skip;
+  bool may_skip, likely_skipped;
   bool reaches[kConsumers];
   bool kept;
   float bias;   // what a modifier adds to natural scores
@@ -91,6 +91,7 @@ Schedule draw_schedule(std::mt19937& random) {
       tile.last = i + 1 == length;
       tile.partial = below(random, 3) == 0;
       tile.may_skip = query.rule.may_skip(tile.box);
+      tile.likely_skipped = below(random, 2) == 0;
       tile.bias = static_cast<float>(below(random, 5)) / 4;
       tile.value = static_cast<float>(below(random, 2001) - 1000) / 1000;
       tile.peak = below(random, 8) == 0 ? 15 : 0.25f;
@@ -321,7 +322,8 @@ struct PruningKernel {
         work.geometry.seqlen_q = work.first_row + query.rows;
       }
       announcer.announce({(first ? kFirstVisit : 0) | (tile.last ? kLastVisit : 0) |
-                              (tile.partial ? kPartial : 0) | (tile.may_skip ? kMaySkip : 0),
+                              (tile.partial ? kPartial : 0) | (tile.may_skip ? kMaySkip : 0) |
+                                  (tile.likely_skipped ? kLikelySkipped : 0),
                           {tile.box}});
       first = tile.last;
     }

@@ -239,9 +239,14 @@ struct CopiesSm90 : PipelineSm90<Config> {
         const Visit own = visit;
         release(control.visit_empty[visits.stage], lane);
         wait(stage_empty, values.ring.parity ^ 1);  // while they decide
-        kept.next(control.votes, (own.flags & kFirstVisit) != 0, (own.flags & kMaySkip) != 0, [&] {
-          start_values(params, maps, others, control, shared, values, own, nullptr, tail_parity);
-        });
+        const bool is_kept = kept.next(control.votes, (own.flags & kFirstVisit) != 0,
+                                       (own.flags & kMaySkip) != 0, [&] {
+                                         start_values(params, maps, others, control, shared, values,
+                                                      own, nullptr, tail_parity);
+                                       });
+        if ((own.flags & kScouted) != 0 && lane == 0) {
+          control.skipped.note(own.boxes[0], !is_kept, (own.flags & kLastVisit) != 0);
+        }
       } else {
         const int* single_keys = nullptr;
         if constexpr (kGathers) single_keys = gathered_of(control).visits[visits.stage].keys;

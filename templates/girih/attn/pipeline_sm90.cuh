@@ -29,11 +29,13 @@ constexpr bool kIsElaborate = requires {
 constexpr uint32 kFirstVisit = 1 << 6;
 constexpr uint32 kLastVisit = 1 << 7;
 constexpr int kSeesNextBit = 8;
-constexpr uint32 kGivenMask = 1 << 11;   // SeenColumns says what those see who see a part
-constexpr uint32 kSingleKeys = 1 << 12;  // not boxes: GatheredKeys::keys
-constexpr uint32 kExtraKeys = 1 << 13;   // no brick: rows behind the grid
-constexpr uint32 kMaySkip = 1 << 14;     // the consumers vote on it
-constexpr int kSeenBoxesBit = 16;        // from here on, where kTellsBoxes
+constexpr uint32 kGivenMask = 1 << 11;      // SeenColumns says what those see who see a part
+constexpr uint32 kSingleKeys = 1 << 12;     // not boxes: GatheredKeys::keys
+constexpr uint32 kExtraKeys = 1 << 13;      // no brick: rows behind the grid
+constexpr uint32 kMaySkip = 1 << 14;        // the consumers vote on it
+constexpr uint32 kScouted = 1 << 15;        // what they decide is noted
+constexpr uint32 kLikelySkipped = 1 << 16;  // not where kTellsBoxes
+constexpr int kSeenBoxesBit = 16;           // from here on, where kTellsBoxes
 constexpr uint32 kPartial = static_cast<uint32>(TileKind::partial);
 constexpr uint32 kWholeBoxes = 3;  // of each of the tile's boxes a warpgroup sees all or nothing
 
@@ -165,6 +167,7 @@ struct PipelineSm90 {
     Visit tiles[kNumStages];  // in K's stages
     Work work[kNumWorks];
     Votes votes;
+    SkippedTiles<kPrune> skipped;
   };
   static_assert(sizeof(Control) <= kFwdSm90ControlBytes);
 

@@ -4,6 +4,7 @@
 
 #include "girih/attn/mask.cuh"
 #include "girih/ptx/mbarrier.cuh"
+#include "girih/ptx/warp.cuh"
 #include "girih/shared/params.cuh"
 #include "girih/shared/prune.cuh"
 #include "girih/tile/swizzle.cuh"
@@ -174,15 +175,56 @@ struct KeptValues {
   uint32 votes = 0;
   bool kept = false;  // the tile before
 
-  // Calls copy() if the next tile's V is to be copied; by a whole warp.
+  // Calls copy() if the next tile's V is to be copied; tells whether that tile is kept. By a whole
+  // warp.
   template <class Votes, class Copy>
-  __device__ __forceinline__ void next(const Votes& votes_of_tiles, bool first, bool may_skip,
+  __device__ __forceinline__ bool next(const Votes& votes_of_tiles, bool first, bool may_skip,
                                        const Copy& copy) {
     const bool at_once = !may_skip || (kept && !first);
     kept = at_once || votes_of_tiles.keep(votes++);
-    if (!kept) return;
+    if (!kept) return false;
     copy();
     if (at_once && may_skip) kept = votes_of_tiles.keep(votes++);
+    return kept;
+  }
+};
+
+// What a query tile is in its series, the tiles of a head that a CTA takes one after the other.
+// Query tiles near one another mostly skip the same key tiles. So the first of a series scouts: it
+// visits key tiles as they lie. Those behind it follow: they first visit what it skipped and then
+// the rest, so that consumers begin and end a run of kept tiles, which costs them more than a tile,
+// once in a query tile. A guess that is wrong costs time and nothing else.
+enum class InSeries : int { kAlone, kScouts, kFollows };
+
+// Which key tiles the scout skipped. Who loads V learns of decisions and notes them, the scheduler
+// waits for the last one and reads them.
+template <bool kPrune>
+struct SkippedTiles {
+  __device__ __forceinline__ void init() {}
+};
+template <>
+struct SkippedTiles<true> {
+  static constexpr int kTiles = 2048;  // as a guess, others count as those that lie so far away
+
+  uint64 noted;  // ends with the scout's last tile
+  uint32 words[kTiles / 32];
+
+  __device__ __forceinline__ void init() { mbarrier_init(shared_address(&noted), 1); }
+
+  // By a whole warp, before the scout's first visit is announced.
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = fresh_thread_index() % 32; i < kTiles / 32; i += 32) words[i] = 0;
+  }
+
+  // By one lane.
+  __device__ __forceinline__ void note(int tile, bool skipped, bool last) {
+    if (skipped) words[tile % kTiles / 32] |= 1u << tile % 32;
+    if (last) mbarrier_arrive(shared_address(&noted));
+  }
+
+  __device__ __forceinline__ bool contain(int tile) const {
+    return (words[tile % kTiles / 32] >> tile % 32 & 1) != 0;
   }
 };
 

@@ -5,7 +5,8 @@
 //
 // A warpgroup that waited for the other's vote would do its product at the same time as that, and
 // neither would do anything beside it. So one that does not want a tile goes on to the next
-// product, and comes back to the tile if the other wants it. K of the tile stays as long.
+// product, and comes back to the tile if the other wants it. K of the tile stays as long. Where a
+// tile is likely skipped (SkippedTiles) it does not wait for its own warps' votes either.
 #pragma once
 
 #include "girih/attn/fragments_sm90.cuh"
@@ -39,6 +40,11 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   using Softmax = LazySoftmax<Fragments>;
   // What of a tile that the warpgroup does not want it has not released yet.
   enum class Unwanted : int { kNone, kKeys, kKeysAndValues };
+  // Where a tile is likely skipped, the warpgroup may go on before its own warps have voted: a
+  // wrong guess costs two products, a right one saves a wait, if the next product is long enough to
+  // hide it. So many right guesses in a row are trusted.
+  static constexpr bool kGuesses = kBlockN >= 128;
+  static constexpr uint32 kTrusted = 32;
   static constexpr bool kModifies = kNaturalScores<Classes>;
 
   const FwdParams& params;
@@ -56,8 +62,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   bool begun = false;                   // whether a tile of the query tile was used
   uint32 count = 0;                     // of query tiles
   uint32 votes = 0;
-  float threshold = 0.0f;  // the query tile's
-  int rows = 0;            // from the thread's first one on, that exist
+  uint32 right_guesses = 0;  // tiles skipped since one that was likely skipped was kept
+  float threshold = 0.0f;    // the query tile's
+  int rows = 0;              // from the thread's first one on, that exist
   Scores scores = {};
   Probabilities probabilities = {};
   Output output = {};
@@ -104,6 +111,8 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     }
     const uint32 number = votes++;
     control.votes.cast(warpgroup, number, own, lane);
+    const bool trusts = kGuesses && !kBehindKept && right_guesses >= kTrusted;
+    if (trusts && (tile.flags & kLikelySkipped)) return false;  // all warps, whatever they want
     return own || control.votes.wants(warpgroup, number);
   }
 
@@ -136,11 +145,15 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     return true;
   }
 
-  // Whether the tile that the warpgroup does not want is kept, by the other's vote.
+  // Whether the tile that the warpgroup does not want is kept, by the other's vote; or by its own
+  // one, if it went on before that.
   __device__ __forceinline__ bool must_return() {
     const bool has_values = unwanted == Unwanted::kKeysAndValues;
     unwanted = Unwanted::kNone;
-    if (control.votes.wants(1 - warpgroup, votes - 1)) return true;
+    if (kGuesses ? control.votes.keep(votes - 1) : control.votes.wants(1 - warpgroup, votes - 1)) {
+      return true;
+    }
+    ++right_guesses;
     release_keys();
     if (has_values) {
       // Or the next copy would begin before this one has ended, and a warp that had not seen its
@@ -178,7 +191,10 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       start_scores(at);
       const bool turns_back = may_return() && must_return();
       wgmma_wait<0>();
-      if (!turns_back && take_tile<false>(returns)) return true;
+      if (!turns_back && take_tile<false>(returns)) {
+        if (tile.flags & kLikelySkipped) right_guesses = 0;
+        return true;
+      }
       returns = turns_back;
     }
   }

@@ -38,15 +38,25 @@ struct SchedulerSm90 : PipelineSm90<Config> {
   static constexpr bool kWindows =
       kCausalWindows<Classes> && kHeadsPerTile == 1 && !kPrune && !SplitsTiles<Config>;
 
-  // Whether a block of query rows has a tile to describe, and rows behind it for another one.
+  // Whether there is a tile to describe, and another one before or behind it in its series, or in
+  // its block of query rows.
   enum Described : int { kNoTile, kLastTile, kMoreTiles };
 
-  // Fills in a query tile, the block's second one if `second`.
+  // Fills in a query tile, of several with one index that behind `taken` others.
   static __device__ __forceinline__ Described describe(Work& work, const FwdParams& params,
                                                        const Heads& heads, const InputView* inputs,
-                                                       int tile, bool second = false) {
-    const QueryTile at = query_tile<kCausalWindows<Classes>>(params, tile, kHeadsPerTile);
+                                                       int tile, int taken = 0) {
+    QueryTile at = query_tile<kCausalWindows<Classes>>(params, tile, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
+    Described described = kLastTile;
+    if constexpr (kPrune) {  // longest first, as series are
+      const int begin = at.m_block * params.tiles_per_series;
+      const int end =
+          min(begin + params.tiles_per_series, ceil_div(sequence.geometry.seqlen_q, kRowsPerHead));
+      at.m_block = end - 1 - taken;
+      if (at.m_block < begin) return kNoTile;
+      if (at.m_block > begin) described = kMoreTiles;
+    }
     const int first_row = at.m_block * kRowsPerHead;
     if (first_row >= sequence.geometry.seqlen_q) return kNoTile;
 
@@ -80,8 +90,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
           prune_rule(work.numbers[0][Classes::kNumNumbers], work.geometry, first_row, kBlockN);
     }
     if constexpr (kWindows) begin_at_first_key(work);
-    if constexpr (kDocumentTiles) return lay_tile(work, second);
-    return kLastTile;
+    if constexpr (kDocumentTiles) return lay_tile(work, taken > 0);
+    return described;
   }
 
   // Lets key tiles begin with the first key that some row sees, wherever it lies: rows 64 apart
@@ -230,9 +240,12 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     uint32 count = 0;
     int num_items = 0;
     if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
-    int index = blockIdx.x;  // ~index where the second tile of a block of rows comes next
+    [[maybe_unused]] Series series;
+    int index = blockIdx.x;
+    int taken = 0;  // of the tiles with this index
+    int round = 0;
 #pragma unroll 1
-    for (int round = 1;; ++round) {
+    while (true) {
       const bool none_left = index >= params.num_tiles + num_items;
       const Ring<kNumWorks> at = ring_at<kNumWorks>(count);
       Work& work = control.work[at.stage];
@@ -240,36 +253,59 @@ struct SchedulerSm90 : PipelineSm90<Config> {
       int described = none_left;  // a Described
       if (fresh_thread_index() % 32 == 0) {
         work.first_row = -1;
-        int tile = kDocumentTiles && index < 0 ? ~index : index;
+        int tile = index;
         if constexpr (SplitsTiles<Config>) {
           tile = Splits::describe(work, params, *splits, num_items, index);
         }
         if (!none_left && (!SplitsTiles<Config> || tile >= 0)) {
-          described = describe(work, params, heads, inputs, tile, index < 0);
+          described = describe(work, params, heads, inputs, tile, taken);
         }
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();
-      if (kDocumentTiles && (index < 0 || described == kMoreTiles)) index = ~index;
       if (described != kNoTile) {
         ++count;
         if constexpr (kDocumentTiles) {
           if (!none_left) enter_document(work);
         }
-        find_visits(control, work, announcer);
+        InSeries place = InSeries::kAlone;
+        if constexpr (kPrune) place = series.next(control, work, taken, described == kMoreTiles);
+        find_visits(control, work, announcer, place);
         if (none_left) return;
       }
-      if (kDocumentTiles && index < 0) {
-        --round;
-        continue;
+      constexpr bool kMayHaveMore = kDocumentTiles || kPrune;
+      if (kMayHaveMore && described == kMoreTiles) {
+        ++taken;
+      } else {
+        taken = 0;
+        index = take_query_tile(params, num_items, counter, ++round);
       }
-      index = take_query_tile(params, num_items, counter, round);
     }
   }
 
+  // The series of query tiles that is taken.
+  struct Series {
+    uint32 num_scouts = 0;
+    bool follows = false;  // whether tiles behind the first one do
+
+    // What the next tile is, behind `taken` others and before others if `more`; by a warp.
+    __device__ __forceinline__ InSeries next(Control& control, const Work& work, int taken,
+                                             bool more) {
+      if (taken == 0) {
+        follows = more && work.rule.threshold > PruneRule::kKeepAll;
+        if (!follows) return InSeries::kAlone;
+        control.skipped.clear();
+        ++num_scouts;
+        return InSeries::kScouts;
+      }
+      if (follows && taken == 1) wait(control.skipped.noted, (num_scouts - 1) % 2);
+      return follows ? InSeries::kFollows : InSeries::kAlone;
+    }
+  };
+
   // A visit is announced when the next one's first box has been found, or that there is none.
   static __device__ __forceinline__ void find_visits(Control& control, Work& work,
-                                                     Announcer& announcer) {
+                                                     Announcer& announcer, InSeries place) {
     if constexpr (kBricks) return Bricks::find_visits(control, work, announcer);
     if constexpr (kGathers) {
       if (work.first_row >= 0 && SlashClasses<Classes>::contain(work.head_class[0])) {
@@ -279,7 +315,13 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     }
     const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
     const int count = work.first_row < 0 ? 0 : boxes.count();
+    bool visits_skipped = place == InSeries::kFollows;  // and then the rest
     const auto seek = [&](int part, int n) -> Run {
+      if constexpr (kPrune) {
+        if (place == InSeries::kFollows && control.skipped.contain(n) != visits_skipped) {
+          return {n + 1, TileKind::empty};
+        }
+      }
       const int begin = work.first_row_of(part);
       const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
       if (rows.begin >= rows.end) return {count, TileKind::empty};
@@ -314,7 +356,14 @@ struct SchedulerSm90 : PipelineSm90<Config> {
 #pragma unroll 1
     while (true) {
       typename Scan::Found next;
-      const bool more = scan.next(seek, end, next);
+      bool more = scan.next(seek, end, next);
+      if constexpr (kPrune) {
+        if (!more && visits_skipped) {
+          visits_skipped = false;
+          scan = {};
+          more = scan.next(seek, end, next);
+        }
+      }
       if (!more || found_boxes == kBoxesFound) {
         if (found_boxes < kBoxesFound) full = 0;
         flags |=
@@ -325,6 +374,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
         if constexpr (kPrune) {  // lane 0 has the box, and writes the flags
           flags |= work.rule.may_skip(box) ? kMaySkip : 0;
+          if (place == InSeries::kScouts) flags |= kScouted;
+          if (place == InSeries::kFollows && control.skipped.contain(box)) flags |= kLikelySkipped;
         }
         announcer.announce(control, lane, flags, box);
         if (!more) return;

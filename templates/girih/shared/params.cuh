@@ -39,7 +39,9 @@ struct FwdParams {
   float softmax_scale_log2;  // softmax_scale * log2(e)
   float empty_lse;           // of a row that sees nothing: -inf or +inf
 
-  // Tiles in launch order: see attn/schedule.cuh.
+  // Tiles in launch order: see attn/schedule.cuh. A kernel that prunes counts series of so many
+  // tiles of a head instead, the others leave tiles_per_series out.
+  int tiles_per_series;
   int num_m_blocks;
   int num_batch_heads;  // batch * num_heads
   int heads_per_section;
