@@ -73,7 +73,7 @@ Schedule draw_schedule(std::mt19937& random) {
   Schedule schedule;
   schedule.in_step = below(random, 2) == 0;
   constexpr int kBoxes = 64;
-  const int wanted = std::array{0, 10, 30, 60, 100}[static_cast<std::size_t>(below(random, 5))];
+  const int wanted = std::array{0, 2, 10, 30, 60, 100}[static_cast<std::size_t>(below(random, 6))];
   const int num_queries = 1 + below(random, 5);
   for (int q = 0; q < num_queries; ++q) {
     QueryTile query{};
@@ -83,7 +83,7 @@ Schedule draw_schedule(std::mt19937& random) {
     query.rule.num_sink_tiles = below(random, 2);
     query.rule.first_kept = below(random, kBoxes);
     query.rule.end_kept = query.rule.first_kept + below(random, 12);
-    const int length = 1 + below(random, below(random, 6) == 0 ? 40 : 9);
+    const int length = 1 + below(random, below(random, 6) == 0 ? 80 : 9);
     for (int i = 0; i < length; ++i) {
       KeyTile tile{};
       tile.query_tile = q;
@@ -91,7 +91,7 @@ Schedule draw_schedule(std::mt19937& random) {
       tile.last = i + 1 == length;
       tile.partial = below(random, 3) == 0;
       tile.may_skip = query.rule.may_skip(tile.box);
-      tile.likely_skipped = below(random, 2) == 0;
+      tile.likely_skipped = tile.may_skip && below(random, 4) != 0;
       tile.bias = static_cast<float>(below(random, 5)) / 4;
       tile.value = static_cast<float>(below(random, 2001) - 1000) / 1000;
       tile.peak = below(random, 8) == 0 ? 15 : 0.25f;
@@ -323,7 +323,7 @@ struct PruningKernel {
       }
       announcer.announce({(first ? kFirstVisit : 0) | (tile.last ? kLastVisit : 0) |
                               (tile.partial ? kPartial : 0) | (tile.may_skip ? kMaySkip : 0) |
-                                  (tile.likely_skipped ? kLikelySkipped : 0),
+                              (tile.likely_skipped ? kLikelySkipped : 0),
                           {tile.box}});
       first = tile.last;
     }
@@ -364,6 +364,7 @@ struct Seen {
   int kept = 0, skipped = 0;
   int last_skipped = 0;
   int scored_again = 0, last_scored_again = 0;  // as the other warpgroup wanted the tile
+  int trusted_in_vain = 0;  // kept, though likely skipped, behind as many that were
 };
 
 // What the threads' own parts of rows average to.
@@ -442,7 +443,18 @@ std::string run_once(unsigned seed, Seen& seen) {
 
   seen.kept += static_cast<int>(kept.size());
   seen.skipped += static_cast<int>(schedule.keys.size() - kept.size());
-  for (const KeyTile& tile : schedule.keys) seen.last_skipped += tile.last && !tile.kept;
+  int right_guesses = 0;
+  bool begins = true;
+  for (const KeyTile& tile : schedule.keys) {
+    seen.last_skipped += tile.last && !tile.kept;
+    if (!tile.kept) {
+      ++right_guesses;
+    } else if (begins && tile.likely_skipped) {
+      seen.trusted_in_vain += right_guesses >= static_cast<int>(PrunedConsumer<Kernel>::kTrusted);
+      right_guesses = 0;
+    }
+    begins = tile.last || !tile.kept;
+  }
   for (const int first : {0, 128}) {
     std::vector<int> scored(schedule.keys.size());
     for (const int tile : run.threads[first].scored) ++scored[static_cast<std::size_t>(tile)];
@@ -485,6 +497,7 @@ TEST_CASE("warpgroups that go on before the other has voted use the kept tiles, 
   for (const Seen& seen : {run_all<128>(kSeeds), run_all<64>(kSeeds)}) {
     CHECK(seen.scored_again > 100);
     CHECK(seen.last_scored_again > 20);
+    CHECK(seen.trusted_in_vain > 20);
   }
 }
 

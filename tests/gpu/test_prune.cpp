@@ -300,8 +300,9 @@ TEST_CASE("pruned heads keep the right tiles at every width") {
       for (const double fraction : {0.0, 0.5, 0.8, 1.0}) {
         for (const TileConfig& tile : kKernels) {
           const DType dtype = ++turn % 2 == 0 ? DType::bfloat16 : DType::float16;
-          check_pruned(case_of(dtype, head_dim, 1024, 1024), {causal_class(kv)}, fraction, tile,
-                       gpu_reference);
+          Case square = case_of(dtype, head_dim, 1024, 1024);
+          square.max_ctas = turn / 2 % 2 == 0 ? 0 : 2;  // which take query tiles in series
+          check_pruned(square, {causal_class(kv)}, fraction, tile, gpu_reference);
           check_pruned(case_of(dtype, head_dim, 640, 1024), {dense_class(kv, turn % 3 == 0)},
                        fraction, tile, gpu_reference);
         }
@@ -321,10 +322,11 @@ TEST_CASE("pruning is anchored at positions, whatever the lengths") {
                                            {517, 1920}}) {
     for (const int kv : {64, 128}) {
       for (const TileConfig& tile : kKernels) {
-        check_pruned(case_of(DType::bfloat16, 128, seqlen_q, seqlen_k, 2), {causal_class(kv, true)},
-                     0.6, tile, gpu_reference);
-        check_pruned(case_of(DType::bfloat16, 64, seqlen_q, seqlen_k, 2), {dense_class(kv)}, 0.6,
-                     tile, gpu_reference);
+        Case causal_case = case_of(DType::bfloat16, 128, seqlen_q, seqlen_k, 2);
+        Case dense_case = case_of(DType::bfloat16, 64, seqlen_q, seqlen_k, 2);
+        (kv == 64 ? causal_case : dense_case).max_ctas = 2;
+        check_pruned(causal_case, {causal_class(kv, true)}, 0.6, tile, gpu_reference);
+        check_pruned(dense_case, {dense_class(kv)}, 0.6, tile, gpu_reference);
       }
     }
   }
@@ -347,10 +349,23 @@ TEST_CASE("packed sequences are pruned, and their tails stay out") {
       c.problem.layout = Layout::thd;
       c.lengths.q = {900, 0, 333, 1, 640};
       c.lengths.k = {1000, 77, 333, 500, 641};
+      c.max_ctas = kv == 64 ? 0 : 2;
       check_pruned(c, {causal_class(kv), dense_class(kv)}, 0.6, tile, gpu_reference);
       Case used = case_of(DType::float16, 64, 600, 900, 3);
       used.lengths.used_k = {900, 555, 0};
       check_pruned(used, {causal_class(kv), dense_class(kv)}, 0.6, tile, gpu_reference);
+    }
+  }
+}
+
+// Here and there one is kept that the first query tile of a series skipped.
+TEST_CASE("query tiles in series keep the right tiles, of which nearly all are skipped") {
+  GpuReference gpu_reference;
+  for (const int kv : {64, 128}) {
+    for (const int max_ctas : {1, 5}) {
+      Case c = case_of(DType::bfloat16, 64, 4096, 4096);
+      c.max_ctas = max_ctas;
+      CHECK(check_pruned(c, {causal_class(kv)}, 0.95, {}, gpu_reference) > 1000);
     }
   }
 }
@@ -641,20 +656,22 @@ TEST_CASE("a tile whose maximum is the threshold is kept, whatever its bias, and
 }
 
 TEST_CASE("twenty runs of a pruned kernel give the same bits") {
-  const HeadClass head_class = causal_class(64);
-  Case c = case_of(DType::bfloat16, 128, 2048, 2048);
-  c.max_ctas = 3;  // a CTA has some twenty query tiles, whose votes go round
-  const Decisions decisions(c, {head_class}, 0.6);
-  c.inputs = {decisions.input()};
-  Workload workload(c);
-  workload.fill_normal(c.seed);
-  for (const TileConfig& tile : kKernels) {
-    girih::jit::Options options;
-    options.tile = tile;
-    const girih::jit::Kernel kernel =
-        girih::jit::compile(Pattern::parse(head_class.text()), c.problem, options);
-    girih::verify::Buffer memory(kernel.workspace_bytes(workload.args()));
-    check_repeats(kernel, workload, memory);
+  for (const int kv : {64, 128}) {
+    const HeadClass head_class = causal_class(kv);
+    Case c = case_of(DType::bfloat16, 128, 2048, 2048);
+    c.max_ctas = 2;  // a CTA has some thirty query tiles, in series, whose votes go round
+    const Decisions decisions(c, {head_class}, 0.6);
+    c.inputs = {decisions.input()};
+    Workload workload(c);
+    workload.fill_normal(c.seed);
+    for (const TileConfig& tile : kKernels) {
+      girih::jit::Options options;
+      options.tile = tile;
+      const girih::jit::Kernel kernel =
+          girih::jit::compile(Pattern::parse(head_class.text()), c.problem, options);
+      girih::verify::Buffer memory(kernel.workspace_bytes(workload.args()));
+      check_repeats(kernel, workload, memory);
+    }
   }
 }
 

@@ -315,12 +315,15 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     }
     const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
     const int count = work.first_row < 0 ? 0 : boxes.count();
-    bool visits_skipped = place == InSeries::kFollows;  // and then the rest
+    const bool follows = place == InSeries::kFollows;
+    bool visits_skipped = follows;  // and then the rest
+    const auto likely_skipped = [&](int n) {
+      if constexpr (kPrune) return control.skipped.contain(n) && work.rule.may_skip(n);
+      return false;
+    };
     const auto seek = [&](int part, int n) -> Run {
       if constexpr (kPrune) {
-        if (place == InSeries::kFollows && control.skipped.contain(n) != visits_skipped) {
-          return {n + 1, TileKind::empty};
-        }
+        if (follows && likely_skipped(n) != visits_skipped) return {n + 1, TileKind::empty};
       }
       const int begin = work.first_row_of(part);
       const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
@@ -374,8 +377,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
         if constexpr (kPrune) {  // lane 0 has the box, and writes the flags
           flags |= work.rule.may_skip(box) ? kMaySkip : 0;
-          if (place == InSeries::kScouts) flags |= kScouted;
-          if (place == InSeries::kFollows && control.skipped.contain(box)) flags |= kLikelySkipped;
+          flags |= place == InSeries::kScouts ? kScouted : 0;
+          flags |= follows && likely_skipped(box) ? kLikelySkipped : 0;
         }
         announcer.announce(control, lane, flags, box);
         if (!more) return;
