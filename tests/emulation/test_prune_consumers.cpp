@@ -83,7 +83,7 @@ Schedule draw_schedule(std::mt19937& random) {
     query.rule.num_sink_tiles = below(random, 2);
     query.rule.first_kept = below(random, kBoxes);
     query.rule.end_kept = query.rule.first_kept + below(random, 12);
-    const int length = 1 + below(random, below(random, 6) == 0 ? 80 : 9);
+    const int length = 1 + below(random, below(random, 5) == 0 ? 120 : 9);
     for (int i = 0; i < length; ++i) {
       KeyTile tile{};
       tile.query_tile = q;
