@@ -168,8 +168,12 @@ class PatternTest(unittest.TestCase):
             with self.assertRaisesRegex(girih.Error, "the pattern is .*: give text"):
                 girih.compile(pattern)
 
+    def test_what_is_no_tensor_is_refused(self):
+        with self.assertRaisesRegex(girih.Error, "q is None: it must be a tensor"):
+            girih.attention(None, None, None, "causal")
+
     def test_unknown_options_are_refused(self):
-        with self.assertRaisesRegex(TypeError, "cachedir.*cache_dir"):
+        with self.assertRaisesRegex(TypeError, "cachedir.*cache_dir.*jit.*tune"):
             girih.compile("causal", cachedir="/tmp")
         with self.assertRaisesRegex(girih.Error, "jit 'on' is not"):
             girih.compile("causal", jit="on")

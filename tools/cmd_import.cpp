@@ -262,7 +262,7 @@ void add_minference(CLI::App& app, Context& context) {
       const Json layers = Json::parse(text);
       num_layers = layers.size();
       if (!layers.is_array() || layers.empty()) refuse("it is no list of layers");
-      check_layer(options->layer, num_layers, options->file);
+      check_layer(options->layer, num_layers, "the file");
       heads = read_layer(layers[static_cast<std::size_t>(options->layer)]);
       if (heads.empty()) refuse("the layer has no heads");
       for (const HeadConfig& head : heads) mask_of_head.push_back(mask_text(head));

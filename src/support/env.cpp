@@ -56,6 +56,7 @@ std::optional<std::string> env(std::string_view name) {
 }
 
 void warn_about_unknown_variables() {
+  log_enabled(LogLevel::warn);  // reads GIRIH_LOG, and warns about its value
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
     std::string_view name(*entry);
     name = name.substr(0, name.find('='));

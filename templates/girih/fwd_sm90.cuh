@@ -49,9 +49,9 @@ struct FwdSm90 : PipelineSm90<Config> {
 
   // What setmaxnreg gives each role: together what the kernel has at entry, which is 168 a thread
   // for three warpgroups and 128 for four. What consumers need not have, elaborate masks need for
-  // the scheduler's seeks, and lists of columns and slashes always do. Scores that are modified
-  // need them too, and decisions on tiles; behind these an expression's values are few, for nothing
-  // is in flight beside them.
+  // the scheduler's seeks, and heads of columns and slashes, alone or below `causal`, always do.
+  // Scores that are modified need them too, and decisions on tiles; behind these an expression's
+  // values are few, for nothing is in flight beside them.
   static constexpr int kFragmentRegisters = fwd_sm90_fragment_registers(kBlockN, kHeadDimV) +
                                             (!kNaturalScores<Classes> ? 0
                                              : Config::kSoftcap       ? 20

@@ -277,6 +277,8 @@ def _c_text(what, text):
 
 def _tensor(name, tensor, layout, device, float32=False):
     """float32: whether it may be of that type."""
+    if not hasattr(tensor, "data_ptr"):
+        _refuse("%s is %r: it must be a tensor on a GPU" % (name, tensor))
     _check_device(name, tensor, device)
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
     if layout == "thd" and len(shape) == 3:
@@ -483,7 +485,10 @@ class Thresholds:
         """What `girih calibrate` wrote, with its kv and softmax_scale: patterns that prune other
         tiles refuse it, and so do calls with another scale. The values become a PyTorch tensor;
         what else the file says is in `metadata`, a dict of strings (pattern, head_dim, ...)."""
-        import torch
+        try:
+            import torch
+        except ImportError:
+            raise ImportError("Thresholds.load needs PyTorch, for the tensor that it makes")
         shape, values, metadata = _read_thresholds(path)
         scale = metadata.get("softmax_scale")
         result = cls(torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(shape)
@@ -892,7 +897,7 @@ def _options(jit=None, tune=None, **options):
     for name, value in options.items():
         if name not in _OPTION_NAMES:
             raise TypeError("unknown option %r: there are %s"
-                            % (name, ", ".join(sorted(_OPTION_NAMES))))
+                            % (name, ", ".join(sorted(_OPTION_NAMES | {"jit", "tune"}))))
         if isinstance(value, (str, os.PathLike)):
             options[name] = os.fsencode(value)
             if b"\0" in options[name]:  # which C would take for the end
