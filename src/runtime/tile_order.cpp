@@ -59,7 +59,9 @@ void take_series(FwdParams& params, int num_ctas) {
                               (fill(section, 2) || fill(num_tiles, 8));
     return share_keys && end_together;
   };
-  int tiles = kMostTiles;
+  // Of packed queries only the longest sequence is known, and of few tiles one CTA must not have
+  // most.
+  int tiles = params.cu_seqlens_q == nullptr ? kMostTiles : 1;
   while (tiles > 1 && !fits(tiles)) tiles /= 2;
   params.tiles_per_series = tiles;
   params.num_m_blocks = ceil_div(params.num_m_blocks, tiles);

@@ -112,6 +112,7 @@ struct FwdSm90 : PipelineSm90<Config> {
         init_releases(control.v_empty[i], kConsumerWarps);
       }
       init(control.v_tail, 1);
+      control.taken = 0;
       control.votes.init();
       control.skipped.init();
       fence_mbarrier_init();

@@ -28,7 +28,7 @@ struct Happened {
   int keep_all = 0, scouts_keep_all = 0;  // without a threshold; instead of scouting
   int last_skipped = 0;                   // by scouts
   int masked = 0, masked_skipped = 0;     // query tiles that see nothing; by scouts
-  int short_series = 0;                   // at a sequence's end
+  int short_series = 0;                   // at a sequence's end or beginning
   int busy_ctas = 0;
 };
 
@@ -162,8 +162,9 @@ class Checker {
 
     const int number = tile.first_row / kPruneRows, tiles = ceil_div(g.seqlen_q, kPruneRows);
     if (tile.first_row % kPruneRows != 0 || number >= tiles) return "a query tile has no rows";
-    const int most = problem_.params.tiles_per_series, begin = number / most * most;
-    const int length = min(begin + most, tiles) - begin;
+    const int most = problem_.params.tiles_per_series;
+    const int end = most_tiles_ - (most_tiles_ - 1 - number) / most * most;  // of the series
+    const int begin = max(end - most, 0), length = min(end, tiles) - begin;
     const bool first = left_ == 0;
     if (first) {
       left_ = length;
@@ -225,7 +226,9 @@ class Checker {
     const bool masked = boxes.empty();
     if (masked) boxes.push_back(count);
     const bool scouts = scouted_ && first, follows = scouted_ && !first;
-    const auto likely_skipped = [&](int n) { return follows && skipped_.count(n) != 0; };
+    const auto likely_skipped = [&](int n) {
+      return follows && skipped_.count(n) != 0 && rule.may_skip(n);
+    };
     const auto rest = std::stable_partition(boxes.begin(), boxes.end(), likely_skipped);
     if (follows) count_follower(rest - boxes.begin(), boxes.end() - rest, rule);
     happened_.masked += masked;

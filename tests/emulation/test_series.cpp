@@ -128,6 +128,7 @@ struct Launch {
     for (const uint64& barrier : control.work_empty) mbarrier_init(shared_address(&barrier), 3);
     for (const uint64& barrier : control.visit_full) mbarrier_init(shared_address(&barrier), 1);
     for (const uint64& barrier : control.visit_empty) mbarrier_init(shared_address(&barrier), 2);
+    control.taken = 0;
     control.skipped.init();
   }
 
@@ -219,7 +220,7 @@ TEST_CASE("what a series' scout skipped is told apart among as many key tiles as
   emulation::dynamic_shared = reinterpret_cast<unsigned char*>(&skipped);
   std::fill(std::begin(skipped.words), std::end(skipped.words), ~0u);
   skipped.init();
-  emulation::cta.run(32, [] { skipped.clear(); });
+  emulation::cta.run(32, [] { skipped.begin(KeyOrder::kScouts); });
   for (int n = 0; n < kTiles; ++n) REQUIRE_FALSE(skipped.contain(n));
 
   const std::set<int> noted{0, 31, 32, 1000, kTiles - 1};

@@ -166,6 +166,7 @@ struct PipelineSm90 {
     Visit visits[kNumVisits];
     Visit tiles[kNumStages];  // in K's stages
     Work work[kNumWorks];
+    int taken;  // the scheduler's: of several query tiles with one index, while there are more
     Votes votes;
     SkippedTiles<kPrune> skipped;
   };

@@ -23,12 +23,20 @@ constexpr bool kWantsTileMaxima = requires {
   Config::kTileMaxima;
 };
 
+// Query tiles of a head come in series, which a CTA takes one after the other, and mostly skip the
+// same key tiles. So the first of a series scouts: it visits key tiles as they lie. Those behind it
+// first visit what it skipped and then the rest: so consumers begin and end a run of kept tiles,
+// which takes them longer than a tile, once in a query tile. A wrong guess costs time and nothing
+// else.
+enum class KeyOrder : int { kAsTheyLie, kScouts, kSkippedFirst, kRest };
+
 // A part of a query tile's description that only kernels have which prune.
 template <bool kPrune>
 struct PrunedTile {};
 template <>
 struct PrunedTile<true> {
   PruneRule rule;
+  KeyOrder order;  // of the next visit
 };
 
 // A thread's highest scores of the two rows of a fragment. Of the rows from its first one on,
@@ -189,32 +197,42 @@ struct KeptValues {
   }
 };
 
-// What a query tile is in its series, the tiles of a head that a CTA takes one after the other.
-// Query tiles near one another mostly skip the same key tiles. So the first of a series scouts: it
-// visits key tiles as they lie. Those behind it follow: they first visit what it skipped and then
-// the rest, so that consumers begin and end a run of kept tiles, which costs them more than a tile,
-// once in a query tile. A guess that is wrong costs time and nothing else.
-enum class InSeries : int { kAlone, kScouts, kFollows };
-
-// Which key tiles the scout skipped. Who loads V learns of decisions and notes them, the scheduler
-// waits for the last one and reads them.
+// Which key tiles the scout skipped. Who loads V learns of decisions and notes them; the rest is
+// the scheduler's.
 template <bool kPrune>
 struct SkippedTiles {
   __device__ __forceinline__ void init() {}
 };
 template <>
 struct SkippedTiles<true> {
-  static constexpr int kTiles = 2048;  // as a guess, others count as those that lie so far away
+  static constexpr int kTiles = 2048;  // tile n + 2048 shares the bit of n
 
   uint64 noted;  // ends with the scout's last tile
   uint32 words[kTiles / 32];
+  uint32 num_scouts;
+  bool scouted;  // the series
 
-  __device__ __forceinline__ void init() { mbarrier_init(shared_address(&noted), 1); }
+  __device__ __forceinline__ void init() {
+    mbarrier_init(shared_address(&noted), 1);
+    num_scouts = 0;
+  }
 
-  // By a whole warp, before the scout's first visit is announced.
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int i = fresh_thread_index() % 32; i < kTiles / 32; i += 32) words[i] = 0;
+  // Of a query tile behind `taken` others of its series, and before others if `more`; by one lane.
+  __device__ __forceinline__ KeyOrder order_of(const PruneRule& rule, int taken, bool more) {
+    if (taken > 0) return scouted ? KeyOrder::kSkippedFirst : KeyOrder::kAsTheyLie;
+    scouted = more && rule.threshold > PruneRule::kKeepAll;
+    if (!scouted) return KeyOrder::kAsTheyLie;
+    ++num_scouts;
+    return KeyOrder::kScouts;
+  }
+
+  // Before the query tile's first key tile is looked for; by a warp.
+  __device__ __forceinline__ void begin(KeyOrder order) {
+    if (order == KeyOrder::kScouts) {
+      for (int i = fresh_thread_index() % 32; i < kTiles / 32; i += 32) words[i] = 0;
+    } else if (order == KeyOrder::kSkippedFirst) {
+      mbarrier_wait(shared_address(&noted), (num_scouts - 1) % 2);
+    }
   }
 
   // By one lane.

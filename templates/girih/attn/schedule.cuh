@@ -56,13 +56,14 @@ __device__ __forceinline__ QueryTile query_tile(const FwdParams& params, uint32 
           static_cast<int>(batch)};
 }
 
-// The query tiles of a CTA, one after the other. The first ones are the CTAs' by number, the
+// The query tile of a CTA behind the one with an index. The first ones are the CTAs' by number, the
 // others go to whoever asks next; without a counter they go round, back and forth, so that
 // neither the order of their lengths nor a rhythm of heads favours some CTAs. Who takes the last
 // tile leaves the counter as the next launch needs it.
 __device__ __forceinline__ int take_query_tile(const FwdParams& params, int num_items, int* counter,
-                                               int round) {
+                                               int index) {
   if (counter == nullptr) {
+    const int round = index / gridDim.x + 1;
     const int place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     return round * gridDim.x + place;
   }

@@ -49,11 +49,13 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     QueryTile at = query_tile<kCausalWindows<Classes>>(params, tile, kHeadsPerTile);
     const Sequence sequence = sequence_of(params, at.batch);
     Described described = kLastTile;
-    if constexpr (kPrune) {  // longest first, as series are
-      const int begin = at.m_block * params.tiles_per_series;
-      const int end =
-          min(begin + params.tiles_per_series, ceil_div(sequence.geometry.seqlen_q, kRowsPerHead));
-      at.m_block = end - 1 - taken;
+    if constexpr (kPrune) {  // longest first, as series are; the last one may be short
+      const int series_behind = params.num_m_blocks - 1 - at.m_block;
+      const int end = ceil_div(params.geometry.seqlen_q, kRowsPerHead) -
+                      series_behind * params.tiles_per_series;
+      const int begin = max(end - params.tiles_per_series, 0);
+      const int last = min(end, ceil_div(sequence.geometry.seqlen_q, kRowsPerHead)) - 1;
+      at.m_block = last - taken;
       if (at.m_block < begin) return kNoTile;
       if (at.m_block > begin) described = kMoreTiles;
     }
@@ -240,10 +242,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     uint32 count = 0;
     int num_items = 0;
     if constexpr (SplitsTiles<Config>) num_items = Splits::num_items(params, *splits);
-    [[maybe_unused]] Series series;
+    constexpr bool kMayHaveMore = kDocumentTiles || kPrune;
     int index = blockIdx.x;
-    int taken = 0;  // of the tiles with this index
-    int round = 0;
 #pragma unroll 1
     while (true) {
       const bool none_left = index >= params.num_tiles + num_items;
@@ -258,8 +258,13 @@ struct SchedulerSm90 : PipelineSm90<Config> {
           tile = Splits::describe(work, params, *splits, num_items, index);
         }
         if (!none_left && (!SplitsTiles<Config> || tile >= 0)) {
-          described = describe(work, params, heads, inputs, tile, taken);
+          described = describe(work, params, heads, inputs, tile, control.taken);
         }
+        const bool more = described == kMoreTiles;
+        if constexpr (kPrune) {
+          work.order = control.skipped.order_of(work.rule, control.taken, more);
+        }
+        if constexpr (kMayHaveMore) control.taken = more ? control.taken + 1 : 0;
       }
       described = __shfl_sync(0xffffffff, described, 0);
       __syncwarp();
@@ -268,44 +273,43 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         if constexpr (kDocumentTiles) {
           if (!none_left) enter_document(work);
         }
-        InSeries place = InSeries::kAlone;
-        if constexpr (kPrune) place = series.next(control, work, taken, described == kMoreTiles);
-        find_visits(control, work, announcer, place);
+        if constexpr (kPrune) control.skipped.begin(work.order);
+        find_visits(control, work, announcer);
         if (none_left) return;
       }
-      constexpr bool kMayHaveMore = kDocumentTiles || kPrune;
-      if (kMayHaveMore && described == kMoreTiles) {
-        ++taken;
-      } else {
-        taken = 0;
-        index = take_query_tile(params, num_items, counter, ++round);
-      }
+      const bool more = kMayHaveMore && control.taken > 0;
+      __syncwarp();  // before the next tile's description changes it
+      if (!more) index = take_query_tile(params, num_items, counter, index);
     }
   }
 
-  // The series of query tiles that is taken.
-  struct Series {
-    uint32 num_scouts = 0;
-    bool follows = false;  // whether tiles behind the first one do
+  // By what the series' first query tile skipped.
+  static __device__ __forceinline__ bool likely_skipped(const Control& control, const Work& work,
+                                                        int n) {
+    return control.skipped.contain(n) && work.rule.may_skip(n);
+  }
 
-    // What the next tile is, behind `taken` others and before others if `more`; by a warp.
-    __device__ __forceinline__ InSeries next(Control& control, const Work& work, int taken,
-                                             bool more) {
-      if (taken == 0) {
-        follows = more && work.rule.threshold > PruneRule::kKeepAll;
-        if (!follows) return InSeries::kAlone;
-        control.skipped.clear();
-        ++num_scouts;
-        return InSeries::kScouts;
-      }
-      if (follows && taken == 1) wait(control.skipped.noted, (num_scouts - 1) % 2);
-      return follows ? InSeries::kFollows : InSeries::kAlone;
+  // Behind the last of the skipped tiles; by a warp.
+  static __device__ __forceinline__ bool begins_rest(Work& work) {
+    if constexpr (kPrune) {
+      const bool begins = work.order == KeyOrder::kSkippedFirst;
+      __syncwarp();
+      if (begins && fresh_thread_index() % 32 == 0) work.order = KeyOrder::kRest;
+      __syncwarp();
+      return begins;
     }
-  };
+    return false;
+  }
+
+  // Whether it is a key tile's turn.
+  static __device__ __forceinline__ bool is_due(const Control& control, const Work& work, int n) {
+    return work.order < KeyOrder::kSkippedFirst ||
+           likely_skipped(control, work, n) == (work.order == KeyOrder::kSkippedFirst);
+  }
 
   // A visit is announced when the next one's first box has been found, or that there is none.
   static __device__ __forceinline__ void find_visits(Control& control, Work& work,
-                                                     Announcer& announcer, InSeries place) {
+                                                     Announcer& announcer) {
     if constexpr (kBricks) return Bricks::find_visits(control, work, announcer);
     if constexpr (kGathers) {
       if (work.first_row >= 0 && SlashClasses<Classes>::contain(work.head_class[0])) {
@@ -315,21 +319,17 @@ struct SchedulerSm90 : PipelineSm90<Config> {
     }
     const KeyTiles boxes{kScanBox, work.geometry.seqlen_k};
     const int count = work.first_row < 0 ? 0 : boxes.count();
-    const bool follows = place == InSeries::kFollows;
-    bool visits_skipped = follows;  // and then the rest
-    const auto likely_skipped = [&](int n) {
-      if constexpr (kPrune) return control.skipped.contain(n) && work.rule.may_skip(n);
-      return false;
-    };
     const auto seek = [&](int part, int n) -> Run {
-      if constexpr (kPrune) {
-        if (follows && likely_skipped(n) != visits_skipped) return {n + 1, TileKind::empty};
-      }
       const int begin = work.first_row_of(part);
       const QueryRows rows{begin, min(begin + kRowsPerPart, work.geometry.seqlen_q)};
       if (rows.begin >= rows.end) return {count, TileKind::empty};
       const int head = Work::head_of(part);
-      if constexpr (kHeadsPerTile == 1) {
+      if constexpr (kPrune) {
+        const Run run =
+            Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
+        const bool later = run.kind != TileKind::empty && !is_due(control, work, n);
+        return later ? Run{n + 1, TileKind::empty} : run;
+      } else if constexpr (kHeadsPerTile == 1) {
         return Classes::seek(work.head_class[0], work.numbers[0], work.geometry, rows, boxes, n);
       } else {
         return Classes::seek(work.head_class[head], work.numbers[head], work.geometry_of(part),
@@ -359,14 +359,8 @@ struct SchedulerSm90 : PipelineSm90<Config> {
 #pragma unroll 1
     while (true) {
       typename Scan::Found next;
-      bool more = scan.next(seek, end, next);
-      if constexpr (kPrune) {
-        if (!more && visits_skipped) {
-          visits_skipped = false;
-          scan = {};
-          more = scan.next(seek, end, next);
-        }
-      }
+      bool more;
+      while (!(more = scan.next(seek, end, next)) && begins_rest(work)) scan = {};
       if (!more || found_boxes == kBoxesFound) {
         if (found_boxes < kBoxesFound) full = 0;
         flags |=
@@ -377,8 +371,10 @@ struct SchedulerSm90 : PipelineSm90<Config> {
         flags |= more ? of_warpgroups(next.visible) << kSeesNextBit : kLastVisit;
         if constexpr (kPrune) {  // lane 0 has the box, and writes the flags
           flags |= work.rule.may_skip(box) ? kMaySkip : 0;
-          flags |= place == InSeries::kScouts ? kScouted : 0;
-          flags |= follows && likely_skipped(box) ? kLikelySkipped : 0;
+          flags |= work.order == KeyOrder::kScouts ? kScouted : 0;
+          flags |= work.order >= KeyOrder::kSkippedFirst && likely_skipped(control, work, box)
+                       ? kLikelySkipped
+                       : 0;
         }
         announcer.announce(control, lane, flags, box);
         if (!more) return;
