@@ -28,7 +28,7 @@ FwdParams ordered(int heads, int kv_heads, int seqlen) {
 
 int tiles_per_series(int heads, int kv_heads, int seqlen, int num_ctas) {
   FwdParams params = ordered(heads, kv_heads, seqlen);
-  runtime::take_series(params, num_ctas);
+  runtime::group_into_series(params, num_ctas);
   return params.tiles_per_series;
 }
 
@@ -72,7 +72,7 @@ TEST_CASE("series take every tile, and leave no round of CTAs half empty") {
         CAPTURE(num_ctas);
         const FwdParams before = ordered(heads, heads, 128 * blocks - 5);
         FwdParams params = before;
-        runtime::take_series(params, num_ctas);
+        runtime::group_into_series(params, num_ctas);
         const int tiles = params.tiles_per_series;
         REQUIRE(params.num_m_blocks == ceil_div(before.num_m_blocks, tiles));
         REQUIRE(params.num_tiles == params.num_m_blocks * heads);

@@ -335,7 +335,7 @@ Launch Kernel::Impl::plan_launch(const Args& args, Workspace workspace) const {
   const runtime::InputPlan plan = plan_inputs(args, params, workspace);
   if (bricks) runtime::refuse_partial_keys(args);
   params = ordered(params);
-  if (in_series) runtime::take_series(params, num_ctas(args));
+  if (in_series) runtime::group_into_series(params, num_ctas(args));
   const runtime::SplitPlan splits = splits_of(params, plan, workspace);
   check_workspace(workspace, splits.workspace_bytes);
   Launch launch{.params = params, .views = plan.views, .splits = splits.memory};

@@ -43,18 +43,20 @@ void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape&
   params.tiles_per_series = 1;
 }
 
-void take_series(FwdParams& params, int num_ctas) {
+void group_into_series(FwdParams& params, int num_ctas) {
   constexpr int kMostTiles = 8;
   const std::int64_t num_tiles = params.num_tiles;
   const std::int64_t section = std::int64_t{params.heads_per_section} * params.num_m_blocks;
   const auto fits = [&](int tiles) {
     const std::int64_t round = std::int64_t{tiles} * num_ctas;  // a series for each CTA
+    // A sixteenth may be missing: half of what series gain.
     const auto fill = [&](std::int64_t tiles_there, std::int64_t rounds) {
       return rounds * round <= tiles_there + tiles_there / 16;
     };
     // Or CTAs go through the keys of more heads at once than the cache holds: 1.3 times as slow.
     const bool share_keys = fill(section, 1);
-    // Tiles of one length; and where they are not, of a section that is taken longest first.
+    // Tiles of one length in full rounds. Of tiles that differ the last section's longest series
+    // are waited for in the end: it has shorter ones to fill the gaps, or is a small part of all.
     const bool end_together = fill(num_tiles, (num_tiles + round - 1) / round) &&
                               (fill(section, 2) || fill(num_tiles, 8));
     return share_keys && end_together;

@@ -25,8 +25,8 @@ std::int64_t section_bytes(const std::vector<std::string>& structures, int l2_by
 void plan_order(FwdParams& params, const Problem& problem, const QueryTileShape& tile,
                 std::int64_t section_bytes);
 
-/// Lets so many CTAs take a planned order's tiles in series (InSeries of attn/prune.cuh), where
-/// that leaves enough series for all of them to end at one time and to share keys.
-void take_series(FwdParams& params, int num_ctas);
+/// Makes series of a planned order's tiles (KeyOrder of attn/prune.cuh), as long as that leaves
+/// enough of them for so many CTAs to share keys and to end at one time.
+void group_into_series(FwdParams& params, int num_ctas);
 
 }  // namespace girih::runtime

@@ -2,7 +2,7 @@
 //
 // A CTA stays on its multiprocessor and takes query tiles (block_m rows of one head) until none is
 // left. Its first warpgroup produces: warp 2 takes query tiles, describes them and finds the key
-// tiles that the mask lets them visit, running ahead into the next query tile
+// tiles that the mask lets them visit, mostly running ahead into the next query tile
 // (attn/schedule_sm90.cuh); warp 0 starts the copies of Q and K, warp 3 those of V, for either may
 // consist of many boxes; warp 1 stores finished output (attn/copy_sm90.cuh).
 // Every other warpgroup consumes (attn/consume_sm90.cuh; attn/prune_sm90.cuh where tiles are

@@ -445,15 +445,15 @@ std::string run_once(unsigned seed, Seen& seen) {
 
   seen.kept += static_cast<int>(kept.size());
   seen.skipped += static_cast<int>(schedule.keys.size() - kept.size());
-  int right_guesses = 0;
+  int skipped = 0;
   bool begins = true;
   for (const KeyTile& tile : schedule.keys) {
     seen.last_skipped += tile.last && !tile.kept;
     if (!tile.kept) {
-      ++right_guesses;
+      ++skipped;
     } else if (begins && tile.likely_skipped) {
-      seen.trusted_in_vain += right_guesses >= static_cast<int>(PrunedConsumer<Kernel>::kTrusted);
-      right_guesses = 0;
+      seen.trusted_in_vain += skipped >= static_cast<int>(PrunedConsumer<Kernel>::kTrusted);
+      skipped = 0;
     }
     begins = tile.last || !tile.kept;
   }

@@ -5,8 +5,9 @@
 //
 // A warpgroup that waited for the other's vote would do its product at the same time as that, and
 // neither would do anything beside it. So one that does not want a tile goes on to the next
-// product, and comes back to the tile if the other wants it. K of the tile stays as long. Where a
-// tile is likely skipped (SkippedTiles) it does not wait for its own warps' votes either.
+// product, and comes back to the tile if the other wants it. K of the tile stays as long. Between
+// tiles that are likely skipped (SkippedTiles) it does not wait for its own warps' votes either, if
+// such guesses have been right for long (kTrusted).
 #pragma once
 
 #include "girih/attn/fragments_sm90.cuh"
@@ -42,7 +43,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   enum class Unwanted : int { kNone, kKeys, kKeysAndValues };
   // Where a tile is likely skipped, the warpgroup may go on before its own warps have voted: a
   // wrong guess costs two products, a right one saves a wait, if the next product is long enough to
-  // hide it. So many right guesses in a row are trusted.
+  // hide it. Guesses are trusted behind so many skipped tiles.
   static constexpr bool kGuesses = kBlockN >= 128;
   static constexpr uint32 kTrusted = 32;
   static constexpr bool kModifies = kNaturalScores<Classes>;
@@ -62,9 +63,9 @@ struct PrunedConsumer : FragmentsSm90<Config> {
   bool begun = false;                   // whether a tile of the query tile was used
   uint32 count = 0;                     // of query tiles
   uint32 votes = 0;
-  uint32 right_guesses = 0;  // tiles skipped since one that was likely skipped was kept
-  float threshold = 0.0f;    // the query tile's
-  int rows = 0;              // from the thread's first one on, that exist
+  uint32 skipped = 0;      // tiles since a run of kept ones began with one that was likely skipped
+  float threshold = 0.0f;  // the query tile's
+  int rows = 0;            // from the thread's first one on, that exist
   Scores scores = {};
   Probabilities probabilities = {};
   Output output = {};
@@ -111,7 +112,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     }
     const uint32 number = votes++;
     control.votes.cast(warpgroup, number, own, lane);
-    const bool trusts = kGuesses && !kBehindKept && right_guesses >= kTrusted;
+    const bool trusts = kGuesses && !kBehindKept && skipped >= kTrusted;
     if (trusts && (tile.flags & kLikelySkipped)) return false;  // all warps, whatever they want
     return own || control.votes.wants(warpgroup, number);
   }
@@ -153,7 +154,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
     if (kGuesses ? control.votes.keep(votes - 1) : control.votes.wants(1 - warpgroup, votes - 1)) {
       return true;
     }
-    ++right_guesses;
+    ++skipped;
     release_keys();
     if (has_values) {
       // Or the next copy would begin before this one has ended, and a warp that had not seen its
@@ -192,7 +193,7 @@ struct PrunedConsumer : FragmentsSm90<Config> {
       const bool turns_back = may_return() && must_return();
       wgmma_wait<0>();
       if (!turns_back && take_tile<false>(returns)) {
-        if (tile.flags & kLikelySkipped) right_guesses = 0;
+        if (tile.flags & kLikelySkipped) skipped = 0;
         return true;
       }
       returns = turns_back;

@@ -26,10 +26,10 @@ struct QueryTile {
 // which see most keys under causal masks, come first (longest processing time first), so that the
 // short tiles fill the gaps at the end. Heads of different kinds are not ranked: at one m_block the
 // tiles of a streaming head start beside those of a dense one and end sooner.
-// Where key tiles are pruned, a tile below is a series of tiles_per_series tiles of a head, which a
-// CTA takes one after the other (InSeries).
-// Where all heads have a causal window (kShortLast), only the first rows of a sequence are short:
-// they come last, behind all sections, where sequences are long.
+// Where the Hopper kernel prunes, a tile below is a series of tiles_per_series tiles of a head,
+// which a CTA takes one after the other (KeyOrder). Where all heads have a causal window
+// (kShortLast), only the first rows of a sequence are short: they come last, behind all sections,
+// where sequences are long.
 template <bool kShortLast = false>
 __device__ __forceinline__ QueryTile query_tile(const FwdParams& params, uint32 tile,
                                                 int heads_per_tile) {

@@ -39,8 +39,8 @@ struct FwdParams {
   float softmax_scale_log2;  // softmax_scale * log2(e)
   float empty_lse;           // of a row that sees nothing: -inf or +inf
 
-  // Tiles in launch order: see attn/schedule.cuh. A kernel that prunes counts series of so many
-  // tiles of a head instead, the others leave tiles_per_series out.
+  // Tiles in launch order: see attn/schedule.cuh. Where the Hopper kernel prunes they are counted
+  // in series of so many of a head; elsewhere that is 1.
   int tiles_per_series;
   int num_m_blocks;
   int num_batch_heads;  // batch * num_heads
