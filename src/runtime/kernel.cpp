@@ -17,7 +17,6 @@
 #include "girih/error.hpp"
 #include "girih/shared/prune.cuh"
 #include "pattern/places.hpp"
-#include "plan/tiles.hpp"
 #include "runtime/arguments.hpp"
 #include "runtime/inputs.hpp"
 #include "runtime/softmax_scale.hpp"

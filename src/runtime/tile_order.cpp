@@ -6,8 +6,7 @@
 #include <cstdint>
 
 #include "girih/error.hpp"
-#include "plan/tiles.hpp"
-#include "runtime/arguments.hpp"
+#include "plan/plan.hpp"
 
 namespace girih::runtime {
 
